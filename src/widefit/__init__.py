@@ -1,0 +1,53 @@
+"""widefit trains wide neural networks to convergence in a handful of second-order steps."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from widefit import gram, nn, rules, solvers, trackers
+    from widefit.estimators import WideClassifier, WideRegressor
+    from widefit.files import load, save
+    from widefit.history import History, StepInfo
+    from widefit.training import train
+
+# Imported on first use: scikit-learn, SciPy and Numba would otherwise double the time of `import widefit`.
+_HOME = {
+    "History": "widefit.history",
+    "StepInfo": "widefit.history",
+    "WideClassifier": "widefit.estimators",
+    "WideRegressor": "widefit.estimators",
+    "load": "widefit.files",
+    "save": "widefit.files",
+    "train": "widefit.training",
+}
+_MODULES = ("gram", "nn", "rules", "solvers", "trackers")
+
+__all__ = [
+    "History",
+    "StepInfo",
+    "WideClassifier",
+    "WideRegressor",
+    "__version__",
+    "gram",
+    "load",
+    "nn",
+    "rules",
+    "save",
+    "solvers",
+    "trackers",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"widefit.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'widefit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

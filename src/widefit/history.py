@@ -1,0 +1,106 @@
+"""What a training run leaves behind: one StepInfo a step, in a History."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import overload
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One step, accepted or not.
+
+    Attributes
+    ----------
+    step
+        Counts from 1; step 0 is the state before training.
+    loss
+        Training loss after the step: the mean over samples of the squared residual for `widefit.train`, the loss the
+        optimizer was given for `widefit.GaussNewton`. For a rejected step, the loss that was kept.
+    metric
+        Validation metric after the step, None where none was asked for.
+    damping
+        λ of the system that was solved.
+    gain_ratio
+        Actual over predicted decrease of the objective; None for rules that predict nothing.
+    accepted
+        False when the step raised the objective and was taken back.
+    solver
+        Name of the solver that answered, None for rules that solve nothing.
+    solver_iterations
+        Products with H that the solver spent; 0 for a factorization.
+    residual_norm
+        ‖(H + λI) g − e‖ / ‖e‖ of the answer.
+    flips
+        Pairs (neuron, sample) that changed between firing and not firing.
+    rebased
+        True when the tracker made a full pass over all neurons.
+    seconds
+        Wall-clock time from the start of training to the end of the step.
+    """
+
+    step: int
+    loss: float
+    metric: float | None = None
+    damping: float = 0.0
+    gain_ratio: float | None = None
+    accepted: bool = True
+    solver: str | None = None
+    solver_iterations: int = 0
+    residual_norm: float | None = None
+    flips: int | None = None
+    rebased: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class History(Sequence[StepInfo]):
+    """The steps of one run, in order.
+
+    Attributes
+    ----------
+    steps
+        One StepInfo a step; the first has step 0 and holds the loss before training.
+    stop_reason
+        Why training ended: "tol", "converged", "max_iter", "stalled", "interrupted" or "callback".
+    phases
+        Seconds spent per phase of the work ("pass", "gram", "solve", …).
+    """
+
+    steps: list[StepInfo] = field(default_factory=list)
+    stop_reason: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @overload
+    def __getitem__(self, index: int) -> StepInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StepInfo]: ...
+    def __getitem__(self, index):
+        return self.steps[index]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[StepInfo]:
+        return iter(self.steps)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss before the first step and after each."""
+        return [info.loss for info in self.steps]
+
+    def to_dict(self) -> dict:
+        """Plain Python values, ready for JSON."""
+        return {
+            "stop_reason": self.stop_reason,
+            "phases": dict(self.phases),
+            "steps": [asdict(info) for info in self.steps],
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict) -> "History":
+        """The inverse of `to_dict`."""
+        return cls(
+            steps=[StepInfo(**step) for step in record["steps"]],
+            stop_reason=record["stop_reason"],
+            phases=dict(record["phases"]),
+        )

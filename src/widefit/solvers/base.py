@@ -1,0 +1,65 @@
+"""What a solver is: (H + λI) g = e in sample space, and what it reports about the answer."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from widefit.gram.base import GramOperator
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer of a solver.
+
+    Attributes
+    ----------
+    value
+        g, shape (n,) or (n, c) as the right-hand side.
+    residual_norm
+        ‖(H + λI) g − e‖ / ‖e‖, recomputed from the operator; 0 for e = 0.
+    iterations
+        Matrix-vector products spent; 0 for a direct solver.
+    jitter
+        What a factorization had to add to the diagonal beyond λ; 0 when nothing was needed.
+    solver
+        Name of the solver that produced the value (another one than asked for after a fallback).
+    """
+
+    value: Float[Tensor, "n *c"]
+    residual_norm: float
+    iterations: int
+    solver: str
+    jitter: float = 0.0
+
+
+class Solver(ABC):
+    """A small immutable object with its tolerances as fields; holds no state between calls."""
+
+    name: str
+
+    @abstractmethod
+    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+        """Solve (H + damping I) g = rhs.
+
+        Parameters
+        ----------
+        operator
+            H, symmetric positive semi-definite, n × n.
+        rhs
+            Shape (n,) or (n, c), in the dtype of the operator.
+        damping
+            λ ≥ 0.
+        """
+
+
+def relative_residual(
+    operator: GramOperator, value: Float[Tensor, "n *c"], rhs: Float[Tensor, "n *c"], damping: float
+) -> float:
+    """‖(H + λI) g − e‖ / ‖e‖ from one product with the operator."""
+    scale = torch.linalg.vector_norm(rhs)
+    if scale == 0:
+        return float(torch.linalg.vector_norm(value) > 0)
+    return float(torch.linalg.vector_norm(operator.matmul(value) + damping * value - rhs) / scale)
