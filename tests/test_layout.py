@@ -16,6 +16,7 @@ FLOORS = [
     {"estimators", "report"},
     {"files", "data", "finetuning"},
     {"training", "optim"},
+    {"callbacks"},
     {"plan"},
     {"rules", "trackers", "gram", "solvers", "sketches"},
     {"nn", "history"},
@@ -51,8 +52,8 @@ def part_of(module: str) -> str:
 def test_imports_run_downwards(path: Path) -> None:
     here = part_of(module_of(path))
     assert here in HEIGHT, f"{here} has no floor yet: give it one in FLOORS"
-    upwards = {name for name in imported_by(path) if part_of(name) and HEIGHT[part_of(name)] > HEIGHT[here]}
-    assert not upwards
+    below = {name for name in imported_by(path) if HEIGHT.get(part_of(name), 0) <= HEIGHT[here]}
+    assert imported_by(path) <= below
 
 
 def test_no_circles_between_parts() -> None:

@@ -44,7 +44,7 @@ class Scale:
         if not self.logarithmic:
             return (raw - self.low) / (self.high - self.low)
         with np.errstate(divide="ignore", invalid="ignore"):
-            along = np.log10(raw / self.low) / np.log10(self.high / self.low)
+            along = (np.log10(raw) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
         if self.zero:
             along = np.where(raw == 0, 0.0, self.LIFT + (1 - self.LIFT) * along)
         return along
@@ -62,7 +62,16 @@ def linear(low: float, high: float, count: int = 5, whole: bool = False) -> Scal
         step = max(round(step), 1)
     first = math.ceil(low / step - 1e-9)
     values = [step * k for k in range(first, math.floor(high / step + 1e-9) + 1)]
-    return Scale(low, high, tuple((value, number(value, 6)) for value in values))
+    return Scale(low, high, tuple(zip(values, _labels(values), strict=True)))
+
+
+def _labels(values: Sequence[float]) -> list[str]:
+    """Tick labels, all in thousands or millions where the largest is long."""
+    largest = max(map(abs, values), default=0.0)
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if 10 * unit <= largest < 1e4 * unit:
+            return [number(value / unit, 6) + (suffix if value else "") for value in values]
+    return [number(value, 6) for value in values]
 
 
 def logarithmic(values: Iterable[float]) -> Scale:
@@ -70,18 +79,21 @@ def logarithmic(values: Iterable[float]) -> Scale:
     raw = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
     positive = raw[raw > 0]
     zero = bool((raw == 0).any())
-    low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
-    low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
-    if high / low < 1.2:
-        low, high = low / 1.1, high * 1.1
-    start, end = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    if zero and not positive.size:
+        return Scale(0.1, 1.0, ((0.0, "0"),), logarithmic=True, zero=True)
+    powers = np.log10(positive) if positive.size else np.array([-1.0, 0.0])
+    first, last = float(powers.min()), float(powers.max())
+    margin = 0.04 * (last - first) if last - first > 0.1 else 0.05
+    first, last = max(first - margin, -307.0), min(last + margin, 308.0)
+    start, end = math.ceil(first - 1e-9), math.floor(last + 1e-9)
+    low, high = 10.0**first, 10.0**last
     if end - start >= 2:
         every = -(-(end - start) // 6)
         ticks = [(10.0**k, power_of_ten(k)) for k in range(start, end + 1) if k % every == 0]
     else:
         # The scale of a narrow range reads best with ticks as on a linear one.
         ticks = [(value, label) for value, label in linear(low, high, 4).ticks if value > 0]
-        if high / low > 8:
+        if last - first > 0.9:
             decade = range(start - 1, end + 1)
             ticks = [(f * 10.0**k, number(f * 10.0**k)) for k in decade for f in (1, 2, 5)]
             ticks = [(value, label) for value, label in ticks if low <= value <= high]
@@ -96,12 +108,16 @@ class Frame:
 
     x: Scale
     y: Scale
-    width: int = 420
-    height: int = 270
-    left: int = 56
-    right: int = 16
-    top: int = 12
-    bottom: int = 46
+    width: int = 360
+    height: int = 250
+    right: int = 12
+    top: int = 10
+    bottom: int = 44
+
+    @property
+    def left(self) -> float:
+        """Room for the label of the axis and its longest tick, at about 7 px a letter."""
+        return 34 + 7 * max((len(label) for _, label in self.y.ticks), default=0)
 
     def across(self, values: Iterable[float]) -> NDArray[np.float64]:
         """Horizontal pixel positions of values of x."""
@@ -122,22 +138,22 @@ class Frame:
         parts = []
         for value, label in self.y.ticks:
             at = float(self.down([value])[0])
-            parts.append(f'<path class="grid-line" d="M{self.left} {pixel(at)}H{end}"/>')
+            parts.append(f'<path class="grid-line" d="M{pixel(self.left)} {pixel(at)}H{end}"/>')
             parts.append(words_at(self.left - 8, at + 4, label, "tick", "end"))
         for value, label in self.x.ticks:
             at = float(self.across([value])[0])
             parts.append(f'<path class="axis" d="M{pixel(at)} {floor}v4"/>')
             parts.append(words_at(at, floor + 18, label, "tick", "middle"))
-        parts.append(f'<path class="axis" d="M{self.left} {floor}H{end}"/>')
+        parts.append(f'<path class="axis" d="M{pixel(self.left)} {floor}H{end}"/>')
         parts.append(words_at(centre, self.height - 6, x_label, "label", "middle"))
         parts.append(words_at(13, middle, y_label, "label", "middle", turned=-90))
         return picture(self.width, self.height, [*parts, *marks], alt)
 
 
-def picture(width: float, height: float, parts: Sequence[str], alt: str) -> str:
+def picture(width: float, height: float, parts: Sequence[str], alt: str, style: str = "") -> str:
     """An SVG element with a text alternative."""
-    box = f"0 0 {pixel(width)} {pixel(height)}"
-    return f'<svg viewBox="{box}" role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+    box = f'viewBox="0 0 {pixel(width)} {pixel(height)}"' + (f' style="{style}"' if style else "")
+    return f'<svg {box} role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
 
 
 def words_at(
@@ -192,13 +208,15 @@ def dots(points: Points, style: str) -> str:
     return f'<path class="dots {style}" d="{"".join(spots)}"/>'
 
 
-def crosses(points: Points, style: str, arm: float = 3.2) -> str:
-    """Diagonal crosses, one path for all; those on the same pixel are one."""
-    size, back = pixel(2 * arm), pixel(-2 * arm)
-    spots = {
-        f"M{pixel(round(x) - arm)} {pixel(round(y) - arm)}l{size} {size}m0 {back}l{back} {size}": None
-        for x, y in visible(points)
-    }
+def crosses(points: Points, style: str) -> str:
+    """Diagonal crosses, one path for all."""
+    spots = [f"M{pixel(x - 3)} {pixel(y - 3)}l6 6m0 -6l-6 6" for x, y in visible(points)]
+    return f'<path class="{style}" d="{"".join(spots)}"/>'
+
+
+def strokes(across: Iterable[float], floor: float, style: str) -> str:
+    """Short strokes that stand on the axis, one path for all; those in the same column of pixels are one."""
+    spots = {f"M{round(x)} {pixel(floor)}v-7": None for x in across if math.isfinite(x)}
     return f'<path class="{style}" d="{"".join(spots)}"/>'
 
 

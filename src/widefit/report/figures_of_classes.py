@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from widefit.report.canvas import Frame, dots, hints, line, linear, picture, pixel, words_at
 from widefit.report.figure import Figure
 from widefit.report.record import Report
-from widefit.report.text import number, share, shortened
+from widefit.report.text import number, plural, share, shortened
 
 # A matrix of more classes than this cannot be read on a page.
 CLASSES = 30
 BINS = 10
 # Longer names are cut where they label a matrix.
 LETTERS = 16
-# From this opacity on, a count is read better in the colour of the background.
-DEEP = 0.7
 # z of a 95% interval
 SPREAD = 1.96
 
@@ -59,7 +57,7 @@ def confusion(report: Report) -> Figure:
     """Counts per true and predicted class, shaded by their share of the true class."""
     counts = counts_of(report)
     right, total = int(counts.trace()), int(counts.sum())
-    caption = f"{right:,} of {total:,} {report.part} rows on the diagonal. Shade: share of the rows of the true class."
+    caption = f"{right:,} of {plural(total, report.part + ' row')} on the diagonal. Shade: share of the true class."
     shown = np.arange(len(counts))
     if len(counts) > CLASSES:
         mistakes = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
@@ -68,16 +66,18 @@ def confusion(report: Report) -> Figure:
     labels = [np.asarray(report.classes).tolist()[code] for code in shown]
     drawing = _matrix(counts[np.ix_(shown, shown)], counts.sum(1)[shown], labels, caption)
     legend = (("cell right", "right"), ("cell wrong", "wrong"))
-    return Figure("Confusion matrix", drawing, caption, legend, wide=len(labels) > 6)
+    return Figure(
+        "Confusion matrix", drawing, caption, legend, span=1 if len(labels) <= 6 else 2 if len(labels) <= 16 else 3
+    )
 
 
 def _matrix(counts: NDArray[np.intp], rows: NDArray[np.intp], labels: list[Any], alt: str) -> str:
     size = len(labels)
     # Names are set in 12.5 px, about 6.8 px a letter; above the columns they are turned where they are too wide.
     longest = 6.8 * min(max(len(str(label)) for label in labels), LETTERS)
-    cell = min(max(560 / size, 26), 58)
+    cell = min(max(400 / size, 26), 54)
     turned = longest > cell - 4
-    left, top = 34 + longest, 26 + (0.77 * longest if turned else 16)
+    left, top = 34 + longest, (42 + 0.77 * longest) if turned else 42
     letters = len(f"{int(counts.max())}")
     parts = [
         words_at(13, top + size * cell / 2, "true", "label", "middle", turned=-90),
@@ -96,7 +96,11 @@ def _matrix(counts: NDArray[np.intp], rows: NDArray[np.intp], labels: list[Any],
             hint = f"true {label}, predicted {called}: {count:,} ({share(part)})"
             parts.append(_cell(x, y, cell, count, part, "right" if a == b else "wrong", hint, letters))
     overhang = 0.64 * longest if turned else 0
-    return picture(left + size * cell + overhang + 8, top + size * cell + 8, parts, f"Confusion matrix. {alt}")
+    width, height = left + size * cell + overhang + 8, top + size * cell + 8
+    # Neither so small that a phone shows specks (it scrolls instead), nor blown up where there are few classes.
+    style = f"min-width:{0.66 * width:.0f}px;max-width:{1.3 * width:.0f}px"
+    drawing = picture(width, height, parts, f"Confusion matrix. {alt}", style)
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="Confusion matrix">{drawing}</div>'
 
 
 def _cell(x: float, y: float, side: float, count: int, part: float, kind: str, hint: str, letters: int) -> str:
@@ -104,14 +108,18 @@ def _cell(x: float, y: float, side: float, count: int, part: float, kind: str, h
     place = f'x="{pixel(x + 1)}" y="{pixel(y + 1)}" width="{pixel(side - 2)}" height="{pixel(side - 2)}" rx="3"'
     if not count:
         return f'<rect class="cell" {place}/>'
-    # A square root keeps single mistakes visible beside classes of thousands.
-    shade = 0.1 + 0.9 * math.sqrt(part)
     size = min(13.0, 0.42 * side, 1.5 * side / letters)
-    style = "count deep" if shade > DEEP else "count"
+    style = "count deep" if part >= 0.5 else "count"
     return (
-        f'<rect class="cell {kind}" fill-opacity="{shade:.2f}" {place}><title>{escape(hint)}</title></rect>'
+        f'<rect class="cell {kind}" fill-opacity="{shade(part):.2f}" {place}><title>{escape(hint)}</title></rect>'
         + words_at(x + side / 2, y + side / 2 + 0.35 * size, str(count), style, "middle", size=size)
     )
+
+
+def shade(part: float) -> float:
+    """Opacity of a cell: below a half pale enough for dark words, from a half on deep enough for bright ones."""
+    # The square root keeps single mistakes visible beside classes of thousands.
+    return 0.1 + 0.4 * math.sqrt(2 * part) if part < 0.5 else 0.8 + 0.2 * part
 
 
 def calibration(report: Report) -> list[Figure]:
@@ -138,7 +146,7 @@ def calibration(report: Report) -> list[Figure]:
     rate = np.bincount(place, weights=hit, minlength=BINS)[filled] / size[filled]
     gap = float((size[filled] * np.abs(mean - rate)).sum() / len(stated))
     unit = linear(0, 1)
-    frame = Frame(unit, unit, height=370)
+    frame = Frame(unit, unit, height=330)
     corners = frame.points([0, 1], [0, 1])
     points = frame.points(mean, rate)
     low, high = wilson(rate, size[filled])
@@ -153,11 +161,12 @@ def calibration(report: Report) -> list[Figure]:
         dots(points, "dot"),
     ]
     texts = [
-        f"{n:,} rows: stated {share(p)}, true {share(q)}" for n, p, q in zip(size[filled], mean, rate, strict=True)
+        f"{plural(n, 'row')}: stated {share(p)}, true {share(q)}"
+        for n, p, q in zip(size[filled].tolist(), mean, rate, strict=True)
     ]
     marks.append(hints(points, texts))
     caption = (
-        f"{len(stated):,} {report.part} rows in {len(filled)} of {BINS} bins, with 95% intervals. "
+        f"{plural(len(stated), report.part + ' row')} in {len(filled)} of {BINS} bins, with 95% intervals. "
         f"Expected calibration error {number(gap, 3)}."
     )
     legend = (("goal", "perfectly calibrated"), ("line", "measured"))

@@ -1,6 +1,7 @@
 """Figures of a regression: predicted against true, and the distribution of the residuals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from widefit.report.canvas import Frame, Points, dots, linear, pixel
 from widefit.report.figure import Figure
 from widefit.report.record import Report
-from widefit.report.text import number
+from widefit.report.text import number, plural
 
 # More rows than this become a density: single marks would hide one another and fill the file.
 SINGLE_MARKS = 2000
@@ -20,29 +21,34 @@ Vector = NDArray[np.float64]
 
 
 def per_output(report: Report) -> list[Figure]:
-    """For each of the first outputs, predicted against true and the residuals."""
+    """Predicted against true and the residuals; of several outputs, one figure with both for each of the first."""
     truth, prediction = report.columns()
     count = truth.shape[1]
     figures = []
     for column in range(min(count, OUTPUTS)):
         name = report.outputs[column] if report.outputs else f"output {column + 1}"
-        prefix = f"{name}: " if count > 1 else ""
         known = np.isfinite(truth[:, column]) & np.isfinite(prediction[:, column])
         y, f = truth[known, column], prediction[known, column]
-        note = f" {int((~known).sum())} rows are not finite and not drawn." if not known.all() else ""
+        if not len(y):
+            continue
+        upper, lower = against(y, f, report.part), residuals(f - y, report.part)
+        note = "" if known.all() else f" Not drawn: {plural(int((~known).sum()), 'row')} that are not finite."
         if column == OUTPUTS - 1 and count > OUTPUTS:
-            note += f" {count - OUTPUTS} further outputs are not drawn."
-        if len(y):
-            figures += [against(prefix, y, f, report.part, note), residuals(prefix, f - y, report.part)]
+            note += f" Not drawn: {plural(count - OUTPUTS, 'further output')}."
+        if count == 1:
+            figures += [replace(upper, caption=upper.caption + note), lower]
+        else:
+            caption = f"{upper.caption} {lower.caption}{note}"
+            figures.append(Figure(name, upper.body + lower.body, caption, upper.legend))
     return figures
 
 
-def against(prefix: str, truth: Vector, prediction: Vector, part: str, note: str) -> Figure:
+def against(truth: Vector, prediction: Vector, part: str) -> Figure:
     """Predicted against true with the diagonal; shapes (n,)."""
     both = np.concatenate([truth, prediction])
     margin = 0.04 * float(np.ptp(both))
     scale = linear(float(both.min()) - margin, float(both.max()) + margin)
-    frame = Frame(scale, scale, height=370)
+    frame = Frame(scale, scale, height=330)
     points = frame.points(truth, prediction)
     ends = frame.points([scale.low, scale.high], [scale.low, scale.high])
     diagonal = (
@@ -51,16 +57,16 @@ def against(prefix: str, truth: Vector, prediction: Vector, part: str, note: str
     variance = float(np.mean((truth - truth.mean()) ** 2))
     error = float(np.mean((prediction - truth) ** 2))
     fit = f"R² {number(1 - error / variance)}, " if variance > 0 else ""
-    words = f"{len(truth):,} {part} rows: {fit}RMSE {number(math.sqrt(error))}."
+    words = f"{plural(len(truth), part + ' row')}: {fit}RMSE {number(math.sqrt(error))}."
     if len(truth) <= SINGLE_MARKS:
         marks, legend = [diagonal, dots(points, "spot")], (("goal", "exact"), ("spot", "a row"))
     else:
         cells, densest = density(points)
         marks, legend = [*cells, diagonal], (("goal", "exact"), ("hex", "rows per cell"))
         words += f" Each hexagon counts rows, up to {densest:,}; the deeper the more."
-    title = _titled(prefix, "predicted against true")
+    title = "Predicted against true"
     body = frame.svg(marks, "true", "predicted", f"{title}. {words}")
-    return Figure(title, body, words + note, legend)
+    return Figure(title, body, words, legend)
 
 
 def density(points: Points, radius: float = 5.0) -> tuple[list[str], int]:
@@ -74,7 +80,7 @@ def density(points: Points, radius: float = 5.0) -> tuple[list[str], int]:
     centres = np.where(nearer[:, None], even, odd) * spacing
     cells, counts = np.unique(np.round(centres, 1), axis=0, return_counts=True)
     densest = int(counts.max())
-    level = np.ceil(LEVELS * np.log1p(counts) / math.log1p(densest)).astype(int)
+    level = np.clip(np.ceil(LEVELS * np.log1p(counts) / math.log1p(densest)), 1, LEVELS).astype(int)
     half, side, edge = pixel(width / 2), pixel(radius / 2), pixel(radius)
     paths = []
     for shade in range(1, LEVELS + 1):
@@ -87,7 +93,7 @@ def density(points: Points, radius: float = 5.0) -> tuple[list[str], int]:
     return paths, densest
 
 
-def residuals(prefix: str, error: Vector, part: str) -> Figure:
+def residuals(error: Vector, part: str) -> Figure:
     """Histogram of predicted minus true, shape (n,)."""
     low, high = float(error.min()), float(error.max())
     inner = np.quantile(error, [0.005, 0.995])
@@ -112,7 +118,7 @@ def residuals(prefix: str, error: Vector, part: str) -> Figure:
     words = f"Mean {number(float(error.mean()))}, half of the {part} rows within ±{number(float(middle))}."
     if outside:
         words += f" {outside:,} of {len(error):,} rows lie outside the figure."
-    title = _titled(prefix, "residuals")
+    title = "Residuals"
     body = frame.svg(marks, "predicted − true", "rows", f"{title}. {words}")
     return Figure(title, body, words, (("goal", "zero"), ("bar", "rows")))
 
@@ -122,7 +128,3 @@ def _bins(error: Vector, low: float, high: float) -> int:
     quarter, three = np.quantile(error, [0.25, 0.75])
     width = 2 * (three - quarter) / len(error) ** (1 / 3)
     return int(np.clip(math.ceil((high - low) / width), 7, 41)) if width > 0 else 7
-
-
-def _titled(prefix: str, words: str) -> str:
-    return prefix + words if prefix else words.capitalize()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from widefit.report.canvas import (
     logarithmic,
     picture,
     pixel,
+    strokes,
     words_at,
 )
 from widefit.report.figure import Figure
-from widefit.report.text import duration, number, share, shortened
+from widefit.report.text import duration, number, plural, share
 
 # Beyond so many steps single marks would run into one another; the line alone shows the course.
 MARKED = 60
@@ -48,18 +50,23 @@ def _loss(
     marks = []
     legend = [("line", "training loss")]
     if goal:
-        marks.append(f'<path class="goal" d="M{frame.left} {pixel(frame.down(goal)[0])}H{frame.width - frame.right}"/>')
+        marks.append(
+            f'<path class="goal" d="M{pixel(frame.left)} {pixel(frame.down(goal)[0])}H{frame.width - frame.right}"/>'
+        )
         legend.append(("goal", f"tol {number(tol)}"))
     marks.append(line(points, "line"))
     kept = np.array([info.accepted for info in history])
+    rejected = f"rejected step ({int((~kept).sum()):,})"
     if len(losses) <= MARKED:
-        marks += [dots(points[kept], "dot"), hints(points, [_hint(info) for info in history])]
-    if not kept.all():
-        marks.append(crosses(points[~kept], "cross"))
-        legend.append(("cross", f"rejected step ({int((~kept).sum())})"))
+        marks += [dots(points[kept], "dot"), crosses(points[~kept], "cross")]
+        marks.append(hints(points, [_hint(info) for info in history]))
+        legend += [("cross", rejected)] if not kept.all() else []
+    elif not kept.all():
+        marks.append(strokes(points[~kept, 0], frame.height - frame.bottom, "stroke"))
+        legend.append(("stroke", rejected))
     alt = f"{title}: from {number(losses[0])} to {number(losses[-1])} in {history[-1].step} steps"
     lost = sum(not math.isfinite(loss) for loss in losses)
-    caption = f"{lost} steps had a loss that is not finite and are not drawn." if lost else ""
+    caption = f"Not drawn: {plural(lost, 'step')} whose loss is not finite." if lost else ""
     return Figure(title, frame.svg(marks, x_label, "mean squared residual", alt), caption, tuple(legend))
 
 
@@ -91,7 +98,7 @@ def _padded(values: Sequence[float]) -> Scale:
 
 def flips(history: History) -> list[Figure]:
     """Pairs (neuron, sample) that began or ceased to fire in each step, where the run counted them."""
-    counted = [info for info in history if info.flips is not None]
+    counted = [info for info in history if info.flips is not None and info.step > 0]
     if not counted:
         return []
     steps, values = [float(info.step) for info in counted], [float(info.flips or 0) for info in counted]
@@ -107,10 +114,9 @@ def flips(history: History) -> list[Figure]:
         if passes.any():
             legend.append(("dot first", "full pass over all neurons"))
     alt = f"Flips per step: {number(values[0])} at first, {number(values[-1])} at the end"
-    caption = (
-        f"A pair is a neuron and a sample; {number(sum(values))} began or ceased to fire, "
-        f"in {int(passes.sum())} full passes over all neurons."
-    )
+    caption = f"A pair is a neuron and a sample; {number(sum(values))} began or ceased to fire."
+    if passes.any():
+        caption += f" All neurons were looked at in {plural(int(passes.sum()), 'step')}."
     return [Figure("Flips per step", frame.svg(marks, "step", "pairs", alt), caption, tuple(legend))]
 
 
@@ -128,17 +134,13 @@ def phases(history: History) -> list[Figure]:
     if wall - total > 0.01 * wall:
         spent["everything else"] = wall - total
     longest, whole = max(spent.values()) or 1.0, sum(spent.values()) or 1.0
-    rows = sorted(spent.items(), key=lambda item: -item[1])
-    parts = []
-    for place, (name, seconds) in enumerate(rows):
-        top, length = 10 + 42 * place, max(388 * seconds / longest, 1.5)
-        parts.append(words_at(16, top + 11, shortened(name, 34), "name"))
-        parts.append(words_at(404, top + 11, f"{duration(seconds)} · {share(seconds / whole)}", "tick", "end"))
-        parts.append(f'<rect class="rail" x="16" y="{top + 18}" width="388" height="10" rx="3"/>')
-        parts.append(f'<rect class="bar" x="16" y="{top + 18}" width="{pixel(length)}" height="10" rx="3"/>')
-    alt = "Time per phase: " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in rows)
-    return [Figure("Time per phase", picture(420, 10 + 42 * len(rows), parts, alt))]
+    rows = "".join(
+        f"<li><span>{escape(name)}</span> <span>{duration(seconds)} · {share(seconds / whole)}</span>"
+        f'<i aria-hidden="true" style="width:{100 * seconds / longest:.1f}%"></i></li>'
+        for name, seconds in sorted(spent.items(), key=lambda item: -item[1])
+    )
+    return [Figure("Time per phase", f'<ul class="bars">{rows}</ul>')]
 
 
 def _nothing(words: str) -> str:
-    return picture(420, 120, [words_at(210, 64, words, "label", "middle")], words)
+    return picture(360, 120, [words_at(180, 64, words, "label", "middle")], words)

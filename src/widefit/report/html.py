@@ -1,5 +1,6 @@
 """The page: a record in, one self-contained HTML document out."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +10,10 @@ from pathlib import Path
 
 import widefit
 from widefit.history import History, StepInfo
-from widefit.report.figure import Figure
 from widefit.report.figures import of_quality, of_training
 from widefit.report.figures_of_classes import scores
 from widefit.report.record import Report
-from widefit.report.text import duration, number, safe
+from widefit.report.text import duration, number, plural, safe
 
 # A longer step table is cut in the middle: the file stays small and nobody reads ten thousand rows.
 STEPS_AT_EACH_END = 200
@@ -83,8 +83,8 @@ def render(report: Report) -> str:
         for part in (
             _header(report),
             "<main>",
-            _section("How well it predicts", _figures([*of_quality(report)], _quality_tables(report))),
-            _section("How it was trained", _figures(of_training(report))),
+            _section("How well it predicts", _quality(report)),
+            _section("How it was trained", _grid(figure.html() for figure in of_training(report))),
             _section("What was decided, and why", _plan(report.plan)),
             _section("Settings and machine", _facts(report)),
             _steps(report.history, report.metric_name),
@@ -107,8 +107,9 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>" if content else ""
 
 
-def _figures(figures: Sequence[Figure], tables: str = "") -> str:
-    return f'<div class="grid">{"".join(figure.html() for figure in figures)}{tables}</div>'
+def _grid(boxes: Iterable[str], style: str = "grid") -> str:
+    content = "".join(boxes)
+    return f'<div class="{style}">{content}</div>' if content else ""
 
 
 def _header(report: Report) -> str:
@@ -118,8 +119,8 @@ def _header(report: Report) -> str:
     notes = "".join(f"<li>{safe(note)}</li>" for note in report.notes)
     return (
         f'<header>{BUTTON}<p class="eyebrow">widefit · {report.task}</p><h1>{escape(report.title)}</h1>'
-        f'<p class="lead">Predicts <b>{escape(data.target)}</b> from {data.columns:,} columns of'
-        f" <b>{escape(data.name)}</b>, {data.rows:,} rows.{ended}</p>"
+        f'<p class="lead">Predicts <b>{escape(data.target)}</b> from {plural(data.columns, "column")} of'
+        f" <b>{escape(data.name)}</b>, {plural(data.rows, 'row')}.{ended}</p>"
         f'<dl class="cards">{"".join(_cards(report))}</dl>'
         + (f'<ul class="notes" aria-label="Notes">{notes}</ul>' if notes else "")
         + "</header>"
@@ -149,36 +150,34 @@ def _card(name: str, value: str, below: str) -> str:
     return f'<div><dt>{name}</dt><dd class="figure">{value}</dd><dd>{below}</dd></div>'
 
 
-def _quality_tables(report: Report) -> str:
-    tables = _metrics(report.metrics)
-    if report.task == "classification":
-        tables += _classes(report)
-    return tables
+def _quality(report: Report) -> str:
+    """The figures with the metrics after the last; the matrix of a classification has them at its side."""
+    first, *others = [figure.html() for figure in of_quality(report)] or [""]
+    if report.task == "regression":
+        return _grid([first, *others, _metrics(report.metrics)])
+    return _grid([first, f'<div class="stack">{"".join(others)}{_metrics(report.metrics)}</div>', _classes(report)])
 
 
 def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    if not metrics:
-        return ""
     names = list(dict.fromkeys(name for measured in metrics.values() for name in measured))
-    rows = [[escape(name), *(number(measured.get(name)) for measured in metrics.values())] for name in names]
-    return _boxed("Metrics", _table(["metric", *map(escape, metrics)], rows))
+    if not names:
+        return ""
+    rows = [[escape(part), *(number(measured.get(name)) for name in names)] for part, measured in metrics.items()]
+    return _boxed("Metrics", _table(["rows", *map(escape, names)], rows))
 
 
 def _classes(report: Report) -> str:
-    rows = []
-    for score in scores(report):
-        meter = f'<span class="meter" aria-hidden="true"><i style="width:{max(score.f1, 0) * 100:.0f}%"></i></span>'
-        known = score.f1 == score.f1
-        rows.append(
-            [
-                safe(str(score.label)),
-                number(score.rows),
-                number(score.precision, 3),
-                number(score.recall, 3),
-                number(score.f1, 3) + (meter if known else ""),
-            ]
-        )
-    return _boxed("Per class", _table(["class", "rows", "precision", "recall", "F1"], rows))
+    rows = [
+        [safe(str(score.label)), number(score.rows), *map(_metered, (score.precision, score.recall, score.f1))]
+        for score in scores(report)
+    ]
+    return _boxed("Per class", _table(["class", "rows", "precision", "recall", "F1"], rows), "span3")
+
+
+def _metered(part: float) -> str:
+    """A number between 0 and 1 with a bar beside it."""
+    width = 0 if math.isnan(part) else 100 * part
+    return f'{number(part, 3)}<span class="meter" aria-hidden="true"><i style="width:{width:.0f}%"></i></span>'
 
 
 def _plan(plan: Sequence[tuple[str, str, str]]) -> str:
@@ -192,12 +191,12 @@ def _facts(report: Report) -> str:
     boxes = [
         _boxed(
             title,
-            _table(["name", "value"], [[safe(name), safe(value)] for name, value in facts.items()], numeric=False),
+            _table([], [[safe(name), safe(value)] for name, value in facts.items()], numeric=False),
         )
         for title, facts in (("Settings", report.settings), ("Machine", report.machine))
         if facts
     ]
-    return f'<div class="grid">{"".join(boxes)}</div>' if boxes else ""
+    return _grid(boxes, "grid pair")
 
 
 def _steps(history: History, metric_name: str) -> str:
@@ -234,20 +233,21 @@ def _steps(history: History, metric_name: str) -> str:
     return f'<details><summary>Every step</summary>{note}<div class="card">{table}</div></details>'
 
 
-def _boxed(title: str, table: str) -> str:
-    return f'<div class="card"><h3>{title}</h3>{table}</div>'
+def _boxed(title: str, table: str, style: str = "") -> str:
+    return f'<div class="card {style}"><h3>{title}</h3>{table}</div>'
 
 
 def _table(
     head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True, styles: Sequence[str] | None = None
 ) -> str:
-    """A table of cells that are HTML already; the first column names the row."""
+    """A table of cells that are HTML already; the first column names the row. No head where it is empty."""
     align = ' class="number"' if numeric else ""
-    top = f'<th scope="col">{head[0]}</th>' + "".join(f'<th scope="col"{align}>{name}</th>' for name in head[1:])
+    names = [f'<th scope="col"{align if place else ""}>{name}</th>' for place, name in enumerate(head)]
+    top = f"<thead><tr>{''.join(names)}</tr></thead>" if names else ""
     lines = []
     for place, (first, *rest) in enumerate(rows):
         style = f' class="{styles[place]}"' if styles and styles[place] else ""
         cells = "".join(f"<td{align}>{cell}</td>" for cell in rest)
         lines.append(f'<tr{style}><th scope="row">{first}</th>{cells}</tr>')
-    content = f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>{content}</table></div>'
+    body = f"<tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>{top}{body}</table></div>'

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,7 +68,7 @@ class Report:
     """
 
     title: str
-    task: Literal["regression", "classification"]
+    task: str
     data: Source
     history: History
     truth: ArrayLike

@@ -27,7 +27,7 @@ def number(value: float | None, digits: int = 4) -> str:
     else:
         mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".")
-        text = f"{mantissa}×{power_of_ten(int(power))}"
+        text = power_of_ten(int(power)) if mantissa == "1" else f"{mantissa}×{power_of_ten(int(power))}"
     return text.replace("-", "−")
 
 
@@ -45,6 +45,11 @@ def duration(seconds: float) -> str:
 def share(fraction: float) -> str:
     """A fraction as a percentage with one digit."""
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}%"
+
+
+def plural(amount: int, thing: str) -> str:
+    """1 row, 2,000 rows."""
+    return f"{amount:,} {thing}" + ("" if amount == 1 else "s")
 
 
 def safe(value: Any) -> str:
