@@ -28,7 +28,7 @@ lint: $(VENV)/.dev ## check style, format and types
 	$(BIN)/pyright
 
 docs: $(VENV)/.docs ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the documentation is in site/index.html"
 
 bench: $(VENV)/.run ## measure the scaling laws on this machine, in under a minute
