@@ -45,7 +45,7 @@ $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c '$(RECENT)' | grep -q True || { echo "widefit needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.torch: $(VENV)/pyvenv.cfg constraints.txt
 	@echo "installing $(PIN), the largest part: some minutes on a slow connection"
