@@ -23,6 +23,7 @@ STOPPED = {
     "converged": "the loss no longer changed",
     "max_iter": "the largest number of steps was reached",
     "stalled": "no step lowered the loss any more",
+    "diverged": "the loss grew beyond all bounds",
     "interrupted": "it was interrupted; the best state so far was kept",
     "callback": "a callback asked for it",
 }
