@@ -15,9 +15,11 @@ help: ## what can be made
 	@echo "make <target>, each alone on a fresh clone:"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.run ## train a wide network on real data: model file and report in runs/
+demo: $(VENV)/.run ## train a wide network on real data; model, report and predictions go to runs/
 	@mkdir -p runs
 	$(BIN)/widefit train digits --out runs/digits.widefit --report runs/digits.html
+	$(BIN)/widefit predict runs/digits.widefit digits --out runs/digits.csv
+	@echo "open runs/digits.html in a browser to see how the training went"
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
