@@ -64,6 +64,9 @@ def command(
 def _list(found: dict, output: Any) -> None:
     from widefit.cli.output import columns
 
+    if not found:
+        output.remark("there are no benches in this installation")
+        return
     table = columns("bench", "")
     table.columns[1].justify, table.columns[1].no_wrap = "left", False
     for name, entry in found.items():

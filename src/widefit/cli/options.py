@@ -1,6 +1,7 @@
 """Options that several commands share, and how their values are read."""
 
 import os
+import sys
 from typing import Annotated, Literal
 
 import typer
@@ -42,12 +43,11 @@ def auto_or_number(text: str) -> float | Literal["auto"]:
 
 
 def limit_threads(count: int | None) -> None:
-    """Hold every library to `count` threads; call it before they are imported, which is when they look."""
+    """Hold every library to `count` threads, before they are imported, which is when they look."""
     if count is None:
         return
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB")
     for name in (*(f"{library}_NUM_THREADS" for library in libraries), "POLARS_MAX_THREADS"):
         os.environ[name] = str(count)
-    import torch
-
-    torch.set_num_threads(count)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)

@@ -65,7 +65,7 @@ class SolverChoice(StrEnum):
     CG = "cg"
 
 
-TABLE, MODEL, FILES, OUTPUT = "The table", "The model", "Files", "Output"
+TABLE, MODEL, FILES = "The table", "The model", "Files"
 
 
 def auto_or_number_option(text: str) -> OptionInfo:
@@ -73,87 +73,102 @@ def auto_or_number_option(text: str) -> OptionInfo:
     return typer.Option(help=text, parser=auto_or_number, metavar="auto|NUMBER", rich_help_panel=MODEL)
 
 
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        rich_help_panel=TABLE,
+        help="The column to predict; by default one called target, y, label or class, else the last.",
+    ),
+]
+TaskOption = Annotated[
+    TaskChoice | None,
+    typer.Option(
+        rich_help_panel=TABLE,
+        help="By default seen from the target: text, booleans and a few whole numbers are classes.",
+    ),
+]
+DropOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", rich_help_panel=TABLE, help="Leave a column out; may be repeated."),
+]
+ImputeOption = Annotated[
+    bool,
+    typer.Option(
+        "--impute", rich_help_panel=TABLE, help="Fill missing values: the median, or the most frequent category."
+    ),
+]
+TestSizeOption = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        rich_help_panel=TABLE,
+        help="Share of the rows held out to measure on, of each class alike; 0 trains on all.",
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**32 - 1, metavar="N", rich_help_panel=TABLE, help="Fixes the split and the initial weights."
+    ),
+]
+WidthOption = Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")]
+ActivationOption = Annotated[ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")]
+ThresholdOption = Annotated[str, auto_or_number_option("What a neuron must exceed to fire.")]
+AlphaOption = Annotated[str, auto_or_number_option("Ridge: the pull towards the initial weights.")]
+RuleOption = Annotated[RuleChoice, typer.Option(rich_help_panel=MODEL, help="How a step is chosen.")]
+TrackerOption = Annotated[TrackerChoice, typer.Option(rich_help_panel=MODEL, help="How firing neurons are found.")]
+SolverOption = Annotated[
+    SolverChoice, typer.Option(rich_help_panel=MODEL, help="How each step's equations are solved.")
+]
+MaxIterOption = Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps.")]
+TolOption = Annotated[
+    float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=FILES, help="The model file; by default NAME.widefit here."),
+]
+ReportOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", rich_help_panel=FILES, help="The report; by default NAME.html here.")
+]
+NoReportOption = Annotated[bool, typer.Option("--no-report", rich_help_panel=FILES, help="Write no report.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=FILES, help="Keep the state of the training in this file."),
+]
+CheckpointEveryOption = Annotated[
+    float, typer.Option(min=0.0, metavar="SECONDS", rich_help_panel=FILES, help="How often to do so.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=FILES, help="Go on from the state in --checkpoint.")
+]
+
+
 @guarded
 def command(
     data: DataArgument,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            rich_help_panel=TABLE,
-            help="The column to predict; by default one called target, y, label or class, else the last.",
-        ),
-    ] = None,
-    task: Annotated[
-        TaskChoice | None,
-        typer.Option(
-            rich_help_panel=TABLE,
-            help="By default seen from the target: text, booleans and a few whole numbers are classes.",
-        ),
-    ] = None,
-    drop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", rich_help_panel=TABLE, help="Leave a column out; may be repeated."),
-    ] = None,
-    impute: Annotated[
-        bool,
-        typer.Option(
-            "--impute", rich_help_panel=TABLE, help="Fill missing values: the median, or the most frequent category."
-        ),
-    ] = False,
-    test_size: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            rich_help_panel=TABLE,
-            help="Share of the rows held out to measure on, of each class alike; 0 trains on all.",
-        ),
-    ] = 0.2,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**32 - 1, metavar="N", rich_help_panel=TABLE, help="Fixes the split and the initial weights."
-        ),
-    ] = 0,
-    width: Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")] = 65536,
-    activation: Annotated[
-        ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")
-    ] = ActivationChoice.SHIFTED_RELU,
-    threshold: Annotated[str, auto_or_number_option("What a neuron must exceed to fire.")] = "auto",
-    alpha: Annotated[str, auto_or_number_option("Ridge: the pull towards the initial weights.")] = "auto",
-    rule: Annotated[
-        RuleChoice, typer.Option(rich_help_panel=MODEL, help="How a step is chosen.")
-    ] = RuleChoice.GAUSS_NEWTON,
-    tracker: Annotated[
-        TrackerChoice, typer.Option(rich_help_panel=MODEL, help="How firing neurons are found.")
-    ] = TrackerChoice.AUTO,
-    solver: Annotated[
-        SolverChoice, typer.Option(rich_help_panel=MODEL, help="How each step's equations are solved.")
-    ] = SolverChoice.AUTO,
-    max_iter: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps.")
-    ] = 20,
-    tol: Annotated[
-        float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")
-    ] = 1e-6,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=FILES, help="The model file; by default NAME.widefit here."),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", rich_help_panel=FILES, help="The report; by default NAME.html here.")
-    ] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", rich_help_panel=FILES, help="Write no report.")] = False,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=FILES, help="Keep the state of the training in this file."),
-    ] = None,
-    checkpoint_every: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", rich_help_panel=FILES, help="How often to do so.")
-    ] = 30.0,
-    resume: Annotated[
-        bool, typer.Option("--resume", rich_help_panel=FILES, help="Go on from the state in --checkpoint.")
-    ] = False,
+    target: TargetOption = None,
+    task: TaskOption = None,
+    drop: DropOption = None,
+    impute: ImputeOption = False,
+    test_size: TestSizeOption = 0.2,
+    seed: SeedOption = 0,
+    width: WidthOption = 65536,
+    activation: ActivationOption = ActivationChoice.SHIFTED_RELU,
+    threshold: ThresholdOption = "auto",
+    alpha: AlphaOption = "auto",
+    rule: RuleOption = RuleChoice.GAUSS_NEWTON,
+    tracker: TrackerOption = TrackerChoice.AUTO,
+    solver: SolverOption = SolverChoice.AUTO,
+    max_iter: MaxIterOption = 20,
+    tol: TolOption = 1e-6,
+    out: OutOption = None,
+    report: ReportOption = None,
+    no_report: NoReportOption = False,
+    checkpoint: CheckpointOption = None,
+    checkpoint_every: CheckpointEveryOption = 30.0,
+    resume: ResumeOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -168,7 +183,7 @@ def command(
         raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
     limit_threads(threads)
     from widefit.cli.output import Output
-    from widefit.cli.training import Job, run
+    from widefit.cli.preparing import Job, prepare
 
     settings = {
         "hidden_layer_sizes": (width,),
@@ -198,4 +213,12 @@ def command(
         checkpoint_every=checkpoint_every,
         resume=resume,
     )
-    return run(job, Output(json, quiet))
+    output = Output(json, quiet)
+    with output.warnings():
+        prepared = prepare(job)
+        for note in prepared.notes:
+            output.remark(note)
+        # torch and all that stands on it come in only now, when the input is known to be good.
+        from widefit.cli.training import run
+
+        return run(job, prepared, output)

@@ -12,74 +12,13 @@ from widefit.callbacks import Callback, Progress
 from widefit.cli import scores
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds, size
-from widefit.cli.places import refuse_unwritable
+from widefit.cli.preparing import HELD_OUT, Job, Prepared
 from widefit.cli.progress import Lines
-from widefit.data.encoding import TableEncoding
-from widefit.data.readers import read_table
-from widefit.data.splitting import split_rows
-from widefit.data.table import Table, listing, plural
-from widefit.data.target import choose_target, learn_target
+from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
-from widefit.files import Checkpoint, FileError, save
+from widefit.files import Checkpoint, save
 from widefit.report import Report, Source, this_machine, write
 from widefit.report.html import STOPPED
-
-HELD_OUT, TRAIN = "held out", "train"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What was asked for; `widefit train --help` says what each field means."""
-
-    data: str
-    target: str | None
-    task: str | None
-    drop: tuple[str, ...]
-    impute: bool
-    test_size: float
-    seed: int
-    settings: dict[str, Any]
-    out: Path | None
-    report: Path | None
-    wants_report: bool
-    checkpoint: Path | None
-    checkpoint_every: float
-    resume: bool
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A table ready for training.
-
-    Attributes
-    ----------
-    table, encoding
-        As read, and what was learnt about it.
-    X, y
-        The encoded rows, float64 (n, d), and the target, (n,).
-    training, held_out
-        Indices of rows.
-    notes
-        What the user should know about it.
-    """
-
-    table: Table
-    encoding: TableEncoding
-    X: np.ndarray
-    y: np.ndarray
-    training: np.ndarray
-    held_out: np.ndarray
-    notes: tuple[str, ...]
-
-    @property
-    def task(self) -> str:
-        return self.encoding.target.task
-
-    @property
-    def parts(self) -> dict[str, np.ndarray]:
-        """Rows by the name of their part, the one that counts first."""
-        parts = {HELD_OUT: self.held_out, TRAIN: self.training}
-        return {name: rows for name, rows in parts.items() if len(rows)}
 
 
 @dataclass(frozen=True)
@@ -92,68 +31,25 @@ class Measured:
     probabilities: np.ndarray | None
 
 
-def run(job: Job, output: Output) -> int:
-    """Do the job; returns the exit code."""
-    refuse_unwritable(
-        {"--out": job.out, "--report": job.report, "--checkpoint": job.checkpoint}, {"the data": job.data}
-    )
-    _refuse_confusion_of_checkpoints(job)
-    clock = {"read": time.perf_counter()}
-    with output.warnings():
-        prepared = prepare(job)
-        clock["read"] = time.perf_counter() - clock["read"]
-        model_path = job.out or Path(f"{prepared.table.name}.widefit")
-        report_path = (job.report or Path(f"{prepared.table.name}.html")) if job.wants_report else None
-        refuse_unwritable({"--out": model_path, "--report": report_path}, {"the data": job.data})
-        for note in prepared.notes:
-            output.remark(note)
+def run(job: Job, prepared: Prepared, output: Output) -> int:
+    """Train, measure, write model and report; returns the exit code."""
+    started = time.perf_counter()
+    model = _fit(job, prepared, output)
+    clock = {"read": prepared.seconds, "train": time.perf_counter() - started}
+    interrupted = model.history_.stop_reason == "interrupted"
 
-        clock["train"] = time.perf_counter()
-        model = _fit(job, prepared, output)
-        clock["train"] = time.perf_counter() - clock["train"]
-        interrupted = model.history_.stop_reason == "interrupted"
-
-        # The model first: whatever happens to the report, the training is not lost.
-        save(model, model_path, encoding=prepared.encoding.to_dict())
-        files = {"model": model_path}
-        measured = _measure(model, prepared)
-        if report_path is not None:
-            write(report_path, _report(job, model, prepared, measured, interrupted))
-            files["report"] = report_path
-        if job.checkpoint is not None:
-            files["checkpoint"] = job.checkpoint
+    # The model first: whatever happens to the report, the training is not lost.
+    save(model, prepared.model_path, encoding=prepared.encoding.to_dict())
+    files = {"model": prepared.model_path}
+    measured = _measure(model, prepared)
+    if prepared.report_path is not None:
+        write(prepared.report_path, _report(job, model, prepared, measured, interrupted))
+        files["report"] = prepared.report_path
+    if job.checkpoint is not None:
+        files["checkpoint"] = job.checkpoint
     _show(output, model, prepared, measured, files)
     output.document(_document(job, model, prepared, measured, clock, files, interrupted))
     return INTERRUPTED if interrupted else 0
-
-
-def prepare(job: Job) -> Prepared:
-    """Read, check, split and encode the table."""
-    table = read_table(job.data)
-    frame = table.frame
-    target = learn_target(frame, choose_target(table, job.target), job.task)
-    y = target.values(frame)
-    training, held_out = split_rows(y, job.test_size, job.seed, stratify=target.task == "classification")
-    encoding = TableEncoding.learn(frame, target, drop=job.drop, impute=job.impute, rows=training)
-    X = encoding.encode(frame)
-    notes = [*table.notes, f"{target.task}: {target.reason} (--task changes it)" if job.task is None else ""]
-    unasked = [(name, why) for name, why in encoding.left_out if name not in job.drop]
-    for why in dict.fromkeys(why for _, why in unasked):
-        names = [name for name, reason in unasked if reason == why]
-        notes.append(f"{plural(len(names), 'column')} left out, {why.replace('it is', 'being')}: {listing(names, 5)}")
-    gaps = sum(frame[column.name].null_count() for column in encoding.columns)
-    if job.impute and gaps:
-        notes.append(f"{plural(gaps, 'missing value')} filled in")
-    return Prepared(table, encoding, X, y, training, held_out, tuple(note for note in notes if note))
-
-
-def _refuse_confusion_of_checkpoints(job: Job) -> None:
-    if job.checkpoint is None:
-        return
-    if job.resume and not job.checkpoint.exists():
-        raise FileError(f"there is no checkpoint {job.checkpoint} to resume; leave out --resume to begin afresh")
-    if not job.resume and job.checkpoint.exists():
-        raise FileError(f"the checkpoint {job.checkpoint} exists; go on from it with --resume, or delete it first")
 
 
 def _fit(job: Job, prepared: Prepared, output: Output) -> Any:

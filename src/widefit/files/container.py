@@ -4,6 +4,9 @@ Layout of a file, version 1: an ordinary safetensors file whose metadata has the
 {"checksum", "document", "format": "widefit", "kind", "version", "widefit"}. The checksum is the SHA-256 of the whole
 file with the 64 digits of the checksum itself read as zeros, so no byte can change unnoticed: tensors, names, shapes,
 the document, even padding. Numbers that JSON does not have are written as Python's json writes them (NaN).
+
+safetensors allows 100 MB of metadata; a document of more than `MAX_IN_METADATA` bytes (the history of many thousand
+steps) is stored as a tensor of bytes called "widefit.document" instead, and "document" is null.
 """
 
 import hashlib
@@ -28,6 +31,8 @@ DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
+MAX_IN_METADATA = 1 << 24
+_DOCUMENT = "widefit.document"
 _NO_CHECKSUM = "0" * 64
 _CHUNK = 1 << 22
 _MAX_HEADER = 1 << 27
@@ -77,9 +82,13 @@ def write_container(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    separate = _separate(tensors)
+    content = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    if len(content) > MAX_IN_METADATA:
+        separate[_DOCUMENT] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     envelope = {
         "checksum": _NO_CHECKSUM,
-        "document": document,
+        "document": None if _DOCUMENT in separate else document,
         "format": FORMAT,
         "kind": kind,
         "version": VERSION,
@@ -91,7 +100,7 @@ def write_container(
         temporary.touch()
         mode = temporary.stat().st_mode
         try:
-            save_file(_separate(tensors), temporary, metadata={FORMAT: text})
+            save_file(separate, temporary, metadata={FORMAT: text})
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
         temporary.chmod(mode)
@@ -129,6 +138,8 @@ def read_container(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor]
             tensors = {name: content.get_tensor(name).clone() for name in content.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise FileError(f"{path} is altered: {error}") from error
+    if envelope["document"] is None:
+        return tensors, json.loads(tensors.pop(_DOCUMENT).numpy().tobytes())
     return tensors, envelope["document"]
 
 
@@ -201,7 +212,7 @@ def _checked_envelope(metadata: Any, path: Path, kind: str) -> dict[str, Any]:
         envelope = json.loads(text)
         ours = envelope["format"] == FORMAT
         version = envelope["version"]
-        complete = isinstance(envelope["document"], dict) and isinstance(envelope["kind"], str)
+        complete = isinstance(envelope["document"], dict | None) and isinstance(envelope["kind"], str)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(f"{path} is altered: its description cannot be read") from error
     if not ours or not complete or not isinstance(version, int):
