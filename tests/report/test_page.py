@@ -140,9 +140,10 @@ def test_step_table_is_complete_or_says_what_it_leaves_out() -> None:
 
 
 def test_rejected_steps_and_tolerance_are_marked() -> None:
-    source = render(regression(HISTORIES["all rejected"](), tol=1e-3))
+    source = render(regression(HISTORIES["all rejected"](), tol=0.01))
     assert "rejected step (2)" in source
-    assert "tol 0.001" in source
+    assert "tol 0.01" in source
+    assert "tol" not in Page(render(regression(HISTORIES["all rejected"](), tol=1e-4))).text.split()
     assert "rejected step" not in render(regression(HISTORIES["constant"]()))
 
 

@@ -26,6 +26,8 @@ from widefit.report.text import duration, number, plural, share
 
 # Beyond so many steps single marks would run into one another; the line alone shows the course.
 MARKED = 60
+# The tolerance is drawn where the loss comes within this factor of it.
+REACH = 1000
 
 
 def loss_per_step(history: History, tol: float | None) -> Figure:
@@ -42,7 +44,9 @@ def _loss(history: History, tol: float | None, across: Sequence[float], title: s
     losses = history.losses
     if not losses:
         return Figure(title, _nothing("no step was recorded"))
-    goal = [tol] if tol else []
+    lowest = min((loss for loss in losses if math.isfinite(loss)), default=0.0)
+    # A tolerance far below all losses (a run that a ridge holds back) would only flatten the curve.
+    goal = [tol] if tol and lowest < REACH * tol else []
     frame = Frame(linear(0, max(across), whole=x_label == "step"), logarithmic([*losses, *goal]))
     points = frame.points(across, losses)
     marks = []
