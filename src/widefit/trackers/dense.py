@@ -20,8 +20,8 @@ _BLOCK_NUMBERS = 1 << 20
 class Dense(Tracker):
     """Z = W Xᵀ in cache-sized blocks (this project; the baseline of arXiv 2208.04508).
 
-    A trial costs one pass: 2 m n d flops for the products and a scan of m n numbers. Memory: two fire patterns, one block a
-    thread; W is written once an accepted update.
+    A trial costs one pass: 2 m n d flops for the products and a scan of m n numbers. Memory: two fire patterns, one
+    block a thread; W is written once an accepted update.
     """
 
     name: str = "dense"
