@@ -1,7 +1,7 @@
 """What can watch a training run and end it."""
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from widefit.history import History, StepInfo
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("widefit")
 
 
+@runtime_checkable
 class Run(Protocol):
     """What a callback sees of the training."""
 

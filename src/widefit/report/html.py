@@ -1,13 +1,12 @@
 """The page: a record in, one self-contained HTML document out."""
 
-import os
-import tempfile
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 import widefit
+from widefit.files.atomic import replacing
 from widefit.report import tables
 from widefit.report.figures import of_quality, of_training
 from widefit.report.record import Report
@@ -40,7 +39,7 @@ BUTTON = (
 )
 
 
-def write(path: str | os.PathLike[str], report: Report) -> None:
+def write(path: str | Path, report: Report) -> None:
     """Write the page to a file, whole or not at all.
 
     Parameters
@@ -55,19 +54,9 @@ def write(path: str | os.PathLike[str], report: Report) -> None:
     OSError
         The folder does not exist or cannot be written.
     """
-    target = Path(path)
-    page = render(report).encode("utf-8")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    page = render(report)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def render(report: Report) -> str:

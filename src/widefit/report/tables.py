@@ -72,6 +72,8 @@ def steps(history: History, metric_name: str) -> str:
     ]
     if any(info.metric is not None for info in infos):
         columns.insert(2, (metric_name, lambda info: number(info.metric)))
+    if any(info.jitter for info in infos):
+        columns.insert(-3, ("jitter", lambda info: number(info.jitter, 2)))
     note = ""
     if len(infos) > 2 * STEPS_AT_EACH_END:
         note = f'<p class="muted">The first and the last {STEPS_AT_EACH_END} of {len(infos):,} steps.</p>'
