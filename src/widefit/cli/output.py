@@ -67,7 +67,7 @@ class Output:
                 self.warn(" ".join(str(message).split()))
 
         with warnings.catch_warnings():
-            warnings.simplefilter("always")
+            warnings.simplefilter("default")
             warnings.showwarning = show
             yield
 
