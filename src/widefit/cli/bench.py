@@ -46,7 +46,7 @@ def command(
     refuse_unwritable({"--json": json, "--figure": figure}, {})
     limit_threads(threads)
     module = load(found[name].path)
-    draw = getattr(module, "draw", None)
+    draw = getattr(module, "figure", None) or getattr(module, "draw", None)
     if figure is not None and draw is None:
         raise ValueError(f"--figure: the bench {name} has none")
     with output.warnings():

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class Output:
     json: bool = False
     quiet: bool = False
 
-    @property
+    @cached_property
     def stderr(self) -> Console:
-        """For progress and remarks."""
+        """For progress and remarks: one console, so that lines appear above a progress bar and not inside it."""
         return _console(stderr=True)
 
     def remark(self, text: str) -> None:
