@@ -33,6 +33,18 @@ class Wide(BaseEstimator):
 
     _numeric_targets: ClassVar[bool]
 
+    network_: TwoLayer
+    sphere_: SphereMap
+    alpha_: float
+    history_: History
+    plan_: Plan
+    loss_curve_: list[float]
+    n_iter_: int
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+    target_mean_: np.ndarray
+    target_scale_: np.ndarray
+
     def __init__(
         self,
         hidden_layer_sizes=(65536,),
@@ -198,12 +210,12 @@ class Wide(BaseEstimator):
             value, least = getattr(self, name), {"threshold": -math.inf, "alpha": 0.0, "readout_scale": 1e-6}[name]
             if isinstance(value, str) and value == "auto":
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
                 bound = "" if least == -math.inf else f" ≥ {least:g}"
                 raise ValueError(f'{name} must be "auto" or a finite number{bound}, got {value!r}')
         if not isinstance(self.max_iter, Integral) or self.max_iter < 1:
             raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
-        if not isinstance(self.tol, Real) or not 0 <= self.tol < math.inf:
+        if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:
             raise ValueError(f"tol must be a finite number ≥ 0, got {self.tol!r}")
         width = int(sizes[0])
         if self.activation == "relu":
@@ -230,7 +242,7 @@ class Wide(BaseEstimator):
         weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if not np.any(weight > 0):
             raise ValueError("sample_weight must not be all zero")
-        return _dense(rows), targets, weight
+        return _dense(rows), np.asarray(targets), weight
 
     # Files.
 

@@ -170,7 +170,7 @@ class DenseTracking(Tracking):
                 )
             start[first + 1 : last + 1] = start[first] + block_start[1:]
         pattern = FirePattern(chunk, samples, counts, start, np.concatenate(pieces))
-        return _ChunkTrial(pattern, outputs, flips, response, squared_norm)
+        return _ChunkTrial(pattern, outputs, int(flips), response, squared_norm)
 
     def _step(
         self, update: Update, pattern: FirePattern, first: int, last: int, scratch: np.ndarray, out: np.ndarray
