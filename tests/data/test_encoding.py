@@ -255,6 +255,11 @@ REFUSED = [
         None,
         "the target 'y' holds Date values; it must be numbers, booleans or text",
     ),
+    (
+        [2.0**60, 1.0, 1.0, 2.0**60],
+        "classification",
+        "the target 'y' has whole numbers beyond 2^53, too large to be told apart; write them as text",
+    ),
     ([1, 2], "guess", "task must be 'regression' or 'classification', got 'guess'"),
 ]
 
@@ -286,6 +291,10 @@ class TestTarget:
         assert refusal(lambda: whole.values(pl.DataFrame({"y": [1, 3]}))) == (
             "column 'y', row 2: label 3 is none of the model's classes (1, 2)"
         )
+        for odd in (1e300, float("inf"), 1.5):
+            assert "is none of the model's classes (1, 2)" in refusal(
+                lambda odd=odd: whole.values(pl.DataFrame({"y": [odd]}))
+            )
         assert "label 'x' is none of the model's classes" in refusal(lambda: text.values(pl.DataFrame({"y": ["x"]})))
         flags = learn_target(pl.DataFrame({"y": [True, False]}), "y")
         assert flags.values(pl.DataFrame({"y": [1, 0]})).tolist() == [True, False]
