@@ -24,7 +24,7 @@ _MAP_RIDGES = (1e-4, 1e-2, 1.0)
 _FLIPPED_PART = 0.02
 _FLIPPED_PART_WITH_RIDGE = 0.005
 # Flips a firing pair, at readouts of ±1, up to which interpolation is reached in a few steps.
-_EASILY_FLIPPED = 0.75
+_EASILY_FLIPPED = 0.9
 # What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution.
 _TOLERATED = 1.02
 _LARGEST_SCALE = 1e4

@@ -239,7 +239,7 @@ def co_firing_heavy(heavy_bits, first, last, co_firing):
     for w0 in range(0, total, 512):
         w1 = min(w0 + 512, total)
         for j in range(first, n):
-            # Slices: with plain indices the checks for negative ones keep the loop from being vectorized (6 times slower).
+            # Slices: with plain indices, checks for negative ones keep the loop from being vectorized (6 times slower).
             other = heavy_bits[j, w0:w1]
             for i in range(first, min(last, j + 1)):
                 mine = heavy_bits[i, w0:w1]
