@@ -21,7 +21,7 @@ FLOORS = [
     {"plan"},
     {"rules", "trackers", "gram", "solvers", "sketches"},
     {"nn", "history"},
-    {"kernels"},
+    {"kernels", "memory"},
 ]
 HEIGHT = {part: len(FLOORS) - number for number, floor in enumerate(FLOORS) for part in floor}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

@@ -1,11 +1,10 @@
 """What "auto" chooses, why, and what the work will take in bytes and flops."""
 
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from widefit import solvers, trackers
+from widefit.memory import available_memory
 
 
 @dataclass(frozen=True)
@@ -109,20 +108,6 @@ def firing_probability(threshold: float, norm: float) -> float:
     if norm == 0:
         return float(threshold < 0)
     return 0.5 * math.erfc(threshold / (norm * math.sqrt(2)))
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping, within the limit of the control group if there is one."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(free, 0)
 
 
 def plan_two_layer(

@@ -183,6 +183,8 @@ class Training:
         return tensors, document
 
     def _loop(self, interrupted: threading.Event) -> str:
+        if self.history.stop_reason in ("converged", "stalled", "diverged"):
+            return self.history.stop_reason  # resumed where nothing was left to do
         while True:
             last = self.history[-1]
             if last.loss - self._loss_floor <= self.tol:
@@ -294,7 +296,6 @@ class Training:
             self._anchor = tensors["anchor"].numpy().copy()
         self._memory = dict(document["memory"])
         self.history = History.from_dict(document["history"])
-        self.history.stop_reason = ""
 
 
 def _rule(rule: str | Rule) -> Rule:

@@ -10,13 +10,17 @@ from widefit.data.duplicates import MergedRows
 from widefit.data.sphere import SphereMap
 from widefit.gram.limit import limit_gram
 from widefit.plan import Choice
+from widefit.relevance import learn_scales
 from widefit.solvers.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 
 # Rows on which input maps are compared, and on which the ridge is chosen: n³ work, done a dozen times and once.
 _MAP_ROWS = 400
 _RIDGE_ROWS = 2048
 _SCALINGS = ("columns", "common")
-_CONSTANTS = (0.25, 0.5, 1.0, 2.0)
+_CONSTANTS = (0.5, 1.0, 2.0)
+# Rows a column that learning its scale takes, and the part of the squared error that it has to leave at most.
+_ROWS_PER_COLUMN = 5
+_WORTHWHILE = 0.97
 # Ridges at which maps are compared: all but none, and one a hundred times the other.
 _MAP_RIDGES = (1e-4, 1e-2, 1.0)
 # Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
@@ -75,8 +79,8 @@ def tune(
         Chooses the rows when there are more than are needed.
     """
     generator = np.random.default_rng(seed)
-    sphere, map_choice = _choose_map(merged, threshold, _subset(merged, _MAP_ROWS, generator))
-    rows = _subset(merged, _RIDGE_ROWS, generator)
+    sphere, map_choice = _choose_map(merged, threshold, generator)
+    rows = np.sort(generator.permutation(merged.rows.shape[0])[:_RIDGE_ROWS])
     inputs, targets = sphere(merged.rows[rows]), merged.targets[rows]
     weight, gram = merged.sample_weight[rows], limit_gram(inputs, threshold)
     mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
@@ -90,7 +94,7 @@ def tune(
     if readout_scale == "auto":
         flipped = problem.flipped(fit)
         part = _FLIPPED_PART_WITH_RIDGE if alpha > 0 else _FLIPPED_PART
-        readout_scale = min(max(1.0, flipped / part), _LARGEST_SCALE)
+        readout_scale = float(f"{min(max(1.0, flipped / part), _LARGEST_SCALE):.2g}")
         reason = f"at scale 1 about {min(flipped, 1):.0%} of the firing pairs would flip in the first step"
         choices.append(Choice("readout scale", f"{readout_scale:.3g}", reason))
     assert not isinstance(readout_scale, str)
@@ -153,27 +157,45 @@ def _choose_ridge(problem: _Probe) -> tuple[float, str]:
     return float(RIDGES[index] * problem.mean), reason
 
 
-def _choose_map(merged: MergedRows, threshold: float, rows: np.ndarray) -> tuple[SphereMap, Choice]:
-    """The scaling and the constant with the smallest leave-one-out error over all ridges."""
-    best: tuple[float, SphereMap, str] | None = None
-    weight = merged.sample_weight[rows]
-    for scaling in _SCALINGS:
-        for constant in _CONSTANTS:
-            sphere = SphereMap.fit(merged.rows, merged.sample_weight, scaling=scaling, constant=constant)
-            gram = limit_gram(sphere(merged.rows[rows]), threshold)
-            mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
-            error = min(leave_one_out(gram, merged.targets[rows], weight, ridge * mean).error for ridge in _MAP_RIDGES)
-            if best is None or error < best[0]:
-                best = (error, sphere, scaling)
-    assert best is not None
+def _choose_map(merged: MergedRows, threshold: float, generator: np.random.Generator) -> tuple[SphereMap, Choice]:
+    """The best of a few fixed maps, with column scales learnt from there if other rows confirm them."""
+    order = generator.permutation(merged.rows.shape[0])
+    # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
+    learning = min(_MAP_ROWS, -(-2 * order.size // 3))
+    rows, everyone = order[:learning], order[: 2 * _MAP_ROWS]
+    maps = {
+        (scaling, constant): SphereMap.fit(merged.rows, merged.sample_weight, scaling=scaling, constant=constant)
+        for scaling in _SCALINGS
+        for constant in _CONSTANTS
+    }
+    errors = {key: _map_error(merged, rows, sphere, threshold) for key, sphere in maps.items()}
+    best = min(errors, key=lambda key: errors[key])
+    fixed = maps[best]
     names = {"columns": "each column to variance 1", "common": "columns keep their relative scales"}
-    reason = f"best leave-one-out error of {len(_SCALINGS) * len(_CONSTANTS)} input maps, {_on(rows, merged)}"
-    return best[1], Choice("input map", f"{names[best[2]]}, constant {best[1].constant:g}", reason)
+    name = f"{names[best[0]]}, constant {best[1]:g}"
+    # With fewer rows than this per column, scales would be fitted to noise.
+    if rows.size >= _ROWS_PER_COLUMN * merged.rows.shape[1]:
+        learnt = learn_scales(merged.rows[rows], merged.targets[rows], merged.sample_weight[rows], fixed, threshold)
+        before, after = (_map_error(merged, everyone, sphere, threshold, learning) for sphere in (fixed, learnt))
+        if after < _WORTHWHILE * before:
+            spread = learnt.scale[learnt.scale > 0] / fixed.scale[fixed.scale > 0]
+            name = (
+                f"{names[best[0]]}, then times {spread.min():.2g} to {spread.max():.2g}, constant {learnt.constant:.2g}"
+            )
+            gain = f"{math.sqrt(before):.3g} → {math.sqrt(after):.3g}"
+            reason = f"scales learnt on {rows.size} rows: error on other rows {gain} spreads"
+            return learnt, Choice("input map", name, reason)
+    return fixed, Choice("input map", name, f"best leave-one-out error of {len(maps)} maps, {_on(rows, merged)}")
 
 
-def _subset(merged: MergedRows, largest: int, generator: np.random.Generator) -> np.ndarray:
-    total = merged.rows.shape[0]
-    return np.sort(generator.choice(total, largest, replace=False)) if total > largest else np.arange(total)
+def _map_error(merged: MergedRows, rows: np.ndarray, sphere: SphereMap, threshold: float, skip: int = 0) -> float:
+    """Leave-one-out error of a map with the best of a few ridges, averaged over the rows after the first `skip`."""
+    weight, gram = merged.sample_weight[rows], limit_gram(sphere(merged.rows[rows]), threshold)
+    mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
+    residuals = [
+        leave_one_out(gram, merged.targets[rows], weight, ridge * mean).residuals[skip:] for ridge in _MAP_RIDGES
+    ]
+    return min(float(weight[skip:] @ (left_out**2).sum(1) / weight[skip:].sum()) for left_out in residuals)
 
 
 def _on(rows: np.ndarray, merged: MergedRows) -> str:

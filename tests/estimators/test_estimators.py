@@ -78,7 +78,7 @@ def test_inputs_of_every_kind_give_one_model(diabetes):
 
 
 def test_pipelines_searches_and_copies(diabetes):
-    X, X_test, y, y_test = diabetes
+    X, X_test, y, _y_test = diabetes
     pipeline = make_pipeline(MinMaxScaler(), WideRegressor(hidden_layer_sizes=SMALL))
     search = GridSearchCV(pipeline, {"wideregressor__threshold": [0.5, "auto"]}, cv=2).fit(X, y)
     assert search.best_score_ > 0.2

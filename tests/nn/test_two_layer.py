@@ -1,5 +1,7 @@
 """The network: its formula, its weights block by block, its refusals."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_every_neuron_feeds_one_output(outputs):
     edges = [network.neurons_of(output) for output in range(outputs)]
     assert edges[0][0] == 0
     assert edges[-1][1] == 50
-    assert all(one[1] == other[0] for one, other in zip(edges[:-1], edges[1:], strict=True))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(edges))
     assert torch.equal((network.readout != 0).sum(1), torch.ones(50, dtype=torch.int64))
     np.testing.assert_allclose(np.abs(network.coefficients()), np.sqrt(outputs / 50))
 

@@ -67,10 +67,16 @@ class SphereMap:
         """d + 1."""
         return self.center.size + 1
 
+    def scaled(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Centred and scaled rows, before the constant is appended; what would overflow stays at the largest number."""
+        largest = np.finfo(np.float64).max / 4
+        with np.errstate(over="ignore"):
+            return np.clip((rows - self.center) * self.scale, -largest, largest)
+
     def __call__(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d_plus_one"]:
         """Rows of norm 1, float64."""
         out = np.empty((rows.shape[0], self.out_features))
-        out[:, :-1] = (rows - self.center) * self.scale
+        out[:, :-1] = self.scaled(rows)
         out[:, -1] = self.constant * np.sqrt(self.center.size)
         # The largest entry is divided out first: squares of a far outlier stay finite.
         out /= np.abs(out).max(axis=1, keepdims=True)

@@ -285,13 +285,7 @@ class Wide(BaseEstimator):
         parameters = dict(document["parameters"])
         parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
         model = cls(**parameters)
-        width, features = tensors["weight"].shape
-        # Weights and readouts are copied over whatever the seed draws: the smallest network of the shape is drawn.
-        network = TwoLayer(features, width, tensors["readout"].shape[1], **document["network"])
-        with torch.no_grad():
-            network.weight.copy_(tensors["weight"])
-            network.readout.copy_(tensors["readout"])
-        model.network_ = network
+        model.network_ = TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **document["network"])
         constant = document["sphere_constant"]
         model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), constant)
         model.target_mean_, model.target_scale_ = tensors["target_mean"].numpy(), tensors["target_scale"].numpy()

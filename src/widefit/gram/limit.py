@@ -30,6 +30,12 @@ def co_firing_probability(similarity: Float[np.ndarray, "n n"], threshold: float
     return silent**2 + np.interp(np.arcsin(np.clip(similarity, -1, 1)), angle, primitive) - at_zero
 
 
+def co_firing_density(similarity: Float[np.ndarray, "n n"], threshold: float) -> Float[np.ndarray, "n n"]:
+    """Derivative of `co_firing_probability` in ρ, with |ρ| kept away from 1, where it is not finite."""
+    rho = np.clip(similarity, -1 + 1e-9, 1 - 1e-9)
+    return np.exp(-(threshold**2) / (1 + rho)) / (2 * math.pi * np.sqrt(1 - rho**2))
+
+
 def limit_gram(inputs: Float[np.ndarray, "n d"], threshold: float) -> Float[np.ndarray, "n n"]:
     """K ∘ P(both fire): the limit of K ∘ N / m for inputs on the unit sphere and readouts of ±1."""
     similarity = inputs @ inputs.T

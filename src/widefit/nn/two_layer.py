@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from widefit.memory import available_memory
 from widefit.nn.initial import gaussian_rows
 from widefit.nn.shifted_relu import ShiftedReLU
 
@@ -60,6 +61,8 @@ class TwoLayer(nn.Module):
     ------
     ValueError
         A size below 1, a width below 2 k, a threshold that is neither finite nor "auto", another dtype.
+    MemoryError
+        The weights cannot fit; said before they are drawn.
     """
 
     def __init__(
@@ -91,6 +94,13 @@ class TwoLayer(nn.Module):
             threshold = automatic_threshold(width)
         if isinstance(threshold, str) or not math.isfinite(threshold):
             raise ValueError(f'threshold must be a finite number or "auto", got {threshold!r}')
+        needed = width * (2 * in_features + 3 * out_features) * torch.finfo(dtype).bits // 8
+        if needed > available_memory():
+            fits = 2 ** int(math.log2(max(1, width * available_memory() / needed)))
+            raise MemoryError(
+                f"a network of width {width:,} needs about {needed / 1e9:.3g} GB and "
+                f"{available_memory() / 1e9:.3g} GB are free; a width of {fits:,} fits"
+            )
         self.in_features, self.width, self.out_features = in_features, width, out_features
         self.seed = seed
         self.activation = ShiftedReLU(threshold, convention)
@@ -105,6 +115,20 @@ class TwoLayer(nn.Module):
             signs = 1 - 2 * (torch.arange(first, last) % 2)
             readout[first:last, output] = signs * readout_scale * math.sqrt(out_features)
         self.readout = nn.Parameter(readout, requires_grad=False)
+
+    @classmethod
+    def from_tensors(
+        cls, weight: Float[Tensor, "m d"], readout: Float[Tensor, "m k"], *, threshold: float, convention: str = "zero"
+    ) -> "TwoLayer":
+        """The network with given tensors, which it takes over; nothing is drawn."""
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network.width, network.in_features = weight.shape
+        network.out_features, network.seed = readout.shape[1], 0
+        network.activation = ShiftedReLU(threshold, convention)
+        network.weight = nn.Parameter(weight)
+        network.readout = nn.Parameter(readout, requires_grad=False)
+        return network
 
     @property
     def threshold(self) -> float:

@@ -1,0 +1,109 @@
+"""What the data decide before training."""
+
+import numpy as np
+import pytest
+import torch
+
+from widefit.data.duplicates import merge_duplicates
+from widefit.data.sphere import SphereMap
+from widefit.gram.limit import limit_gram
+from widefit.relevance import _Objective, learn_scales
+from widefit.solvers.leave_one_out import leave_one_out
+from widefit.tuning import tune
+
+
+def table(samples: int = 300, features: int = 6, noise: float = 0.05):
+    """A target that one column decides, wiggly enough that the others disturb."""
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((samples, features))
+    targets = np.sin(3 * rows[:, :1]) + noise * generator.standard_normal((samples, 1))
+    return rows, targets - targets.mean(0), np.ones(samples)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 2.1])
+def test_gradient_of_the_objective(threshold):
+    rows, targets, _ = table(30, 3)
+    weight = np.random.default_rng(0).uniform(0.5, 2, 30)
+    objective = _Objective(
+        torch.from_numpy(rows), torch.from_numpy(targets), torch.from_numpy(np.sqrt(weight)), threshold
+    )
+    at = np.array([0.3, -0.2, 0.1, 0.2, -3.0])
+    value, gradient = objective(at)
+    for index in range(at.size):
+        step = 1e-4 * np.eye(at.size)[index]
+        slope = (objective(at + step)[0] - objective(at - step)[0]) / 2e-4
+        assert gradient[index] == pytest.approx(slope, rel=2e-2, abs=2e-3)
+    # Its value is the leave-one-out error of the limit kernel, up to the prior.
+    sphere = SphereMap(np.zeros(3), np.exp(at[:3]), float(np.exp(at[3])))
+    gram = limit_gram(sphere(rows), threshold)
+    ridge = np.exp(at[4]) * float(weight @ gram.diagonal()) / 30
+    error = leave_one_out(gram, targets, weight, ridge).error
+    assert value - 0.02 * np.mean(at[:3] ** 2) == pytest.approx(np.log(error), abs=1e-6)
+
+
+def test_scales_find_the_column_that_matters():
+    rows, targets, weight = table()
+    start = SphereMap.fit(rows, weight, scaling="columns", constant=1.0)
+    learnt = learn_scales(rows, targets, weight, start, 2.1)
+    factors = learnt.scale / start.scale
+    assert factors[0] > 3 * factors[1:].max()
+
+
+def test_tuning_improves_with_relevant_columns_and_says_so():
+    rows, targets, weight = table(900)
+    merged = merge_duplicates(rows, targets / targets.std(), weight)
+    tuning = tune(merged, threshold=2.1, width=4096, alpha="auto", readout_scale="auto", seed=0)
+    what = {choice.what: choice for choice in tuning.choices}
+    assert "scales learnt on 400 rows: error on other rows" in what["input map"].reason
+    assert tuning.readout_scale >= 1
+    assert np.mean((tuning.held_out - merged.targets[tuning.held_out_rows]) ** 2) < 0.2
+
+
+def test_few_rows_keep_a_fixed_map():
+    rows, targets, weight = table(20, 6)
+    tuning = tune(
+        merge_duplicates(rows, targets, weight), threshold=1.0, width=512, alpha=0.1, readout_scale=2.0, seed=0
+    )
+    assert "best leave-one-out error of 6 maps" in tuning.choices[0].reason
+    assert (tuning.alpha, tuning.readout_scale) == (0.1, 2.0)
+    assert len(tuning.choices) == 1
+
+
+def test_noise_calls_for_a_ridge_and_clean_data_for_none():
+    rows, targets, weight = table(300, 2, noise=0.0)
+    clean = tune(
+        merge_duplicates(rows, targets, weight), threshold=1.0, width=1 << 20, alpha="auto", readout_scale=1.0, seed=0
+    )
+    noisy_targets = np.random.default_rng(0).standard_normal((300, 1))
+    noisy = tune(
+        merge_duplicates(rows, noisy_targets, weight),
+        threshold=1.0,
+        width=4096,
+        alpha="auto",
+        readout_scale=1.0,
+        seed=0,
+    )
+    assert noisy.alpha > 0.01
+    assert clean.alpha < noisy.alpha / 100
+
+
+def test_merged_rows():
+    rows = np.array([[1.0, 2.0], [0.0, 1.0], [1.0, 2.0], [5.0, 5.0]])
+    targets = np.array([[1.0], [2.0], [4.0], [9.0]])
+    merged = merge_duplicates(rows, targets, np.array([1.0, 1.0, 2.0, 0.0]))
+    assert merged.rows.tolist() == [[0.0, 1.0], [1.0, 2.0]]
+    assert merged.targets.ravel().tolist() == [2.0, 3.0]
+    assert merged.sample_weight.tolist() == [1.0, 3.0]
+    assert merged.floor == pytest.approx((1 * 4 + 2 * 1) / 4)
+
+
+@pytest.mark.parametrize("scaling", ["columns", "common"])
+@pytest.mark.parametrize("factor", [1e-200, 1.0, 1e200])
+def test_sphere_map(scaling, factor):
+    rows = factor * np.array([[1.0, 7.0, 1e3], [2.0, 7.0, -1e3], [4.0, 7.0, 5.0]])
+    sphere = SphereMap.fit(rows, np.ones(3), scaling=scaling, constant=0.5)
+    mapped = sphere(rows)
+    np.testing.assert_allclose(np.linalg.norm(mapped, axis=1), 1)
+    assert not mapped[:, 1].any()
+    assert np.isfinite(sphere(np.full((1, 3), 1e300))).all()
+    assert (mapped[:, -1] > 0).all()
