@@ -1,0 +1,149 @@
+"""H = K ∘ N / m for a two-layer network, from its fire pattern; J is never formed (section 3 of arXiv 2208.04508)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from widefit.gram.base import DenseGram
+from widefit.kernels import cpu
+from widefit.kernels.threads import ordered_map
+from widefit.trackers.fire_pattern import FirePattern
+
+# Rows of N that a task fills: small enough to spread the triangle evenly over the threads.
+_TILE = 32
+# Firing pairs turned around at a time, 20 bytes each.
+_WAVE_PAIRS = 1 << 23
+
+
+def co_firing_counts(
+    patterns: Sequence[FirePattern], weights: Float[np.ndarray, " rows"] | None, threads: int
+) -> np.ndarray:
+    """Upper triangle of N = Sᵀ diag(weights) S.
+
+    Parameters
+    ----------
+    patterns
+        Chunks of neurons, in order.
+    weights
+        One weight a neuron of the chunks, or None for plain counts.
+    threads
+        Cores to use; the result does not depend on it.
+
+    Returns
+    -------
+    ndarray of shape (n, n), int32 for plain counts and float64 otherwise; entries below the diagonal mean nothing.
+    """
+    samples = patterns[0].samples
+    counts = np.zeros((samples, samples), np.int32 if weights is None else np.float64)
+    tiles = [(first, min(first + _TILE, samples)) for first in range(0, samples, _TILE)]
+    for wave in _waves(patterns):
+        _add_wave(counts, wave, weights, patterns[0].chunk.first, tiles, threads)
+    return counts
+
+
+def co_firing(
+    patterns: Sequence[FirePattern],
+    similarity: Float[np.ndarray, "n n"],
+    coefficients: Float[np.ndarray, " m"],
+    threads: int = 1,
+) -> DenseGram:
+    """H of the neurons of one output.
+
+    Parameters
+    ----------
+    patterns
+        The chunks that feed the output, in order.
+    similarity
+        K = X Xᵀ, float64.
+    coefficients
+        a_r / √m of every neuron of the network.
+    threads
+        Cores to use; the result does not depend on it.
+
+    Returns
+    -------
+    H_ij = K_ij Σ_r (a_r² / m) s_ri s_rj in float64; Σ k_r² / 2 additions and n² products.
+    """
+    squares = coefficients[patterns[0].chunk.first : patterns[-1].chunk.last] ** 2
+    # With readouts of ±a the counts are exact integers, and bitset rows count 64 neurons at a time.
+    plain = bool(np.all(squares == squares[0]))
+    counts = co_firing_counts(patterns, None if plain else squares, threads)
+    gram = np.empty(similarity.shape)
+
+    def fill(first: int) -> None:
+        last = min(first + _TILE, similarity.shape[0])
+        cpu.gram_rows(counts, similarity, float(squares[0]) if plain else 1.0, first, last, gram)
+
+    for _ in ordered_map(fill, range(0, similarity.shape[0], _TILE), threads):
+        pass
+    return DenseGram(torch.from_numpy(gram))
+
+
+def _waves(patterns: Sequence[FirePattern]) -> list[list[FirePattern]]:
+    """Consecutive chunks that fit in memory turned around."""
+    waves: list[list[FirePattern]] = [[]]
+    size = 0
+    for pattern in patterns:
+        pairs = int(pattern.counts.sum(dtype=np.int64))
+        if waves[-1] and size + pairs > _WAVE_PAIRS:
+            waves.append([])
+            size = 0
+        waves[-1].append(pattern)
+        size += pairs
+    return waves
+
+
+def _add_wave(
+    counts: np.ndarray,
+    wave: list[FirePattern],
+    weights: np.ndarray | None,
+    origin: int,
+    tiles: list[tuple[int, int]],
+    threads: int,
+) -> None:
+    samples = wave[0].samples
+    # The bits of a chunk begin at a word of their own, so that chunks can be turned around in parallel.
+    bases, total = [], 0
+    for pattern in wave:
+        bases.append(64 * total)
+        total += -(-int(pattern.heavy.sum()) // 64)
+    bits = np.zeros((samples, total), np.uint64)
+
+    def turn(item: tuple[FirePattern, int]) -> tuple[np.ndarray, ...]:
+        pattern, base = item
+        pairs = int(pattern.counts[~pattern.heavy].sum(dtype=np.int64))
+        sample_start, owner = np.empty(samples + 1, np.int64), np.empty(pairs, np.int32)
+        position, stop = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
+        cpu.split_by_sample(
+            pattern.counts, pattern.start, pattern.words, samples, sample_start, position, stop, owner, bits, base
+        )
+        return pattern.words, sample_start, position, stop, owner
+
+    turned = list(ordered_map(turn, zip(wave, bases, strict=True), threads))
+    none = np.empty(0)
+
+    def fill(tile: tuple[int, int]) -> None:
+        for pattern, arrays in zip(wave, turned, strict=True):
+            own = none if weights is None else weights[pattern.chunk.first - origin : pattern.chunk.last - origin]
+            cpu.co_firing_light(*arrays, own, *tile, counts)
+        if weights is None:
+            cpu.co_firing_heavy(bits, *tile, counts)
+
+    for _ in ordered_map(fill, tiles, threads):
+        pass
+    if weights is not None:
+        for pattern in wave:
+            _add_heavy_products(counts, pattern, weights[pattern.chunk.first - origin : pattern.chunk.last - origin])
+
+
+def _add_heavy_products(counts: np.ndarray, pattern: FirePattern, weights: np.ndarray) -> None:
+    """counts += Sᵀ diag(weights) S over the bitset rows, as matrix products of blocks."""
+    rows = np.where(pattern.heavy, np.sqrt(weights), 0.0)
+    step = max(64, (1 << 21) // pattern.samples)
+    for first in range(0, rows.size, step):
+        last = min(first + step, rows.size)
+        block = np.empty((last - first, pattern.samples))
+        cpu.unpack_rows(pattern.counts, pattern.start, pattern.words, first, last, rows, block)
+        counts += block.T @ block

@@ -1,0 +1,6 @@
+"""The networks, as nn.Modules."""
+
+from widefit.nn.shifted_relu import ShiftedReLU
+from widefit.nn.two_layer import TwoLayer, automatic_threshold
+
+__all__ = ["ShiftedReLU", "TwoLayer", "automatic_threshold"]

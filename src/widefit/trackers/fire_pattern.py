@@ -1,0 +1,79 @@
+"""Who fires: the fire rows of a chunk of neurons, each stored the cheaper way."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from widefit.kernels import cpu
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neurons `first` to `last` (half open), all of which feed `output`."""
+
+    first: int
+    last: int
+    output: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.last)
+
+
+@dataclass(frozen=True)
+class FirePattern:
+    """S of a chunk: for each neuron the samples it fires on (see `widefit.kernels.cpu` for the layout).
+
+    Attributes
+    ----------
+    chunk
+        The neurons.
+    samples
+        n.
+    counts
+        k_r, int32.
+    start, words
+        Row r stands in words[start[r]:start[r + 1]]: ascending indices, or a bitset when k_r > ⌈n/32⌉.
+    """
+
+    chunk: Chunk
+    samples: int
+    counts: Int[np.ndarray, " rows"]
+    start: Int[np.ndarray, " rows_plus_one"]
+    words: Int[np.ndarray, " words"] | np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.counts.nbytes + self.start.nbytes + self.words.nbytes
+
+    @property
+    def heavy(self) -> Bool[np.ndarray, " rows"]:
+        """Rows stored as bitsets."""
+        return self.counts > (self.samples + 31) // 32
+
+    def fired(self, neuron: int) -> Int[np.ndarray, " k_r"]:
+        """Ascending indices of the samples that a neuron of this chunk fires on."""
+        out = np.empty(self.samples + 1, np.int32)
+        k = cpu.fired_samples(self.counts, self.start, self.words, neuron - self.chunk.first, self.samples, out)
+        return out[:k]
+
+    def dense(self) -> Bool[np.ndarray, "rows n"]:
+        """S as a boolean matrix."""
+        out = np.empty((self.counts.size, self.samples), np.float32)
+        cpu.unpack_rows(self.counts, self.start, self.words, 0, self.counts.size, np.ones(self.counts.size), out)
+        return out > 0
+
+
+# Chunks a network is cut into, whatever the number of threads: enough to keep many cores busy, few enough to combine.
+_CHUNKS = 64
+
+
+def partition(neurons_of: list[tuple[int, int]]) -> list[Chunk]:
+    """Cut the neurons of every output into equal chunks, about `_CHUNKS` in all and none below 64 neurons."""
+    chunks = []
+    for output, (first, last) in enumerate(neurons_of):
+        pieces = min(max(1, _CHUNKS // len(neurons_of)), max(1, (last - first) // 64))
+        edges = [first + piece * (last - first) // pieces for piece in range(pieces + 1)]
+        chunks += [Chunk(low, high, output) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return chunks

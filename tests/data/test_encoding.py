@@ -1,0 +1,332 @@
+"""From a table to numbers: what is learnt, what it gives, and what is refused in which words."""
+
+import json
+import warnings
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from widefit.data.encoding import TableEncoding
+from widefit.data.table import Table, TableError
+from widefit.data.target import Target, choose_target, learn_target
+
+Y = pl.Series("y", [0.5, 1.5, 2.5, 3.5])
+
+
+def frame_of(**columns: list) -> pl.DataFrame:
+    frame = pl.DataFrame(columns, strict=False)
+    return frame if "y" in columns else frame.with_columns(Y)
+
+
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(TableError) as caught:
+        act()
+    return str(caught.value)
+
+
+def mixed() -> pl.DataFrame:
+    return frame_of(
+        size=[1.0, 2.0, 3.0, 10.0],
+        flag=[True, False, True, True],
+        town=["b", "a", "c", "a"],
+        fixed=[7, 7, 7, 7],
+        void=[None, None, None, None],
+    )
+
+
+class TestEncoding:
+    def test_the_matrix(self) -> None:
+        encoding = TableEncoding.learn(mixed(), "y")
+        assert encoding.feature_names == ("size", "flag", "town=a", "town=b", "town=c")
+        assert encoding.left_out == (("fixed", "it is constant in the training rows"), ("void", "it is empty"))
+        expected = [[1, 1, 0, 1, 0], [2, 0, 1, 0, 0], [3, 1, 0, 0, 1], [10, 1, 1, 0, 0]]
+        found = encoding.encode(mixed())
+        assert found.dtype == np.float64
+        assert np.array_equal(found, expected)
+        assert np.array_equal(encoding.target.values(mixed()), Y.to_numpy())
+
+    def test_columns_by_name_in_any_order_and_others_ignored(self) -> None:
+        encoding = TableEncoding.learn(mixed(), "y")
+        shuffled = mixed().select("town", "y", "flag", "size").with_columns(extra=pl.lit("x"))
+        assert np.array_equal(encoding.encode(shuffled), encoding.encode(mixed()))
+        assert np.array_equal(encoding.encode(shuffled.drop("y", "extra")), encoding.encode(mixed()))
+
+    def test_lacking_columns(self) -> None:
+        encoding = TableEncoding.learn(mixed(), "y")
+        assert refusal(lambda: encoding.encode(mixed().drop("size", "town"))) == (
+            "2 columns of the training table are not in this one: 'size', 'town'"
+        )
+        assert np.array_equal(encoding.encode(mixed().drop("size"), absent_is_zero=True)[:, 0], np.zeros(4))
+
+    def test_unseen_category_is_none_of_them_and_says_so(self) -> None:
+        encoding = TableEncoding.learn(mixed(), "y")
+        new = mixed().with_columns(town=pl.Series(["a", "zz", "b", "z"]))
+        with pytest.warns(UserWarning, match=r"^column 'town' has 2 values that training did not see \('zz', 'z'\); "):
+            found = encoding.encode(new)
+        assert np.array_equal(found[:, 2:], [[1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]])
+
+    def test_only_training_rows_teach(self) -> None:
+        frame = frame_of(size=[1.0, 3.0, 1000.0, None], town=["a", "b", "zz", "a"])
+        encoding = TableEncoding.learn(frame, "y", impute=True, rows=np.array([0, 1, 3]))
+        assert encoding.columns[0].fill == 2.0
+        assert encoding.columns[1].categories == ("a", "b")
+
+    def test_json_round_trip(self) -> None:
+        for encoding in (
+            TableEncoding.learn(mixed(), "y", impute=True),
+            TableEncoding.learn(mixed().with_columns(town=pl.Series(["a", "b", "a", "b"])), "town", drop=["flag"]),
+            TableEncoding.learn(mixed(), "flag"),
+        ):
+            assert TableEncoding.from_dict(json.loads(json.dumps(encoding.to_dict()))) == encoding
+        with pytest.raises(ValueError, match="not the record of a TableEncoding"):
+            TableEncoding.from_dict({"columns": []})
+
+    def test_numbers_written_as_text_later_and_text_read_as_numbers(self) -> None:
+        encoding = TableEncoding.learn(
+            frame_of(code=["1", "2", "A", "1"], size=[1, 2, 3, 4], on=[True, False, True, True]), "y"
+        )
+        new = pl.DataFrame({"code": [1, 2], "size": ["1.5", "2"], "on": [1, 0]})
+        assert np.array_equal(encoding.encode(new), [[1, 0, 0, 1.5, 1], [0, 1, 0, 2, 0]])
+        assert np.array_equal(encoding.encode(new.with_columns(code=pl.Series([1.0, 2.0])))[:, 0], [1, 0])
+
+    def test_text_where_training_saw_numbers(self) -> None:
+        encoding = TableEncoding.learn(frame_of(size=[1, 2, 3, 4], on=[True, False, True, True]), "y")
+        new = pl.DataFrame({"size": ["1", "two"], "on": [True, False]})
+        assert refusal(lambda: encoding.encode(new)) == (
+            "column 'size', row 2: 'two' is not a number, as it was in training"
+        )
+        new = pl.DataFrame({"size": [1, 2], "on": [0, 3]})
+        assert refusal(lambda: encoding.encode(new)) == "column 'on', row 2: 3 is not true or false, as in training"
+
+    def test_categories_of_polars_and_blanks(self) -> None:
+        frame = frame_of(kind=pl.Series(["a", "b", "a", "c"], dtype=pl.Categorical), unit=[" m", "m ", "km", "m"])
+        assert TableEncoding.learn(frame, "y").feature_names == ("kind=a", "kind=b", "kind=c", "unit=km", "unit=m")
+
+
+class TestMissing:
+    frame = frame_of(
+        size=[1.0, None, float("nan"), 5.0],
+        town=["a", "  ", "a", "b"],
+        flag=[True, None, True, False],
+        whole=[1, 2, 3, 4],
+    )
+
+    def test_refused_with_column_count_row_and_remedy(self) -> None:
+        assert refusal(lambda: TableEncoding.learn(self.frame, "y")) == (
+            "column 'size' has 2 missing values (first in row 2); column 'town' has 1 missing value (first in row 2); "
+            "column 'flag' has 1 missing value (first in row 2); use --impute to fill them in, or leave the columns "
+            "out with --drop"
+        )
+
+    def test_imputed(self) -> None:
+        encoding = TableEncoding.learn(self.frame, "y", impute=True)
+        assert [column.fill for column in encoding.columns] == [3.0, "a", 1.0, 2.5]
+        expected = [[1, 1, 0, 1, 1], [3, 1, 0, 1, 2], [3, 1, 0, 1, 3], [5, 0, 1, 0, 4]]
+        assert np.array_equal(encoding.encode(self.frame), expected)
+
+    def test_gaps_that_first_show_up_later(self) -> None:
+        full = frame_of(size=[1.0, 2.0, 3.0, 6.0])
+        new = pl.DataFrame({"size": [None, 1.0]})
+        assert refusal(lambda: TableEncoding.learn(full, "y").encode(new)) == (
+            "column 'size' has 1 missing value (first in row 1); fill them in, or train with --impute to have the "
+            "model do it"
+        )
+        assert TableEncoding.learn(full, "y", impute=True).encode(new).tolist() == [[2.5], [1.0]]
+
+    def test_many_columns_are_not_all_listed(self) -> None:
+        frame = frame_of(**{f"c{index}": [1.0, 2.0, None, 4.0] for index in range(8)})
+        assert "so do 3 more columns; use --impute" in refusal(lambda: TableEncoding.learn(frame, "y"))
+
+
+class TestRefused:
+    def test_infinite(self) -> None:
+        frame = frame_of(size=[1.0, float("inf"), 2.0, float("-inf")])
+        message = "column 'size' has 2 infinite values (first in row 2); correct or remove those rows"
+        assert refusal(lambda: TableEncoding.learn(frame, "y", impute=True)) == message
+
+    @pytest.mark.parametrize(
+        ("values", "what"),
+        [
+            ([date(2020, 1, day) for day in (1, 2, 3, 4)], "dates"),
+            ([datetime(2020, 1, day) for day in (1, 2, 3, 4)], "dates"),
+            ([time(hour) for hour in (1, 2, 3, 4)], "times of day"),
+            ([timedelta(days=day) for day in (1, 2, 3, 4)], "durations"),
+        ],
+    )
+    def test_dates(self, values: list, what: str) -> None:
+        frame = frame_of(**{"sold on": values, "size": [1, 2, 3, 4]})
+        assert refusal(lambda: TableEncoding.learn(frame, "y")) == (
+            f"column 'sold on' holds {what}; turn it into numbers (year, month, days since a fixed day) or leave it "
+            "out with --drop 'sold on'"
+        )
+        assert TableEncoding.learn(frame, "y", drop=["sold on"]).feature_names == ("size",)
+
+    def test_a_category_per_row(self) -> None:
+        frame = pl.DataFrame({"name": [f"n{index:02}" for index in range(30)], "y": np.arange(30) / 7})
+        assert refusal(lambda: TableEncoding.learn(frame, "y")) == (
+            "column 'name' has 30 different texts in 30 rows (such as 'n00', 'n01'), too many to be "
+            "categories; leave it out with --drop name"
+        )
+
+    def test_too_many_categories(self) -> None:
+        frame = pl.DataFrame({"zip": [f"z{index % 1001}" for index in range(5000)], "y": np.arange(5000) / 7})
+        assert refusal(lambda: TableEncoding.learn(frame, "y")).startswith(
+            "column 'zip' has 1,001 different texts in 5,000 rows"
+        )
+
+    def test_numbers_with_a_mistake(self) -> None:
+        values = [str(index) for index in range(30)]
+        values[7] = "seven"
+        frame = pl.DataFrame({"size": values, "y": np.arange(30) / 7})
+        assert refusal(lambda: TableEncoding.learn(frame, "y")) == (
+            "column 'size' holds numbers except for 1 value (first 'seven' in row 8); correct them, or leave them "
+            "empty and use --impute"
+        )
+
+    def test_nested(self) -> None:
+        frame = frame_of(tags=[[1], [2, 3], [], [4]])
+        message = "column 'tags' holds List(Int64) values, which are not one number or text; use --drop tags"
+        assert refusal(lambda: TableEncoding.learn(frame, "y")) == message
+
+    def test_drop(self) -> None:
+        learn = TableEncoding.learn
+        assert refusal(lambda: learn(mixed(), "y", drop=["sise"])) == (
+            "there is no column 'sise' to drop; the columns are 'size', 'flag', 'town', 'fixed', 'void', 'y'"
+        )
+        assert refusal(lambda: learn(mixed(), "y", drop=["y"])) == "the target 'y' cannot be dropped"
+
+    def test_nothing_left(self) -> None:
+        assert refusal(lambda: TableEncoding.learn(frame_of(a=[1, 1, 1, 1], b=[1, 2, 3, 4]), "y", drop=["b"])) == (
+            "no feature column is left: 'b': dropped as asked; 'a': it is constant in the training rows"
+        )
+        assert refusal(lambda: TableEncoding.learn(pl.DataFrame([Y]), "y")) == (
+            "no feature column is left: the table has only 'y'"
+        )
+
+
+TASKS = [
+    ([0, 1, 0, 1, 1, 0], "classification", (0, 1)),
+    ([0.0, 1.0, 0.0, 1.0], "classification", (0, 1)),
+    ([-1, 1, -1, 1], "classification", (-1, 1)),
+    (["b", "a", "a", "b"], "classification", ("a", "b")),
+    ([True, False, True], "classification", (False, True)),
+    ([1, 2, 3, 4, 5], "regression", ()),
+    (list(range(30)) * 2, "regression", ()),
+    (list(range(20)) * 2, "classification", tuple(range(20))),
+    ([0.5, 0.5, 1.5, 1.5], "regression", ()),
+]
+
+
+REFUSED = [
+    (
+        [1.0, None, float("nan")],
+        None,
+        "the target 'y' is missing in 2 rows (first in row 2); targets are never filled in, remove those rows",
+    ),
+    ([1.0, float("inf"), 2.0], None, "the target 'y' is infinite in row 2"),
+    ([3.5, 3.5, 3.5], None, "the target 'y' has only one value (3.5); there is nothing to learn"),
+    (["a", "a"], None, "the target 'y' has only one class ('a'); there is nothing to learn"),
+    (["a", "b"], "regression", "the target 'y' holds text ('a'), not numbers; use --task classification"),
+    (
+        [0.5, 1.0, 0.5],
+        "classification",
+        "the target 'y' has numbers that are not whole (0.5); they cannot be classes, use --task regression",
+    ),
+    (
+        list("abcd"),
+        None,
+        "the target 'y' has 4 different classes in 4 rows; classes must repeat. Name another column with --target",
+    ),
+    (
+        [1, 2, 3, 4],
+        "classification",
+        "the target 'y' has 4 different classes in 4 rows; classes must repeat. "
+        "Name another column with --target, or use --task regression",
+    ),
+    (
+        [date(2020, 1, 1), date(2020, 1, 2)],
+        None,
+        "the target 'y' holds Date values; it must be numbers, booleans or text",
+    ),
+    ([1, 2], "guess", "task must be 'regression' or 'classification', got 'guess'"),
+]
+
+
+class TestTarget:
+    @pytest.mark.parametrize(("values", "task", "labels"), TASKS)
+    def test_task_is_detected(self, values: list, task: str, labels: tuple) -> None:
+        frame = pl.DataFrame({"y": values})
+        target = learn_target(frame, "y")
+        assert (target.task, target.labels) == (task, labels)
+        assert target.values(frame).tolist() == values
+
+    def test_task_can_be_forced(self) -> None:
+        frame = pl.DataFrame({"y": list(range(30)) * 2})
+        assert learn_target(frame, "y", "classification").labels == tuple(range(30))
+        frame = pl.DataFrame({"y": [0, 1, 0, 1]})
+        assert learn_target(frame, "y", "regression").values(frame).dtype == np.float64
+
+    @pytest.mark.parametrize(("values", "task", "message"), REFUSED)
+    def test_refused(self, values: list, task: str | None, message: str) -> None:
+        assert refusal(lambda: learn_target(pl.DataFrame({"y": values}), "y", task)) == message
+
+    def test_labels_of_another_table(self) -> None:
+        text = learn_target(pl.DataFrame({"y": ["1", "2", "A", "A", "1", "2"]}), "y")
+        assert text.values(pl.DataFrame({"y": [1, 2]})).tolist() == ["1", "2"]
+        assert text.values(pl.DataFrame({"y": [1.0, 2.0]})).tolist() == ["1", "2"]
+        whole = learn_target(pl.DataFrame({"y": [1, 2, 1, 2]}), "y")
+        assert whole.values(pl.DataFrame({"y": ["2", "1"]})).tolist() == [2, 1]
+        assert refusal(lambda: whole.values(pl.DataFrame({"y": [1, 3]}))) == (
+            "column 'y', row 2: label 3 is none of the model's classes (1, 2)"
+        )
+        assert "label 'x' is none of the model's classes" in refusal(lambda: text.values(pl.DataFrame({"y": ["x"]})))
+        flags = learn_target(pl.DataFrame({"y": [True, False]}), "y")
+        assert flags.values(pl.DataFrame({"y": [1, 0]})).tolist() == [True, False]
+        assert flags.values(pl.DataFrame({"y": ["TRUE", "false"]})).tolist() == [True, False]
+        assert "label 2 is none" in refusal(lambda: flags.values(pl.DataFrame({"y": [2]})))
+
+    def test_text_for_a_quantity(self) -> None:
+        target = learn_target(pl.DataFrame({"y": [1.5, 2.5]}), "y")
+        assert (
+            refusal(lambda: target.values(pl.DataFrame({"y": ["1", "x"]}))) == "column 'y', row 2: 'x' is not a number"
+        )
+        assert refusal(lambda: target.values(pl.DataFrame({"z": [1]}))) == (
+            "the target column 'y' is not in the table; its columns are 'z'"
+        )
+
+    @given(st.lists(st.sampled_from(["a", "b", "é"]) | st.integers(-3, 3) | st.booleans(), min_size=4, max_size=40))
+    def test_json_round_trip(self, values: list) -> None:
+        column = pl.Series("y", values, strict=False)
+        try:
+            target = learn_target(pl.DataFrame([column]), "y")
+        except TableError:
+            return
+        assert Target.from_dict(json.loads(json.dumps(target.to_dict()))) == target
+
+    def test_choice(self) -> None:
+        def table(*columns: str, **said: object) -> Table:
+            return Table(pl.DataFrame({column: [1] for column in columns}), "t", **said)
+
+        assert choose_target(table("a", "b"), None) == "b"
+        assert choose_target(table("a", "b"), "a") == "a"
+        assert choose_target(table("a", "Target", "b"), None) == "Target"
+        assert choose_target(table("y", "label", "b"), None) == "b"
+        assert choose_target(table("a", "b", target="a", declares_target=True), None) == "a"
+        assert (
+            refusal(lambda: choose_target(table("a", "b"), "c"))
+            == "there is no column 'c' in t; its columns are 'a', 'b'"
+        )
+        assert refusal(lambda: choose_target(table("a", declares_target=True), None)) == (
+            "t holds no y; it can be predicted, but not trained on or evaluated"
+        )
+
+
+def test_a_good_table_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TableEncoding.learn(mixed(), "y").encode(mixed())
