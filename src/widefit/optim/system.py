@@ -1,0 +1,172 @@
+"""What a step is taken on: blocks of per-sample outputs of one module, each with its loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from widefit.gram.jacobian import FunctionJacobian, PerSample
+from widefit.optim.losses import HalfSquare, LocalLeastSquares, OutputLoss
+
+
+class Residual:
+    """One kind of residual: a function of the model and of ONE sample, and the samples to take it at.
+
+    Parameters
+    ----------
+    function
+        `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`.
+    data
+        Tensors that hold one sample an entry of their first dimension, all with as many.
+    weight
+        The block contributes weight · ½ mean(residual²) to the loss.
+
+    Raises
+    ------
+    ValueError
+        No data, sizes that do not match, a weight that is not positive.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *data: Tensor, weight: float = 1.0):
+        if not callable(function):
+            raise ValueError(
+                f"the first argument of Residual is a function(model, *sample), got {type(function).__name__}"
+            )
+        if not weight > 0 or weight == float("inf"):
+            raise ValueError(f"weight must be positive and finite, got {weight}")
+        check_data(data, "Residual")
+        self.function = function
+        self.data = data
+        self.weight = float(weight)
+
+
+class _Bound(nn.Module):
+    """A residual function as a module, so that its model's parameters can be exchanged for the call."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]):
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, *sample: Tensor) -> Tensor:
+        output = self.function(self.model, *sample)
+        if not isinstance(output, Tensor):
+            raise ValueError(f"residual must return a tensor, got {type(output).__name__}")
+        return output.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Per-sample outputs and the loss on them."""
+
+    outputs: PerSample
+    loss: OutputLoss
+    targets: Tensor | None
+
+    @classmethod
+    def of_residual(cls, model: nn.Module, residual: Residual) -> "Block":
+        """The block of a residual function."""
+        bound = _Bound(model, residual.function)
+
+        def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            return functional_call(bound, {f"model.{name}": p for name, p in parameters.items()}, sample)
+
+        return cls(PerSample(function, residual.data), HalfSquare(residual.weight), None)
+
+    @classmethod
+    def of_model(cls, model: nn.Module, loss: OutputLoss, inputs: tuple[Tensor, ...], targets: Tensor) -> "Block":
+        """The block of a model's outputs on a batch, compared with targets."""
+
+        def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            return functional_call(model, parameters, tuple(tensor[None] for tensor in sample)).reshape(-1)
+
+        def batched(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            outputs = functional_call(model, parameters, batch)
+            if not isinstance(outputs, Tensor):
+                raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
+            if outputs.ndim == 0 or len(outputs) != len(batch[0]):
+                raise ValueError(
+                    f"the model must return one output a sample: {len(batch[0])} samples gave shape {tuple(outputs.shape)}"
+                )
+            return outputs.reshape(len(outputs), -1)
+
+        return cls(PerSample(function, inputs, batched), loss, targets)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The system at one point: outputs, loss, and the least-squares problem of the step."""
+
+    outputs: list[Float[Tensor, "n k"]]
+    loss: float
+    locals: list[LocalLeastSquares]
+
+    @property
+    def residual(self) -> Float[Tensor, " M"]:
+        """r̃ of all blocks, one below the other."""
+        return torch.cat([local.residual.reshape(-1) for local in self.locals])
+
+    @property
+    def roots(self) -> list[Float[Tensor, "..."]]:
+        """B of every block."""
+        return [local.root for local in self.locals]
+
+
+class System:
+    """All blocks, as functions of the trainable parameters."""
+
+    def __init__(self, blocks: list[Block]):
+        self.blocks = blocks
+
+    def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "n k"]]:
+        """The outputs of every block."""
+        with torch.no_grad():
+            return [block.outputs.values(parameters) for block in self.blocks]
+
+    def loss(self, outputs: list[Float[Tensor, "n k"]]) -> float:
+        """The loss of given outputs; infinity where it is not a number."""
+        total = torch.stack(
+            [block.loss.value(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
+        ).sum()
+        value = float(total)
+        return value if value == value else float("inf")
+
+    def expand(self, outputs: list[Float[Tensor, "n k"]]) -> Expansion:
+        """The least-squares problem at given outputs."""
+        locals_ = [block.loss.expand(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
+        return Expansion(outputs, self.loss(outputs), locals_)
+
+    def jacobian(self, parameters: dict[str, Tensor], expansion: Expansion, row_bytes: int) -> FunctionJacobian:
+        """J̃, whose rows are Bᵢᵀ ∂fᵢ/∂θ."""
+        return FunctionJacobian(
+            [block.outputs for block in self.blocks],
+            expansion.roots,
+            [output.shape[1] for output in expansion.outputs],
+            parameters,
+            row_bytes,
+        )
+
+
+def check_data(data: tuple[Tensor, ...], where: str) -> None:
+    """Refuse data that is empty, of unequal length, or not finite."""
+    if not data:
+        raise ValueError(f"{where} needs at least one tensor of samples")
+    for position, tensor in enumerate(data):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{where}: argument {position} must be a tensor, got {type(tensor).__name__}")
+        if tensor.ndim == 0 or len(tensor) == 0:
+            raise ValueError(f"{where}: argument {position} holds no sample, its shape is {tuple(tensor.shape)}")
+        if len(tensor) != len(data[0]):
+            raise ValueError(
+                f"{where}: argument {position} holds {len(tensor)} samples, argument 0 holds {len(data[0])}; "
+                "every tensor must hold one entry a sample"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
+            raise ValueError(
+                f"{where}: argument {position} is not finite in {int(bad.sum())} of {len(tensor)} samples, "
+                f"first in sample {int(bad.nonzero()[0, 0])}; remove them or fill them in"
+            )
