@@ -202,11 +202,21 @@ class GaussNewton(torch.optim.Optimizer):
     def _curvature(self, system: System, parameters: dict[str, Tensor], expansion: Expansion) -> Curvature:
         residual = expansion.residual
         free = available_bytes(residual.device) // 2 if self.memory == "auto" else int(self.memory)
-        shape = StepShape(len(residual), sum(p.numel() for p in parameters.values()), residual.element_size())
+        cost = system.factor_cost(parameters)
+        shape = StepShape(
+            rows=len(residual),
+            parameters=sum(parameter.numel() for parameter in parameters.values()),
+            itemsize=residual.element_size(),
+            factor_flops=cost.flops if cost is not None else None,
+            factor_numbers=cost.numbers if cost is not None else 0.0,
+        )
         name = self.solver if isinstance(self.solver, str) else self.solver.name
         self.plan = plan = plan_step(shape, residual.dtype, free, name)
         solver = self.solver if isinstance(self.solver, Solver) else None
-        jacobian = system.jacobian(parameters, expansion, plan.row_bytes)
+        if plan.jacobian == "factors":
+            jacobian = system.factored(parameters, expansion)
+        else:
+            jacobian = system.jacobian(parameters, expansion, plan.row_bytes)
         if plan.jacobian == "dense":
             jacobian = jacobian.dense()
         if plan.solver == "svd":

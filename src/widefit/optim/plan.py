@@ -35,16 +35,16 @@ class StepShape:
     itemsize
         Bytes a number of the network.
     factor_flops
-        Flops of forming H from layer inputs and backward signals; None where the network does not allow it.
+        Flops an entry of H, from layer inputs and backward signals; None where the network does not allow it.
     factor_numbers
-        Numbers that these factors hold.
+        Numbers a row that these factors hold.
     """
 
     rows: int
     parameters: int
     itemsize: int
     factor_flops: float | None = None
-    factor_numbers: int = 0
+    factor_numbers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,13 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int) -> list[StepPla
         ("function", 3 * row_bytes + squares, remade + rate * gram_flops + factor + 3 * applied),
     ]
     if shape.factor_flops is not None:
-        dual.append(("factors", shape.factor_numbers * item + squares, shape.factor_flops + factor + applied))
+        dual.append(
+            (
+                "factors",
+                shape.factor_numbers * rows * item + squares,
+                shape.factor_flops * rows**2 / 2 + factor + applied,
+            )
+        )
     plans += [plan("cholesky", *way) for way in dual]
     return plans + [plan(name, *way) for name in ("nystrom-cg", "cg", "sketched-cg") for way in _iterative(shape, name)]
 
@@ -175,7 +181,7 @@ def _iterative(shape: StepShape, name: str) -> list[tuple[str, float, float]]:
         ("function", 40 * rows * item + extra_bytes, make * rows**0.5 + products * 16.0 * rows * columns + extra),
     ]
     if shape.factor_flops is not None:
-        held = shape.factor_numbers * item + extra_bytes
+        held = shape.factor_numbers * rows * item + extra_bytes
         ways.append(("factors", held, products * 4.0 * rows * columns + extra))
     return ways
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from widefit.gram.jacobian import FunctionJacobian, PerSample
+from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
 from widefit.optim.losses import HalfSquare, LocalLeastSquares, OutputLoss
 
 
@@ -65,6 +66,7 @@ class Block:
     outputs: PerSample
     loss: OutputLoss
     targets: Tensor | None
+    model: nn.Module | None = None  # where the outputs are a model's own, on a batch
 
     @classmethod
     def of_residual(cls, model: nn.Module, residual: Residual) -> "Block":
@@ -93,7 +95,7 @@ class Block:
                 )
             return outputs.reshape(len(outputs), -1)
 
-        return cls(PerSample(function, inputs, batched), loss, targets)
+        return cls(PerSample(function, inputs, batched), loss, targets, model)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,24 @@ class System:
 
     def __init__(self, blocks: list[Block]):
         self.blocks = blocks
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model whose plain outputs the system is; None for residual functions and for several blocks."""
+        return self.blocks[0].model if len(self.blocks) == 1 else None
+
+    def factor_cost(self, parameters: dict[str, Tensor]) -> FactorCost | None:
+        """Cost of J as layer inputs and backward signals; None where the system has no such form."""
+        if self.module is None:
+            return None
+        cost = factor_cost(self.module, parameters, self.blocks[0].outputs.data)
+        return cost if cost.exact else None
+
+    def factored(self, parameters: dict[str, Tensor], expansion: Expansion) -> FactoredJacobian:
+        """J̃ in that form."""
+        if self.module is None:
+            raise ValueError("a system of residual functions has no factored form")
+        return factored_jacobian(self.module, parameters, self.blocks[0].outputs.data, expansion.roots[0])
 
     def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "n k"]]:
         """The outputs of every block."""
