@@ -13,6 +13,8 @@ from widefit.sketches.base import Sketch
 
 # Rows of H are summed over at most this many columns of J at a time when J is widened to float64.
 _COLUMN_BLOCK = 1 << 16
+# Rows of H summed at a time, so that only its lower half is.
+_TILE = 512
 
 
 class Jacobian(ABC):
@@ -80,12 +82,16 @@ class DenseJacobian(Jacobian):
         return self.matrix.T @ weights
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
-        if self.dtype == dtype:
-            return self.matrix @ self.matrix.T
-        total = torch.zeros(self.shape[0], self.shape[0], dtype=dtype, device=self.device)
-        for block in self.matrix.split(_COLUMN_BLOCK, dim=1):
-            wide = block.to(dtype)
-            total.addmm_(wide, wide.T)
+        rows = self.shape[0]
+        total = torch.zeros(rows, rows, dtype=dtype, device=self.device)
+        for columns in self.matrix.split(self.shape[1] if self.dtype == dtype else _COLUMN_BLOCK, dim=1):
+            wide = columns.to(dtype)
+            for top in range(0, rows, _TILE):  # the lower half only: H is symmetric
+                below = wide[top : top + _TILE]
+                total[top : top + _TILE, : top + len(below)].addmm_(below, wide[: top + len(below)].T)
+        for top in range(0, rows, _TILE):
+            bottom = min(top + _TILE, rows)
+            total[:top, top:bottom] = total[top:bottom, :top].T
         return total
 
     def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
@@ -239,13 +245,25 @@ class FunctionJacobian(Jacobian):
             top += height
 
     def _derivatives(
-        self, function: PerSample, root: Float[Tensor, "..."], k: int
+        self, function: PerSample, root: Float[Tensor, "..."], k: int, out: Float[Tensor, "n k P"] | None = None
     ) -> Iterator[tuple[int, Float[Tensor, "c k P"]]]:
+        """(first sample, rows of its chunk), written into `out` where one is given for all samples."""
         chunk = max(1, self.chunk_rows // k)
         for start, derivative in function.jacobian(self.parameters, chunk):
-            pieces = [derivative[name].flatten(2) for name in self.parameters]
-            flat = torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
-            yield start, apply_root(select_root(root, slice(start, start + len(flat))), flat)
+            count = len(next(iter(derivative.values())))
+            if out is None:
+                rows = torch.empty(count, k, self.shape[1], dtype=self.dtype, device=self.device)
+            else:
+                rows = out[start : start + count]
+            here = select_root(root, slice(start, start + count))
+            left = 0
+            for name, size in zip(self.parameters, self.sizes, strict=True):
+                piece = derivative.pop(name).flatten(2)
+                rows[:, :, left : left + size] = apply_root(here, piece) if root.ndim == 3 else piece
+                left += size
+            if root.ndim < 3:
+                rows.mul_(here[:, :, None] if root.ndim == 2 else here)
+            yield start, rows
 
     def _unflatten(self, direction: Float[Tensor, " P"]) -> dict[str, Tensor]:
         pieces = direction.split(self.sizes)
@@ -256,8 +274,12 @@ class FunctionJacobian(Jacobian):
     def dense(self) -> DenseJacobian:
         """J stored: M · P numbers."""
         matrix = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for top, block in self.row_blocks():
-            matrix[top : top + len(block)] = block
+        top = 0
+        for function, root, k, height in zip(self.functions, self.roots, self.outputs, self.heights, strict=True):
+            out = matrix[top : top + height].view(-1, k, self.shape[1])
+            for _ in self._derivatives(function, root, k, out):
+                pass
+            top += height
         return DenseJacobian(matrix)
 
 

@@ -89,10 +89,17 @@ class Spectral(Curvature):
         else:
             value = -self.right.T @ ((self.right @ (self.matrix.T @ weights)) / denominator)
         image = self.matrix @ value
+        # (J̃ᵀJ̃ + λI) d + J̃ᵀw in the basis of the singular vectors: what rounding left of the equations.
+        return Direction(value.to(self.dtype), image.to(self.dtype), self._defect(weights, value, damping), 0, "svd")
+
+    def _defect(self, weights: Float[Tensor, " M"], value: Float[Tensor, " P"], damping: float) -> float:
         gradient = self.matrix.T @ weights
-        defect = torch.linalg.vector_norm(self.matrix.T @ image + damping * value + gradient)
-        relative = float(defect / torch.linalg.vector_norm(gradient).clamp_min(torch.finfo(torch.float64).tiny))
-        return Direction(value.to(self.dtype), image.to(self.dtype), relative, 0, "svd")
+        if self.matrix.shape[0] >= self.matrix.shape[1]:
+            image = self.right.T @ (self.singular.square() * (self.right @ value))
+        else:
+            image = self.matrix.T @ (self.matrix @ value)
+        size = torch.linalg.vector_norm(gradient)
+        return float(torch.linalg.vector_norm(image + damping * value + gradient) / size) if size > 0 else 0.0
 
 
 class Primal(Curvature):
