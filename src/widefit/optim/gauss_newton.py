@@ -178,7 +178,7 @@ class GaussNewton(torch.optim.Optimizer):
         flat = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
         sizes = [tensor.numel() for tensor in parameters.values()]
 
-        def moved(change: Float[Tensor, " P"]) -> list[Float[Tensor, "n k"]]:
+        def moved(change: Float[Tensor, " P"]) -> list[Float[Tensor, "_ _"]]:
             pieces = (flat + change).split(sizes)
             return system.outputs(
                 {name: piece.view_as(old) for (name, old), piece in zip(parameters.items(), pieces, strict=True)}

@@ -50,7 +50,7 @@ class Outcome:
     """
 
     change: Float[Tensor, " P"] | None
-    outputs: list[Float[Tensor, "n k"]]
+    outputs: list[Float[Tensor, "_ _"]]
     loss: float
     level: float
     damping: float
@@ -79,8 +79,8 @@ class Search:
         Learning rate: one number, or one per parameter.
     """
 
-    evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "n k"]]]
-    loss: Callable[[list[Float[Tensor, "n k"]]], float]
+    evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
+    loss: Callable[[list[Float[Tensor, "_ _"]]], float]
     expansion: Expansion
     curvature: Curvature
     policy: DampingPolicy

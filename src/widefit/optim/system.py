@@ -102,7 +102,7 @@ class Block:
 class Expansion:
     """The system at one point: outputs, loss, and the least-squares problem of the step."""
 
-    outputs: list[Float[Tensor, "n k"]]
+    outputs: list[Float[Tensor, "_ _"]]
     loss: float
     locals: list[LocalLeastSquares]
 
@@ -141,12 +141,12 @@ class System:
             raise ValueError("a system of residual functions has no factored form")
         return factored_jacobian(self.module, parameters, self.blocks[0].outputs.data, expansion.roots[0])
 
-    def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "n k"]]:
+    def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "_ _"]]:
         """The outputs of every block."""
         with torch.no_grad():
             return [block.outputs.values(parameters) for block in self.blocks]
 
-    def loss(self, outputs: list[Float[Tensor, "n k"]]) -> float:
+    def loss(self, outputs: list[Float[Tensor, "_ _"]]) -> float:
         """The loss of given outputs; infinity where it is not a number."""
         total = torch.stack(
             [block.loss.value(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
@@ -154,7 +154,7 @@ class System:
         value = float(total)
         return value if value == value else float("inf")
 
-    def expand(self, outputs: list[Float[Tensor, "n k"]]) -> Expansion:
+    def expand(self, outputs: list[Float[Tensor, "_ _"]]) -> Expansion:
         """The least-squares problem at given outputs."""
         locals_ = [block.loss.expand(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
         return Expansion(outputs, self.loss(outputs), locals_)

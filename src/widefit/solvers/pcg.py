@@ -1,15 +1,13 @@
 """The loop that every conjugate-gradient solver shares: preconditioned, with true residuals and a stop when rounding has won."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# A stretch between two true residuals that gains less than this is stagnation, unless the recurrence still agrees with them.
-_STALLED = 0.9
-_DRIFT = 2.0
+# Checks of the true residual without a gain of a tenth, after which rounding has won.
+_PATIENCE = 10
 
 
 def preconditioned_cg(
@@ -33,42 +31,36 @@ def preconditioned_cg(
     limit
         Upper bound on the products.
     recompute
-        Every so many iterations the residual is computed afresh, because the recurrence drifts away from it. When the true
-        residual has stopped falling while the recurrence pretends that it falls, rounding has won and the loop ends.
+        Every so many iterations, and before any answer, the residual is computed afresh, because the recurrence drifts away
+        from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
     """
     goal = tolerance * float(torch.linalg.vector_norm(rhs))
-    value = torch.zeros_like(rhs)
-    residual = rhs.clone()
-    best, best_norm = value, math.inf
-    checked = math.inf
+    value = best = torch.zeros_like(rhs)
+    residual, products, stalled = rhs.clone(), 0, 0
+    best_norm = norm = float(torch.linalg.vector_norm(rhs))
     direction = preconditioned = precondition(residual)
     rho = torch.dot(residual, preconditioned)
-    products = 0
-    while True:
-        norm = float(torch.linalg.vector_norm(residual))
-        if norm < best_norm:
-            best, best_norm = value, norm
-        if norm <= goal or not rho > 0 or products >= limit:
-            return best, products
+    while norm > goal and rho > 0 and products < limit and stalled < _PATIENCE:
         image = apply(direction)
         products += 1
         curvature = torch.dot(direction, image)
-        if not curvature > 0:  # rounding has exhausted the range of A
-            return best, products
-        step = rho / curvature
-        value = value + step * direction
-        residual = residual - step * image
-        if products % recompute == 0 and products < limit:
-            claimed = float(torch.linalg.vector_norm(residual))
+        if curvature > 0:
+            step = rho / curvature
+            value = value + step * direction
+            residual = residual - step * image
+            norm = float(torch.linalg.vector_norm(residual))
+        if not curvature > 0 or norm <= goal or products % recompute == 0 or products >= limit:
             residual = rhs - apply(value)
-            products += 1
-            true = float(torch.linalg.vector_norm(residual))
-            if true > _STALLED * checked and true > _DRIFT * claimed:
-                return (value if true < best_norm else best), products
-            best_norm, checked = max(best_norm, min(true, checked)), true
+            norm = float(torch.linalg.vector_norm(residual))
+            stalled = 0 if norm < 0.9 * best_norm else stalled + 1
+            if norm < best_norm:
+                best, best_norm = value, norm
+            if not curvature > 0:  # rounding has exhausted the range of A
+                break
         preconditioned = precondition(residual)
         rho, previous = torch.dot(residual, preconditioned), rho
         direction = preconditioned + (rho / previous) * direction
+    return best, products
 
 
 def solve_columns(
