@@ -58,7 +58,9 @@ class TestSketch:
         assert found[10] < 0.7
 
     def test_more_rows_distort_less(self, make) -> None:
-        subspace = torch.linalg.qr(torch.randn(SIZE, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+        subspace = torch.linalg.qr(
+            torch.randn(SIZE, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        )[0]
         few = sorted(distortion(make, 16, subspace, seed) for seed in range(15))[7]
         many = sorted(distortion(make, 240, subspace, seed) for seed in range(15))[7]
         assert many < 0.7 * few

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import jacrev, jvp, vjp, vmap
 
 from widefit.gram.base import GramOperator
 from widefit.sketches.base import Sketch
@@ -163,6 +163,8 @@ class FunctionJacobian(Jacobian):
         Where J is taken; its order is the order of the columns.
     row_bytes
         Memory that the rows alive at a time may take.
+    scale
+        What the columns are multiplied by, shape (P,); None: nothing.
     """
 
     def __init__(
@@ -172,7 +174,9 @@ class FunctionJacobian(Jacobian):
         outputs: list[int],
         parameters: dict[str, Tensor],
         row_bytes: int,
+        scale: Float[Tensor, " P"] | None = None,
     ):
+        self.scale = scale
         self.functions = functions
         self.roots = roots
         self.outputs = outputs
@@ -186,7 +190,7 @@ class FunctionJacobian(Jacobian):
         self.chunk_rows = max(1, row_bytes // (3 * self.shape[1] * first.element_size()))
 
     def matvec(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        tangent = (self._unflatten(direction),)
+        tangent = (self._unflatten(direction if self.scale is None else self.scale * direction),)
         images = [
             apply_root(root, jvp(function.values, (self.parameters,), tangent)[1])
             for function, root in zip(self.functions, self.roots, strict=True)
@@ -200,7 +204,7 @@ class FunctionJacobian(Jacobian):
             pull = vjp(function.values, self.parameters)[1]
             gradient = pull(apply_root_transposed(root, piece.reshape(-1, k)))[0]
             total += torch.cat([gradient[name].reshape(-1) for name in self.parameters])
-        return total
+        return total if self.scale is None else self.scale * total
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
         total = torch.empty(self.shape[0], self.shape[0], dtype=dtype, device=self.device)
@@ -258,11 +262,13 @@ class FunctionJacobian(Jacobian):
             here = select_root(root, slice(start, start + count))
             left = 0
             for name, size in zip(self.parameters, self.sizes, strict=True):
-                piece = derivative.pop(name).flatten(2)
+                piece = derivative.pop(name).reshape(count, k, size)
                 rows[:, :, left : left + size] = apply_root(here, piece) if root.ndim == 3 else piece
                 left += size
             if root.ndim < 3:
                 rows.mul_(here[:, :, None] if root.ndim == 2 else here)
+            if self.scale is not None:
+                rows.mul_(self.scale)
             yield start, rows
 
     def _unflatten(self, direction: Float[Tensor, " P"]) -> dict[str, Tensor]:
@@ -331,12 +337,3 @@ def apply_root_transposed(root: Float[Tensor, "..."], values: Float[Tensor, "n k
 def select_root(root: Float[Tensor, "..."], index: slice | Tensor) -> Float[Tensor, "..."]:
     """The roots of some of the samples."""
     return root[index] if root.ndim >= 2 else root
-
-
-def module_function(module: torch.nn.Module) -> Callable[..., Tensor]:
-    """`module` as a per-sample function of its parameters: adds and takes away the batch dimension."""
-
-    def function(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(module, parameters, (sample.unsqueeze(0),)).reshape(-1)
-
-    return function

@@ -1,8 +1,8 @@
 """H = Σ over layers of (Δ Δᵀ) ∘ (A Aᵀ): exact, from layer inputs and backward signals; J is never formed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -16,30 +16,30 @@ from widefit.gram.layers import LayerCall, affine_rows, outer_inputs, outer_sign
 _TILE = 2048
 
 
-class Part(Protocol):
+class Part(ABC):
     """Some columns of J, in a form that multiplies fast."""
 
     names: tuple[str, ...]
 
+    @abstractmethod
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         """(J Jᵀ)[rows, columns] over these columns of J."""
-        ...
 
+    @abstractmethod
     def matvec(self, pieces: list[Tensor]) -> Float[Tensor, " M"]:
         """J v, v in pieces of the parameters' shapes."""
-        ...
 
+    @abstractmethod
     def rmatvec(self, weights: Float[Tensor, " M"]) -> list[Tensor]:
         """Jᵀ u in such pieces."""
-        ...
 
+    @abstractmethod
     def rows(self, indices: Int[Tensor, " r"]) -> list[Float[Tensor, "r p"]]:
         """J[indices], one matrix a parameter."""
-        ...
 
 
 @dataclass(frozen=True)
-class OuterPart:
+class OuterPart(Part):
     """A layer whose rows are Σ_t δ_t ⊗ a_t; a bias is one more input that is always one.
 
     Attributes
@@ -112,7 +112,7 @@ class OuterPart:
 
 
 @dataclass(frozen=True)
-class StoredPart:
+class StoredPart(Part):
     """A parameter whose columns of J are stored."""
 
     names: tuple[str, ...]

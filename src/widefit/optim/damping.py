@@ -47,6 +47,9 @@ class DampingPolicy:
         """The next relative λ after a step of length α."""
         return max(floor, level / self.fall) if length == 1.0 else level
 
-    def after_failure(self, level: float) -> float:
-        """The next relative λ when the step was too short or raised the loss."""
-        return min(self.largest, level * self.rise)
+    def after_failure(self, level: float, failures: int) -> float:
+        """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.
+
+        From the third failure on λ rises faster and faster: the start may be many powers of ten away from where it works.
+        """
+        return min(self.largest, level * self.rise ** max(1, failures - 1))

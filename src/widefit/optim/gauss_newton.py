@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -114,6 +114,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._memory = _Memory(level=self.policy.start if damping == "auto" else float(damping))
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
         self._preconditioner: Preconditioner | None = None
+        self._checked = False
         self._names()
 
     def step(self, *data: Tensor | Residual) -> StepInfo:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -129,13 +130,16 @@ class GaussNewton(torch.optim.Optimizer):
         system = System(self._blocks(data))
         names = self._names()
         parameters = {name: parameter.detach() for name, (parameter, _) in names.items()}
+        if not self._checked:
+            system.check_samples(parameters)
+            self._checked = True
         expansion = self._expand(system, parameters)
         if not self.history.steps:
             self.history.steps.append(StepInfo(step=self._memory.step, loss=expansion.loss))
 
         outcome = self._search(system, parameters, expansion, self._changes(data))
         if outcome.change is not None:
-            self._apply(outcome.change, names)
+            self._apply(outcome.change, parameters, names)
         self._memory.level = outcome.level
         self._memory.step += 1
         self._memory.seconds += time.perf_counter() - began
@@ -157,9 +161,8 @@ class GaussNewton(torch.optim.Optimizer):
         """Everything that a later step depends on."""
         state = super().state_dict()
         state["widefit"] = {
-            "level": self._memory.level,
-            "step": self._memory.step,
-            "seconds": self._memory.seconds,
+            **asdict(self._memory),
+            "preconditioner": None if self._preconditioner is None else vars(self._preconditioner),
             "history": self.history.to_dict(),
         }
         return state
@@ -170,28 +173,31 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError("this is not the state of a widefit.GaussNewton: it has no entry 'widefit'")
         own = state_dict["widefit"]
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "widefit"})
-        self._memory = _Memory(own["level"], own["step"], own["seconds"])
+        self._memory = _Memory(own["level"], own["step"], own["seconds"], own["changing"])
         self.history = History.from_dict(own["history"])
-        self._preconditioner = None
+        kept = own["preconditioner"]
+        self._preconditioner = None if kept is None else Preconditioner(**kept)
+        self._last = None
 
     def _search(self, system: System, parameters: dict[str, Tensor], expansion: Expansion, changes: bool) -> Outcome:
         flat = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
+        rate, scale = self._rates(parameters)
         sizes = [tensor.numel() for tensor in parameters.values()]
 
         def moved(change: Float[Tensor, " P"]) -> list[Float[Tensor, "_ _"]]:
-            pieces = (flat + change).split(sizes)
+            pieces = (flat + (change if scale is None else scale * change)).split(sizes)
             return system.outputs(
                 {name: piece.view_as(old) for (name, old), piece in zip(parameters.items(), pieces, strict=True)}
             )
 
-        curvature = self._curvature(system, parameters, expansion)
+        curvature = self._curvature(system, parameters, expansion, scale)
         search = Search(
             evaluate=moved,
             loss=system.loss,
             expansion=expansion,
             curvature=curvature,
             policy=self.policy,
-            rate=self._rate(sizes, flat),
+            rate=rate,
             momentum=self._previous_step(curvature) if changes else None,
             max_norm=self.max_norm,
         )
@@ -199,10 +205,16 @@ class GaussNewton(torch.optim.Optimizer):
         self._preconditioner = curvature.preconditioner
         return outcome
 
-    def _curvature(self, system: System, parameters: dict[str, Tensor], expansion: Expansion) -> Curvature:
+    def _curvature(
+        self,
+        system: System,
+        parameters: dict[str, Tensor],
+        expansion: Expansion,
+        scale: Float[Tensor, " P"] | None,
+    ) -> Curvature:
         residual = expansion.residual
         free = available_bytes(residual.device) // 2 if self.memory == "auto" else int(self.memory)
-        cost = system.factor_cost(parameters)
+        cost = system.factor_cost(parameters) if scale is None else None
         shape = StepShape(
             rows=len(residual),
             parameters=sum(parameter.numel() for parameter in parameters.values()),
@@ -216,7 +228,7 @@ class GaussNewton(torch.optim.Optimizer):
         if plan.jacobian == "factors":
             jacobian = system.factored(parameters, expansion)
         else:
-            jacobian = system.jacobian(parameters, expansion, plan.row_bytes)
+            jacobian = system.jacobian(parameters, expansion, plan.row_bytes, scale)
         if plan.jacobian == "dense":
             jacobian = jacobian.dense()
         if plan.solver == "svd":
@@ -268,18 +280,34 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError(f"trainable parameters must share one type and device, got {sorted(map(str, kinds))}")
         return named
 
-    def _apply(self, change: Float[Tensor, " P"], names: dict[str, tuple[Tensor, dict[str, Any]]]) -> None:
+    def _apply(
+        self,
+        change: Float[Tensor, " P"],
+        parameters: dict[str, Tensor],
+        names: dict[str, tuple[Tensor, dict[str, Any]]],
+    ) -> None:
+        scale = self._rates(parameters)[1]
+        sizes = [parameter.numel() for parameter, _ in names.values()]
+        moves = (change if scale is None else scale * change).split(sizes)
         with torch.no_grad():
-            pieces = change.split([parameter.numel() for parameter, _ in names.values()])
-            for (parameter, _), piece in zip(names.values(), pieces, strict=True):
-                parameter.add_(piece.view_as(parameter))
+            for (parameter, _), move, piece in zip(names.values(), moves, change.split(sizes), strict=True):
+                parameter.add_(move.view_as(parameter))
                 self.state[parameter]["step"] = piece.view_as(parameter).clone()
 
-    def _rate(self, sizes: list[int], like: Tensor) -> float | Float[Tensor, " P"]:
-        rates = [group["lr"] for _, group in self._names().values()]
-        if all(rate == rates[0] for rate in rates):
-            return float(rates[0])
-        return torch.cat([like.new_full((size,), float(rate)) for size, rate in zip(sizes, rates, strict=True)])
+    def _rates(self, parameters: dict[str, Tensor]) -> tuple[float, Float[Tensor, " P"] | None]:
+        """The largest rate, and √(rate / largest) per parameter where groups differ.
+
+        Groups with different rates are a metric: J's columns are scaled, so that the step still goes down the loss.
+        """
+        rates = [float(group["lr"]) for _, group in self._names().values()]
+        largest = max(rates)
+        if min(rates) == largest:
+            return largest, None
+        pieces = [
+            torch.full_like(tensor, (rate / largest) ** 0.5).reshape(-1)
+            for tensor, rate in zip(parameters.values(), rates, strict=True)
+        ]
+        return largest, torch.cat(pieces)
 
     def _previous_step(self, curvature: Curvature) -> Momentum | None:
         rate = 0.9 if self.momentum == "auto" else float(self.momentum)

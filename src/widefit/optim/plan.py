@@ -107,7 +107,9 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
         raise ValueError(_too_large(shape, dtype, free, least))
     for plan in fitting:
         if solver == "auto" and plan.solver == "svd" and plan.flops <= _SPECTRAL:
-            return replace(plan, reason=f"{plan.flops:.2g} flops: singular values are affordable, and the most accurate")
+            return replace(
+                plan, reason=f"{plan.flops:.2g} flops: singular values are affordable, and the most accurate"
+            )
     # Direct solvers answer to rounding whatever λ; iterations are for what the direct ones cannot hold.
     direct = [plan for plan in fitting if plan.solver in ("primal", "cholesky", "svd")]
     best = min(direct or fitting, key=lambda plan: plan.flops)
@@ -133,7 +135,7 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int) -> list[StepPla
     squares = 16 * small * small + (8 if wide else item) * small * small
     remade = make * max(1.0, 0.5 * stored / row_bytes)
 
-    def plan(solver: str, jacobian: str, numbers: int, flops: float) -> StepPlan:
+    def plan(solver: str, jacobian: str, numbers: float, flops: float) -> StepPlan:
         return StepPlan(solver, jacobian, torch.float64 if wide else dtype, int(numbers), flops, row_bytes)
 
     orthogonal = _DOUBLE * _ORTHOGONAL * (2.0 * rows * columns * small + 20.0 * small**3)

@@ -76,7 +76,7 @@ class Search:
     policy
         The damping policy.
     rate
-        Learning rate: one number, or one per parameter.
+        Learning rate: the part of a full step that is taken.
     """
 
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
@@ -84,7 +84,7 @@ class Search:
     expansion: Expansion
     curvature: Curvature
     policy: DampingPolicy
-    rate: float | Float[Tensor, " P"] = 1.0
+    rate: float = 1.0
     momentum: Momentum | None = None
     max_norm: float | None = None
 
@@ -100,15 +100,16 @@ class Search:
             first = self._direction(residual, damping)
             bend, second = self._bend(first, damping)
             iterations += first.iterations + (second.iterations if second is not None else 0)
-            length = max(policy.length(bend), shortest if fixed else 0.0)
+            length = max(policy.length(bend * self.rate), shortest if fixed else 0.0)
             # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
             if length >= shortest or level >= policy.largest:
-                found = self._shorten(first, second, length, shortest)
+                found = self._shorten(first, second, length, shortest / 2)
                 if found is not None:
                     change, outputs, loss, gain = found
-                    following = level if attempt else policy.after_success(level, length, self.curvature.floor)
+                    kept = fixed or attempt > 0
+                    following = level if kept else policy.after_success(level, length, self.curvature.floor)
                     return Outcome(change, outputs, loss, following, damping, gain, first, iterations)
-            level = policy.after_failure(level)
+            level = level if fixed else policy.after_failure(level, attempt + 1)
         loss, outputs = self.expansion.loss, self.expansion.outputs
         return Outcome(None, outputs, loss, level, damping, None, first, iterations)
 
@@ -148,7 +149,13 @@ class Search:
         self, first: Direction, second: Direction | None, length: float, shortest: float
     ) -> tuple[Tensor, list[Tensor], float, float] | None:
         """The first point of the path, going back from `length` by halves, that lowers the loss."""
-        while length >= shortest / 2:
+        if self.max_norm is not None:
+            farthest = self.rate * float(
+                sum(torch.linalg.vector_norm(d.value) for d in (first, second) if d is not None)
+            )
+            part = min(1.0, self.max_norm / farthest) if farthest > 0 else 1.0
+            length, shortest = length * part, shortest * part
+        while length >= shortest:
             change = self._path(first, second, length)
             outputs = self.evaluate(change)
             loss = self.loss(outputs)
@@ -162,15 +169,10 @@ class Search:
         change = reach * first.value
         if second is not None:
             change = change + reach * reach * second.value
-        if self.max_norm is not None:
-            norm = float(torch.linalg.vector_norm(change))
-            change = change * min(1.0, self.max_norm / norm) if norm > 0 else change
         return change
 
     def _gain_ratio(self, first: Direction, length: float, loss: float) -> float | None:
-        """Actual decrease over that of the linear model; None where the rate is not one number."""
-        if isinstance(self.rate, Tensor):
-            return None
+        """Actual decrease over that of the linear model; None where that predicts no decrease."""
         image = length * self.rate * first.image.double()
         predicted = -float(torch.dot(self.expansion.residual.double(), image) + 0.5 * torch.dot(image, image))
         return (self.expansion.loss - loss) / predicted if predicted > 0 else None

@@ -141,6 +141,11 @@ class System:
             raise ValueError("a system of residual functions has no factored form")
         return factored_jacobian(self.module, parameters, self.blocks[0].outputs.data, expansion.roots[0])
 
+    def check_samples(self, parameters: dict[str, Tensor]) -> None:
+        """Refuse outputs that are not functions of one sample each; costs two samples."""
+        for block in self.blocks:
+            check_per_sample(block, parameters)
+
     def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "_ _"]]:
         """The outputs of every block."""
         with torch.no_grad():
@@ -159,14 +164,50 @@ class System:
         locals_ = [block.loss.expand(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
         return Expansion(outputs, self.loss(outputs), locals_)
 
-    def jacobian(self, parameters: dict[str, Tensor], expansion: Expansion, row_bytes: int) -> FunctionJacobian:
-        """J̃, whose rows are Bᵢᵀ ∂fᵢ/∂θ."""
+    def jacobian(
+        self,
+        parameters: dict[str, Tensor],
+        expansion: Expansion,
+        row_bytes: int,
+        scale: Float[Tensor, " P"] | None = None,
+    ) -> FunctionJacobian:
+        """J̃, whose rows are Bᵢᵀ ∂fᵢ/∂θ, its columns multiplied by `scale`."""
         return FunctionJacobian(
             [block.outputs for block in self.blocks],
             expansion.roots,
             [output.shape[1] for output in expansion.outputs],
             parameters,
             row_bytes,
+            scale,
+        )
+
+
+def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
+    """Compare a block on its first samples together with the same samples alone."""
+    outputs = block.outputs
+    few = outputs.select(slice(0, 2))
+    shapes = [tuple(tensor.shape[1:]) for tensor in outputs.data]
+    try:
+        with torch.no_grad():
+            together = few.values(parameters)
+            alone = torch.stack(
+                [few.function(parameters, *(tensor[i] for tensor in few.data)) for i in range(few.samples)]
+            )
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"a residual is called with ONE sample, a model with a batch; here samples of shapes {shapes} failed: {error}"
+        ) from error
+    tolerance = torch.finfo(alone.dtype).eps ** 0.5
+    if not torch.allclose(together, alone, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            "the outputs of a sample depend on the other samples of its batch: a Gauss-Newton step needs a network and a residual "
+            "that treat samples one by one"
+        )
+    differ = any(not torch.equal(tensor[0], tensor[1]) for tensor in few.data) if few.samples > 1 else False
+    if alone.shape[1] > 1 and differ and torch.equal(alone[0], alone[1]) and alone.shape[1] == outputs.samples:
+        raise ValueError(
+            f"the residual returns the same {alone.shape[1]} numbers for different samples: it seems to take the whole batch, "
+            "but it must use the ONE sample that it is given"
         )
 
 
