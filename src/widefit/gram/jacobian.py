@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import jacrev, jvp, vjp, vmap
+from torch.func import jacrev, vjp, vmap
 
 from widefit.gram.base import GramOperator
 from widefit.sketches.base import Sketch
@@ -150,7 +150,7 @@ class PerSample:
 
 
 class FunctionJacobian(Jacobian):
-    """J of one or more per-sample functions, by forward and reverse differentiation; rows are made when they are asked for.
+    """J of one or more per-sample functions, by reverse differentiation; rows are made when they are asked for.
 
     Parameters
     ----------
@@ -190,12 +190,16 @@ class FunctionJacobian(Jacobian):
         self.chunk_rows = max(1, row_bytes // (3 * self.shape[1] * first.element_size()))
 
     def matvec(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        tangent = (self._unflatten(direction if self.scale is None else self.scale * direction),)
-        images = [
-            apply_root(root, jvp(function.values, (self.parameters,), tangent)[1])
-            for function, root in zip(self.functions, self.roots, strict=True)
-        ]
-        return torch.cat([image.reshape(-1) for image in images])
+        tangent = self._unflatten(direction if self.scale is None else self.scale * direction)
+        pieces = []
+        for function, root, k in zip(self.functions, self.roots, self.outputs, strict=True):
+            # Reverse differentiation twice rather than forward once: it exists for every layer, and means the same derivative
+            # where torch's two modes differ (the padding row of an embedding).
+            pull = vjp(function.values, self.parameters)[1]
+            nothing = torch.zeros(function.samples, k, dtype=self.dtype, device=self.device)
+            push = vjp(lambda weights, pull=pull: pull(weights)[0], nothing)[1]
+            pieces.append(apply_root(root, push(tangent)[0]).reshape(-1))
+        return torch.cat(pieces)
 
     def rmatvec(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
         total = torch.zeros(self.shape[1], dtype=self.dtype, device=self.device)

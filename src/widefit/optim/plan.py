@@ -104,7 +104,7 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
     fitting = [plan for plan in plans if plan.bytes_needed <= free]
     if not fitting:
         least = min(plans, key=lambda plan: plan.bytes_needed)
-        raise ValueError(_too_large(shape, dtype, free, least))
+        raise ValueError(_too_large(shape, dtype, free, solver, least))
     for plan in fitting:
         if solver == "auto" and plan.solver == "svd" and plan.flops <= _SPECTRAL:
             return replace(
@@ -185,12 +185,13 @@ def _iterative(shape: StepShape, name: str) -> list[tuple[str, float, float]]:
     return ways
 
 
-def _too_large(shape: StepShape, dtype: torch.dtype, free: int, least: StepPlan) -> str:
+def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str, least: StepPlan) -> str:
     low, high = 0, shape.rows
     while low < high - 1:  # the largest batch that fits, by bisection
         middle = (low + high) // 2
         smaller = replace(shape, rows=middle, factor_numbers=int(shape.factor_numbers * middle / shape.rows))
-        fits = any(plan.bytes_needed <= free for plan in _candidates(smaller, dtype, free))
+        ways = [plan for plan in _candidates(smaller, dtype, free) if solver in ("auto", plan.solver)]
+        fits = any(plan.bytes_needed <= free for plan in ways)
         low, high = (middle, high) if fits else (low, middle)
     return (
         f"a step on {shape.rows} outputs of samples and {shape.parameters} parameters takes at least {least.bytes_needed / 1e9:.3g} GB "

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
 
-def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, " d"]:
     """∇u for a network with one output.
 
     Parameters
@@ -31,11 +31,12 @@ def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, " d"]) ->
     ValueError
         The network has several outputs.
     """
+    _check_point(point)
     return grad(_scalar(network))(point)
 
 
 def derivative(
-    network: Callable[[Tensor], Tensor], point: Float[Tensor, " d"], axis: int, order: int = 1
+    network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."], axis: int, order: int = 1
 ) -> Float[Tensor, "*k"]:
     """∂ᵒu/∂x_axisᵒ of every output, by forward differentiation: the time derivative when `axis` is time.
 
@@ -68,7 +69,7 @@ def derivative(
     return along(point)
 
 
-def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, " d"]) -> Float[Tensor, "*k"]:
+def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, "*k"]:
     """Σᵢ ∂²u/∂xᵢ² of every output.
 
     One output is differentiated backward once and forward d times; several are differentiated forward twice.
@@ -87,7 +88,7 @@ def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, " d"]) -
     return vmap(lambda unit: _pushed(_pushed(network, unit), unit)(point))(units).sum(dim=0)
 
 
-def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, " d"]) -> Float[Tensor, ""]:
+def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """Σᵢ ∂vᵢ/∂xᵢ of a field with as many components as coordinates.
 
     Parameters
