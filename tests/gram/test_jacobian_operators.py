@@ -39,6 +39,10 @@ def grouped() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(36, 1))
 
 
+def sequence() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2))
+
+
 def in_place() -> nn.Module:
     return nn.Sequential(
         nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 6, bias=False), nn.Tanh(), nn.Linear(6, 1)
@@ -48,7 +52,7 @@ def in_place() -> nn.Module:
 CASES = {
     "mlp": (in_place, lambda: torch.randn(9, 5)),
     "mlp-3-outputs": (lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), lambda: torch.randn(9, 5)),
-    "sequence": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2)), lambda: torch.randn(6, 5, 4)),
+    "sequence": (sequence, lambda: torch.randn(6, 5, 4)),
     "conv2d": (convolutional, lambda: torch.randn(4, 2, 5, 5)),
     "conv1d": (one_dimensional, lambda: torch.randn(4, 2, 5)),
     "grouped": (grouped, lambda: torch.randn(4, 2, 5, 5)),
@@ -107,7 +111,7 @@ def test_agrees_with_backward_passes(case: str, root_kind: str, form: str) -> No
     v, u = torch.randn(expected.shape[1], dtype=torch.float64), torch.randn(expected.shape[0], dtype=torch.float64)
     chosen = torch.randperm(n * k)[: max(1, n * k // 2)]
     gram = expected @ expected.T
-    close = dict(rtol=1e-9, atol=1e-11)
+    close = {"rtol": 1e-9, "atol": 1e-11}
     assert jacobian.shape == tuple(expected.shape)
     torch.testing.assert_close(jacobian.matvec(v), expected @ v, **close)
     torch.testing.assert_close(jacobian.rmatvec(u), expected.T @ u, **close)

@@ -1,5 +1,7 @@
 """Small systems with known answers, and the Jacobian the slow way."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 def mlp(*widths: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for size, following in zip(widths[:-1], widths[1:], strict=True):
+    for size, following in pairwise(widths):
         layers += [nn.Linear(size, following), nn.Tanh()]
     return nn.Sequential(*layers[:-1]).to(dtype)
 

@@ -240,7 +240,7 @@ def test_momentum_starts_when_the_data_change() -> None:
     x, y = regression(40)
     with_it, without = mlp(3, 30, 1), mlp(3, 30, 1)
     automatic, none = GaussNewton(with_it), GaussNewton(without, momentum=0.0)
-    for step in range(3):
+    for _ in range(3):
         automatic.step(x, y)
         none.step(x, y)
     assert torch.equal(flat(with_it), flat(without))
@@ -279,7 +279,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"lr": 0.0}, "lr must be positive"), ({"damping": -1.0}, "damping must be"), ({"momentum": 1.0}, "momentum"),
+            ({"lr": 0.0}, "lr must be positive"), ({"damping": -1.0}, "damping must be"), ({"momentum": 1.0},
+            "momentum"),
             ({"max_norm": 0.0}, "max_norm"), ({"memory": 0}, "memory"), ({"loss": "mae"}, "loss must be one of"),
         ],
     )  # fmt: skip

@@ -114,7 +114,8 @@ class PerSample:
     data
         The batch: tensors of n samples each.
     batched
-        The same for the whole batch at once, `batched(parameters, *data)` of shape (n, k), where the network can take it
+        The same for the whole batch at once, `batched(parameters, *data)` of shape (n, k), where the network can take
+        it
         faster than `torch.vmap` can; None: vmap.
     """
 
@@ -193,7 +194,8 @@ class FunctionJacobian(Jacobian):
         tangent = self._unflatten(direction if self.scale is None else self.scale * direction)
         pieces = []
         for function, root, k in zip(self.functions, self.roots, self.outputs, strict=True):
-            # Reverse differentiation twice rather than forward once: it exists for every layer, and means the same derivative
+            # Reverse differentiation twice rather than forward once: it exists for every layer, and means the same
+            # derivative
             # where torch's two modes differ (the padding row of an embedding).
             pull = vjp(function.values, self.parameters)[1]
             nothing = torch.zeros(function.samples, k, dtype=self.dtype, device=self.device)

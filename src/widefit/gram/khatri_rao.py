@@ -73,7 +73,7 @@ class OuterPart(Part):
         return overlap.mul_(signals[rows] @ signals[columns].T)
 
     def _sum_of_products(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
-        """Rows of J made for a few outputs of the layer at a time: with T positions the product of sums has T² terms."""
+        """Rows of J made for a few outputs of the layer at a time: a product of sums over T has T² terms."""
         total = 0
         for start in range(0, self.signals.shape[3], max(1, (1 << 14) // self.inputs.shape[2])):
             left = self._rows_for(rows, start)
@@ -232,7 +232,8 @@ def factored_jacobian(
 ) -> FactoredJacobian:
     """J of a model's outputs on a batch, its rows multiplied by the roots.
 
-    Linear layers, 1d and 2d convolutions and embeddings are kept as inputs and signals; affine parameters of normalization layers and
+    Linear layers, 1d and 2d convolutions and embeddings are kept as inputs and signals; affine parameters of
+    normalization layers and
     whatever else there is are stored as columns of J.
     """
     outputs, calls = record_calls(model, parameters, inputs)
@@ -279,7 +280,7 @@ def factor_cost(model: nn.Module, parameters: dict[str, Tensor], inputs: tuple[T
     flops = numbers = 0.0
     for part in jacobian.parts:
         if isinstance(part, OuterPart):
-            n, k, positions, wide = part.signals.shape
+            _, k, positions, wide = part.signals.shape
             reach = part.inputs.shape[2]
             flops += 2.0 * (wide + reach) if positions == 1 else 2.0 * wide * reach
             numbers += positions * (wide + reach / k)
@@ -312,7 +313,7 @@ def _signals(outputs: Float[Tensor, "n k"], calls: list[LayerCall], root: Float[
 
 
 def _own_names(model: nn.Module, module: nn.Module, left: dict[str, Tensor]) -> list[str] | None:
-    """Names of a layer's trainable parameters, weight first; None where one is frozen, shared with another layer or missing."""
+    """A layer's trainable parameters, weight first; None where one is frozen, missing or shared with another layer."""
     prefix = next(name for name, candidate in model.named_modules() if candidate is module)
     held = [name for name, parameter in module.named_parameters(recurse=False) if parameter is not None]
     names = [f"{prefix}.{name}" if prefix else name for name in held]

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DampingPolicy:
-    """Damping steered by curvature (this project; the second-order term is the geodesic acceleration of Transtrum and Sethna, arXiv 1207.4999).
+    """Damping steered by curvature.
 
-    A step follows the parabola θ + α d + α² a, where d is the damped Gauss-Newton direction and a its correction for the measured
-    second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear model holds: α is the
-    largest step at which the bend stays below `bend`, and the damping moves so that α stays near one. No gain ratio is waited for,
+    (This project; the second-order term is the geodesic acceleration of Transtrum and Sethna, arXiv 1207.4999.)
+
+    A step follows the parabola θ + α d + α² a, where d is the damped Gauss-Newton direction and a its correction for
+    the measured
+    second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear model holds:
+    α is the
+    largest step at which the bend stays below `bend`, and the damping moves so that α stays near one. No gain ratio
+    is waited for,
     so the damping falls to rounding level within a few steps on well-behaved problems and rises at once on others.
 
     Attributes
@@ -50,6 +55,7 @@ class DampingPolicy:
     def after_failure(self, level: float, failures: int) -> float:
         """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.
 
-        From the third failure on λ rises faster and faster: the start may be many powers of ten away from where it works.
+        From the third failure on λ rises faster and faster: the start may be many powers of ten away from where it
+        works.
         """
         return min(self.largest, level * self.rise ** max(1, failures - 1))

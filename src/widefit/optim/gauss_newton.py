@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from widefit.gram.jacobian import Jacobian
 from widefit.history import History, StepInfo
+from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.losses import output_loss
 from widefit.optim.modules import check_module
-from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
 from widefit.optim.system import Block, Expansion, Residual, System, check_data
@@ -35,8 +36,10 @@ class _Memory:
 class GaussNewton(torch.optim.Optimizer):
     """Gauss-Newton and Levenberg-Marquardt steps for any `nn.Module`, solved in sample space or in parameter space.
 
-    Each step solves (JᵀLJ + λI) d = −∇loss with J the per-sample Jacobian and L the Hessian of the loss in the outputs (generalized
-    Gauss-Newton), bends it by the measured second derivative along d, and accepts it only if it lowers the loss on the data it was
+    Each step solves (JᵀLJ + λI) d = −∇loss with J the per-sample Jacobian and L the Hessian of the loss in the
+    outputs (generalized
+    Gauss-Newton), bends it by the measured second derivative along d, and accepts it only if it lowers the loss on
+    the data it was
     given. λ and the length follow the curvature; there is nothing to tune.
 
     Parameters
@@ -44,7 +47,8 @@ class GaussNewton(torch.optim.Optimizer):
     model
         The network. Parameters with `requires_grad=False` stay as they are.
     params
-        Parameters or parameter groups, as for any optimizer; None: all trainable ones of `model`. Groups may differ in `lr`.
+        Parameters or parameter groups, as for any optimizer; None: all trainable ones of `model`. Groups may differ
+        in `lr`.
     loss
         "mse", "cross_entropy", "bce" (logits), "huber", or a mean-reduced callable(outputs, targets), for `step(x, y)`.
     residual
@@ -56,7 +60,8 @@ class GaussNewton(torch.optim.Optimizer):
     damping
         "auto", or λ as a part of ‖J‖²_F, then kept as it is.
     momentum
-        μ of SPRING, 0 ≤ μ < 1, for mini-batches; "auto": 0 while the data stay the same and 0.9 where they change each step.
+        μ of SPRING, 0 ≤ μ < 1, for mini-batches; "auto": 0 while the data stay the same and 0.9 where they change
+        each step.
     max_norm
         Upper bound on the norm of a step; None: none.
     memory
@@ -74,7 +79,8 @@ class GaussNewton(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        No trainable parameter, parameters of several types or devices, arguments out of range, batch statistics, and in `step`:
+        No trainable parameter, parameters of several types or devices, arguments out of range, batch statistics, and
+        in `step`:
         data or a loss that are not finite, a residual that is not per sample, a step that cannot fit in memory.
     """
 
@@ -118,7 +124,9 @@ class GaussNewton(torch.optim.Optimizer):
         self._names()
 
     def step(self, *data: Tensor | Residual) -> StepInfo:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step on a batch: `step(x, y)` with a loss, `step(*data)` with `residual`, or `step(Residual(...), ...)`.
+        """Take one step on a batch.
+
+        `step(x, y)` with a loss, `step(*data)` with `residual`, or `step(Residual(...), Residual(...))`.
 
         Returns
         -------
@@ -225,14 +233,15 @@ class GaussNewton(torch.optim.Optimizer):
         name = self.solver if isinstance(self.solver, str) else self.solver.name
         self.plan = plan = plan_step(shape, residual.dtype, free, name)
         solver = self.solver if isinstance(self.solver, Solver) else None
+        jacobian: Jacobian
         if plan.jacobian == "factors":
             jacobian = system.factored(parameters, expansion)
         else:
             jacobian = system.jacobian(parameters, expansion, plan.row_bytes, scale)
-        if plan.jacobian == "dense":
-            jacobian = jacobian.dense()
-        if plan.solver == "svd":
-            return Spectral(jacobian, residual)
+            if plan.solver == "svd":
+                return Spectral(jacobian.dense(), residual)
+            if plan.jacobian == "dense":
+                jacobian = jacobian.dense()
         solver = solver or named_solver(plan.solver, self.seed)
         if plan.solver == "primal":
             return Primal(jacobian, solver)
@@ -240,8 +249,9 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _blocks(self, data: tuple[Tensor | Residual, ...]) -> list[Block]:
         """The blocks that the arguments of `step` describe."""
-        if data and all(isinstance(item, Residual) for item in data):
-            return [Block.of_residual(self.model, item) for item in data]
+        residuals = [item for item in data if isinstance(item, Residual)]
+        if data and len(residuals) == len(data):
+            return [Block.of_residual(self.model, item) for item in residuals]
         tensors = tuple(item for item in data if isinstance(item, Tensor))
         if len(tensors) != len(data):
             raise ValueError("step takes tensors, or Residual(...) blocks, not a mixture or anything else")
@@ -258,11 +268,12 @@ class GaussNewton(torch.optim.Optimizer):
             bad = [int((~torch.isfinite(output).all(dim=1)).sum()) for output in expansion.outputs]
             raise ValueError(
                 f"the loss is {expansion.loss} before the step: outputs are not finite in {sum(bad)} of "
-                f"{sum(map(len, expansion.outputs))} samples (per block: {bad}); check the parameters and the residual function"
+                f"{sum(map(len, expansion.outputs))} samples (per block: {bad}); check the parameters and the residual "
+                "function"
             )
         return expansion
 
-    def _names(self) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    def _names(self) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
         """Trainable parameters by their name in the model, with their group."""
         groups = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
         named = {
@@ -284,7 +295,7 @@ class GaussNewton(torch.optim.Optimizer):
         self,
         change: Float[Tensor, " P"],
         parameters: dict[str, Tensor],
-        names: dict[str, tuple[Tensor, dict[str, Any]]],
+        names: dict[str, tuple[nn.Parameter, dict[str, Any]]],
     ) -> None:
         scale = self._rates(parameters)[1]
         sizes = [parameter.numel() for parameter, _ in names.values()]

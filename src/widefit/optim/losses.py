@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 from torch.nn import functional
 
-# Curvature below this part of its largest value is raised to it: where a loss is all but flat, a step would be all but unbounded.
+# Curvature below this part of its largest value is raised to it: where a loss is all but flat, a step would be all
+# but unbounded.
 _FLOOR = 1e-4
 
 
@@ -23,7 +24,8 @@ class LocalLeastSquares:
     residual
         r̃ with Bᵢ r̃ᵢ = ∂ℓ/∂fᵢ, shape (n, k).
     root
-        B: () or (n, k) for a multiple of the identity or a diagonal, (n, k, k) in general; B Bᵀ is the Hessian of the loss in the
+        B: () or (n, k) for a multiple of the identity or a diagonal, (n, k, k) in general; B Bᵀ is the Hessian of the
+        loss in the
         outputs, or a positive definite majorant where that is flat.
     """
 
@@ -108,7 +110,8 @@ class CrossEntropy(OutputLoss):
         n, k = outputs.shape
         probability = torch.softmax(outputs, dim=1)
         wanted = classes if classes.is_floating_point() else functional.one_hot(classes, k).to(outputs)
-        # diag p − p pᵀ = B Bᵀ with B = diag √p − p √pᵀ when p sums to one; and B (p − y)/√p = p − y, as p − y sums to zero.
+        # diag p − p pᵀ = B Bᵀ with B = diag √p − p √pᵀ when p sums to one; and B (p − y)/√p = p − y, as p − y sums
+        # to zero.
         floored = probability.clamp_min(_FLOOR / k)
         floored = floored / floored.sum(dim=1, keepdim=True)
         half = floored.sqrt()
@@ -193,7 +196,7 @@ def _given(targets: Tensor | None) -> Tensor:
 
 
 def _columns(outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
-    """Targets in the shape and type of the outputs; a missing or extra dimension of one is no mistake, a broadcast is."""
+    """Targets in the shape and type of the outputs; a dimension of one may be missing, a broadcast is refused."""
     wanted = _given(targets)
     if wanted.numel() != outputs.numel() or wanted.shape[0] != outputs.shape[0]:
         raise ValueError(f"targets of shape {tuple(wanted.shape)} do not match outputs of shape {tuple(outputs.shape)}")

@@ -14,8 +14,8 @@ def check_module(model: nn.Module) -> None:
         where = f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
         if isinstance(module, _BatchNorm):
             raise ValueError(
-                f"{where} normalizes by the statistics of the batch, so its outputs are not per sample: call model.eval() to use its "
-                "running statistics, or replace it by GroupNorm or LayerNorm"
+                f"{where} normalizes by the statistics of the batch, so its outputs are not per sample: call "
+                "model.eval() to use its running statistics, or replace it by GroupNorm or LayerNorm"
             )
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
             raise ValueError(f"{where} updates its running statistics in the forward pass: call model.eval() first")

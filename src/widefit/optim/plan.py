@@ -7,13 +7,15 @@ import torch
 
 from widefit.solvers import CG, Cholesky, NystromCG, SketchedCG, Solver
 
-# Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over stored numbers
+# Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over
+# stored numbers
 # (flops that fit into the time of moving one byte), products that a preconditioned iteration is reckoned to need.
 _DOUBLE = 2.0
 _ORTHOGONAL = 3.0
 _BYTE = 8.0
 _PRODUCTS = 60.0
-# A decomposition into singular values of at most so many flops is taken for its accuracy, though it is not the cheapest.
+# A decomposition into singular values of at most so many flops is taken for its accuracy, though it is not the
+# cheapest.
 _SPECTRAL = 3e9
 # Values of λ a step tries on average, each a factorization; and solves per value.
 _TRIES = 1.5
@@ -146,7 +148,7 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int) -> list[StepPla
             plan("primal", "dense", row_bytes + stored + 8 * rows * columns + squares, make + normal + applied),
             plan("primal", "function", row_bytes * 3 + squares, make + normal + 3 * applied),
         ]
-    dual = [
+    dual: list[tuple[str, float, float]] = [
         ("dense", row_bytes + stored + squares, make + rate * gram_flops + factor + applied),
         ("function", 3 * row_bytes + squares, remade + rate * gram_flops + factor + 3 * applied),
     ]
@@ -194,8 +196,8 @@ def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str, lea
         fits = any(plan.bytes_needed <= free for plan in ways)
         low, high = (middle, high) if fits else (low, middle)
     return (
-        f"a step on {shape.rows} outputs of samples and {shape.parameters} parameters takes at least {least.bytes_needed / 1e9:.3g} GB "
-        f"(solver {least.solver!r}), the memory budget is {free / 1e9:.3g} GB; "
+        f"a step on {shape.rows} outputs of samples and {shape.parameters} parameters takes at least "
+        f"{least.bytes_needed / 1e9:.3g} GB (solver {least.solver!r}), the memory budget is {free / 1e9:.3g} GB; "
         + (f"at most {low} outputs fit: use smaller batches" if low else "no batch fits: raise memory=")
     )
 

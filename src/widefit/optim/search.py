@@ -147,7 +147,7 @@ class Search:
 
     def _shorten(
         self, first: Direction, second: Direction | None, length: float, shortest: float
-    ) -> tuple[Tensor, list[Tensor], float, float] | None:
+    ) -> tuple[Tensor, list[Tensor], float, float | None] | None:
         """The first point of the path, going back from `length` by halves, that lowers the loss."""
         if self.max_norm is not None:
             farthest = self.rate * float(

@@ -91,7 +91,8 @@ class Block:
                 raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
             if outputs.ndim == 0 or len(outputs) != len(batch[0]):
                 raise ValueError(
-                    f"the model must return one output a sample: {len(batch[0])} samples gave shape {tuple(outputs.shape)}"
+                    f"the model must return one output a sample: {len(batch[0])} samples gave shape "
+                    f"{tuple(outputs.shape)}"
                 )
             return outputs.reshape(len(outputs), -1)
 
@@ -195,19 +196,20 @@ def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
             )
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"a residual is called with ONE sample, a model with a batch; here samples of shapes {shapes} failed: {error}"
+            "a residual is called with ONE sample, a model with a batch; here samples of shapes "
+            f"{shapes} failed: {error}"
         ) from error
     tolerance = torch.finfo(alone.dtype).eps ** 0.5
     if not torch.allclose(together, alone, rtol=tolerance, atol=tolerance):
         raise ValueError(
-            "the outputs of a sample depend on the other samples of its batch: a Gauss-Newton step needs a network and a residual "
-            "that treat samples one by one"
+            "the outputs of a sample depend on the other samples of its batch: a Gauss-Newton step needs a network "
+            "and a residual that treat samples one by one"
         )
     differ = any(not torch.equal(tensor[0], tensor[1]) for tensor in few.data) if few.samples > 1 else False
     if alone.shape[1] > 1 and differ and torch.equal(alone[0], alone[1]) and alone.shape[1] == outputs.samples:
         raise ValueError(
-            f"the residual returns the same {alone.shape[1]} numbers for different samples: it seems to take the whole batch, "
-            "but it must use the ONE sample that it is given"
+            f"the residual returns the same {alone.shape[1]} numbers for different samples: it seems to take the whole "
+            "batch, but it must use the ONE sample that it is given"
         )
 
 

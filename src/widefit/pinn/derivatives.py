@@ -1,6 +1,7 @@
-"""Derivatives of a network with respect to its input, at ONE point: for residual functions, which are vectorized over points.
+"""Derivatives of a network by its input, at ONE point: for residual functions, which are vectorized over points.
 
-`network` is anything that maps a point of shape (d,) to a tensor: the model that the residual function is given, or a function of it.
+`network` is anything that maps a point of shape (d,) to a tensor: the model that the residual function is given, or a
+function of it.
 """
 
 from collections.abc import Callable
@@ -108,7 +109,8 @@ def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."])
     columns = vmap(lambda unit: jvp(network, (point,), (unit,))[1])(units)
     if columns.shape != (len(point), len(point)):
         raise ValueError(
-            f"divergence needs one component a coordinate: {len(point)} coordinates, field of shape {tuple(columns.shape[1:])}"
+            f"divergence needs one component a coordinate: {len(point)} coordinates, field of shape "
+            f"{tuple(columns.shape[1:])}"
         )
     return columns.diagonal().sum()
 
@@ -138,5 +140,6 @@ def _squeezed(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 def _check_point(point: Tensor) -> None:
     if point.ndim != 1:
         raise ValueError(
-            f"derivatives are taken at ONE point of shape (d,), got {tuple(point.shape)}; the optimizer vectorizes residuals itself"
+            f"derivatives are taken at ONE point of shape (d,), got {tuple(point.shape)}; the optimizer vectorizes "
+            "residuals itself"
         )

@@ -15,7 +15,8 @@ from widefit.solvers.pcg import preconditioned_cg, solve_columns
 class NystromCG(Solver):
     """Conjugate gradients preconditioned by F Fᵀ ≈ H of rank r from r columns of H picked by randomly pivoted Cholesky.
 
-    (Díaz et al., arXiv 2304.12465; the blocks of columns as in Epperly et al., arXiv 2410.03969.) Needs r columns of H and O(n r²) work;
+    (Díaz et al., arXiv 2304.12465; the blocks of columns as in Epperly et al., arXiv 2410.03969.) Needs r columns of
+    H and O(n r²) work;
     strong where the spectrum of H falls quickly, whatever P.
 
     Parameters
@@ -51,7 +52,8 @@ class NystromCG(Solver):
         rank = min(operator.size, self.rank if self.rank is not None else max(1, int(4 * operator.size**0.5)))
         factor, rest = pivoted_cholesky(operator, rank, torch.Generator().manual_seed(self.seed))
         basis, singular, _ = torch.linalg.svd(factor, full_matrices=False)
-        # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts in balance.
+        # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts
+        # in balance.
         level = float(rest.mean()) + damping
         smallest = torch.finfo(factor.dtype).eps * (float(singular.max()) ** 2 if len(singular) else 1.0)
         weights = max(level, smallest) / (singular.square() + max(damping, level, smallest)) - 1
@@ -89,7 +91,8 @@ def pivoted_cholesky(
 ) -> tuple[Float[Tensor, "n r"], Float[Tensor, " n"]]:
     """F with F Fᵀ ≈ H, and what is left of the diagonal; stops early when nothing is left.
 
-    Blocks of pivots are drawn in proportion to the left-over diagonal; within a block, columns that the others already explain are dropped.
+    Blocks of pivots are drawn in proportion to the left-over diagonal; within a block, columns that the others
+    already explain are dropped.
     """
     left = operator.diagonal().clone().clamp_min(0)
     total = float(left.sum())

@@ -1,4 +1,4 @@
-"""The loop that every conjugate-gradient solver shares: preconditioned, with true residuals and a stop when rounding has won."""
+"""The loop that every conjugate-gradient solver shares: preconditioned, judged by true residuals."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,8 @@ def preconditioned_cg(
     limit
         Upper bound on the products.
     recompute
-        Every so many iterations, and before any answer, the residual is computed afresh, because the recurrence drifts away
+        Every so many iterations, and before any answer, the residual is computed afresh, because the recurrence
+        drifts away
         from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
     """
     goal = tolerance * float(torch.linalg.vector_norm(rhs))

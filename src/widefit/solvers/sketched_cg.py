@@ -24,10 +24,12 @@ _WORN = 2.0
 
 @dataclass(frozen=True)
 class SketchedCG(Solver):
-    """Conjugate gradients preconditioned by R from Q R = [S Jᵀ; √λ I], S a sketch of the parameter space (BPSW, Section 4).
+    """Conjugate gradients preconditioned by R from Q R = [S Jᵀ; √λ I], S a sketch of parameter space (BPSW, Section 4).
 
-    With s = c · n rows the preconditioned system has a condition number of O(1), whatever that of H, so O(log 1/ε₀) products suffice.
-    Costs a sketch of J, one QR of an (s + n) × n matrix, and J v and Jᵀ u per iteration; H is never formed. Where s would reach P
+    With s = c · n rows the preconditioned system has a condition number of O(1), whatever that of H, so O(log 1/ε₀)
+    products suffice.
+    Costs a sketch of J, one QR of an (s + n) × n matrix, and J v and Jᵀ u per iteration; H is never formed. Where s
+    would reach P
     there is nothing to gain from sketching and the factor itself is used (an exact preconditioner).
 
     Parameters
