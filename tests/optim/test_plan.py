@@ -9,8 +9,9 @@ from widefit.optim.damping import DampingPolicy
 from widefit.optim.plan import StepShape, plan_step
 
 
-def test_small_systems_are_decomposed() -> None:
-    assert plan_step(StepShape(1020, 257, 8), torch.float64, 10**10).solver == "svd"
+def test_small_systems_are_solved_directly() -> None:
+    assert plan_step(StepShape(1020, 257, 8), torch.float64, 10**10).solver == "primal"
+    assert plan_step(StepShape(150, 10**5, 8), torch.float64, 10**10).solver == "cholesky"
 
 
 def test_few_parameters_are_solved_in_their_space() -> None:

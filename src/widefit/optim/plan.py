@@ -14,9 +14,6 @@ _DOUBLE = 2.0
 _ORTHOGONAL = 3.0
 _BYTE = 8.0
 _PRODUCTS = 60.0
-# A decomposition into singular values of at most so many flops is taken for its accuracy, though it is not the
-# cheapest.
-_SPECTRAL = 3e9
 # Values of λ a step tries on average, each a factorization; and solves per value.
 _TRIES = 1.5
 _SOLVES = 2.0
@@ -107,11 +104,6 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
     if not fitting:
         least = min(plans, key=lambda plan: plan.bytes_needed)
         raise ValueError(_too_large(shape, dtype, free, solver, least))
-    for plan in fitting:
-        if solver == "auto" and plan.solver == "svd" and plan.flops <= _SPECTRAL:
-            return replace(
-                plan, reason=f"{plan.flops:.2g} flops: singular values are affordable, and the most accurate"
-            )
     # Direct solvers answer to rounding whatever λ; iterations are for what the direct ones cannot hold.
     direct = [plan for plan in fitting if plan.solver in ("primal", "cholesky", "svd")]
     best = min(direct or fitting, key=lambda plan: plan.flops)
