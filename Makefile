@@ -15,9 +15,11 @@ help: ## what can be made
 	@echo "make <target>, each alone on a fresh clone:"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.run ## train a wide network on real data: model file and report in runs/
+demo: $(VENV)/.run ## train a wide network on real data; model, report and predictions go to runs/
 	@mkdir -p runs
 	$(BIN)/widefit train digits --out runs/digits.widefit --report runs/digits.html
+	$(BIN)/widefit predict runs/digits.widefit digits --out runs/digits.csv
+	@echo "open runs/digits.html in a browser to see how the training went"
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -45,7 +47,7 @@ $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c '$(RECENT)' | grep -q True || { echo "widefit needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.torch: $(VENV)/pyvenv.cfg constraints.txt
 	@echo "installing $(PIN), the largest part: some minutes on a slow connection"

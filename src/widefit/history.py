@@ -30,6 +30,8 @@ class StepInfo:
         Products with H that the solver spent; 0 for a factorization.
     residual_norm
         ‖(H + λI) g − e‖ / ‖e‖ of the answer.
+    jitter
+        What a factorization had to add to the diagonal beyond the damping; 0 when nothing was needed.
     flips
         Pairs (neuron, sample) that changed between firing and not firing.
     rebased
@@ -47,6 +49,7 @@ class StepInfo:
     solver: str | None = None
     solver_iterations: int = 0
     residual_norm: float | None = None
+    jitter: float = 0.0
     flips: int | None = None
     rebased: bool = False
     seconds: float = 0.0
@@ -61,7 +64,7 @@ class History(Sequence[StepInfo]):
     steps
         One StepInfo a step; the first has step 0 and holds the loss before training.
     stop_reason
-        Why training ended: "tol", "converged", "max_iter", "stalled", "interrupted" or "callback".
+        Why training ended: "tol", "converged", "max_iter", "stalled", "diverged", "interrupted" or "callback".
     phases
         Seconds spent per phase of the work ("pass", "gram", "solve", …).
     """

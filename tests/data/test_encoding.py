@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widefit.data.encoding import TableEncoding
+from widefit.data.readers import read_table
 from widefit.data.table import Table, TableError
 from widefit.data.target import Target, choose_target, learn_target
 
@@ -253,6 +255,11 @@ REFUSED = [
         None,
         "the target 'y' holds Date values; it must be numbers, booleans or text",
     ),
+    (
+        [2.0**60, 1.0, 1.0, 2.0**60],
+        "classification",
+        "the target 'y' has whole numbers beyond 2^53, too large to be told apart; write them as text",
+    ),
     ([1, 2], "guess", "task must be 'regression' or 'classification', got 'guess'"),
 ]
 
@@ -284,6 +291,10 @@ class TestTarget:
         assert refusal(lambda: whole.values(pl.DataFrame({"y": [1, 3]}))) == (
             "column 'y', row 2: label 3 is none of the model's classes (1, 2)"
         )
+        for odd in (1e300, float("inf"), 1.5):
+            assert "is none of the model's classes (1, 2)" in refusal(
+                lambda odd=odd: whole.values(pl.DataFrame({"y": [odd]}))
+            )
         assert "label 'x' is none of the model's classes" in refusal(lambda: text.values(pl.DataFrame({"y": ["x"]})))
         flags = learn_target(pl.DataFrame({"y": [True, False]}), "y")
         assert flags.values(pl.DataFrame({"y": [1, 0]})).tolist() == [True, False]
@@ -324,6 +335,15 @@ class TestTarget:
         assert refusal(lambda: choose_target(table("a", declares_target=True), None)) == (
             "t holds no y; it can be predicted, but not trained on or evaluated"
         )
+
+
+def test_sparse_files_with_fewer_columns_than_in_training(tmp_path: Path) -> None:
+    (tmp_path / "train.svm").write_text("1 1:2 3:4.5\n-1 2:1\n1 1:1\n-1 3:1\n")
+    (tmp_path / "new.svm").write_text("1 1:2.5\n-1 2:1 9:3\n")
+    table, new = read_table(tmp_path / "train.svm"), read_table(tmp_path / "new.svm")
+    encoding = TableEncoding.learn(table.frame, choose_target(table, None))
+    assert encoding.target.labels == (-1, 1)
+    assert encoding.encode(new.frame, absent_is_zero=new.absent_is_zero).tolist() == [[2.5, 0, 0], [0, 1, 0]]
 
 
 def test_a_good_table_warns_of_nothing() -> None:

@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widefit.data.datasets import BUILT_IN
+from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.data.table import TableError
+from widefit.data.target import choose_target, learn_target
 
 FRAME = pl.DataFrame(
     {
@@ -139,6 +141,8 @@ def test_npz(tmp_path: Path) -> None:
     assert np.array_equal(table.frame.drop("y").to_numpy(), X.reshape(4, 6))
     np.savez(path, X=X)
     assert read_table(path).target is None
+    np.savez(path, X=X[:, 0, :1], y=np.ones(4))  # one column
+    assert read_table(path).frame.rows() == [(0.0, 1.0), (6.0, 1.0), (12.0, 1.0), (18.0, 1.0)]
 
 
 def test_libsvm_indices_are_those_of_the_file(tmp_path: Path) -> None:
@@ -186,6 +190,11 @@ BAD: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
         "a.csv",
         b'a,b\n"1\n2",2\n3\n',
         "{path}, line 4: 1 field where the first line has 2; quote fields that contain the separator",
+    ),
+    "more fields than the header": (
+        "a.csv",
+        b"1\n,\n",
+        "{path}, line 2: 2 fields where the first line has 1; quote fields that contain the separator",
     ),
     "open quote": (
         "a.csv",
@@ -297,6 +306,50 @@ def test_bad_files(tmp_path: Path, name: str) -> None:
     path = tmp_path / file
     path.write_bytes(content if isinstance(content, bytes) else content())
     assert refusal(path) == message.format(path=path)
+
+
+# What turns a table into another one, or into none.
+TOKENS = [b",", b"\n", b'"', b";", b"\t", b"\r", b"\0", b"\xff", b"1e999", b"nan", b"inf", b"-", b"9" * 400, b"#", b":"]
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 9), st.sampled_from([b"", *TOKENS]) | st.binary(max_size=4)), max_size=4
+)
+
+
+def example_contents() -> dict[str, bytes]:
+    text = FRAME.write_csv().encode()
+    return {
+        "t.csv": text,
+        "bare.csv": b"1,2,3\n4,5,6\n7,8,9\n",
+        "semicolons.csv": b"a;y\n1,5;0,5\n1,7;1,2\n2;3\n",
+        "t.csv.gz": gzip.compress(text),
+        "t.tsv": FRAME.write_csv(separator="\t").encode(),
+        "t.svm": b"1 1:2 3:4\n-1 1:3 # comment\n1 2:1\n-1 1:4 2:2\n",
+        "t.npz": npz_bytes(X=np.arange(12.0).reshape(6, 2), y=np.arange(6) % 2),
+    }
+
+
+@settings(max_examples=300)
+@given(name=st.sampled_from(sorted(example_contents())), edits=EDITS, impute=st.booleans())
+def test_whatever_a_file_holds_it_is_a_table_or_an_error_in_words(
+    tmp_path_factory: pytest.TempPathFactory, name: str, edits: list[tuple[float, int, bytes]], impute: bool
+) -> None:
+    # Parquet is left out: a damaged file makes Polars print the backtrace of its panic, though it is caught.
+    content = bytearray(example_contents()[name])
+    for place, deleted, inserted in edits:
+        start = round(place * len(content))
+        content[start : start + deleted] = inserted
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    try:
+        table = read_table(path)
+        target = learn_target(table.frame, choose_target(table, None))
+        encoding = TableEncoding.learn(table.frame, target, impute=impute)
+        X, y = encoding.encode(table.frame), target.values(table.frame)
+    except TableError:
+        return
+    assert X.shape == (table.frame.height, len(encoding.feature_names))
+    assert np.isfinite(X).all()
+    assert y.shape == (len(X),)
 
 
 def test_truncated_parquet(tmp_path: Path) -> None:

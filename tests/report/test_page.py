@@ -139,10 +139,22 @@ def test_step_table_is_complete_or_says_what_it_leaves_out() -> None:
     assert long.count('<tr class="rejected">') == sum(step % 7 == 3 for step in [*range(200), *range(9800, 10_000)])
 
 
+def test_columns_appear_when_there_is_something_in_them() -> None:
+    plain = Page(render(regression(HISTORIES["constant"]()))).text
+    assert "jitter" not in plain
+    assert "validation metric" not in plain
+    run = HISTORIES["a metric"]()
+    run.steps[1] = dataclasses.replace(run.steps[1], jitter=1e-12)
+    text = Page(render(regression(run, metric_name="held out R²"))).text
+    assert "residual jitter flips" in text
+    assert "loss held out R² damping" in text
+
+
 def test_rejected_steps_and_tolerance_are_marked() -> None:
-    source = render(regression(HISTORIES["all rejected"](), tol=1e-3))
+    source = render(regression(HISTORIES["all rejected"](), tol=0.01))
     assert "rejected step (2)" in source
-    assert "tol 0.001" in source
+    assert "tol 0.01" in source
+    assert "tol" not in Page(render(regression(HISTORIES["all rejected"](), tol=1e-4))).text.split()
     assert "rejected step" not in render(regression(HISTORIES["constant"]()))
 
 

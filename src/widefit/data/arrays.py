@@ -3,6 +3,7 @@
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ _LINE = re.compile(r"\s*[^\s:]+(\s+qid:\d+)?(\s+\d+:\S+)*\s*(#.*)?")
 def from_arrays(X: np.ndarray, y: np.ndarray | None, names: list[str] | None = None) -> pl.DataFrame:
     """Columns x0, x1, … (or `names`) of X, shape (n, d), and y, shape (n,), as the last column "y"."""
     columns = names if names is not None else [f"x{index}" for index in range(X.shape[1])]
-    frame = pl.DataFrame(np.ascontiguousarray(X.T), schema=columns, orient="col")
+    frame = pl.DataFrame([pl.Series(name, np.ascontiguousarray(X[:, j])) for j, name in enumerate(columns)])
     return frame if y is None else frame.with_columns(pl.Series("y", y))
 
 
@@ -45,7 +46,10 @@ def read_npz(data: bytes, path: Path, name: str) -> Table:
         if "allow_pickle" in str(error):
             raise TableError(f"{path} holds pickled objects, which widefit does not open; save plain arrays") from error
         raise TableError(f"{path} is damaged: {error}") from error
-    except (OSError, EOFError) as error:
+    except MemoryError as error:
+        raise TableError(f"{path} does not fit in memory, or is damaged: {error}") from error
+    except (OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        # The last two: compression methods, versions and encryption that Python's zipfile does not know.
         raise TableError(f"{path} is damaged or truncated: {error}") from error
     if X.ndim < 2 or X.dtype.kind not in "fiub":
         raise TableError(f"{path}: X has shape {X.shape} and type {X.dtype}; it must be numbers of shape (n, d)")

@@ -11,6 +11,8 @@ from widefit.data.table import TableError, listing, plural
 Kind = Literal["number", "boolean", "category"]
 
 MAX_CATEGORIES = 1000
+# Whole numbers up to here are floating-point numbers of their own.
+EXACT = 2**53
 # A text column is taken for numbers with mistakes in it when at least this share of its values are numbers.
 MOSTLY_NUMBERS = 0.5
 
@@ -162,8 +164,10 @@ def as_numbers(values: pl.Series) -> np.ndarray:
 
 def as_text(values: pl.Series) -> pl.Series:
     """Text; whole floating-point numbers as they would have been written in a column with text in it."""
-    if values.dtype.is_float() and bool((values.drop_nulls() % 1 == 0).all()):
-        values = values.cast(pl.Int64)
+    if values.dtype.is_float():
+        present = values.drop_nulls()
+        if bool(((present % 1 == 0) & (present.abs() <= EXACT)).all()):
+            values = values.cast(pl.Int64)
     return values.cast(pl.String).str.strip_chars()
 
 

@@ -66,9 +66,11 @@ def load_built_in(name: str) -> Table:
     y = found.target
     if entry.labels:
         y = np.asarray([str(label) for label in found.target_names], dtype=object)[y]
-    X = np.ascontiguousarray(found.data.T)
-    frame = pl.DataFrame(X, schema=[str(feature) for feature in found.feature_names], orient="col")
-    frame = frame.with_columns(pl.Series(entry.target, y.tolist()))
+    columns = [
+        pl.Series(str(feature), np.ascontiguousarray(found.data[:, index]))
+        for index, feature in enumerate(found.feature_names)
+    ]
+    frame = pl.DataFrame([*columns, pl.Series(entry.target, y.tolist())])
     return Table(frame, name, target=entry.target, declares_target=True)
 
 

@@ -29,9 +29,12 @@ def read_delimited(data: bytes, path: Path, name: str, *, tabs: bool) -> Table:
         that is never closed: each with its line.
     """
     text = _decode(data, path)
-    first = next(csv.reader(io.StringIO(text)), [])
-    separator = _separator(text[: text.find("\n")] if "\n" in text else text, first, path, tabs)
-    header = [field.strip() for field in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
+    try:
+        first = next(csv.reader(io.StringIO(text)), [])
+        separator = _separator(text.partition("\n")[0], first, path, tabs)
+        header = [field.strip() for field in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
+    except csv.Error as error:
+        raise TableError(f"{path}, line 1: {error} (a quote that is not closed?)") from error
     named = not _is_data(header)
     if named:
         _refuse_duplicates(header, path)
@@ -52,7 +55,9 @@ def _decode(data: bytes, path: Path) -> str:
         raise TableError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from error
-    text = text.strip("\r\n")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.strip("\n")
     if not text.strip():
         raise TableError(f"{path} holds only blank lines")
     return text
@@ -116,12 +121,17 @@ def _parse(text: str, separator: str, header: list[str], named: bool, path: Path
 
 
 def _without_blank_lines(text: str, separator: str) -> str:
-    if not re.search(r"\n[ \t]*\r?\n", text):
+    if not re.search(r"\n[ \t]*\n", text):
         return text
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if any(field.strip() for field in row)]
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if not _is_blank(row)]
     copy = io.StringIO()
     csv.writer(copy, delimiter=separator, lineterminator="\n").writerows(rows)
     return copy.getvalue()
+
+
+def _is_blank(row: list[str]) -> bool:
+    """A blank line; one with separators is a row of missing values."""
+    return not row or (len(row) == 1 and not row[0].strip())
 
 
 def _refuse_ragged(text: str, separator: str, width: int, path: Path) -> None:
@@ -130,7 +140,7 @@ def _refuse_ragged(text: str, separator: str, width: int, path: Path) -> None:
     line = 1
     try:
         for row in rows:
-            if row and any(field.strip() for field in row) and len(row) != width:
+            if len(row) != width and not _is_blank(row):
                 raise TableError(
                     f"{path}, line {line}: {plural(len(row), 'field')} where the first line has {width}; "
                     "quote fields that contain the separator"

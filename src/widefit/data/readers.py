@@ -145,7 +145,7 @@ def _read_tsv(data: bytes, path: Path, name: str) -> Table:
 def _read_parquet(data: bytes, path: Path, name: str) -> Table:
     try:
         frame = pl.read_parquet(data)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise TableError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from error
     if not frame.height or not frame.width:
         raise TableError(f"{path} has no rows" if frame.width else f"{path} has no columns")

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from widefit.data.columns import EXACT, as_text
 from widefit.data.table import Table, TableError, listing, plural
 
 Task = Literal["regression", "classification"]
@@ -71,13 +72,13 @@ class Target:
 
     def _labelled(self, column: pl.Series) -> np.ndarray:
         if self.kind == "text":
-            values = _as_text(column)
+            values = as_text(column)
         elif self.kind == "boolean":
             values = _as_booleans(column)
         else:
             values = column.cast(pl.Float64, strict=False)
-            values = pl.Series(
-                column.name, [None if v is None or v % 1 else int(v) for v in values.to_list()], pl.Int64
+            values = values.set(~values.is_in([float(label) for label in self.labels]).fill_null(False), None).cast(
+                pl.Int64
             )
         known = values.is_in(list(self.labels)).fill_null(False)
         if not known.all():
@@ -141,7 +142,8 @@ def learn_target(frame: pl.DataFrame, name: str, task: str | None = None) -> Tar
         return _learn_categories(column, task, distinct)
     numbers = pl.Series(name, _numbers(column))
     whole = bool((numbers % 1 == 0).all())
-    few = whole and distinct <= MAX_INTEGER_CLASSES and 2 * distinct <= len(column)
+    exact = bool((numbers.abs() <= EXACT).all())
+    few = whole and exact and distinct <= MAX_INTEGER_CLASSES and 2 * distinct <= len(column)
     if task is None:
         task = "classification" if few else "regression"
         what = "different whole numbers" if whole else "different numbers"
@@ -155,6 +157,10 @@ def learn_target(frame: pl.DataFrame, name: str, task: str | None = None) -> Tar
             f"the target {name!r} has numbers that are not whole ({_first_fraction(numbers)}); they cannot be classes, "
             "use --task regression"
         )
+    if not exact:
+        raise TableError(
+            f"the target {name!r} has whole numbers beyond 2^53, too large to be told apart; write them as text"
+        )
     _refuse_class_per_row(column, distinct)
     return Target(name, "classification", tuple(int(value) for value in numbers.unique().sort().to_list()), reason)
 
@@ -167,7 +173,7 @@ def _learn_categories(column: pl.Series, task: str | None, distinct: int) -> Tar
     if column.dtype == pl.Boolean:
         return Target(column.name, "classification", (False, True), reason if task else "the target is true or false")
     _refuse_class_per_row(column, distinct)
-    return Target(column.name, "classification", tuple(_as_text(column).unique().sort().to_list()), reason)
+    return Target(column.name, "classification", tuple(as_text(column).unique().sort().to_list()), reason)
 
 
 def _refuse_class_per_row(column: pl.Series, distinct: int) -> None:
@@ -204,13 +210,6 @@ def _numbers(column: pl.Series) -> np.ndarray:
     if infinite.any():
         raise TableError(f"the target {column.name!r} is infinite in row {int(infinite.arg_true()[0]) + 1}")
     return values.to_numpy().copy()
-
-
-def _as_text(column: pl.Series) -> pl.Series:
-    if column.dtype.is_float():
-        # 3.0 was written "3" where the training table had text in the same column.
-        return pl.Series(column.name, [str(int(v)) if v % 1 == 0 else str(v) for v in column.to_list()])
-    return column.cast(pl.String)
 
 
 def _as_booleans(column: pl.Series) -> pl.Series:

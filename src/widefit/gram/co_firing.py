@@ -125,11 +125,13 @@ def _add_wave(
     none = np.empty(0)
 
     def fill(tile: tuple[int, int]) -> None:
+        first, last = tile
         for pattern, arrays in zip(wave, turned, strict=True):
             own = none if weights is None else weights[pattern.chunk.first - origin : pattern.chunk.last - origin]
-            cpu.co_firing_light(*arrays, own, *tile, counts)
+            words, sample_start, position, stop, owner = arrays
+            cpu.co_firing_light(words, sample_start, position, stop, owner, own, first, last, counts)
         if weights is None:
-            cpu.co_firing_heavy(bits, *tile, counts)
+            cpu.co_firing_heavy(bits, first, last, counts)
 
     for _ in ordered_map(fill, tiles, threads):
         pass

@@ -4,10 +4,10 @@ Every kernel is serial and releases the GIL: the callers run fixed chunks of neu
 and combine them in order, so a result never depends on the number of threads, and no second thread pool competes with
 that of torch.
 
-**Fire rows.** Which of n samples a neuron fires on is stored in uint32 words, in the cheaper of two forms: the ascending
-sample indices when there are at most ⌈n/32⌉ of them, a bitset of ⌈n/32⌉ words otherwise. A block of rows is three arrays:
-``counts`` int32 (rows,), ``start`` int64 (rows + 1,) and ``words`` uint32 (start[-1],). So a pattern takes at most
-rows · n / 8 bytes, and 4 bytes a firing pair when few pairs fire.
+**Fire rows.** Which of n samples a neuron fires on is stored in uint32 words, in the cheaper of two forms: the
+ascending sample indices when there are at most ⌈n/32⌉ of them, a bitset of ⌈n/32⌉ words otherwise. A block of rows is
+three arrays: ``counts`` int32 (rows,), ``start`` int64 (rows + 1,) and ``words`` uint32 (start[-1],). So a pattern
+takes at most rows · n / 8 bytes, and 4 bytes a firing pair when few pairs fire.
 """
 
 import numpy as np
@@ -162,7 +162,7 @@ def step_block(weights, anchor, shrink, coefficients, g, inputs, counts, start, 
 
 @njit(nogil=True, cache=True)
 def response_block(values, coefficients, counts, start, words, scratch, outputs):
-    """outputs_i += Σ_{r fires on i} coefficient_r values_ri: J times a displacement whose products with X are `values`."""
+    """outputs_i += Σ_{r fires on i} coefficient_r values_ri: J times a displacement with products `values` with X."""
     rows, n = values.shape
     fired = scratch[0]
     for r in range(rows):

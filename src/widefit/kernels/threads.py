@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`map` in `threads` threads: results come in the order of the items, a bounded number of them ahead of the reader."""
+    """`map` in `threads` threads: results come in order, a bounded number ahead of the reader."""
     if threads <= 1:
         yield from map(function, items)
         return

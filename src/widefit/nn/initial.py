@@ -20,8 +20,8 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int) -> np.ndarray:
 
     Returns
     -------
-    ndarray of shape (last − first, columns), float32. The same numbers whatever range they are asked in: neuron r belongs
-    to stream r // 1024 of the counter-based generator Philox (Salmon et al. 2011), keyed by (seed, stream).
+    ndarray of shape (last − first, columns), float32. The same numbers whatever range they are asked in: neuron r
+    belongs to stream r // 1024 of the counter-based generator Philox (Salmon et al. 2011), keyed by (seed, stream).
     """
     out = np.empty((last - first, columns), np.float32)
     for stream in range(first // NEURONS_PER_STREAM, -(-last // NEURONS_PER_STREAM)):

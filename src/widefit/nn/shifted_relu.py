@@ -12,7 +12,8 @@ class ShiftedReLU(nn.Module):
     threshold
         b. A neuron fires when z > b.
     convention
-        "zero": silent neurons give 0. "floor": silent neurons give b, as arXiv 2208.04508 writes it; the same derivative.
+        "zero": silent neurons give 0. "floor": silent neurons give b, as arXiv 2208.04508 writes it; the same
+        derivative.
     """
 
     def __init__(self, threshold: float = 0.0, convention: str = "zero"):

@@ -15,14 +15,14 @@ _FORWARD_BLOCK = 1 << 22
 
 
 def automatic_threshold(width: int) -> float:
-    """b = √(0.4 ln m): a neuron fires on a unit vector with probability below m^(−1/5) (arXiv 2208.04508, section 3)."""
+    """b = √(0.4 ln m): a neuron fires on a unit vector with probability below m^(−1/5) (arXiv 2208.04508)."""
     return math.sqrt(0.4 * math.log(max(width, 1)))
 
 
 class TwoLayer(nn.Module):
     """f(x) = (1/√m) Σ_r a_r φ(⟨w_r, x⟩) with w_r ~ N(0, I) and φ a shifted ReLU.
 
-    With k outputs, output c has the neurons r in [c m / k, (c + 1) m / k) of its own, a_rc = ±√k there and 0 elsewhere: k
+    With k outputs, each has a contiguous group of m / k neurons of its own, a_rc = ±√k there and 0 elsewhere: k
     networks of width m / k side by side, so that J Jᵀ is block diagonal.
 
     Parameters
@@ -37,6 +37,11 @@ class TwoLayer(nn.Module):
         b, or "auto": √(0.4 ln m). 0 is plain ReLU.
     convention
         "zero" for max(z − b, 0), "floor" for max(z, b).
+    readout_scale
+        Size of the entries of a before the factor √k. The larger, the less the first layer has to move to fit the same
+        data and the fewer neurons flip (lazy training, Chizat, Oyallon and Bach 2019).
+    paired
+        Neurons 2j and 2j + 1 start with equal weights and opposite signs: f = 0 before training, whatever the scale.
     seed
         Fixes `weight`; the same numbers in every dtype and whatever the block they are drawn in.
     dtype
@@ -65,6 +70,8 @@ class TwoLayer(nn.Module):
         *,
         threshold: float | str = "auto",
         convention: str = "zero",
+        readout_scale: float = 1.0,
+        paired: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ):
@@ -78,6 +85,8 @@ class TwoLayer(nn.Module):
             raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        if not 0 < readout_scale < math.inf:
+            raise ValueError(f"readout_scale must be a positive number, got {readout_scale!r}")
         if threshold == "auto":
             threshold = automatic_threshold(width)
         if isinstance(threshold, str) or not math.isfinite(threshold):
@@ -85,12 +94,16 @@ class TwoLayer(nn.Module):
         self.in_features, self.width, self.out_features = in_features, width, out_features
         self.seed = seed
         self.activation = ShiftedReLU(threshold, convention)
-        self.weight = nn.Parameter(torch.from_numpy(gaussian_rows(seed, 0, width, in_features)).to(dtype))
+        if paired:
+            rows = np.repeat(gaussian_rows(seed, 0, -(-width // 2), in_features), 2, axis=0)[:width]
+        else:
+            rows = gaussian_rows(seed, 0, width, in_features)
+        self.weight = nn.Parameter(torch.from_numpy(rows).to(dtype))
         readout = torch.zeros(width, out_features, dtype=dtype)
         for output in range(out_features):
             first, last = self.neurons_of(output)
-            signs = 1 - 2 * (torch.arange(last - first) % 2)
-            readout[first:last, output] = signs * math.sqrt(out_features)
+            signs = 1 - 2 * (torch.arange(first, last) % 2)
+            readout[first:last, output] = signs * readout_scale * math.sqrt(out_features)
         self.readout = nn.Parameter(readout, requires_grad=False)
 
     @property
@@ -98,8 +111,12 @@ class TwoLayer(nn.Module):
         return self.activation.threshold
 
     def neurons_of(self, output: int) -> tuple[int, int]:
-        """Half-open range of the neurons that feed an output."""
-        return output * self.width // self.out_features, (output + 1) * self.width // self.out_features
+        """Half-open range of the neurons that feed an output; it begins at an even neuron."""
+
+        def edge(group: int) -> int:
+            return self.width if group == self.out_features else 2 * (group * self.width // (2 * self.out_features))
+
+        return edge(output), edge(output + 1)
 
     def coefficients(self) -> Float[np.ndarray, " m"]:
         """a_r / √m of every neuron, towards the one output it feeds.
@@ -127,11 +144,13 @@ class TwoLayer(nn.Module):
         return self.activation.silent * self.readout.detach().cpu().double().sum(0).numpy() / math.sqrt(self.width)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """f(x), computed in the dtype of x."""
         rows = max(1, _FORWARD_BLOCK // max(1, x.shape[0]))
         outputs = x.new_zeros(x.shape[0], self.out_features)
         for first in range(0, self.width, rows):
             block = slice(first, first + rows)
-            outputs = outputs + self.activation(x @ self.weight[block].T) @ self.readout[block]
+            z = x @ self.weight[block].to(x.dtype).T
+            outputs = outputs + self.activation(z) @ self.readout[block].to(x.dtype)
         return outputs / math.sqrt(self.width)
 
     def extra_repr(self) -> str:

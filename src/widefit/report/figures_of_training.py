@@ -26,26 +26,28 @@ from widefit.report.text import duration, number, plural, share
 
 # Beyond so many steps single marks would run into one another; the line alone shows the course.
 MARKED = 60
+# The tolerance is drawn where the loss comes within this factor of it.
+REACH = 1000
 
 
 def loss_per_step(history: History, tol: float | None) -> Figure:
     """Training loss after each step."""
-    return _loss(history, tol, [float(info.step) for info in history], "Loss per step", "step", whole=True)
+    return _loss(history, tol, [float(info.step) for info in history], "Loss per step", "step")
 
 
 def loss_per_second(history: History, tol: float | None) -> Figure:
     """Training loss against wall-clock time."""
-    return _loss(history, tol, [info.seconds for info in history], "Loss per second", "seconds", whole=False)
+    return _loss(history, tol, [info.seconds for info in history], "Loss per second", "seconds")
 
 
-def _loss(
-    history: History, tol: float | None, across: Sequence[float], title: str, x_label: str, whole: bool
-) -> Figure:
+def _loss(history: History, tol: float | None, across: Sequence[float], title: str, x_label: str) -> Figure:
     losses = history.losses
     if not losses:
         return Figure(title, _nothing("no step was recorded"))
-    goal = [tol] if tol else []
-    frame = Frame(linear(min(across), max(across), whole=whole), logarithmic([*losses, *goal]))
+    lowest = min((loss for loss in losses if math.isfinite(loss)), default=0.0)
+    # A tolerance far below all losses (a run that a ridge holds back) would only flatten the curve.
+    goal = [tol] if tol and lowest < REACH * tol else []
+    frame = Frame(linear(0, max(across), whole=x_label == "step"), logarithmic([*losses, *goal]))
     points = frame.points(across, losses)
     marks = []
     legend = [("line", "training loss")]

@@ -21,7 +21,8 @@ class Update:
     g
         Shape (n, k), float64, sample space.
     shrink
-        Shape (k,), float64: pull of the neurons of each output towards their initial weights, 0 for none, 1 for all the way.
+        Shape (k,), float64: pull of the neurons of each output towards their initial weights, 0 for none, 1 for all the
+        way.
     """
 
     g: Float[np.ndarray, "n k"]

@@ -20,8 +20,8 @@ _BLOCK_NUMBERS = 1 << 20
 class Dense(Tracker):
     """Z = W Xᵀ in cache-sized blocks (this project; the baseline of arXiv 2208.04508).
 
-    A trial costs one pass: 2 m n d flops for the products and a scan of m n numbers. Memory: two fire patterns, one block a
-    thread; W is written once an accepted update.
+    A trial costs one pass: 2 m n d flops for the products and a scan of m n numbers. Memory: two fire patterns, one
+    block a thread; W is written once an accepted update.
     """
 
     name: str = "dense"
@@ -170,7 +170,7 @@ class DenseTracking(Tracking):
                 )
             start[first + 1 : last + 1] = start[first] + block_start[1:]
         pattern = FirePattern(chunk, samples, counts, start, np.concatenate(pieces))
-        return _ChunkTrial(pattern, outputs, flips, response, squared_norm)
+        return _ChunkTrial(pattern, outputs, int(flips), response, squared_norm)
 
     def _step(
         self, update: Update, pattern: FirePattern, first: int, last: int, scratch: np.ndarray, out: np.ndarray

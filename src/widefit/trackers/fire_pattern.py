@@ -1,6 +1,7 @@
 """Who fires: the fire rows of a chunk of neurons, each stored the cheaper way."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -75,5 +76,5 @@ def partition(neurons_of: list[tuple[int, int]]) -> list[Chunk]:
     for output, (first, last) in enumerate(neurons_of):
         pieces = min(max(1, _CHUNKS // len(neurons_of)), max(1, (last - first) // 64))
         edges = [first + piece * (last - first) // pieces for piece in range(pieces + 1)]
-        chunks += [Chunk(low, high, output) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        chunks += [Chunk(low, high, output) for low, high in pairwise(edges)]
     return chunks

@@ -1,0 +1,61 @@
+"""Where the benches are: modules with a function `run(size)`, in the repository or in the installed package."""
+
+import ast
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import widefit
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A bench that can be run.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    summary
+        The first line of its docstring.
+    """
+
+    path: Path
+    summary: str
+
+
+def folder_of_benches() -> Path:
+    """`_bench` in the installed package, or `bench` at the root of the repository it was installed from.
+
+    Raises
+    ------
+    ValueError
+        Neither is there.
+    """
+    package = Path(widefit.__file__).parent
+    for folder in (package / "_bench", package.parents[1] / "bench"):
+        if folder.is_dir():
+            return folder
+    raise ValueError("this installation has no benches")
+
+
+def find(folder: Path) -> dict[str, Bench]:
+    """The benches of a folder by name: `two_layer.py` is called two-layer. Nothing is imported."""
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[path.stem.replace("_", "-")] = Bench(path, summary)
+    return found
+
+
+def load(path: Path) -> ModuleType:
+    """Import a bench, which may import its neighbours by their names."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        return importlib.import_module(path.stem)
+    finally:
+        sys.path.remove(str(path.parent))

@@ -1,0 +1,126 @@
+"""Where a command speaks: results to standard output, everything else to standard error."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+# Where the terminal's width is not known (a file, a pipe) nothing should be cut short.
+PIPE_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Output:
+    """The two streams of a command.
+
+    Attributes
+    ----------
+    json
+        Standard output carries one JSON document and nothing else.
+    quiet
+        Only errors are printed, and with `json` the document.
+    """
+
+    json: bool = False
+    quiet: bool = False
+
+    @cached_property
+    def stderr(self) -> Console:
+        """For progress and remarks: one console, so that lines appear above a progress bar and not inside it."""
+        return _console(stderr=True)
+
+    def remark(self, text: str) -> None:
+        """A line about what is going on."""
+        if not self.quiet:
+            self.stderr.print(f"[dim]{escape(text)}[/dim]", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line that the user should read."""
+        if not self.quiet:
+            self.stderr.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+
+    def show(self, what: RenderableType) -> None:
+        """Part of the result, for people."""
+        if not self.quiet and not self.json:
+            _console().print(what, soft_wrap=isinstance(what, str), highlight=False)
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        """The result, for programs."""
+        if self.json:
+            print(json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=2))
+
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Python's warnings in this block appear as lines of `warn`."""
+
+        def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+            if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+                self.warn(" ".join(str(message).split()))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = show
+            yield
+
+
+def plain(value: Any) -> Any:
+    """Values that every JSON parser reads: no NumPy, no paths, null for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def columns(*headings: str) -> Table:
+    """An empty table: text in the first column, numbers right-aligned in the others."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def number(value: float | None) -> str:
+    """Four or five significant digits, short: 0.9917, 1234.5, 3.2e-09."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 100 else "0" if value == 0 else f"{value:.4g}"
+
+
+def seconds(value: float) -> str:
+    """'0.31 s', '2 min 5 s', '1 h 2 min'."""
+    if value < 60:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(path: Path) -> str:
+    """Size of a file in decimal units."""
+    count = float(path.stat().st_size)
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)

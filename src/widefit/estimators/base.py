@@ -1,0 +1,321 @@
+"""What the two estimators share: scikit-learn's contract around the training, everything but what y means."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from widefit.callbacks import Callback, Log, Progress
+from widefit.data.duplicates import MergedRows, merge_duplicates
+from widefit.data.sphere import SphereMap
+from widefit.files.checkpoint import read_checkpoint
+from widefit.history import History
+from widefit.nn import TwoLayer, automatic_threshold
+from widefit.plan import Choice, Plan
+from widefit.readout import refit_readout
+from widefit.training import Training
+from widefit.tuning import Tuning, tune
+
+_ACTIVATIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
+
+
+class Wide(BaseEstimator):
+    """Base of the two estimators."""
+
+    _numeric_targets: ClassVar[bool]
+
+    network_: TwoLayer
+    sphere_: SphereMap
+    alpha_: float
+    history_: History
+    plan_: Plan
+    loss_curve_: list[float]
+    n_iter_: int
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+    target_mean_: np.ndarray
+    target_scale_: np.ndarray
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(65536,),
+        activation="shifted_relu",
+        threshold="auto",
+        alpha="auto",
+        readout_scale="auto",
+        rule="gauss-newton",
+        tracker="auto",
+        solver="auto",
+        max_iter=20,
+        tol=1e-6,
+        refit_readout=False,
+        warm_start=False,
+        random_state=0,
+        verbose=False,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.threshold = threshold
+        self.alpha = alpha
+        self.readout_scale = readout_scale
+        self.rule = rule
+        self.tracker = tracker
+        self.solver = solver
+        self.max_iter = max_iter
+        self.tol = tol
+        self.refit_readout = refit_readout
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    # What y means: the two estimators fill these in.
+
+    def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        """Learn the targets and return them as the network sees them, shape (n, k), weighted mean 0."""
+        raise NotImplementedError
+
+    def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
+        """The validation metric from decoded outputs."""
+        raise NotImplementedError
+
+    def _after_tuning(self, merged: MergedRows, tuning: Tuning) -> None:
+        """What is learnt from the leave-one-out predictions."""
+
+    # The work.
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        resume: str | Path | None = None,
+        validation: tuple[Any, Any] | None = None,
+    ) -> Self:
+        """Fit the network to a table.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d): array, data frame of numbers, tensor or sparse matrix (made dense).
+        y
+            Shape (n,), or (n, k) for a regressor.
+        sample_weight
+            Weights ≥ 0, shape (n,); rows of weight 0 are left out.
+        callbacks
+            See `widefit.callbacks`.
+        resume
+            A checkpoint of the same fit, written by `widefit.files.Checkpoint`.
+        validation
+            (X, y) on which R² or accuracy is recorded after every step.
+
+        Raises
+        ------
+        ValueError
+            A parameter, a shape or a value that makes no sense; the message names it.
+        MemoryError
+            The work cannot fit in memory; said before it starts.
+        """
+        width, threshold = self._check_parameters()
+        rows, targets, weight = self._check_data(X, y, sample_weight)
+        monitor = None if validation is None else self._monitor(*validation)
+        merged = merge_duplicates(rows, self._encode(targets, weight), weight)
+        if not self._continues():
+            self._prepare(merged, width, threshold)
+        inputs = self.sphere_(merged.rows)
+        training = Training(
+            self.network_, inputs, merged.targets,
+            rule=self.rule, tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
+            alpha=self._ridge, sample_weight=merged.sample_weight, metric=monitor,
+            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])), loss_floor=merged.floor,
+        )  # fmt: skip
+        self.plan_ = training.plan.after(self._choices)
+        self.history_ = training.run(None if resume is None else read_checkpoint(resume))
+        if self.refit_readout:
+            self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, merged.targets, merged.sample_weight))
+        self._describe()
+        return self
+
+    def _continues(self) -> bool:
+        """True when a fit goes on from the weights of the last."""
+        return bool(self.warm_start) and hasattr(self, "network_")
+
+    def _prepare(self, merged: MergedRows, width: int, threshold: float) -> None:
+        """Decide what is "auto" and draw the network."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        tuning = tune(
+            merged, threshold=threshold, width=width, alpha=self.alpha, readout_scale=self.readout_scale, seed=seed
+        )
+        self.network_ = TwoLayer(
+            tuning.sphere.out_features,
+            width,
+            merged.targets.shape[1],
+            threshold=threshold,
+            convention=_ACTIVATIONS[self.activation],
+            readout_scale=tuning.readout_scale,
+            paired=True,
+            seed=seed,
+        )
+        self.sphere_, self.alpha_ = tuning.sphere, tuning.alpha
+        self._ridge = tuning.alpha * tuning.readout_scale**2
+        self._choices = (self._threshold_choice(threshold), *tuning.choices)
+        self._after_tuning(merged, tuning)
+
+    def _describe(self) -> None:
+        self.loss_curve_ = self.history_.losses
+        self.n_iter_ = len(self.history_) - 1
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        """Network outputs in the units of the encoded target, shape (n, k)."""
+        check_is_fitted(self)
+        rows = validate_data(self, _plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
+        return self._network_outputs(_dense(rows))
+
+    def _network_outputs(self, rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self.network_(torch.from_numpy(self.sphere_(rows))).numpy()
+
+    def _monitor(self, X: Any, y: Any):
+        """A metric for the training; checked and mapped before it starts."""
+        rows = _dense(validate_data(self, _plain(X), reset=False, accept_sparse="csr", dtype=np.float64))
+        truth = np.asarray(_plain(y))
+        if truth.shape[0] != rows.shape[0]:
+            raise ValueError(f"validation has {rows.shape[0]} rows but {truth.shape[0]} targets")
+        return lambda network: self._score_outputs(truth, self._network_outputs(rows))
+
+    def _check_parameters(self) -> tuple[int, float]:
+        sizes = self.hidden_layer_sizes
+        sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+        if len(sizes) != 1 or not isinstance(sizes[0], Integral) or sizes[0] < 2:
+            raise ValueError(f"hidden_layer_sizes must be one width of at least 2 neurons, got {sizes!r}")
+        if self.activation not in _ACTIVATIONS:
+            names = ", ".join(map(repr, _ACTIVATIONS))
+            raise ValueError(f"activation must be one of {names}, got {self.activation!r}")
+        for name in ("threshold", "alpha", "readout_scale"):
+            value, least = getattr(self, name), {"threshold": -math.inf, "alpha": 0.0, "readout_scale": 1e-6}[name]
+            if isinstance(value, str) and value == "auto":
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
+                bound = "" if least == -math.inf else f" ≥ {least:g}"
+                raise ValueError(f'{name} must be "auto" or a finite number{bound}, got {value!r}')
+        if not isinstance(self.max_iter, Integral) or self.max_iter < 1:
+            raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
+        if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:
+            raise ValueError(f"tol must be a finite number ≥ 0, got {self.tol!r}")
+        width = int(sizes[0])
+        if self.activation == "relu":
+            if self.threshold not in ("auto", 0):
+                raise ValueError('threshold belongs to activation="shifted_relu"; with "relu" it is 0')
+            return width, 0.0
+        return width, automatic_threshold(width) if self.threshold == "auto" else float(self.threshold)
+
+    def _threshold_choice(self, threshold: float) -> Choice:
+        share = 0.5 * math.erfc(threshold / math.sqrt(2))
+        reason = "plain ReLU" if self.activation == "relu" else "√(0.4 ln width)"
+        if self.activation != "relu" and self.threshold != "auto":
+            reason = "as asked for"
+        return Choice("threshold", f"{threshold:.3g}", f"{reason}: a neuron fires on {share:.1%} of the samples")
+
+    def _check_data(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        y = _plain(y)
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        rows, targets = validate_data(
+            self, _plain(X), y, reset=not self._continues(), accept_sparse="csr", dtype=np.float64, multi_output=True,
+            y_numeric=self._numeric_targets,
+        )  # fmt: skip
+        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+        if not np.any(weight > 0):
+            raise ValueError("sample_weight must not be all zero")
+        return _dense(rows), np.asarray(targets), weight
+
+    # Files.
+
+    def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
+        check_is_fitted(self)
+        network = self.network_
+        tensors = {
+            "weight": network.weight.detach(),
+            "readout": network.readout.detach(),
+            "center": torch.from_numpy(self.sphere_.center),
+            "scale": torch.from_numpy(self.sphere_.scale),
+            "target_mean": torch.from_numpy(self.target_mean_),
+            "target_scale": torch.from_numpy(self.target_scale_),
+        }
+        parameters = {
+            name: value
+            if isinstance(value, str | bool | int | float | tuple | None)
+            else getattr(value, "name", str(value))
+            for name, value in self.get_params().items()
+        }
+        document = {
+            "estimator": type(self).__name__,
+            "parameters": parameters,
+            "network": {"threshold": network.threshold, "convention": network.activation.convention},
+            "sphere_constant": self.sphere_.constant,
+            "alpha": self.alpha_,
+            "ridge": self._ridge,
+            "history": self.history_.to_dict(),
+            "plan": self.plan_.to_dict(),
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
+            **self._target_document(),
+        }
+        return tensors, document
+
+    @classmethod
+    def from_parts(cls, tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> Self:
+        """Build a fitted estimator from what `to_parts` returned."""
+        parameters = dict(document["parameters"])
+        parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
+        model = cls(**parameters)
+        width, features = tensors["weight"].shape
+        # Weights and readouts are copied over whatever the seed draws: the smallest network of the shape is drawn.
+        network = TwoLayer(features, width, tensors["readout"].shape[1], **document["network"])
+        with torch.no_grad():
+            network.weight.copy_(tensors["weight"])
+            network.readout.copy_(tensors["readout"])
+        model.network_ = network
+        constant = document["sphere_constant"]
+        model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), constant)
+        model.target_mean_, model.target_scale_ = tensors["target_mean"].numpy(), tensors["target_scale"].numpy()
+        model.alpha_, model._ridge = document["alpha"], document["ridge"]
+        model.history_, model.plan_ = History.from_dict(document["history"]), Plan.from_dict(document["plan"])
+        model._choices = ()
+        model.n_features_in_ = document["n_features_in"]
+        if document["feature_names_in"] is not None:
+            model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
+        model._restore_target(document)
+        model._describe()
+        return model
+
+    def _target_document(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore_target(self, document: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as arrays; everything else as it is, for scikit-learn to check."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _dense(rows: Any) -> np.ndarray:
+    return rows.toarray() if sparse.issparse(rows) else rows

@@ -1,0 +1,111 @@
+"""WideRegressor."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.metrics import r2_score
+
+from widefit.estimators.base import Wide
+
+
+class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
+    """Regression on tables with a wide two-layer network, trained to convergence in a few Gauss-Newton steps.
+
+    Rows are centred, scaled and mapped to the unit sphere, targets are standardized; what is "auto" is decided from the
+    data by closed-form leave-one-out and told by `plan_`. The network computes in float32, systems are solved in
+    float64.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of one int, default (65536,)
+        The width m.
+    activation : {"shifted_relu", "relu", "floored_relu"}, default "shifted_relu"
+        max(z − b, 0), max(z, 0), or max(z, b).
+    threshold : float or "auto", default "auto"
+        b; "auto" is √(0.4 ln m), at which about two percent of the neurons fire.
+    alpha : float or "auto", default "auto"
+        Ridge towards the initial weights, in the units of kernel ridge regression with the network's kernel; "auto"
+        chooses by leave-one-out.
+    readout_scale : float or "auto", default "auto"
+        Size of the fixed second layer. "auto" makes it so large that few neurons flip while the first layer is trained.
+    rule : {"gauss-newton", "gradient-descent"} or Rule, default "gauss-newton"
+        How a step is chosen.
+    tracker : {"auto", "dense"} or Tracker, default "auto"
+        How the firing neurons are found.
+    solver : {"auto", "cholesky", "cg"} or Solver, default "auto"
+        How systems in sample space are solved.
+    max_iter : int, default 20
+        Largest number of steps.
+    tol : float, default 1e-6
+        Training stops when the mean squared residual of the standardized targets is no larger.
+    refit_readout : bool, default False
+        Fit the second layer by ridge regression after the first.
+    warm_start : bool, default False
+        Go on from the weights of the last fit.
+    random_state : int, RandomState or None, default 0
+        Fixes the result, whatever the number of threads.
+    verbose : bool, default False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    network_ : widefit.nn.TwoLayer
+        The trained network; its inputs are `sphere_(X)`, its outputs standardized targets.
+    sphere_ : SphereMap
+        The map of rows to the unit sphere.
+    history_ : widefit.History
+        One StepInfo a step.
+    loss_curve_ : list of float
+        Training loss before the first step and after each, in units of the standardized target.
+    n_iter_ : int
+        Steps taken, rejected ones included.
+    plan_ : widefit.plan.Plan
+        What "auto" chose and why.
+    alpha_ : float
+        The ridge in use.
+    n_features_in_, feature_names_in_
+        As everywhere in scikit-learn.
+    """
+
+    _numeric_targets = True
+
+    def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        targets = np.asarray(y, dtype=np.float64)
+        flat = targets.ndim == 1
+        targets = targets[:, None] if flat else targets
+        if self._continues():
+            if targets.shape[1] != self.target_mean_.size:
+                raise ValueError(
+                    f"y has {targets.shape[1]} outputs, the model was fitted with {self.target_mean_.size}"
+                )
+            return (targets - self.target_mean_) / self.target_scale_
+        share = sample_weight / sample_weight.sum()
+        mean = share @ targets
+        scale = np.sqrt(share @ (targets - mean) ** 2)
+        constant = ~(scale > 1e-12 * np.abs(targets).max(axis=0))
+        if constant.any():
+            output = f" (output {int(np.argmax(constant))})" if targets.shape[1] > 1 else ""
+            raise ValueError(
+                f"y{output} is constant over the {targets.shape[0]} rows (n_samples = {targets.shape[0]}): "
+                "there is nothing to learn"
+            )
+        self.target_mean_, self.target_scale_, self._flat = mean, scale, flat
+        return (targets - mean) / scale
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predicted targets, shape (n,) or (n, k) as y was."""
+        return self._decode(self._outputs(X))
+
+    def _decode(self, outputs: np.ndarray) -> np.ndarray:
+        values = outputs * self.target_scale_ + self.target_mean_
+        return values[:, 0] if self._flat else values
+
+    def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
+        return float(r2_score(y, self._decode(outputs)))
+
+    def _target_document(self) -> dict[str, Any]:
+        return {"flat": self._flat}
+
+    def _restore_target(self, document: dict[str, Any]) -> None:
+        self._flat = document["flat"]

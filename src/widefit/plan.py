@@ -1,0 +1,194 @@
+"""What "auto" chooses, why, and what the work will take in bytes and flops."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from widefit import solvers, trackers
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: what was decided, what was chosen, and the reason."""
+
+    what: str
+    chosen: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions behind a run, in the order they were taken.
+
+    Attributes
+    ----------
+    choices
+        One a decision.
+    bytes_needed
+        Predicted peak memory of the training, beyond what the process held before.
+    flops_per_step
+        Predicted floating-point operations of a step.
+    """
+
+    choices: tuple[Choice, ...] = field(default=())
+    bytes_needed: int = 0
+    flops_per_step: float = 0.0
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(what, chosen, reason), one a decision."""
+        return [(choice.what, choice.chosen, choice.reason) for choice in self.choices]
+
+    def to_dict(self) -> dict:
+        """Plain Python values, ready for JSON."""
+        return {
+            "choices": [{"what": what, "chosen": chosen, "reason": reason} for what, chosen, reason in self.rows()],
+            "bytes_needed": self.bytes_needed,
+            "flops_per_step": self.flops_per_step,
+        }
+
+    def after(self, earlier: tuple[Choice, ...]) -> "Plan":
+        """The same plan with decisions that were taken before it in front."""
+        return Plan(earlier + self.choices, self.bytes_needed, self.flops_per_step)
+
+    def then(self, choice: Choice) -> "Plan":
+        """The same plan with a decision that was taken after it."""
+        return Plan((*self.choices, choice), self.bytes_needed, self.flops_per_step)
+
+    @classmethod
+    def from_dict(cls, record: dict) -> "Plan":
+        """The inverse of `to_dict`."""
+        choices = tuple(Choice(**choice) for choice in record["choices"])
+        return cls(choices, record["bytes_needed"], record["flops_per_step"])
+
+
+@dataclass(frozen=True)
+class TwoLayerShape:
+    """Sizes that decide the cost of training a two-layer network.
+
+    Attributes
+    ----------
+    samples, features, width, outputs
+        n, d, m, k.
+    firing
+        p, the expected part of the pairs that fire.
+    itemsize
+        Bytes a weight.
+    anchored
+        True when the initial weights are kept (α > 0).
+    """
+
+    samples: int
+    features: int
+    width: int
+    outputs: int
+    firing: float
+    itemsize: int
+    anchored: bool
+
+    def bytes_needed(self, solver: str, threads: int) -> int:
+        """Peak memory of a run on the dense tracker."""
+        weights = self.width * self.features * self.itemsize * int(self.anchored)
+        row = min(self.samples / 8, 4 * self.firing * self.samples) + 12
+        patterns = int(2 * self.width * row)
+        block = max(64, min(1024, (1 << 20) // self.samples))
+        blocks = threads * block * (self.samples * self.itemsize + self.samples // 8 + self.features * self.itemsize)
+        # K, N and H are held at once, and a factorization works on a copy of H.
+        square = self.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
+        return weights + patterns + blocks + square
+
+    def flops_per_step(self, solver: str) -> float:
+        """Products W Xᵀ, additions into N, and the solve."""
+        fired = self.firing * self.samples
+        solve = self.samples**3 / 3 if solver == "cholesky" else 200 * self.samples**2
+        return 2.0 * self.width * self.samples * self.features + self.width * fired**2 + self.outputs * solve
+
+
+def firing_probability(threshold: float, norm: float) -> float:
+    """P(⟨w, x⟩ > b) for w ~ N(0, I) and ‖x‖ = norm."""
+    if norm == 0:
+        return float(threshold < 0)
+    return 0.5 * math.erfc(threshold / (norm * math.sqrt(2)))
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping, within the limit of the control group if there is one."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(free, 0)
+
+
+def plan_two_layer(
+    shape: TwoLayerShape,
+    tracker: "str | trackers.Tracker",
+    solver: "str | solvers.Solver",
+    threads: int,
+    memory: int | None = None,
+) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
+    """Choose tracker and solver, and refuse what cannot fit.
+
+    Parameters
+    ----------
+    shape
+        Sizes of the problem.
+    tracker, solver
+        "auto", a name, or the object itself.
+    threads
+        Cores to be used.
+    memory
+        Bytes the training may take; None: what is free.
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    MemoryError
+        The prediction exceeds the memory; the message gives the number and the nearest width that fits.
+    """
+    memory = available_memory() if memory is None else memory
+    choices = []
+    if tracker == "auto":
+        tracker = trackers.Dense()
+        reason = f"a pass over {shape.width:,} neurons is {2 * shape.width * shape.samples * shape.features:.1e} flops"
+        choices.append(Choice("tracker", tracker.name, reason))
+    tracker = _named(tracker, {"dense": trackers.Dense}, trackers.Tracker, "tracker")
+    if solver == "auto":
+        direct = shape.bytes_needed("cholesky", threads) <= memory
+        solver = solvers.Cholesky() if direct else solvers.CG()
+        need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
+        reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
+        choices.append(Choice("solver", solver.name, reason))
+    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    needed = shape.bytes_needed(solver.name, threads)
+    if needed > memory:
+        raise MemoryError(_refusal(shape, solver.name, threads, needed, memory))
+    return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
+
+
+def _named(value, names: dict, kind: type, argument: str):
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str) and value in names:
+        return names[value]()
+    known = ", ".join(f'"{name}"' for name in ("auto", *names))
+    raise ValueError(f"{argument} must be one of {known} or a {kind.__name__}, got {value!r}")
+
+
+def _refusal(shape: TwoLayerShape, solver: str, threads: int, needed: int, memory: int) -> str:
+    """What does not fit, and the nearest setting that does."""
+    said = f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free"
+    width = shape.width
+    while width > 64:
+        width //= 2
+        smaller = TwoLayerShape(**{**shape.__dict__, "width": width})
+        if smaller.bytes_needed(solver, threads) <= memory:
+            return f"{said}; a width of {width:,} fits"
+    samples = int(math.sqrt(memory / 40))
+    return f"{said}; its {shape.samples:,} × {shape.samples:,} Gram matrices fit for about {samples:,} samples"

@@ -1,0 +1,134 @@
+"""What a rule is: from the residual to g, and whether the step was good."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.gram.base import DenseGram
+from widefit.solvers import Solution, Solver
+from widefit.trackers import Displacement, Update
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖².
+
+    Attributes
+    ----------
+    targets
+        y, shape (n, k).
+    sample_weight
+        ω > 0, shape (n,).
+    alpha
+        α ≥ 0.
+    """
+
+    targets: Float[np.ndarray, "n k"]
+    sample_weight: Float[np.ndarray, " n"]
+    alpha: float
+
+    def loss(self, outputs: Float[np.ndarray, "n k"]) -> float:
+        """Weighted mean over samples of the squared residual."""
+        return float(self.sample_weight @ ((outputs - self.targets) ** 2).sum(1) / self.sample_weight.sum())
+
+    def value(self, outputs: Float[np.ndarray, "n k"], displacement: Displacement | None) -> float:
+        """Q."""
+        ridge = self.alpha * float(displacement.squared_norm.sum()) if displacement is not None else 0.0
+        return self.loss(outputs) * float(self.sample_weight.sum()) + ridge
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """The problem as a rule sees it at the committed weights.
+
+    Attributes
+    ----------
+    objective
+        Q.
+    outputs
+        f, shape (n, k).
+    displacement
+        Of W from W₀; None when α = 0.
+    gram
+        Returns H of one output; the caller must not change it.
+    """
+
+    objective: Objective
+    outputs: Float[np.ndarray, "n k"]
+    displacement: Displacement | None
+    gram: Callable[[int], DenseGram]
+
+    @property
+    def residual(self) -> Float[np.ndarray, "n k"]:
+        """f − y."""
+        return self.outputs - self.objective.targets
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What a rule asks for.
+
+    Attributes
+    ----------
+    update
+        The step.
+    predicted
+        Q after the step if no neuron flipped; None for rules that do not predict.
+    damping
+        λ, mean over the outputs.
+    relative_damping
+        λ over the mean of diag H, largest over the outputs.
+    solutions
+        One a system that was solved.
+    """
+
+    update: Update
+    predicted: float | None = None
+    damping: float = 0.0
+    relative_damping: float = 0.0
+    solutions: tuple[Solution, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a trial is kept, and with what memory the rule goes on."""
+
+    accepted: bool
+    memory: Any
+    gain_ratio: float | None = None
+    stop: str | None = None
+
+
+class Rule(ABC):
+    """A small immutable object with its settings as fields; what it remembers between steps is passed in and out.
+
+    The memory is a dict of numbers, so that a checkpoint can hold it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def start(self, view: Linearization) -> dict[str, float]:
+        """The memory before the first step."""
+
+    @abstractmethod
+    def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:
+        """Choose the update."""
+
+    @abstractmethod
+    def judge(self, direction: Direction, memory: dict[str, float], before: float, after: float, flips: int) -> Verdict:
+        """Keep the trial or not.
+
+        Parameters
+        ----------
+        direction, memory
+            What the trial was made from.
+        before, after
+            Q at the committed weights and at the trial.
+        flips
+            Pairs that change in the trial.
+        """

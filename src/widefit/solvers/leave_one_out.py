@@ -1,0 +1,61 @@
+"""Leave-one-out residuals of kernel ridge regression in closed form."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+# Ridges relative to the mean of diag H that are tried; the smallest stands for none.
+RIDGES = 10.0 ** np.arange(-8.0, 1.5, 0.5)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Ridge regression min Σ_i ω_i (f_i − y_i)² + α ‖u‖², f = J u, J Jᵀ = H, with every sample left out in turn.
+
+    Attributes
+    ----------
+    coefficients
+        v with u = Jᵀ v for the fit to all samples, shape (n, k).
+    residuals
+        y_i − f_i of the fit that has not seen sample i, shape (n, k).
+    error
+        Weighted mean over samples of their squares, summed over outputs.
+    """
+
+    coefficients: Float[np.ndarray, "n k"]
+    residuals: Float[np.ndarray, "n k"]
+    error: float
+
+
+def leave_one_out(
+    gram: Float[np.ndarray, "n n"],
+    targets: Float[np.ndarray, "n k"],
+    sample_weight: Float[np.ndarray, " n"],
+    alpha: float,
+) -> LeaveOneOut:
+    """One Cholesky factorization for all samples: about n³ flops.
+
+    The residual without sample i is ṽ_i / (√ω_i G_ii), ṽ = G √ω y, G = (√ω H √ω + α I)⁻¹: the identity behind PRESS
+    (Allen
+    1974) and generalized cross-validation (Golub, Heath and Wahba 1979).
+
+    Parameters
+    ----------
+    gram, targets, sample_weight
+        H, y, and ω > 0.
+    alpha
+        α > 0.
+    """
+    root = torch.from_numpy(np.sqrt(sample_weight))
+    matrix = root[:, None] * torch.from_numpy(gram) * root
+    matrix.diagonal().add_(alpha)
+    factor = torch.linalg.cholesky(matrix)
+    identity = torch.eye(root.numel(), dtype=torch.float64)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    scaled = inverse.T @ (inverse @ (root[:, None] * torch.from_numpy(targets)))
+    diagonal = inverse.square().sum(0)
+    residuals = (scaled / (root * diagonal)[:, None]).numpy()
+    error = float(sample_weight @ (residuals**2).sum(1) / sample_weight.sum())
+    return LeaveOneOut((root[:, None] * scaled).numpy(), residuals, error)

@@ -1,0 +1,359 @@
+"""The loop: a rule chooses g, the tracker finds out who fires after W ← W − Jᵀ g, the rule keeps the step or not."""
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from widefit import gram, rules, solvers, trackers
+from widefit.callbacks import Callback
+from widefit.history import History, StepInfo
+from widefit.nn import TwoLayer
+from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
+from widefit.rules import Linearization, Objective, Rule
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def train(
+    network: TwoLayer,
+    X: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    *,
+    rule: str | Rule = "gauss-newton",
+    tracker: str | trackers.Tracker = "auto",
+    solver: str | solvers.Solver = "auto",
+    max_iter: int = 20,
+    tol: float = 1e-6,
+    alpha: float = 0.0,
+    sample_weight: ArrayLike | Tensor | None = None,
+    metric: Callable[[TwoLayer], float] | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: State | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> History:
+    """Fit the first layer of a two-layer network to data, in place.
+
+    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has.
+
+    Parameters
+    ----------
+    network
+        Its `weight` is trained.
+    X
+        Shape (n, d); taken as it is, cast to the dtype of the network.
+    y
+        Shape (n,) or (n, k).
+    rule
+        "gauss-newton", "gradient-descent", or a rule of `widefit.rules`.
+    tracker
+        "auto", "dense", or a tracker of `widefit.trackers`.
+    solver
+        "auto", "cholesky", "cg", or a solver of `widefit.solvers`.
+    max_iter
+        Largest number of steps, rejected ones included.
+    tol
+        Training stops when the loss, the weighted mean over samples of the squared residual, is no larger.
+    alpha
+        α ≥ 0, pull towards the initial weights in the units of Q.
+    sample_weight
+        ω ≥ 0, shape (n,); None: ones.
+    metric
+        Called with the network after every step; its value is recorded in `StepInfo.metric`.
+    callbacks
+        See `widefit.callbacks`.
+    resume
+        A state from `Training.state`: training goes on from there to the same bits.
+    threads
+        Cores to use, None: `torch.get_num_threads()`. The result does not depend on it.
+    memory
+        Bytes the training may take, None: what is free.
+
+    Returns
+    -------
+    History
+        One StepInfo a step, the first for the state before training.
+
+    Raises
+    ------
+    ValueError
+        An argument of the wrong shape or value, numbers that are not finite, a state that belongs to other data.
+    MemoryError
+        The work cannot fit; said before it starts.
+    """
+    training = Training(
+        network, X, y, rule=rule, tracker=tracker, solver=solver, max_iter=max_iter, tol=tol, alpha=alpha,
+        sample_weight=sample_weight, metric=metric, callbacks=callbacks, threads=threads, memory=memory,
+    )  # fmt: skip
+    return training.run(resume)
+
+
+class Training:
+    """One run of `train`, which documents the arguments.
+
+    Attributes
+    ----------
+    history
+        The steps so far.
+    plan
+        What "auto" chose, and the predicted cost.
+    """
+
+    def __init__(
+        self,
+        network: TwoLayer,
+        X: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        *,
+        rule: str | Rule = "gauss-newton",
+        tracker: str | trackers.Tracker = "auto",
+        solver: str | solvers.Solver = "auto",
+        max_iter: int = 20,
+        tol: float = 1e-6,
+        alpha: float = 0.0,
+        sample_weight: ArrayLike | Tensor | None = None,
+        metric: Callable[[TwoLayer], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        threads: int | None = None,
+        memory: int | None = None,
+        loss_floor: float = 0.0,
+    ):
+        for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
+            if not (value >= least and np.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number ≥ {least}, got {value!r}")
+        self.network = network
+        self.max_iter, self.tol = max_iter, tol
+        self.history = History()
+        self._rule = _rule(rule)
+        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha))
+        # Part of the loss that no weights can remove, left out of the stopping test.
+        self._loss_floor = loss_floor
+        self._metric, self._callbacks = metric, tuple(callbacks)
+        self._threads = torch.get_num_threads() if threads is None else threads
+        self.plan, self._tracker, self._solver = self._make_plan(tracker, solver, memory)
+        self._memory: dict[str, float] = {}
+        self._anchor: np.ndarray | None = None
+        self._grams: dict[int, gram.DenseGram] = {}
+        self._started = 0.0
+
+    def run(self, resume: State | None = None) -> History:
+        """Train until tol, convergence, max_iter, a callback or an interrupt ends it."""
+        if resume is not None:
+            self._restore(resume)
+        elif self._objective.alpha > 0:
+            self._anchor = self.network.weight.detach().numpy().copy()
+        self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
+        with self._phase("pass"):
+            self._tracking = self._tracker.start(self.network, self._inputs, anchor=self._anchor, threads=self._threads)
+        self._similarity = self._inputs.astype(np.float64) @ self._inputs.astype(np.float64).T
+        if resume is None:
+            self._memory = self._rule.start(self._view())
+            self.history.steps.append(self._info(0, self._objective.loss(self._tracking.outputs)))
+        for callback in self._callbacks:
+            callback.start(self)
+        with _interrupt_flag() as interrupted:
+            self.history.stop_reason = self._loop(interrupted)
+        for callback in self._callbacks:
+            callback.finish(self, self.history)
+        return self.history
+
+    def state(self) -> State:
+        """Everything needed to go on from the last step to the same bits."""
+        tensors = {"weight": self.network.weight.detach()}
+        if self._anchor is not None:
+            tensors["anchor"] = torch.from_numpy(self._anchor)
+        document = {
+            "rule": self._rule.name,
+            "memory": dict(self._memory),
+            "history": self.history.to_dict(),
+            "data": self._fingerprint(),
+        }
+        return tensors, document
+
+    def _loop(self, interrupted: threading.Event) -> str:
+        while True:
+            last = self.history[-1]
+            if last.loss - self._loss_floor <= self.tol:
+                return "tol"
+            if last.step >= self.max_iter:
+                return "max_iter"
+            if interrupted.is_set():
+                return "interrupted"
+            stop = self._step(last.step + 1)
+            ended = [bool(callback.step(self, self.history[-1])) for callback in self._callbacks]
+            if stop is not None:
+                return "tol" if self.history[-1].loss - self._loss_floor <= self.tol else stop
+            if any(ended):
+                return "callback"
+
+    def _step(self, number: int) -> str | None:
+        """One step; returns why training should end, if it should."""
+        view = self._view()
+        with self._phase("solve"):
+            direction = self._rule.direction(view, self._memory, self._solver)
+        with self._phase("pass"):
+            trial = self._tracking.propose(direction.update)
+        before = self._objective.value(view.outputs, view.displacement)
+        after = self._objective.value(trial.outputs, trial.displacement)
+        verdict = self._rule.judge(direction, self._memory, before, after, trial.flips)
+        if verdict.accepted:
+            with self._phase("update"):
+                self._tracking.commit(trial)
+            self._grams.clear()
+        self._memory = verdict.memory
+        solutions = direction.solutions
+        loss = self._objective.loss(self._tracking.outputs)
+        info = replace(
+            self._info(number, loss),
+            damping=direction.damping,
+            gain_ratio=verdict.gain_ratio,
+            accepted=verdict.accepted,
+            solver=solutions[0].solver if solutions else None,
+            solver_iterations=max((solution.iterations for solution in solutions), default=0),
+            residual_norm=max((solution.residual_norm for solution in solutions), default=None),
+            jitter=max((solution.jitter for solution in solutions), default=0.0),
+            flips=trial.flips,
+            rebased=trial.rebased,
+        )
+        self.history.steps.append(info)
+        return verdict.stop
+
+    def _info(self, number: int, loss: float) -> StepInfo:
+        with self._phase("metric"):
+            metric = None if self._metric is None else float(self._metric(self.network))
+        seconds = time.perf_counter() - self._started
+        return StepInfo(step=number, loss=loss + self._loss_floor, metric=metric, seconds=seconds)
+
+    def _view(self) -> Linearization:
+        tracking = self._tracking
+        return Linearization(self._objective, tracking.outputs, tracking.displacement, self._gram)
+
+    def _gram(self, output: int) -> gram.DenseGram:
+        """H of an output at the committed weights; the last one asked for is kept for a rejected step."""
+        if output not in self._grams:
+            self._grams.clear()
+            own = [pattern for pattern in self._tracking.patterns() if pattern.chunk.output == output]
+            with self._phase("gram"):
+                operator = gram.co_firing(own, self._similarity, self.network.coefficients(), self._threads)
+            self._grams[output] = operator
+        return self._grams[output]
+
+    def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
+        norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))
+        shape = TwoLayerShape(
+            samples=self._inputs.shape[0],
+            features=self._inputs.shape[1],
+            width=self.network.width,
+            outputs=self.network.out_features,
+            firing=firing_probability(self.network.threshold, norm),
+            itemsize=self._inputs.itemsize,
+            anchored=self._objective.alpha > 0,
+        )
+        return plan_two_layer(shape, tracker, solver, self._threads, memory)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `history.phases`, without counting a phase inside it twice."""
+        phases, begun = self.history.phases, time.perf_counter()
+        inner = sum(phases.values())
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begun - (sum(phases.values()) - inner)
+            phases[name] = phases.get(name, 0.0) + spent
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self._inputs, self._objective.targets, self._objective.sample_weight):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr((self._objective.alpha, self.network.threshold, self._rule)).encode())
+        digest.update(self.network.readout.detach().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _restore(self, state: State) -> None:
+        tensors, document = state
+        if document["data"] != self._fingerprint():
+            raise ValueError(
+                "resume: the checkpoint belongs to other data or settings; resume with those it was made with"
+            )
+        with torch.no_grad():
+            self.network.weight.copy_(tensors["weight"])
+        if "anchor" in tensors:
+            self._anchor = tensors["anchor"].numpy().copy()
+        self._memory = dict(document["memory"])
+        self.history = History.from_dict(document["history"])
+        self.history.stop_reason = ""
+
+
+def _rule(rule: str | Rule) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent}
+    if rule not in named:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
+    return named[rule]()
+
+
+def _problem(
+    network: TwoLayer,
+    X: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    sample_weight: ArrayLike | Tensor | None,
+    alpha: float,
+) -> tuple[np.ndarray, Objective]:
+    """Inputs in the dtype of the network and the objective in float64, checked."""
+    dtype = network.weight.detach().numpy().dtype
+    inputs = np.ascontiguousarray(_array(X, "X"), dtype=dtype)
+    targets = np.ascontiguousarray(_array(y, "y"), dtype=np.float64)
+    targets = targets[:, None] if targets.ndim == 1 else targets
+    if inputs.ndim != 2 or inputs.shape[0] == 0 or inputs.shape[1] != network.in_features:
+        raise ValueError(f"X must have shape (n, {network.in_features}) with n ≥ 1, got {inputs.shape}")
+    samples = inputs.shape[0]
+    if targets.shape != (samples, network.out_features):
+        raise ValueError(f"y must have shape ({samples}, {network.out_features}), got {targets.shape}")
+    weight = np.ones(samples) if sample_weight is None else _array(sample_weight, "sample_weight").astype(np.float64)
+    if weight.shape != (samples,) or np.any(weight < 0) or not np.any(weight > 0):
+        raise ValueError(f"sample_weight must be {samples} numbers ≥ 0, not all 0")
+    for name, array in (("X", inputs), ("y", targets), ("sample_weight", weight)):
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
+    return inputs, Objective(targets, weight, alpha)
+
+
+def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    return array
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[threading.Event]:
+    """Ctrl-C sets the flag, so that the step in progress ends whole; a second Ctrl-C interrupts as usual."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number, frame):
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

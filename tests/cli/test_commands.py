@@ -1,0 +1,256 @@
+"""What the commands do with good input."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import typer
+from command_line import ENVIRONMENT, Result, run, run_all, write_houses
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sklearn import metrics
+
+import widefit
+from widefit.cli import scores
+from widefit.cli import train as train_command
+from widefit.cli.benches import find, load
+from widefit.cli.output import number, plain, seconds
+from widefit.data.encoding import TableEncoding
+from widefit.data.readers import read_table
+from widefit.files import load_parts
+
+COMMANDS = ["train", "predict", "evaluate", "info", "bench"]
+
+
+def test_help_needs_nothing_heavy_and_has_examples(tmp_path: Path) -> None:
+    heavy = ["torch", "sklearn", "numba", "scipy", "numpy", "polars", "matplotlib"]
+    code = (
+        "import sys; from widefit.cli import main\n"
+        f"for arguments in ([], *([name] for name in {COMMANDS})):\n"
+        "    sys.argv = ['widefit', *arguments, '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code\n"
+        f"print('loaded:', [name for name in {heavy} if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "loaded: []" in ran.stdout
+    assert ran.stdout.count("Examples") == 1 + len(COMMANDS)
+
+
+def test_version(tmp_path: Path) -> None:
+    assert run("--version", folder=tmp_path).stdout == f"widefit {widefit.__version__}\n"
+
+
+def test_defaults_are_those_of_the_estimators() -> None:
+    estimator = {name: p.default for name, p in inspect.signature(widefit.WideRegressor).parameters.items()}
+    options = {name: p.default for name, p in inspect.signature(train_command.command).parameters.items()}
+    assert (options["width"],) == estimator["hidden_layer_sizes"]
+    assert options["seed"] == estimator["random_state"]
+    for name in ("activation", "threshold", "alpha", "rule", "tracker", "solver", "max_iter", "tol"):
+        assert options[name] == estimator[name]
+
+
+class TestTrain:
+    def test_says_what_it_did(self, trained: tuple[Path, dict[str, Result]]) -> None:
+        folder, (_, said, remarks) = trained[0], trained[1]["houses"]
+        assert "houses: 120 rows, 7 features, target price (regression)" in said
+        for expected in ("threshold", "solver", "why", "held out (24)", "train (96)", "baseline (always the mean)"):
+            assert expected in said
+        assert re.search(r"steps? in .* loss .* → .*; training ended because", said)
+        assert re.search(r"model +houses.widefit \(", said)
+        assert re.search(r"report +houses.html \(", said)
+        assert "1 column left out, being constant in the training rows: 'planet'" in remarks
+        assert "12 missing values filled in" in remarks
+        assert "regression: the target 'price' has 120 different numbers in 120 rows (--task changes it)" in remarks
+        assert (folder / "houses.html").read_text().lower().startswith("<!doctype html>")
+
+    def test_json_and_nothing_else(self, trained: tuple[Path, dict[str, Result]]) -> None:
+        document = json.loads(trained[1]["flowers"].stdout)
+        assert document["data"]["classes"] == ["setosa", "versicolor", "virginica"]
+        assert document["data"]["split"] == {"held out": 30, "train": 120}
+        assert document["files"] == {"model": "flowers.widefit"}
+        assert document["metrics"]["held out"]["accuracy"] > document["metrics"]["baseline (always setosa)"]["accuracy"]
+        assert document["history"]["steps"][0]["step"] == 0
+        assert not document["interrupted"]
+
+    def test_no_file_but_those_named(self, trained: tuple[Path, dict[str, Result]]) -> None:
+        models = {"houses.widefit", "two.widefit", "flowers.widefit", "forced.widefit"}
+        found = {path.name for path in trained[0].iterdir() if path.suffix in (".widefit", ".html", ".tmp")}
+        assert found == models | {"houses.html", "forced.html"}
+
+    def test_quiet_and_threads_do_not_change_the_result(self, trained: tuple[Path, dict[str, Result]]) -> None:
+        folder, said = trained
+        assert said["two threads"] == (0, "", "")
+        one, two = load_file(folder / "houses.widefit"), load_file(folder / "two.widefit")
+        assert one.keys() == two.keys()
+        assert all(one[name].equal(two[name]) for name in one)
+
+    def test_forced_choices(self, trained: tuple[Path, dict[str, Result]]) -> None:
+        _, stdout, stderr = trained[1]["forced"]
+        document = json.loads(stdout)
+        assert stderr == ""
+        assert document["data"]["target"] == "rooms"
+        assert document["data"]["features"] == ["area", "garden", "town=Bonn", "town=Jena", "town=Ulm"]
+        assert document["settings"]["alpha"] == 0.5
+        assert {step["solver"] for step in document["history"]["steps"][1:]} == {"cg"}
+        assert list(document["metrics"]) == ["train", "baseline (always the mean)"]
+        assert document["data"]["left_out"][:2] == [
+            {"column": "age", "reason": "dropped as asked"},
+            {"column": "price", "reason": "dropped as asked"},
+        ]
+
+
+@pytest.fixture(scope="module")
+def said(houses: Path) -> dict[str, Result]:
+    """What predict, evaluate and info say of the two models."""
+    frame = pl.read_csv(houses / "new.csv")
+    frame.select(*reversed(frame.columns)).write_parquet(houses / "shuffled.parquet")
+    (houses / "rome.csv").write_text((houses / "new.csv").read_text().replace("Bonn", "Rome"))
+    (houses / "renamed.csv").write_text((houses / "test.csv").read_text().replace("price", "sold_for", 1))
+    found = run_all(
+        {
+            "new": ["predict", "houses.widefit", "new.csv"],
+            "shuffled": ["predict", "houses.widefit", "shuffled.parquet", "-o", "out.parquet"],
+            "unseen": ["predict", "houses.widefit", "rome.csv", "-o", "out.tsv", "--threads", 1],
+            "flowers": ["predict", "flowers.widefit", "iris", "--proba", "--json"],
+            "evaluate": ["evaluate", "houses.widefit", "renamed.csv", "--target", "sold_for", "--json"],
+            "info": ["info", "houses.widefit"],
+        },
+        folder=houses,
+    )
+    assert [result.code for result in found.values()] == [0] * len(found), found
+    return found
+
+
+def predictions(houses: Path, table: str) -> np.ndarray:
+    """The same without the command line."""
+    model, record = load_parts(houses / "houses.widefit")
+    assert record is not None
+    return model.predict(TableEncoding.from_dict(record).encode(read_table(houses / table).frame))
+
+
+class TestPredict:
+    def test_every_row_in_order(self, said: dict[str, Result], houses: Path) -> None:
+        assert said["new"].stderr == ""
+        predicted = pl.read_csv(said["new"].stdout.encode())
+        assert predicted.columns == ["prediction"]
+        assert np.array_equal(predicted["prediction"].to_numpy(), predictions(houses, "new.csv"))
+        assert len(predicted) == 17
+
+    def test_columns_in_another_order_and_format(self, said: dict[str, Result], houses: Path) -> None:
+        assert said["shuffled"] == (0, "", "17 predictions in out.parquet\n")
+        predicted = pl.read_parquet(houses / "out.parquet")
+        assert np.array_equal(predicted["prediction"].to_numpy(), predictions(houses, "new.csv"))
+
+    def test_unseen_category_is_a_warning(self, said: dict[str, Result], houses: Path) -> None:
+        warning = "column 'town' has 1 value that training did not see ('Rome'); treated as none of its categories"
+        assert said["unseen"] == (0, "", f"warning: {warning}\n17 predictions in out.tsv\n")
+        with pytest.warns(UserWarning, match="'Rome'"):
+            expected = predictions(houses, "rome.csv")
+        assert np.array_equal(pl.read_csv(houses / "out.tsv", separator="\t")["prediction"].to_numpy(), expected)
+
+    def test_probabilities(self, said: dict[str, Result]) -> None:
+        document = json.loads(said["flowers"].stdout)
+        names = [f"probability_{name}" for name in ("setosa", "versicolor", "virginica")]
+        shares = np.array([document[name] for name in names]).T
+        assert document["rows"] == len(document["prediction"]) == 150
+        assert np.allclose(shares.sum(axis=1), 1)
+        assert [names[index].removeprefix("probability_") for index in shares.argmax(axis=1)] == document["prediction"]
+
+    def test_a_reader_that_leaves(self, houses: Path) -> None:
+        write_houses(houses / "many.csv", 20_000, 3)
+        command = f"{sys.executable} -m widefit predict houses.widefit many.csv | head -n 1"
+        ran = subprocess.run(command, shell=True, cwd=houses, env=ENVIRONMENT, capture_output=True, text=True)
+        assert (ran.stdout, ran.stderr) == ("prediction\n", "")
+
+
+def test_evaluate_with_the_truth_under_another_name(said: dict[str, Result], houses: Path) -> None:
+    document = json.loads(said["evaluate"].stdout)
+    model, baseline = document["metrics"]["model"], document["metrics"]["baseline (always the mean)"]
+    error = predictions(houses, "test.csv") - pl.read_csv(houses / "test.csv")["price"].to_numpy()
+    assert document["rows"] == len(error) == 30
+    assert model["RMSE"] == pytest.approx(np.sqrt(np.mean(error**2)))
+    assert model["MAE"] == pytest.approx(np.mean(np.abs(error)))
+    assert model["R²"] > 0.8
+    assert baseline["R²"] == pytest.approx(0, abs=1e-12)
+
+
+@given(st.integers(2, 5), st.integers(0, 10_000))
+def test_scores_of_classes_are_those_of_scikit_learn(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    classes = np.array(["a", "bb", "c", "d", "e"])[:count]
+    y, predicted = generator.choice(classes, 40), generator.choice(classes, 40)
+    probabilities = generator.dirichlet(np.ones(count), 40)
+    found = scores.of_classes(y, predicted, probabilities, classes)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(y, predicted))
+    assert found["log loss"] == pytest.approx(metrics.log_loss(y, probabilities, labels=classes))
+    recalls = metrics.recall_score(y, predicted, labels=np.unique(y), average="macro")
+    assert found["balanced accuracy"] == pytest.approx(recalls)
+
+
+@given(st.integers(0, 10_000))
+def test_scores_of_numbers_are_those_of_scikit_learn(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    y, predicted = generator.normal(size=30), generator.normal(size=30)
+    found = scores.of_numbers(y, predicted)
+    assert found["RMSE"] == pytest.approx(metrics.root_mean_squared_error(y, predicted))
+    assert found["MAE"] == pytest.approx(metrics.mean_absolute_error(y, predicted))
+    assert found["R²"] == pytest.approx(metrics.r2_score(y, predicted))
+
+
+def test_baselines() -> None:
+    name, found = scores.of_constant(np.array(["b", "a", "b"]), np.array(["a", "b"]), "classification")
+    assert name == "always b"
+    assert found == pytest.approx(
+        {"accuracy": 0.5, "log loss": -np.log([1 / 3, 2 / 3]).mean(), "balanced accuracy": 0.5}
+    )
+    name, found = scores.of_constant(np.array([1.0, 3.0]), np.array([2.0, 4.0]), "regression")
+    assert (name, found) == ("always the mean", {"RMSE": pytest.approx(2**0.5), "MAE": 1.0, "R²": -1.0})
+
+
+def test_info(said: dict[str, Result]) -> None:
+    words = " ".join(said["info"].stdout.split())
+    assert "Estimator WideRegressor" in words
+    assert "Target price" in words
+    assert "Columns area (number), rooms (number), garden (boolean), town (category), age (number)" in words
+
+
+class TestBench:
+    def test_found_without_being_imported(self, tmp_path: Path) -> None:
+        (tmp_path / "harness.py").write_text("raise RuntimeError('imported')\n")
+        (tmp_path / "two_layer.py").write_text(
+            '"""The scaling laws.\n\nMore."""\nimport neighbour\n'
+            'def run(size): return {"size": size, "n": neighbour.N}\n'
+        )
+        (tmp_path / "neighbour.py").write_text("N = 7\n")
+        found = find(tmp_path)
+        assert {name: bench.summary for name, bench in found.items()} == {"two-layer": "The scaling laws."}
+        before = list(sys.path)
+        assert load(found["two-layer"].path).run("quick") == {"size": "quick", "n": 7}
+        assert sys.path == before
+
+    def test_unknown_name(self, tmp_path: Path) -> None:
+        assert "there is no bench 'no-such'" in run("bench", "no-such", folder=tmp_path, code=2).stderr
+
+
+def test_words_for_numbers() -> None:
+    values = [0.99166, 1234.5678, 3.21e-9, 0, float("nan"), None, -12.5]
+    assert [number(value) for value in values] == ["0.9917", "1235", "3.21e-09", "0", "–", "–", "-12.5000"]
+    assert [seconds(value) for value in (0.314, 12.34, 125.2, 3725)] == ["0.31 s", "12.3 s", "2 min 5 s", "1 h 2 min"]
+    content = {
+        "a": np.float32(0.5),
+        "b": [np.nan, np.inf, (1, np.int64(2))],
+        "c": Path("x"),
+        3: np.arange(2),
+        "d": None,
+    }
+    assert plain(content) == {"a": 0.5, "b": [None, None, [1, 2]], "c": "x", "3": [0, 1], "d": None}
+    with pytest.raises(typer.BadParameter, match="'x' is neither auto nor a number"):
+        train_command.auto_or_number("x")

@@ -1,0 +1,80 @@
+"""A model comes back from its file as it was, to the bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LinearRegression
+
+import widefit
+from widefit import WideClassifier, WideRegressor
+from widefit.data.encoding import TableEncoding
+from widefit.data.readers import read_table
+from widefit.files import FileError, load_parts, write_container
+
+X = np.random.default_rng(0).normal(size=(60, 4))
+TARGETS = {
+    "numbers": X[:, 0] + X[:, 1] ** 2,
+    "two outputs": np.stack([X[:, 0], X[:, 1] - X[:, 2]], axis=1),
+    "text": np.array(["low", "high", "médium"])[np.digitize(X[:, 0], [-0.5, 0.5])],
+    "two texts": np.where(X[:, 0] > 0, "yes", "no"),
+    "integers": np.digitize(X[:, 0], [-0.5, 0.5]) * 7 - 3,
+    "booleans": X[:, 0] > 0,
+    "floats": np.where(X[:, 0] > 0, 1.0, -1.0),
+}
+
+
+def fitted(name: str) -> WideRegressor | WideClassifier:
+    estimator = WideRegressor if name in ("numbers", "two outputs") else WideClassifier
+    return estimator(hidden_layer_sizes=(64,), max_iter=3).fit(X, TARGETS[name])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_round_trip(tmp_path: Path, name: str) -> None:
+    model = fitted(name)
+    widefit.save(model, tmp_path / "m.widefit")
+    found = widefit.load(tmp_path / "m.widefit")
+    assert type(found) is type(model)
+    assert found.get_params() == model.get_params()
+    assert found.history_ == model.history_
+    assert found.plan_ == model.plan_
+    new = np.random.default_rng(1).normal(size=(20, 4))
+    assert np.array_equal(found.predict(new), model.predict(new))
+    if isinstance(model, WideClassifier):
+        assert np.array_equal(found.classes_, model.classes_)
+        assert found.classes_.dtype.kind == model.classes_.dtype.kind
+        assert np.array_equal(found.predict_proba(new), model.predict_proba(new))
+    widefit.save(found, tmp_path / "again.widefit")
+    assert (tmp_path / "again.widefit").read_bytes() == (tmp_path / "m.widefit").read_bytes()
+
+
+def test_the_encoding_rides_along(tmp_path: Path) -> None:
+    table = read_table("iris")
+    encoding = TableEncoding.learn(table.frame, "species")
+    model = WideClassifier(hidden_layer_sizes=(32,), max_iter=2)
+    model.fit(encoding.encode(table.frame), encoding.target.values(table.frame))
+    widefit.save(model, tmp_path / "m.widefit", encoding=encoding.to_dict())
+    found, record = load_parts(tmp_path / "m.widefit")
+    assert record is not None
+    assert TableEncoding.from_dict(record) == encoding
+    assert found.predict(encoding.encode(table.frame)).tolist() == model.predict(encoding.encode(table.frame)).tolist()
+    widefit.save(model, tmp_path / "m.widefit")
+    assert load_parts(tmp_path / "m.widefit")[1] is None
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError):
+        widefit.save(WideRegressor(), tmp_path / "m.widefit")
+    with pytest.raises(TypeError, match="model must be a fitted WideRegressor or WideClassifier, got LinearRegression"):
+        widefit.save(LinearRegression(), tmp_path / "m.widefit")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_of_another_time(tmp_path: Path) -> None:
+    write_container(tmp_path / "m", {}, {"model": {"estimator": "WideRanker"}, "encoding": None}, "model")
+    with pytest.raises(FileError, match="holds a 'WideRanker', which this widefit does not know; upgrade widefit"):
+        widefit.load(tmp_path / "m")
+    write_container(tmp_path / "m", {}, {"weights": "none"}, "model")
+    with pytest.raises(FileError, match="is a model file without a model"):
+        widefit.load(tmp_path / "m")

@@ -1,0 +1,137 @@
+"""Every tracker, held against dense float64 matrices."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import NAMES, DenseReference, make
+
+from widefit.trackers import Dense, Update
+
+TRACKERS = [Dense()]
+
+
+@pytest.fixture(params=TRACKERS, ids=lambda tracker: tracker.name)
+def tracker(request):
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+class TestTracker:
+    """What any tracker must do; a new one joins by its line in TRACKERS."""
+
+    def slack(self, reference: DenseReference, dtype: torch.dtype) -> np.ndarray:
+        """Rounding of a pre-activation: pairs nearer to the threshold may go either way."""
+        size = np.linalg.norm(reference.weight, axis=1)[:, None] * np.linalg.norm(reference.inputs, axis=1)
+        return 50 * torch.finfo(dtype).eps * (size + abs(reference.threshold))
+
+    def compare(self, run, reference: DenseReference, dtype: torch.dtype) -> None:
+        tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+        fires = np.concatenate([pattern.dense() for pattern in run.patterns()])
+        margin = np.abs(reference.preactivations() - reference.threshold)
+        wrong = fires != reference.fires()
+        assert not np.any(wrong & (margin > self.slack(reference, dtype)))
+        outputs = reference.outputs()
+        np.testing.assert_allclose(run.outputs, outputs, rtol=tolerance, atol=tolerance * max(1, np.abs(outputs).max()))
+
+    def updates(self, problem, seed: int):
+        generator = np.random.default_rng(seed)
+        outputs = problem.network.out_features
+        size = 0.3 * np.sqrt(problem.network.width) / max(1.0, float(np.abs(problem.inputs).max())) ** 2
+        for shrink in (0.0, 0.4, 1.0):
+            g = size * generator.standard_normal((problem.inputs.shape[0], outputs)) / 10
+            yield Update(g, np.full(outputs, shrink))
+
+    def test_start(self, tracker, name, dtype):
+        problem = make(name, dtype)
+        run = tracker.start(problem.fresh(), problem.inputs)
+        self.compare(run, DenseReference.of(problem), dtype)
+        assert run.report().firing_pairs == sum(int(pattern.counts.sum()) for pattern in run.patterns())
+
+    def test_updates_follow_the_reference(self, tracker, name, dtype):
+        problem = make(name, dtype)
+        network, reference = problem.fresh(), DenseReference.of(problem)
+        run = tracker.start(network, problem.inputs, anchor=network.weight.detach().numpy().copy(), threads=2)
+        flips = 0
+        for update in self.updates(problem, 1):
+            before = np.concatenate([pattern.dense() for pattern in run.patterns()])
+            trial = run.propose(update)
+            run.commit(trial)
+            reference.step(update.g, update.shrink)
+            self.compare(run, reference, dtype)
+            after = np.concatenate([pattern.dense() for pattern in run.patterns()])
+            assert trial.flips == np.count_nonzero(before != after)
+            flips += trial.flips
+            offset = reference.weight - reference.initial
+            response = sum(
+                np.outer(reference.jacobian(k) @ offset.ravel(), np.eye(run.outputs.shape[1])[k])
+                for k in range(run.outputs.shape[1])
+            )
+            tolerance = 1e-11 if dtype == torch.float64 else 1e-3
+            # W is rounded to its dtype, W − W₀ inherits that, and J carries it to every sample.
+            rounding = np.abs(reference.readout).sum() / np.sqrt(reference.width) * self.slack(reference, dtype).max()
+            np.testing.assert_allclose(run.displacement.response, response, rtol=tolerance, atol=tolerance + rounding)
+            np.testing.assert_allclose(
+                run.displacement.squared_norm.sum(), (offset**2).sum(), rtol=tolerance, atol=tolerance
+            )
+        assert run.report().flips == flips
+        scale = np.abs(reference.weight).max()
+        eps = torch.finfo(dtype).eps
+        np.testing.assert_allclose(network.weight.detach().numpy(), reference.weight, atol=200 * eps * scale)
+
+    def test_a_trial_changes_nothing(self, tracker, name, dtype):
+        problem = make(name, dtype)
+        network = problem.fresh()
+        weight = network.weight.detach().clone()
+        run = tracker.start(network, problem.inputs, anchor=weight.numpy().copy())
+        outputs, patterns = run.outputs.copy(), [pattern.dense() for pattern in run.patterns()]
+        for update in self.updates(problem, 2):
+            run.propose(update)
+        assert torch.equal(network.weight, weight)
+        assert np.array_equal(run.outputs, outputs)
+        assert all(np.array_equal(now.dense(), before) for now, before in zip(run.patterns(), patterns, strict=True))
+
+    def test_threads_do_not_change_a_bit(self, tracker, name, dtype):
+        problem = make(name, dtype)
+        results = []
+        for threads in (1, 3):
+            network = problem.fresh()
+            run = tracker.start(network, problem.inputs, anchor=network.weight.detach().numpy().copy(), threads=threads)
+            for update in self.updates(problem, 3):
+                run.commit(run.propose(update))
+            results.append((network.weight.detach().numpy(), run.outputs, run.displacement.response))
+        for one, other in zip(*results, strict=True):
+            assert np.array_equal(one, other)
+
+    def test_lists_of_a_sample_and_of_a_neuron(self, tracker, name, dtype):
+        problem = make(name, dtype)
+        run = tracker.start(problem.fresh(), problem.inputs)
+        fires = np.concatenate([pattern.dense() for pattern in run.patterns()])
+        for sample in {0, problem.inputs.shape[0] - 1}:
+            assert np.array_equal(run.fired_neurons(sample), np.flatnonzero(fires[:, sample]))
+        for neuron in (0, 77, problem.network.width - 1):
+            assert np.array_equal(run.fired_samples(neuron), np.flatnonzero(fires[neuron]))
+
+
+@given(st.integers(1, 70), st.integers(1, 4), st.integers(2, 90), st.floats(-2, 3), st.integers(0, 99))
+def test_random_shapes(samples, features, width, threshold, seed):
+    """Sizes around the words of a bitset, few neurons, any density of firing."""
+    from widefit.nn import TwoLayer
+
+    generator = np.random.default_rng(seed)
+    inputs = generator.standard_normal((samples, features))
+    network = TwoLayer(features, width, threshold=threshold, seed=seed, dtype=torch.float64)
+    run = Dense().start(network, inputs)
+    z = network.weight.detach().numpy() @ inputs.T
+    fires = np.concatenate([pattern.dense() for pattern in run.patterns()])
+    clear = np.abs(z - threshold) > 1e-12
+    assert np.array_equal(fires[clear], (z > threshold)[clear])
+    g = generator.standard_normal((samples, 1))
+    trial = run.propose(Update(g, np.zeros(1)))
+    run.commit(trial)
+    again = Dense().start(network, inputs)
+    assert np.array_equal(trial.outputs, again.outputs)
+    now = np.concatenate([pattern.dense() for pattern in again.patterns()])
+    assert trial.flips == np.count_nonzero(now != fires)
