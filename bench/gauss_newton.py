@@ -1,6 +1,7 @@
-"""Seconds to a given error on differential equations: GaussNewton with its defaults beside Adam, L-BFGS and two LM packages.
+"""Seconds to a given error on differential equations: GaussNewton untuned beside Adam, L-BFGS and two LM packages.
 
-The packages live in an environment of their own: give its interpreter with --peers (torch-levenberg-marquardt, optimistix, jax).
+The packages live in an environment of their own: give its interpreter with --peers (torch-levenberg-marquardt,
+optimistix, jax).
 """
 
 import json
@@ -125,7 +126,8 @@ def run(size: str, peers: str = "", problems: str = "", seeds: int = 0) -> dict:
     Parameters
     ----------
     size
-        "quick": Poisson 2d and heat 1d, three seeds, widefit alone; "default": ten seeds and the peers; "full": 5d and 10d too.
+        "quick": Poisson 2d and heat 1d, three seeds, widefit alone; "default": ten seeds and the other optimizers;
+        "full": 5d and 10d too.
     peers
         Interpreter of the environment with the LM packages; empty: torch's own optimizers only.
     problems
@@ -150,7 +152,7 @@ def run(size: str, peers: str = "", problems: str = "", seeds: int = 0) -> dict:
             figures.append(entry(f"{name} to {goal:.0e}, median of {repeats} seeds", value, "s"))
             figures.append(entry(f"{name} to {goal:.0e}, slowest of {repeats} seeds", max(times), "s"))
             figures += [
-                entry(f"{name} to {goal:.0e}", value, "s", method, reached(curve, goal) / value if value < 1e9 else None)
+                entry(f"{name} to {goal:.0e}", value, "s", method, reached(curve, goal) / value)
                 for method, curve in theirs.items()
             ]
         last = statistics.median(curve[-1][1] for curve in ours)

@@ -1,4 +1,4 @@
-"""Time and memory of one Gauss-Newton step on a supervised MLP, by each solver, beside one forward and backward pass."""
+"""Time and memory of a Gauss-Newton step on a supervised MLP, by each solver, beside one forward and backward pass."""
 
 import json
 import statistics
@@ -68,7 +68,7 @@ def timed(action) -> float:
 
 
 def in_own_process(parameters: int, samples: int, solver: str, steps: int, limit: float) -> dict | str:
-    """`measure` in a process of its own, so that its peak memory is its own; what it says where it refuses or takes too long."""
+    """`measure` in a process of its own, whose peak memory is its own; its last words where it refuses."""
     command = [sys.executable, __file__, "--one", str(parameters), str(samples), solver, str(steps)]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -105,7 +105,11 @@ def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peer
         if peers and samples * parameters <= 2 * 10**8:
             script = Path(__file__).with_name("step_peers.py")
             ran = subprocess.run(
-                [peers, str(script), str(parameters), str(samples)], capture_output=True, text=True, timeout=600, check=False
+                [peers, str(script), str(parameters), str(samples)],
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
             )
             if ran.returncode == 0:
                 found["torch-levenberg-marquardt"] = json.loads(ran.stdout.splitlines()[-1])
