@@ -1,4 +1,4 @@
-"""Burgers' equation u_t + u u_x = ν u_xx with a steepening front: a deeper network, the same three lines of training."""
+"""Burgers' equation u_t + u u_x = ν u_xx with a steepening front: a deeper network, the same lines of training."""
 
 import math
 
