@@ -251,6 +251,17 @@ def test_momentum_starts_when_the_data_change() -> None:
     assert not torch.equal(flat(with_it), flat(without))
 
 
+def test_momentum_that_is_asked_for_is_used() -> None:
+    x, y = regression(40)
+    with_it, without = mlp(3, 30, 1), mlp(3, 30, 1)
+    asked, none = GaussNewton(with_it, momentum=0.5), GaussNewton(without)
+    for _ in range(3):
+        asked.step(x, y)
+        none.step(x, y)
+    assert not torch.equal(flat(with_it), flat(without))
+    assert asked.history.losses == sorted(asked.history.losses, reverse=True)
+
+
 def test_low_memory_takes_the_same_step() -> None:
     x, y = regression(200)
     rich, poor = mlp(3, 40, 40, 1), mlp(3, 40, 40, 1)

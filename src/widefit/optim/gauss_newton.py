@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from widefit.gram.jacobian import Jacobian
+from widefit.gram.khatri_rao import FactorCost
 from widefit.history import History, StepInfo
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
@@ -21,6 +22,9 @@ from widefit.optim.search import Momentum, Outcome, Search
 from widefit.optim.system import Block, Expansion, Residual, System, check_data
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
+
+# μ where every step sees other data.
+_MOMENTUM = 0.9
 
 
 @dataclass
@@ -120,6 +124,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._memory = _Memory(level=self.policy.start if damping == "auto" else float(damping))
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
         self._preconditioner: Preconditioner | None = None
+        self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
         self._checked = False
         self._names()
 
@@ -206,7 +211,7 @@ class GaussNewton(torch.optim.Optimizer):
             curvature=curvature,
             policy=self.policy,
             rate=rate,
-            momentum=self._previous_step(curvature) if changes else None,
+            momentum=self._previous_step(curvature, changes),
             max_norm=self.max_norm,
         )
         outcome = search.run(self._memory.level, fixed=self.damping != "auto")
@@ -222,7 +227,7 @@ class GaussNewton(torch.optim.Optimizer):
     ) -> Curvature:
         residual = expansion.residual
         free = available_bytes(residual.device) // 2 if self.memory == "auto" else int(self.memory)
-        cost = system.factor_cost(parameters) if scale is None else None
+        cost = self._factor_cost(system, parameters) if scale is None else None
         shape = StepShape(
             rows=len(residual),
             parameters=sum(parameter.numel() for parameter in parameters.values()),
@@ -246,6 +251,14 @@ class GaussNewton(torch.optim.Optimizer):
         if plan.solver == "primal":
             return Primal(jacobian, solver)
         return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)
+
+    def _factor_cost(self, system: System, parameters: dict[str, Tensor]) -> FactorCost | None:
+        """Asked once for every shape of a sample and choice of parameters."""
+        shapes = tuple(tuple(tensor.shape[1:]) for block in system.blocks for tensor in block.outputs.data)
+        key = (system.module is None, shapes, tuple(parameters))
+        if key not in self._costs:
+            self._costs[key] = system.factor_cost(parameters)
+        return self._costs[key]
 
     def _blocks(self, data: tuple[Tensor | Residual, ...]) -> list[Block]:
         """The blocks that the arguments of `step` describe."""
@@ -303,7 +316,7 @@ class GaussNewton(torch.optim.Optimizer):
         with torch.no_grad():
             for (parameter, _), move, piece in zip(names.values(), moves, change.split(sizes), strict=True):
                 parameter.add_(move.view_as(parameter))
-                self.state[parameter]["step"] = piece.view_as(parameter).clone()
+                self.state[parameter]["change"] = piece.view_as(parameter).clone()
 
     def _rates(self, parameters: dict[str, Tensor]) -> tuple[float, Float[Tensor, " P"] | None]:
         """The largest rate, and √(rate / largest) per parameter where groups differ.
@@ -320,9 +333,9 @@ class GaussNewton(torch.optim.Optimizer):
         ]
         return largest, torch.cat(pieces)
 
-    def _previous_step(self, curvature: Curvature) -> Momentum | None:
-        rate = 0.9 if self.momentum == "auto" else float(self.momentum)
-        pieces = [self.state[parameter].get("step") for parameter, _ in self._names().values()]
+    def _previous_step(self, curvature: Curvature, changes: bool) -> Momentum | None:
+        rate = (_MOMENTUM if changes else 0.0) if self.momentum == "auto" else float(self.momentum)
+        pieces = [self.state[parameter].get("change") for parameter, _ in self._names().values()]
         if rate == 0 or any(piece is None for piece in pieces):
             return None
         offset = rate * torch.cat([piece.reshape(-1) for piece in pieces])
