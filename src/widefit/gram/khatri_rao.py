@@ -22,7 +22,7 @@ class Part(ABC):
     names: tuple[str, ...]
 
     @abstractmethod
-    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def tile(self, rows: slice | Tensor, columns: slice | Tensor) -> Float[Tensor, "r c"]:
         """(J Jᵀ)[rows, columns] over these columns of J."""
 
     @abstractmethod
@@ -32,6 +32,10 @@ class Part(ABC):
     @abstractmethod
     def rmatvec(self, weights: Float[Tensor, " M"]) -> list[Tensor]:
         """Jᵀ u in such pieces."""
+
+    @abstractmethod
+    def diagonal(self) -> Float[Tensor, " M"]:
+        """Squared norms of the rows over these columns."""
 
     @abstractmethod
     def rows(self, indices: Int[Tensor, " r"]) -> list[Float[Tensor, "r p"]]:
@@ -59,7 +63,7 @@ class OuterPart(Part):
     signals: Float[Tensor, "n k T o"]
     transposed: bool = False
 
-    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def tile(self, rows: slice | Tensor, columns: slice | Tensor) -> Float[Tensor, "r c"]:
         k, positions = self.signals.shape[1:3]
         if positions > 1:
             return self._sum_of_products(rows, columns)
@@ -72,22 +76,30 @@ class OuterPart(Part):
             overlap += 1
         return overlap.mul_(signals[rows] @ signals[columns].T)
 
-    def _sum_of_products(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def _sum_of_products(self, rows: slice | Tensor, columns: slice | Tensor) -> Float[Tensor, "r c"]:
         """Rows of J made for a few outputs of the layer at a time: a product of sums over T has T² terms."""
         total = 0
         for start in range(0, self.signals.shape[3], max(1, (1 << 14) // self.inputs.shape[2])):
             left = self._rows_for(rows, start)
-            right = left if rows == columns else self._rows_for(columns, start)
+            right = left if columns is rows else self._rows_for(columns, start)
             total = total + left @ right.T
         return torch.as_tensor(total)
 
-    def _rows_for(self, rows: slice, start: int) -> Float[Tensor, "r q"]:
+    def _rows_for(self, rows: slice | Tensor, start: int) -> Float[Tensor, "r q"]:
         count = max(1, (1 << 14) // self.inputs.shape[2])
         k = self.signals.shape[1]
         signals = self.signals[..., start : start + count].flatten(0, 1)[rows]
         inputs = self.inputs if k == 1 else self.inputs.repeat_interleave(k, dim=0)
         outer = torch.einsum("rto,rti->roi", signals, inputs[rows]).flatten(1)
         return torch.cat([outer, signals.sum(dim=1)], dim=1) if len(self.names) > 1 else outer
+
+    def diagonal(self) -> Float[Tensor, " M"]:
+        n, k, positions, _ = self.signals.shape
+        if positions > 1:
+            samples = (torch.arange(i * k, (i + 1) * k, device=self.signals.device) for i in range(n))
+            return torch.cat([self.tile(here, here).diagonal() for here in samples])
+        reach = self.inputs[:, 0].square().sum(dim=1) + (len(self.names) > 1)
+        return (self.signals[:, :, 0].square().sum(dim=2) * reach[:, None]).reshape(-1)
 
     def matvec(self, pieces: list[Tensor]) -> Float[Tensor, " M"]:
         weight = pieces[0].T if self.transposed else pieces[0].reshape(self.signals.shape[3], -1)
@@ -118,8 +130,11 @@ class StoredPart(Part):
     names: tuple[str, ...]
     matrix: Float[Tensor, "M p"]
 
-    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+    def tile(self, rows: slice | Tensor, columns: slice | Tensor) -> Float[Tensor, "r c"]:
         return self.matrix[rows] @ self.matrix[columns].T
+
+    def diagonal(self) -> Float[Tensor, " M"]:
+        return torch.linalg.vector_norm(self.matrix, dim=1).square()
 
     def matvec(self, pieces: list[Tensor]) -> Float[Tensor, " M"]:
         return self.matrix @ pieces[0].reshape(-1)
@@ -172,7 +187,7 @@ class FactoredJacobian(Jacobian):
         for top in range(0, rows, _TILE):
             below = slice(top, min(top + _TILE, rows))
             for left in range(0, top + 1, _TILE):
-                beside = slice(left, min(left + _TILE, rows))
+                beside = below if left == top else slice(left, left + _TILE)
                 for part in self.parts:
                     total[below, beside] += part.tile(below, beside)
                 if left < top:
@@ -184,12 +199,10 @@ class FactoredJacobian(Jacobian):
         return torch.cat([found[name] for name in self.sizes], dim=1)
 
     def diagonal(self) -> Float[Tensor, " M"]:
-        rows = self.shape[0]
-        step = max(1, (1 << 22) // self.shape[1])
-        blocks = [
-            self.rows(torch.arange(top, min(top + step, rows), device=self.device)) for top in range(0, rows, step)
-        ]
-        return torch.cat([torch.linalg.vector_norm(block, dim=1).square() for block in blocks])
+        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        for part in self.parts:
+            total += part.diagonal()
+        return total
 
     def row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "r P"]]]:
         rows = self.shape[0]
@@ -198,7 +211,11 @@ class FactoredJacobian(Jacobian):
             yield top, self.rows(torch.arange(top, min(top + step, rows), device=self.device))
 
     def gram_columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "M r"]:
-        return torch.stack([self.matvec(row) for row in self.rows(indices)], dim=1)
+        total = torch.zeros(self.shape[0], len(indices), dtype=self.dtype, device=self.device)
+        for part in self.parts:
+            for top in range(0, self.shape[0], _TILE):
+                total[top : top + _TILE] += part.tile(slice(top, min(top + _TILE, self.shape[0])), indices)
+        return total
 
 
 def record_calls(

@@ -13,7 +13,7 @@ from widefit.solvers import CG, Cholesky, NystromCG, SketchedCG, Solver
 _DOUBLE = 2.0
 _ORTHOGONAL = 3.0
 _BYTE = 8.0
-_PRODUCTS = 60.0
+_PRODUCTS = 15.0
 # Values of λ a step tries on average, each a factorization; and solves per value.
 _TRIES = 1.5
 _SOLVES = 2.0
@@ -104,9 +104,10 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
     if not fitting:
         least = min(plans, key=lambda plan: plan.bytes_needed)
         raise ValueError(_too_large(shape, dtype, free, solver, least))
-    # Direct solvers answer to rounding whatever λ; iterations are for what the direct ones cannot hold.
-    direct = [plan for plan in fitting if plan.solver in ("primal", "cholesky", "svd")]
-    best = min(direct or fitting, key=lambda plan: plan.flops)
+    # Direct solvers answer to rounding however small λ becomes. In float32 λ stays above rounding, so that a few dozen
+    # products behind a low-rank preconditioner do as well; in float64 iterations are for what does not fit otherwise.
+    trusted = ("primal", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
+    best = min([plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops)
     runner_up = min((p.flops for p in plans if p is not best), default=float("inf"))
     return replace(
         best, reason=f"{best.flops:.2g} flops predicted, the next best way {runner_up:.2g}; fits in {free / 1e9:.2g} GB"

@@ -94,7 +94,8 @@ def pivoted_cholesky(
     Blocks of pivots are drawn in proportion to the left-over diagonal; within a block, columns that the others
     already explain are dropped.
     """
-    left = operator.diagonal().clone().clamp_min(0)
+    whole = operator.diagonal()
+    left = whole.clamp_min(0)
     total = float(left.sum())
     factor = torch.zeros(operator.size, 0, dtype=operator.dtype, device=operator.device)
     block = max(1, rank // 8)
@@ -111,6 +112,6 @@ def pivoted_cholesky(
             left[pivots] = 0
             continue
         factor = torch.cat([factor, columns @ (vectors[:, keep] / values[keep].sqrt())], dim=1)
-        left = (operator.diagonal() - factor.square().sum(dim=1)).clamp_min(0)
+        left = (whole - factor.square().sum(dim=1)).clamp_min(0)
         left[pivots] = 0
     return factor, left
