@@ -2,6 +2,7 @@
 # pip obeys its usual environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, …), for instance to take a CPU-only torch.
 
 PYTHON ?= python3
+BENCH  ?= full-pass
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -33,8 +34,8 @@ docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the documentation is in site/index.html"
 
-bench: $(VENV)/.run ## measure the scaling laws on this machine, in under a minute
-	$(BIN)/widefit bench two-layer --quick
+bench: $(VENV)/.run ## measure on this machine, in under a minute; BENCH=name for another one
+	$(BIN)/widefit bench $(BENCH) --quick
 
 clean: ## remove what was built and installed here
 	rm -rf $(VENV) build dist site .numba_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "widefit"
 FLOORS = [
     {"cli", "__main__"},
     {"estimators", "report"},
-    {"tuning", "readout", "finetuning"},
+    {"tuning", "relevance", "readout", "finetuning"},
     {"files", "data"},
     {"training", "optim"},
     {"callbacks"},

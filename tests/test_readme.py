@@ -66,12 +66,14 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow  # each example is a process of its own, as for its reader
 @pytest.mark.parametrize("block", EXAMPLES)
 def test_python_examples_run(block: str, folder: Path, environment: dict[str, str]) -> None:
     ran = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow  # each command is a process of its own, as for its reader
 def test_commands_run(folder: Path, environment: dict[str, str]) -> None:
     every = [command for page in PAGES for command in commands(page)]
     for command in dict.fromkeys(every):  # the pages repeat one another

@@ -17,6 +17,7 @@ from torch import Tensor
 from widefit import gram, rules, solvers, trackers
 from widefit.callbacks import Callback
 from widefit.history import History, StepInfo
+from widefit.kernels.compilation import announce_compilation
 from widefit.nn import TwoLayer
 from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.rules import Linearization, Objective, Rule
@@ -152,6 +153,7 @@ class Training:
             self._restore(resume)
         elif self._objective.alpha > 0:
             self._anchor = self.network.weight.detach().numpy().copy()
+        announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
         with self._phase("pass"):
             self._tracking = self._tracker.start(self.network, self._inputs, anchor=self._anchor, threads=self._threads)

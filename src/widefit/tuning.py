@@ -17,12 +17,14 @@ _MAP_ROWS = 400
 _RIDGE_ROWS = 2048
 _SCALINGS = ("columns", "common")
 _CONSTANTS = (0.25, 0.5, 1.0, 2.0)
+# Ridges at which maps are compared: all but none, and one a hundred times the other.
+_MAP_RIDGES = (1e-4, 1e-2, 1.0)
 # Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
 # be balanced against the fit, which flips disturb more than an exact fit.
 _FLIPPED_PART = 0.02
 _FLIPPED_PART_WITH_RIDGE = 0.005
 # Flips a firing pair, at readouts of ±1, up to which interpolation is reached in a few steps.
-_EASILY_FLIPPED = 0.75
+_EASILY_FLIPPED = 0.9
 # What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution.
 _TOLERATED = 1.02
 _LARGEST_SCALE = 1e4
@@ -160,7 +162,7 @@ def _choose_map(merged: MergedRows, threshold: float, rows: np.ndarray) -> tuple
             sphere = SphereMap.fit(merged.rows, merged.sample_weight, scaling=scaling, constant=constant)
             gram = limit_gram(sphere(merged.rows[rows]), threshold)
             mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
-            error = min(leave_one_out(gram, merged.targets[rows], weight, ridge * mean).error for ridge in RIDGES[2::4])
+            error = min(leave_one_out(gram, merged.targets[rows], weight, ridge * mean).error for ridge in _MAP_RIDGES)
             if best is None or error < best[0]:
                 best = (error, sphere, scaling)
     assert best is not None

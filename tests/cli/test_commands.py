@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import widefit
 from widefit.cli import scores
 from widefit.cli import train as train_command
 from widefit.cli.benches import find, load
-from widefit.cli.output import number, plain, seconds
+from widefit.cli.output import Output, number, plain, seconds
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.files import load_parts
@@ -238,6 +240,17 @@ class TestBench:
 
     def test_unknown_name(self, tmp_path: Path) -> None:
         assert "there is no bench 'no-such'" in run("bench", "no-such", folder=tmp_path, code=2).stderr
+
+
+def test_warnings_and_log_records_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet, expected in ((False, "warning: careful [b]\ncompiling [b]\n"), (True, "")):
+        with Output(quiet=quiet).warnings():
+            warnings.warn("careful\n[b]", UserWarning, stacklevel=1)
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+            logging.getLogger("widefit").warning("compiling %s", "[b]")
+            logging.getLogger("widefit").info("a step")
+        assert capsys.readouterr() == ("", expected)
+    assert not logging.getLogger("widefit").handlers
 
 
 def test_words_for_numbers() -> None:

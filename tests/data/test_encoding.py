@@ -151,6 +151,11 @@ class TestRefused:
         message = "column 'size' has 2 infinite values (first in row 2); correct or remove those rows"
         assert refusal(lambda: TableEncoding.learn(frame, "y", impute=True)) == message
 
+    def test_too_large(self) -> None:
+        frame = frame_of(size=[1.0, 2.0, -3e200, 2e200])
+        message = "column 'size', row 3: -3e+200 is too large to compute with; rescale the column"
+        assert refusal(lambda: TableEncoding.learn(frame, "y")) == message
+
     @pytest.mark.parametrize(
         ("values", "what"),
         [
@@ -260,6 +265,7 @@ REFUSED = [
         "classification",
         "the target 'y' has whole numbers beyond 2^53, too large to be told apart; write them as text",
     ),
+    ([0.5, -1e200], None, "the target 'y', row 2: -1e+200 is too large to compute with; rescale it"),
     ([1, 2], "guess", "task must be 'regression' or 'classification', got 'guess'"),
 ]
 

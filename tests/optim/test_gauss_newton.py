@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from problems import mlp, regression, slow_jacobian
+from small_systems import mlp, regression, slow_jacobian
 from torch import nn
 
 import widefit

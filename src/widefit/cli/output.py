@@ -1,6 +1,7 @@
 """Where a command speaks: results to standard output, everything else to standard error."""
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,16 +62,33 @@ class Output:
 
     @contextmanager
     def warnings(self) -> Iterator[None]:
-        """Python's warnings in this block appear as lines of `warn`."""
+        """In this block Python's warnings appear as lines of `warn`, and what the library logs as remarks."""
 
         def show(message: Warning | str, category: type[Warning], *_: object) -> None:
             if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
                 self.warn(" ".join(str(message).split()))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            warnings.showwarning = show
-            yield
+        handler = _Remarks(self)
+        logger = logging.getLogger("widefit")
+        logger.addHandler(handler)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                warnings.showwarning = show
+                yield
+        finally:
+            logger.removeHandler(handler)
+
+
+class _Remarks(logging.Handler):
+    """Log records from level WARNING on, as remarks."""
+
+    def __init__(self, output: Output):
+        super().__init__(logging.WARNING)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.remark(record.getMessage())
 
 
 def plain(value: Any) -> Any:

@@ -13,6 +13,8 @@ Kind = Literal["number", "boolean", "category"]
 MAX_CATEGORIES = 1000
 # Whole numbers up to here are floating-point numbers of their own.
 EXACT = 2**53
+# Beyond this, squares and their sums overflow.
+LARGEST = 1e100
 # A text column is taken for numbers with mistakes in it when at least this share of its values are numbers.
 MOSTLY_NUMBERS = 0.5
 
@@ -158,6 +160,12 @@ def as_numbers(values: pl.Series) -> np.ndarray:
         raise TableError(
             f"column {values.name!r} has {plural(int(infinite.sum()), 'infinite value')} (first in row "
             f"{int(infinite.arg_true()[0]) + 1}); correct or remove those rows"
+        )
+    huge = numbers.abs() > LARGEST
+    if huge.any():
+        row = int(huge.arg_true()[0])
+        raise TableError(
+            f"column {values.name!r}, row {row + 1}: {numbers[row]:g} is too large to compute with; rescale the column"
         )
     return numbers.to_numpy()
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from widefit.data.columns import EXACT, as_text
+from widefit.data.columns import EXACT, LARGEST, as_text
 from widefit.data.table import Table, TableError, listing, plural
 
 Task = Literal["regression", "classification"]
@@ -209,6 +209,12 @@ def _numbers(column: pl.Series) -> np.ndarray:
     infinite = values.is_infinite()
     if infinite.any():
         raise TableError(f"the target {column.name!r} is infinite in row {int(infinite.arg_true()[0]) + 1}")
+    huge = values.abs() > LARGEST
+    if huge.any():
+        row = int(huge.arg_true()[0])
+        raise TableError(
+            f"the target {column.name!r}, row {row + 1}: {values[row]:g} is too large to compute with; rescale it"
+        )
     return values.to_numpy().copy()
 
 

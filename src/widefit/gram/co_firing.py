@@ -14,7 +14,7 @@ from widefit.trackers.fire_pattern import FirePattern
 # Rows of N that a task fills: small enough to spread the triangle evenly over the threads.
 _TILE = 32
 # Firing pairs turned around at a time, 20 bytes each.
-_WAVE_PAIRS = 1 << 23
+_WAVE_PAIRS = 1 << 21
 
 
 def co_firing_counts(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 # Ridges relative to the mean of diag H that are tried; the smallest stands for none.
-RIDGES = 10.0 ** np.arange(-8.0, 1.5, 0.5)
+RIDGES = 10.0 ** np.arange(-8.0, 2.0)
 
 
 @dataclass(frozen=True)

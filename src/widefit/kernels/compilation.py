@@ -1,0 +1,17 @@
+"""Saying that kernels are being compiled, once an environment."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+from widefit.kernels import cpu
+
+logger = logging.getLogger("widefit")
+
+
+@cache
+def announce_compilation() -> None:
+    """Warn, at most once a process, that the first call in this environment compiles; the result is cached on disk."""
+    folder = Path(cpu.fire_block.stats.cache_path or "")
+    if not any(folder.glob("cpu.fire_block*.nbi")):
+        logger.warning("compiling kernels for this machine: some seconds, once")
