@@ -10,6 +10,7 @@ and `draw(result, path)`; it ends in `main("name", run, draw)`. `size` is "quick
 import argparse
 import inspect
 import json
+import math
 import os
 import platform
 import resource
@@ -39,8 +40,12 @@ def describe_machine() -> dict:
 def entry(
     name: str, value: float, unit: str, against: str | None = None, ratio: float | None = None
 ) -> dict[str, str | float | None]:
-    """One line of `figures`: `ratio` says how many times better than `against` the value is."""
-    return {"name": name, "value": value, "unit": unit, "against": against, "ratio": ratio}
+    """One line of `figures`: `ratio` says how many times better than `against` the value is.
+
+    An infinite value (a goal never reached) and a ratio of infinities are recorded as null.
+    """
+    known = [number if number is not None and math.isfinite(number) else None for number in (value, ratio)]
+    return {"name": name, "value": known[0], "unit": unit, "against": against, "ratio": known[1]}
 
 
 def peak_memory_gb() -> float:
@@ -73,7 +78,8 @@ def main(name: str, run: Callable[..., dict], draw: Callable[[dict, Path], None]
 
 
 def _readable(line: dict) -> str:
-    text = f"{line['name']}: {line['value']:.4g} {line['unit']}"
+    value = "not reached" if line["value"] is None else f"{line['value']:.4g} {line['unit']}"
+    text = f"{line['name']}: {value}"
     if line["ratio"] is not None:
         text += f"  ({line['ratio']:.3g} x better than {line['against']})"
     elif line["against"] is not None:

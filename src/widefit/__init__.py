@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from widefit import gram, nn, rules, solvers, trackers
+    from widefit import gram, nn, pinn, rules, sketches, solvers, trackers
     from widefit.estimators import WideClassifier, WideRegressor
     from widefit.files import load, save
     from widefit.history import History, StepInfo
+    from widefit.optim import GaussNewton, Residual
     from widefit.training import train
 
 # Imported on first use: scikit-learn, SciPy and Numba would otherwise double the time of `import widefit`.
 _HOME = {
+    "GaussNewton": "widefit.optim",
     "History": "widefit.history",
+    "Residual": "widefit.optim",
     "StepInfo": "widefit.history",
     "WideClassifier": "widefit.estimators",
     "WideRegressor": "widefit.estimators",
@@ -22,10 +25,12 @@ _HOME = {
     "save": "widefit.files",
     "train": "widefit.training",
 }
-_MODULES = ("gram", "nn", "rules", "solvers", "trackers")
+_MODULES = ("gram", "nn", "pinn", "rules", "sketches", "solvers", "trackers")
 
 __all__ = [
+    "GaussNewton",
     "History",
+    "Residual",
     "StepInfo",
     "WideClassifier",
     "WideRegressor",
@@ -33,8 +38,10 @@ __all__ = [
     "gram",
     "load",
     "nn",
+    "pinn",
     "rules",
     "save",
+    "sketches",
     "solvers",
     "trackers",
     "train",

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from widefit.sketches.base import Sketch
+
 
 class GramOperator(ABC):
     """A symmetric positive semi-definite n × n matrix that may or may not be stored.
@@ -37,6 +39,21 @@ class GramOperator(ABC):
     def dense(self) -> Float[Tensor, "n n"]:
         """H itself: n² numbers, a fresh tensor that the caller may overwrite."""
         return self.columns(torch.arange(self.size, device=self.device))
+
+    @property
+    def factor_size(self) -> int | None:
+        """P where H = J Jᵀ is known through a factor J (n × P) that can be sketched; None where H is all there is."""
+        return None
+
+    def sketched_factor(self, sketch: Sketch) -> Float[Tensor, "s n"]:
+        """S Jᵀ for a sketch of `factor_size` numbers.
+
+        Raises
+        ------
+        ValueError
+            The operator knows no factor.
+        """
+        raise ValueError(f"{type(self).__name__} holds H without a factor to sketch; use Cholesky, CG or NystromCG")
 
 
 class DenseGram(GramOperator):

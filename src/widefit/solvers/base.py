@@ -35,10 +35,56 @@ class Solution:
     jitter: float = 0.0
 
 
+@dataclass(frozen=True)
+class Preconditioner:
+    """What can outlive the H it was made for.
+
+    Attributes
+    ----------
+    factor
+        R, upper triangular with RᵀR ≈ H + λI.
+    damping
+        That λ.
+    products
+        Products with H that a solve took when the factor was fresh, and in the latest solve.
+    """
+
+    factor: Float[Tensor, "n n"]
+    damping: float
+    products: tuple[int, int]
+
+
+class Prepared(ABC):
+    """H + λI made ready (factored, preconditioned) for several right-hand sides."""
+
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        """What a later, similar H may start from; None where there is nothing to hand on."""
+        return None
+
+    @abstractmethod
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        """Solve (H + λI) g = rhs."""
+
+
 class Solver(ABC):
     """A small immutable object with its tolerances as fields; holds no state between calls."""
 
     name: str
+
+    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+        """Do once what several right-hand sides share.
+
+        Parameters
+        ----------
+        operator
+            H.
+        damping
+            λ ≥ 0.
+        previous
+            From this solver and an earlier, similar H; used while it still works.
+        """
+        return Unprepared(self, operator, damping)
 
     @abstractmethod
     def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
@@ -53,6 +99,18 @@ class Solver(ABC):
         damping
             λ ≥ 0.
         """
+
+
+@dataclass(frozen=True)
+class Unprepared(Prepared):
+    """Nothing to share: every right-hand side is solved from the start."""
+
+    solver: Solver
+    operator: GramOperator
+    damping: float
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        return self.solver.solve(self.operator, rhs, self.damping)
 
 
 def relative_residual(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import GramOperator
-from widefit.solvers.base import Solution, Solver, relative_residual
+from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,58 @@ class Cholesky(Solver):
     name: str = "cholesky"
 
     def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        matrix = operator.dense().to(torch.float64)
-        diagonal = matrix.diagonal()
-        scale = float(diagonal.mean())
-        target = rhs.to(torch.float64)
+        return self.prepare(operator, damping).solve(rhs)
+
+    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+        """Factor H + λI; a factor of another H is of no use, `previous` is ignored."""
+        diagonal = operator.diagonal().to(torch.float64)
         if not torch.isfinite(diagonal).all():
             raise ArithmeticError("the Gram matrix is not finite; check the inputs and the weights for overflow")
+        scale = float(diagonal.mean())
         if scale == 0 and damping == 0:
-            # No parameter moves any output: every g gives the same (empty) step.
-            return Solution(torch.zeros_like(rhs), float(bool(rhs.any())), 0, self.name)
+            return _Empty(self.name)
 
-        diagonal += damping
         jitter = 0.0
         # Entries of H carry rounding of order eps · scale · n; start there and grow until the factor exists.
         attempt = torch.finfo(torch.float64).eps * operator.size * scale
         while True:
-            factor, info = torch.linalg.cholesky_ex(matrix)
-            if int(info) == 0:
-                break
+            factor = _factor(operator, damping + jitter)
+            if factor is not None:
+                return _Factored(operator, damping, jitter, factor, self.name)
             if attempt > self.max_jitter * scale:
                 raise ArithmeticError(
                     f"H + damping is not positive definite even with {jitter:.1e} added to its diagonal "
                     f"(mean {scale:.1e}); increase the damping"
                 )
-            diagonal += attempt - jitter
             jitter, attempt = attempt, attempt * 100
-        columns = target.reshape(operator.size, -1)
-        value = torch.cholesky_solve(columns, factor).reshape(target.shape).to(rhs.dtype)
-        return Solution(value, relative_residual(operator, value, rhs, damping), 0, self.name, jitter)
+
+
+def _factor(operator: GramOperator, shift: float) -> Float[Tensor, "n n"] | None:
+    matrix = operator.dense().to(torch.float64)
+    matrix.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return factor if int(info) == 0 else None
+
+
+@dataclass(frozen=True)
+class _Factored(Prepared):
+    operator: GramOperator
+    damping: float
+    jitter: float
+    factor: Float[Tensor, "n n"]
+    name: str
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        columns = rhs.to(torch.float64).reshape(self.operator.size, -1)
+        value = torch.cholesky_solve(columns, self.factor).reshape(rhs.shape).to(rhs.dtype)
+        return Solution(value, relative_residual(self.operator, value, rhs, self.damping), 0, self.name, self.jitter)
+
+
+@dataclass(frozen=True)
+class _Empty(Prepared):
+    """No parameter moves any output: every g gives the same (empty) step."""
+
+    name: str
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        return Solution(torch.zeros_like(rhs), float(bool(rhs.any())), 0, self.name)

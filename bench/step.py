@@ -1,0 +1,161 @@
+"""Time and memory of a Gauss-Newton step on a supervised MLP, by each solver, beside one forward and backward pass."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from harness import describe_machine, entry, main, peak_memory_gb
+from torch import nn
+
+from widefit import GaussNewton
+
+SIZES = {
+    "quick": [(10**4, 300), (10**5, 1000)],
+    "default": [(10**4, 300), (10**4, 4000), (10**5, 1000), (10**5, 4000), (10**6, 300), (10**6, 2000)],
+    "full": [
+        (10**4, 100), (10**4, 1000), (10**4, 16_000), (10**5, 1000), (10**5, 4000), (10**5, 16_000),
+        (10**6, 300), (10**6, 2000), (10**6, 4000), (10**7, 300), (10**7, 2000),
+    ],
+}  # fmt: skip
+SOLVERS = ("auto", "cholesky", "nystrom-cg", "sketched-cg", "cg", "primal", "svd")
+FEATURES = 64
+
+
+def network_of(parameters: int) -> nn.Sequential:
+    """A tanh network with two hidden layers and about so many parameters."""
+    width = round((-(FEATURES + 3) + ((FEATURES + 3) ** 2 + 4 * parameters) ** 0.5) / 2)
+    torch.manual_seed(0)
+    layers = [nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)]
+    return nn.Sequential(*layers)
+
+
+def measure(parameters: int, samples: int, solver: str, steps: int) -> dict:
+    """Seconds of forward + backward and of a step, and the memory a step adds; in this process."""
+    model = network_of(parameters)
+    x = torch.randn(samples, FEATURES, generator=torch.Generator().manual_seed(1))
+    y = torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:3]
+
+    def forward_backward() -> None:
+        model.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+
+    forward_backward()
+    plain = statistics.median(timed(forward_backward) for _ in range(7))
+    model.zero_grad()
+    before = peak_memory_gb()
+    optimizer = GaussNewton(model, solver=solver)
+    times = [timed(lambda: optimizer.step(x, y)) for _ in range(steps)]
+    plan = optimizer.plan
+    return {
+        "forward_backward": plain,
+        "step": statistics.median(times[1:]),
+        "first": times[0],
+        "memory_gb": peak_memory_gb() - before,
+        "loss": optimizer.history[-1].loss,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "way": f"{plan.solver}/{plan.jacobian}" if plan is not None else "",
+    }
+
+
+def timed(action) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def in_own_process(parameters: int, samples: int, solver: str, steps: int, limit: float) -> dict | str:
+    """`measure` in a process of its own, whose peak memory is its own; its last words where it refuses."""
+    command = [sys.executable, __file__, "--one", str(parameters), str(samples), solver, str(steps)]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return f"more than {limit:.0f} s"
+    return json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else ran.stderr.splitlines()[-1]
+
+
+def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peers: str = "") -> dict:
+    """Measure every solver on every size.
+
+    Parameters
+    ----------
+    size
+        Which sizes.
+    steps
+        Steps per measurement; the first is left out of the median.
+    limit
+        Seconds for each measurement.
+    solvers
+        Comma-separated names instead of all.
+    peers
+        Interpreter of the environment with torch-levenberg-marquardt; empty: without.
+    """
+    figures, refused = [], []
+    for parameters, samples in SIZES[size]:
+        found = {}
+        for solver in solvers.split(",") if solvers else SOLVERS:
+            result = in_own_process(parameters, samples, solver, steps, limit)
+            if isinstance(result, str):
+                refused.append({"parameters": parameters, "samples": samples, "solver": solver, "reason": result})
+            else:
+                found[solver] = result
+        if peers and samples * parameters <= 2 * 10**8:
+            script = Path(__file__).with_name("step_peers.py")
+            ran = subprocess.run(
+                [peers, str(script), str(parameters), str(samples)],
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
+            )
+            if ran.returncode == 0:
+                found["torch-levenberg-marquardt"] = json.loads(ran.stdout.splitlines()[-1])
+        figures += lines_of(parameters, samples, found)
+    settings = {"size": size, "steps": steps, "dtype": "float32", "features": FEATURES}
+    return {"machine": describe_machine(), "settings": settings, "figures": figures, "refused": refused}
+
+
+def lines_of(parameters: int, samples: int, found: dict[str, dict]) -> list[dict]:
+    """Figures of one size."""
+    lines = []
+    for solver, result in found.items():
+        name = f"P = {parameters:.0e}, n = {samples}: {solver}" + (f" ({result['way']})" if result.get("way") else "")
+        plain = result.get("forward_backward")
+        lines.append(
+            entry(f"{name}, step", result["step"], "s", "forward + backward", plain / result["step"] if plain else None)
+        )
+        dense = 4e-9 * samples * parameters
+        memory = max(result["memory_gb"], 1e-3)
+        lines.append(entry(f"{name}, memory", memory, "GB", "dense Jacobian", dense / memory))
+    if "auto" in found:
+        forced = {solver: result for solver, result in found.items() if solver != "auto" and "way" in result}
+        if forced:
+            best = min(forced, key=lambda solver: forced[solver]["step"])
+            ratio = forced[best]["step"] / found["auto"]["step"]
+            title = f"P = {parameters:.0e}, n = {samples}: auto against the best forced choice"
+            lines.append(entry(title, found["auto"]["step"], "s", best, ratio))
+    return lines
+
+
+def draw(result: dict, path: Path) -> None:
+    """Step time of every solver, one group a size."""
+    import matplotlib.pyplot as plt
+
+    lines = [line for line in result["figures"] if line["name"].endswith("step")]
+    figure, panel = plt.subplots(figsize=(8, 0.25 * len(lines) + 1))
+    panel.barh([line["name"].removesuffix(", step") for line in lines], [line["value"] for line in lines])
+    panel.set(xscale="log", xlabel="seconds a step")
+    panel.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] == "--one":
+        print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))))
+    else:
+        main("step", run, draw)

@@ -1,0 +1,61 @@
+"""How far to trust the linear model: the damping and the length of a step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DampingPolicy:
+    """Damping steered by curvature.
+
+    (This project; the second-order term is the geodesic acceleration of Transtrum and Sethna, arXiv 1207.4999.)
+
+    A step follows the parabola θ + α d + α² a, where d is the damped Gauss-Newton direction and a its correction for
+    the measured
+    second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear model holds:
+    α is the
+    largest step at which the bend stays below `bend`, and the damping moves so that α stays near one. No gain ratio
+    is waited for,
+    so the damping falls to rounding level within a few steps on well-behaved problems and rises at once on others.
+
+    Attributes
+    ----------
+    start
+        First λ, as a part of the sum of squared singular values of J (its squared Frobenius norm).
+    bend
+        Largest relative bend of an accepted step.
+    shortest
+        A step shorter than this is not tried; λ rises instead.
+    rise, fall
+        Factors of λ after a failure and after a full step.
+    largest
+        Upper bound of the relative λ.
+    probe
+        Where the second derivative is measured, as a part of d.
+    attempts
+        Most values of λ tried in one step.
+    """
+
+    start: float = 1e-8
+    bend: float = 0.75
+    shortest: float = 0.5
+    rise: float = 3.0
+    fall: float = 10.0
+    largest: float = 1e3
+    probe: float = 0.1
+    attempts: int = 12
+
+    def length(self, bending: float) -> float:
+        """α for a path that bends by `bending` at full length."""
+        return 1.0 if bending <= self.bend else self.bend / bending
+
+    def after_success(self, level: float, length: float, floor: float) -> float:
+        """The next relative λ after a step of length α."""
+        return max(floor, level / self.fall) if length == 1.0 else level
+
+    def after_failure(self, level: float, failures: int) -> float:
+        """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.
+
+        From the third failure on λ rises faster and faster: the start may be many powers of ten away from where it
+        works.
+        """
+        return min(self.largest, level * self.rise ** max(1, failures - 1))

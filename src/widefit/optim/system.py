@@ -1,0 +1,235 @@
+"""What a step is taken on: blocks of per-sample outputs of one module, each with its loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from widefit.gram.jacobian import FunctionJacobian, PerSample
+from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
+from widefit.optim.losses import HalfSquare, LocalLeastSquares, OutputLoss
+
+
+class Residual:
+    """One kind of residual: a function of the model and of ONE sample, and the samples to take it at.
+
+    Parameters
+    ----------
+    function
+        `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`.
+    data
+        Tensors that hold one sample an entry of their first dimension, all with as many.
+    weight
+        The block contributes weight · ½ mean(residual²) to the loss.
+
+    Raises
+    ------
+    ValueError
+        No data, sizes that do not match, a weight that is not positive.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], *data: Tensor, weight: float = 1.0):
+        if not callable(function):
+            raise ValueError(
+                f"the first argument of Residual is a function(model, *sample), got {type(function).__name__}"
+            )
+        if not weight > 0 or weight == float("inf"):
+            raise ValueError(f"weight must be positive and finite, got {weight}")
+        check_data(data, "Residual")
+        self.function = function
+        self.data = data
+        self.weight = float(weight)
+
+
+class _Bound(nn.Module):
+    """A residual function as a module, so that its model's parameters can be exchanged for the call."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]):
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, *sample: Tensor) -> Tensor:
+        output = self.function(self.model, *sample)
+        if not isinstance(output, Tensor):
+            raise ValueError(f"residual must return a tensor, got {type(output).__name__}")
+        return output.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Per-sample outputs and the loss on them."""
+
+    outputs: PerSample
+    loss: OutputLoss
+    targets: Tensor | None
+    model: nn.Module | None = None  # where the outputs are a model's own, on a batch
+
+    @classmethod
+    def of_residual(cls, model: nn.Module, residual: Residual) -> "Block":
+        """The block of a residual function."""
+        bound = _Bound(model, residual.function)
+
+        def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            return functional_call(bound, {f"model.{name}": p for name, p in parameters.items()}, sample)
+
+        return cls(PerSample(function, residual.data), HalfSquare(residual.weight), None)
+
+    @classmethod
+    def of_model(cls, model: nn.Module, loss: OutputLoss, inputs: tuple[Tensor, ...], targets: Tensor) -> "Block":
+        """The block of a model's outputs on a batch, compared with targets."""
+
+        def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            return functional_call(model, parameters, tuple(tensor[None] for tensor in sample)).reshape(-1)
+
+        def batched(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            outputs = functional_call(model, parameters, batch)
+            if not isinstance(outputs, Tensor):
+                raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
+            if outputs.ndim == 0 or len(outputs) != len(batch[0]):
+                raise ValueError(
+                    f"the model must return one output a sample: {len(batch[0])} samples gave shape "
+                    f"{tuple(outputs.shape)}"
+                )
+            return outputs.reshape(len(outputs), -1)
+
+        return cls(PerSample(function, inputs, batched), loss, targets, model)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The system at one point: outputs, loss, and the least-squares problem of the step."""
+
+    outputs: list[Float[Tensor, "_ _"]]
+    loss: float
+    locals: list[LocalLeastSquares]
+
+    @property
+    def residual(self) -> Float[Tensor, " M"]:
+        """r̃ of all blocks, one below the other."""
+        return torch.cat([local.residual.reshape(-1) for local in self.locals])
+
+    @property
+    def roots(self) -> list[Float[Tensor, "..."]]:
+        """B of every block."""
+        return [local.root for local in self.locals]
+
+
+class System:
+    """All blocks, as functions of the trainable parameters."""
+
+    def __init__(self, blocks: list[Block]):
+        self.blocks = blocks
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model whose plain outputs the system is; None for residual functions and for several blocks."""
+        return self.blocks[0].model if len(self.blocks) == 1 else None
+
+    def factor_cost(self, parameters: dict[str, Tensor]) -> FactorCost | None:
+        """Cost of J as layer inputs and backward signals; None where the system has no such form."""
+        if self.module is None:
+            return None
+        cost = factor_cost(self.module, parameters, self.blocks[0].outputs.data)
+        return cost if cost.exact else None
+
+    def factored(self, parameters: dict[str, Tensor], expansion: Expansion) -> FactoredJacobian:
+        """J̃ in that form."""
+        if self.module is None:
+            raise ValueError("a system of residual functions has no factored form")
+        return factored_jacobian(self.module, parameters, self.blocks[0].outputs.data, expansion.roots[0])
+
+    def check_samples(self, parameters: dict[str, Tensor]) -> None:
+        """Refuse outputs that are not functions of one sample each; costs two samples."""
+        for block in self.blocks:
+            check_per_sample(block, parameters)
+
+    def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "_ _"]]:
+        """The outputs of every block."""
+        with torch.no_grad():
+            return [block.outputs.values(parameters) for block in self.blocks]
+
+    def loss(self, outputs: list[Float[Tensor, "_ _"]]) -> float:
+        """The loss of given outputs; infinity where it is not a number."""
+        total = torch.stack(
+            [block.loss.value(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
+        ).sum()
+        value = float(total)
+        return value if value == value else float("inf")
+
+    def expand(self, outputs: list[Float[Tensor, "_ _"]]) -> Expansion:
+        """The least-squares problem at given outputs."""
+        locals_ = [block.loss.expand(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
+        return Expansion(outputs, self.loss(outputs), locals_)
+
+    def jacobian(
+        self,
+        parameters: dict[str, Tensor],
+        expansion: Expansion,
+        row_bytes: int,
+        scale: Float[Tensor, " P"] | None = None,
+    ) -> FunctionJacobian:
+        """J̃, whose rows are Bᵢᵀ ∂fᵢ/∂θ, its columns multiplied by `scale`."""
+        return FunctionJacobian(
+            [block.outputs for block in self.blocks],
+            expansion.roots,
+            [output.shape[1] for output in expansion.outputs],
+            parameters,
+            row_bytes,
+            scale,
+        )
+
+
+def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
+    """Compare a block on its first samples together with the same samples alone."""
+    outputs = block.outputs
+    few = outputs.select(slice(0, 2))
+    shapes = [tuple(tensor.shape[1:]) for tensor in outputs.data]
+    try:
+        with torch.no_grad():
+            together = few.values(parameters)
+            alone = torch.stack(
+                [few.function(parameters, *(tensor[i] for tensor in few.data)) for i in range(few.samples)]
+            )
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            "a residual is called with ONE sample, a model with a batch; here samples of shapes "
+            f"{shapes} failed: {error}"
+        ) from error
+    tolerance = torch.finfo(alone.dtype).eps ** 0.5
+    if not torch.allclose(together, alone, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            "the outputs of a sample depend on the other samples of its batch: a Gauss-Newton step needs a network "
+            "and a residual that treat samples one by one"
+        )
+    differ = any(not torch.equal(tensor[0], tensor[1]) for tensor in few.data) if few.samples > 1 else False
+    if alone.shape[1] > 1 and differ and torch.equal(alone[0], alone[1]) and alone.shape[1] == outputs.samples:
+        raise ValueError(
+            f"the residual returns the same {alone.shape[1]} numbers for different samples: it seems to take the whole "
+            "batch, but it must use the ONE sample that it is given"
+        )
+
+
+def check_data(data: tuple[Tensor, ...], where: str) -> None:
+    """Refuse data that is empty, of unequal length, or not finite."""
+    if not data:
+        raise ValueError(f"{where} needs at least one tensor of samples")
+    for position, tensor in enumerate(data):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{where}: argument {position} must be a tensor, got {type(tensor).__name__}")
+        if tensor.ndim == 0 or len(tensor) == 0:
+            raise ValueError(f"{where}: argument {position} holds no sample, its shape is {tuple(tensor.shape)}")
+        if len(tensor) != len(data[0]):
+            raise ValueError(
+                f"{where}: argument {position} holds {len(tensor)} samples, argument 0 holds {len(data[0])}; "
+                "every tensor must hold one entry a sample"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
+            raise ValueError(
+                f"{where}: argument {position} is not finite in {int(bad.sum())} of {len(tensor)} samples, "
+                f"first in sample {int(bad.nonzero()[0, 0])}; remove them or fill them in"
+            )

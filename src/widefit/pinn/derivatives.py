@@ -1,0 +1,145 @@
+"""Derivatives of a network by its input, at ONE point: for residual functions, which are vectorized over points.
+
+`network` is anything that maps a point of shape (d,) to a tensor: the model that the residual function is given, or a
+function of it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, hessian, jvp, vmap
+
+
+def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, " d"]:
+    """∇u for a network with one output.
+
+    Parameters
+    ----------
+    network
+        u, from (d,) to one number of any shape.
+    point
+        Where, shape (d,).
+
+    Returns
+    -------
+    Tensor
+        Shape (d,), in units of u over units of the point.
+
+    Raises
+    ------
+    ValueError
+        The network has several outputs.
+    """
+    _check_point(point)
+    return grad(_scalar(network))(point)
+
+
+def derivative(
+    network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."], axis: int, order: int = 1
+) -> Float[Tensor, "*k"]:
+    """∂ᵒu/∂x_axisᵒ of every output, by forward differentiation: the time derivative when `axis` is time.
+
+    Parameters
+    ----------
+    network
+        u, from (d,) to a tensor; one output comes back as a number.
+    point
+        Where, shape (d,).
+    axis
+        Coordinate, −d … d − 1.
+    order
+        How often, at least 1.
+
+    Raises
+    ------
+    ValueError
+        An axis the point does not have, an order below 1.
+    """
+    _check_point(point)
+    if not -len(point) <= axis < len(point):
+        raise ValueError(f"axis {axis} is out of range for a point of {len(point)} coordinates")
+    if order < 1:
+        raise ValueError(f"order must be at least 1, got {order}")
+    unit = torch.zeros_like(point)
+    unit[axis] = 1
+    along = _squeezed(network)
+    for _ in range(order):
+        along = _pushed(along, unit)
+    return along(point)
+
+
+def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, "*k"]:
+    """Σᵢ ∂²u/∂xᵢ² of every output.
+
+    One output is differentiated backward once and forward d times; several are differentiated forward twice.
+
+    Parameters
+    ----------
+    network
+        u, from (d,) to a tensor; one output comes back as a number.
+    point
+        Where, shape (d,).
+    """
+    _check_point(point)
+    if network(point).numel() == 1:
+        return hessian(_scalar(network))(point).diagonal().sum()
+    units = torch.eye(len(point), dtype=point.dtype, device=point.device)
+    return vmap(lambda unit: _pushed(_pushed(network, unit), unit)(point))(units).sum(dim=0)
+
+
+def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Σᵢ ∂vᵢ/∂xᵢ of a field with as many components as coordinates.
+
+    Parameters
+    ----------
+    network
+        v, from (d,) to (d,).
+    point
+        Where, shape (d,).
+
+    Raises
+    ------
+    ValueError
+        The field does not have one component a coordinate.
+    """
+    _check_point(point)
+    units = torch.eye(len(point), dtype=point.dtype, device=point.device)
+    columns = vmap(lambda unit: jvp(network, (point,), (unit,))[1])(units)
+    if columns.shape != (len(point), len(point)):
+        raise ValueError(
+            f"divergence needs one component a coordinate: {len(point)} coordinates, field of shape "
+            f"{tuple(columns.shape[1:])}"
+        )
+    return columns.diagonal().sum()
+
+
+def _pushed(function: Callable[[Tensor], Tensor], tangent: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda point: jvp(function, (point,), (tangent,))[1]
+
+
+def _scalar(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def single(point: Tensor) -> Tensor:
+        value = network(point)
+        if value.numel() != 1:
+            raise ValueError(f"this derivative needs a network with one output, got shape {tuple(value.shape)}")
+        return value.reshape(())
+
+    return single
+
+
+def _squeezed(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def squeezed(point: Tensor) -> Tensor:
+        value = network(point)
+        return value.reshape(()) if value.numel() == 1 else value
+
+    return squeezed
+
+
+def _check_point(point: Tensor) -> None:
+    if point.ndim != 1:
+        raise ValueError(
+            f"derivatives are taken at ONE point of shape (d,), got {tuple(point.shape)}; the optimizer vectorizes "
+            "residuals itself"
+        )

@@ -1,0 +1,109 @@
+"""Points in a box, on its faces, and at its first moment; draw again to resample."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def box(
+    low: Sequence[float],
+    high: Sequence[float],
+    count: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n d"]:
+    """Points uniform in a box.
+
+    Parameters
+    ----------
+    low, high
+        Its corners, d numbers each.
+    count
+        n.
+    generator
+        Draws them; None: torch's own.
+    dtype
+        None: torch's default.
+
+    Raises
+    ------
+    ValueError
+        Corners that do not span a box, a count below 1.
+    """
+    lower, upper = _corners(low, high, dtype)
+    _check_count(count)
+    return lower + (upper - lower) * torch.rand(count, len(lower), generator=generator, dtype=lower.dtype)
+
+
+def boundary(
+    low: Sequence[float],
+    high: Sequence[float],
+    count: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    axes: Sequence[int] | None = None,
+) -> Float[Tensor, "n d"]:
+    """Points uniform on the faces of a box, as many on each face as the count allows.
+
+    Parameters
+    ----------
+    low, high, count, generator, dtype
+        As for `box`.
+    axes
+        Only the two faces across each of these coordinates (space without time, say); None: all.
+
+    Raises
+    ------
+    ValueError
+        As for `box`; an axis the box does not have.
+    """
+    points = box(low, high, count, generator, dtype)
+    lower, upper = _corners(low, high, dtype)
+    chosen = list(range(len(lower))) if axes is None else list(axes)
+    if not chosen or any(not 0 <= axis < len(lower) for axis in chosen):
+        raise ValueError(f"axes must be among 0 … {len(lower) - 1}, got {chosen}")
+    face = torch.arange(count) % (2 * len(chosen))
+    axis = torch.tensor(chosen)[face // 2]
+    points[torch.arange(count), axis] = torch.where(face % 2 == 0, lower[axis], upper[axis])
+    return points
+
+
+def initial(
+    low: Sequence[float],
+    high: Sequence[float],
+    count: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    axis: int = -1,
+) -> Float[Tensor, "n d"]:
+    """Points uniform on the face where coordinate `axis` (time) is at its low end.
+
+    Parameters
+    ----------
+    low, high, count, generator, dtype
+        As for `box`.
+    axis
+        The coordinate of time.
+    """
+    points = box(low, high, count, generator, dtype)
+    if not -points.shape[1] <= axis < points.shape[1]:
+        raise ValueError(f"axis {axis} is out of range for a box of {points.shape[1]} coordinates")
+    points[:, axis] = float(low[axis])
+    return points
+
+
+def _corners(low: Sequence[float], high: Sequence[float], dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    kind = dtype if dtype is not None else torch.get_default_dtype()
+    lower, upper = torch.tensor([float(v) for v in low], dtype=kind), torch.tensor([float(v) for v in high], dtype=kind)
+    if len(lower) != len(upper) or len(lower) == 0:
+        raise ValueError(f"low and high must have as many numbers as coordinates, got {len(lower)} and {len(upper)}")
+    if not bool((lower < upper).all()):
+        raise ValueError(f"low must be below high in every coordinate, got {list(low)} and {list(high)}")
+    return lower, upper
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")

@@ -1,0 +1,74 @@
+"""The loop that every conjugate-gradient solver shares: preconditioned, judged by true residuals."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Checks of the true residual without a gain of a tenth, after which rounding has won.
+_PATIENCE = 10
+
+
+def preconditioned_cg(
+    apply: Callable[[Tensor], Tensor],
+    rhs: Float[Tensor, " n"],
+    precondition: Callable[[Tensor], Tensor],
+    tolerance: float,
+    limit: int,
+    recompute: int,
+) -> tuple[Float[Tensor, " n"], int]:
+    """The best iterate found, and the products with A that it took (Hestenes and Stiefel 1952).
+
+    Parameters
+    ----------
+    apply
+        v ↦ A v, A symmetric positive semi-definite.
+    precondition
+        v ↦ M⁻¹ v.
+    tolerance
+        Stop at ‖A g − e‖ ≤ tolerance ‖e‖.
+    limit
+        Upper bound on the products.
+    recompute
+        Every so many iterations, and before any answer, the residual is computed afresh, because the recurrence
+        drifts away
+        from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
+    """
+    goal = tolerance * float(torch.linalg.vector_norm(rhs))
+    value = best = torch.zeros_like(rhs)
+    residual, products, stalled = rhs.clone(), 0, 0
+    best_norm = norm = float(torch.linalg.vector_norm(rhs))
+    direction = preconditioned = precondition(residual)
+    rho = torch.dot(residual, preconditioned)
+    while norm > goal and rho > 0 and products < limit and stalled < _PATIENCE:
+        image = apply(direction)
+        products += 1
+        curvature = torch.dot(direction, image)
+        if curvature > 0:
+            step = rho / curvature
+            value = value + step * direction
+            residual = residual - step * image
+            norm = float(torch.linalg.vector_norm(residual))
+        if not curvature > 0 or norm <= goal or products % recompute == 0 or products >= limit:
+            residual = rhs - apply(value)
+            norm = float(torch.linalg.vector_norm(residual))
+            stalled = 0 if norm < 0.9 * best_norm else stalled + 1
+            if norm < best_norm:
+                best, best_norm = value, norm
+            if not curvature > 0:  # rounding has exhausted the range of A
+                break
+        preconditioned = precondition(residual)
+        rho, previous = torch.dot(residual, preconditioned), rho
+        direction = preconditioned + (rho / previous) * direction
+    return best, products
+
+
+def solve_columns(
+    solve_one: Callable[[Float[Tensor, " n"]], tuple[Tensor, int]], rhs: Float[Tensor, "n *c"]
+) -> tuple[Float[Tensor, "n *c"], int]:
+    """Column by column; the products reported are the sum over the columns."""
+    if rhs.ndim == 1:
+        return solve_one(rhs)
+    pairs = [solve_one(column) for column in rhs.T]
+    return torch.stack([value for value, _ in pairs], dim=1), sum(products for _, products in pairs)

@@ -1,0 +1,146 @@
+"""Sketch, QR, preconditioned conjugate gradients: the solver of BPSW (arXiv 2006.11648)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from widefit.gram.base import GramOperator
+from widefit.sketches import SRHT, CountSketch, Gaussian, Sketch
+from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
+from widefit.solvers.pcg import preconditioned_cg, solve_columns
+
+_SKETCHES: dict[str, Callable[[int, int, int], Sketch]] = {
+    "srht": lambda rows, size, seed: SRHT(rows, size, seed=seed),
+    "count": lambda rows, size, seed: CountSketch(rows, size, seed=seed),
+    "gaussian": lambda rows, size, seed: Gaussian(rows, size, seed=seed),
+}
+# A preconditioner made for an earlier H is kept while it costs at most so many times the products of a fresh one.
+_WORN = 2.0
+
+
+@dataclass(frozen=True)
+class SketchedCG(Solver):
+    """Conjugate gradients preconditioned by R from Q R = [S Jᵀ; √λ I], S a sketch of parameter space (BPSW, Section 4).
+
+    With s = c · n rows the preconditioned system has a condition number of O(1), whatever that of H, so O(log 1/ε₀)
+    products suffice.
+    Costs a sketch of J, one QR of an (s + n) × n matrix, and J v and Jᵀ u per iteration; H is never formed. Where s
+    would reach P
+    there is nothing to gain from sketching and the factor itself is used (an exact preconditioner).
+
+    Parameters
+    ----------
+    tolerance
+        ε₀: stop at ‖(H + λI) g − e‖ ≤ ε₀ ‖e‖.
+    oversampling
+        c.
+    sketch
+        "srht", "count" or "gaussian".
+    max_iterations
+        Upper bound on the products with H; None: 10 n.
+    recompute
+        Every so many iterations the residual is computed afresh.
+    seed
+        Draws the sketch.
+
+    Raises
+    ------
+    ValueError
+        The operator knows no factor J to sketch.
+    """
+
+    tolerance: float = 1e-6
+    oversampling: float = 4.0
+    sketch: str = "srht"
+    max_iterations: int | None = None
+    recompute: int = 50
+    seed: int = 0
+    name: str = "sketched-cg"
+
+    def __post_init__(self):
+        if self.sketch not in _SKETCHES:
+            raise ValueError(f"sketch must be one of {', '.join(map(repr, _SKETCHES))}, got {self.sketch!r}")
+        if not self.oversampling >= 1:
+            raise ValueError(f"oversampling must be at least 1, got {self.oversampling}")
+
+    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+        return self.prepare(operator, damping).solve(rhs)
+
+    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+        """Sketch and factor, or take over the factor of `previous` while it still works."""
+        if previous is not None and _usable(previous, operator, damping):
+            return _Sketched(self, operator, damping, previous.factor, [*previous.products])
+        size = operator.factor_size
+        rows = math.ceil(self.oversampling * operator.size)
+        if size is not None and rows < size:
+            sketch = _SKETCHES[self.sketch](rows, size, self.seed)
+        else:
+            sketch = _Identity(size if size is not None else operator.size)
+        sketched = operator.sketched_factor(sketch)
+        ridge = math.sqrt(damping) * torch.eye(operator.size, dtype=sketched.dtype, device=sketched.device)
+        factor = torch.linalg.qr(torch.cat([sketched, ridge]), mode="r")[1]
+        return _Sketched(self, operator, damping, factor, [])
+
+
+def _usable(previous: Preconditioner, operator: GramOperator, damping: float) -> bool:
+    """Whether a factor still pays: same size, a similar λ, and products that have not grown much."""
+    fresh, latest = previous.products
+    similar = previous.damping / 10 <= damping <= previous.damping * 10
+    return len(previous.factor) == operator.size and similar and latest <= _WORN * max(fresh, 5)
+
+
+class _Identity(Sketch):
+    """No sketch at all: S = I."""
+
+    def __init__(self, size: int):
+        self.rows = self.size = size
+
+    def apply(self, matrix: Float[Tensor, "P *c"]) -> Float[Tensor, "P *c"]:
+        return matrix
+
+
+@dataclass(frozen=True)
+class _Sketched(Prepared):
+    solver: SketchedCG
+    operator: GramOperator
+    damping: float
+    factor: Float[Tensor, "n n"]
+    # Products a solve took, the first of them with the factor fresh.
+    products: list[int] = field(default_factory=list)
+
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        if not self.products:
+            return None
+        return Preconditioner(self.factor, self.damping, (self.products[0], self.products[-1]))
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        solver, operator = self.solver, self.operator
+        limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
+        value, products = solve_columns(
+            lambda column: preconditioned_cg(
+                lambda v: operator.matmul(v) + self.damping * v,
+                column,
+                self._precondition,
+                solver.tolerance,
+                limit,
+                solver.recompute,
+            ),
+            rhs,
+        )
+        self.products.append(products)
+        residual_norm = relative_residual(operator, value, rhs, self.damping)
+        return Solution(value, residual_norm, products, solver.name)
+
+    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """R⁻¹ R⁻ᵀ v; rows of R that vanish (a rank-deficient J with λ = 0) are left out."""
+        column = vector[:, None]
+        diagonal = self.factor.diagonal().abs()
+        if bool((diagonal <= torch.finfo(self.factor.dtype).eps * diagonal.max()).any()):
+            return vector
+        inner = torch.linalg.solve_triangular(self.factor.T, column, upper=False)
+        return torch.linalg.solve_triangular(self.factor, inner, upper=True)[:, 0]

@@ -1,0 +1,65 @@
+"""What "auto" chooses, and when it says no."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from widefit.optim.damping import DampingPolicy
+from widefit.optim.plan import StepShape, plan_step
+
+
+def test_small_systems_are_solved_directly() -> None:
+    assert plan_step(StepShape(1020, 257, 8), torch.float64, 10**10).solver == "primal"
+    assert plan_step(StepShape(150, 10**5, 8), torch.float64, 10**10).solver == "cholesky"
+
+
+def test_few_parameters_are_solved_in_their_space() -> None:
+    plan = plan_step(StepShape(10**6, 2000, 4), torch.float32, 10**9)
+    assert (plan.solver, plan.jacobian) == ("primal", "function")
+
+
+def test_factors_beat_a_stored_jacobian() -> None:
+    shape = StepShape(2000, 10**6, 4, factor_flops=8000.0, factor_numbers=4000.0)
+    plan = plan_step(shape, torch.float32, 10**10)
+    assert (plan.solver, plan.jacobian) == ("cholesky", "factors")
+    assert plan.bytes_needed < 0.2 * 4 * 2000 * 10**6
+
+
+def test_many_rows_iterate() -> None:
+    shape = StepShape(200_000, 10**6, 4, factor_flops=8000.0, factor_numbers=4000.0)
+    assert plan_step(shape, torch.float32, 10**10).solver in ("cg", "nystrom-cg", "sketched-cg")
+
+
+@given(st.integers(1, 10**5), st.integers(1, 10**7), st.integers(20, 40))
+def test_fits_or_says_what_would(rows: int, parameters: int, log_bytes: int) -> None:
+    free, shape = 2**log_bytes, StepShape(rows, parameters, 4)
+    try:
+        plan = plan_step(shape, torch.float32, free)
+    except ValueError:
+        # What refuses this budget accepts the one that it names.
+        with pytest.raises(ValueError, match="takes at least") as caught:
+            plan_step(shape, torch.float32, free)
+        named = float(str(caught.value).split("takes at least ")[1].split()[0]) * 1e9
+        plan = plan_step(shape, torch.float32, free := int(named * 1.01))
+    assert plan.bytes_needed <= free
+
+
+def test_refusal_names_a_batch_that_fits() -> None:
+    with pytest.raises(ValueError, match=r"at most (\d+) outputs fit") as caught:
+        plan_step(StepShape(4000, 4000, 8), torch.float64, 10**7, "cholesky")
+    fitting = int(str(caught.value).split("at most ")[1].split()[0])
+    assert plan_step(StepShape(fitting, 4000, 8), torch.float64, 10**7, "cholesky").bytes_needed <= 10**7
+
+
+def test_damping_moves_both_ways() -> None:
+    policy = DampingPolicy()
+    assert policy.length(0.1) == 1.0
+    assert policy.length(1.5) == 0.5
+    assert policy.after_success(1e-6, 1.0, 1e-15) == pytest.approx(1e-7)
+    assert policy.after_success(1e-6, 0.7, 1e-15) == 1e-6
+    assert policy.after_success(1e-6, 1.0, 1e-6) == 1e-6
+    levels = [policy.after_failure(1e-6, failures) for failures in range(1, 6)]
+    assert levels[0] == levels[1] == pytest.approx(3e-6)
+    assert levels == sorted(levels)
+    assert policy.after_failure(1e3, 1) == policy.largest
