@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from scipy.optimize import minimize
-from torch import Tensor
 
 from widefit.data.sphere import SphereMap
 from widefit.gram.limit import co_firing_density, co_firing_probability
+from widefit.solvers.leave_one_out import symmetric_inverse
 
 # Steps of L-BFGS; most of the decrease comes in the first ten.
 _STEPS = 20
@@ -21,56 +20,64 @@ _LARGEST_LOG_SCALE = 4.0
 _LOG_CONSTANTS = (-2.0, 1.5)
 
 
-class _CoFiring(torch.autograd.Function):
-    """P(both fire) as a function of ⟨x, x'⟩; its derivative is not finite on the diagonal, which is fixed."""
-
-    @staticmethod
-    def forward(ctx, similarity: Tensor, threshold: float) -> Tensor:
-        ctx.save_for_backward(similarity)
-        ctx.threshold = threshold
-        return torch.from_numpy(co_firing_probability(similarity.detach().numpy(), threshold))
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
-        (similarity,) = ctx.saved_tensors
-        density = torch.from_numpy(co_firing_density(similarity.numpy(), ctx.threshold))
-        return gradients[0] * density.fill_diagonal_(0), None
-
-
 @dataclass(frozen=True)
-class _Objective:
-    """Logarithm of the leave-one-out error, as a function of log scales (d), log constant and log ridge."""
+class Objective:
+    """Logarithm of the leave-one-out error plus a prior, as a function of log scales (d), log constant and log ridge.
 
-    rows: Float[Tensor, "n d"]
-    targets: Float[Tensor, "n k"]
-    root_weight: Float[Tensor, " n"]
+    Attributes
+    ----------
+    rows
+        Centred and scaled, shape (n, d).
+    targets
+        Shape (n, k).
+    sample_weight
+        ω > 0, shape (n,).
+    threshold
+        b.
+    """
+
+    rows: Float[np.ndarray, "n d"]
+    targets: Float[np.ndarray, "n k"]
+    sample_weight: Float[np.ndarray, " n"]
     threshold: float
 
-    def __call__(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """Value and gradient, for scipy."""
-        leaf = torch.tensor(parameters, requires_grad=True)
-        value = self._value(leaf)
-        value.backward()
-        assert leaf.grad is not None
-        return value.item(), leaf.grad.numpy()
-
-    def _value(self, parameters: Tensor) -> Tensor:
+    def __call__(self, parameters: Float[np.ndarray, " d_plus_two"]) -> tuple[float, Float[np.ndarray, " d_plus_two"]]:
+        """Value and gradient: one inverse and a few products, about 4 n³ flops."""
         samples, features = self.rows.shape
-        log_scales, constant, ridge = parameters[:-2], parameters[-2].exp(), parameters[-1].exp()
-        last = constant * math.sqrt(features) * torch.ones(samples, 1, dtype=torch.float64)
-        inputs = torch.cat([self.rows * log_scales.exp(), last], dim=1)
-        inputs = inputs / torch.linalg.vector_norm(inputs, dim=1, keepdim=True)
+        log_scales, constant, ridge = parameters[:-2], np.exp(parameters[-2]), np.exp(parameters[-1])
+        last = np.full((samples, 1), constant * math.sqrt(features))
+        ambient = np.hstack([self.rows * np.exp(log_scales), last])
+        norm = np.linalg.norm(ambient, axis=1, keepdims=True)
+        inputs = ambient / norm
         similarity = inputs @ inputs.T
-        gram = similarity * _CoFiring.apply(similarity, self.threshold)
-        system = self.root_weight[:, None] * gram * self.root_weight
-        identity = torch.eye(samples, dtype=torch.float64)
-        factor = torch.linalg.cholesky(system + ridge * system.diagonal().mean() * identity)
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        fitted = inverse.T @ (inverse @ (self.root_weight[:, None] * self.targets))
+        both_fire = co_firing_probability(similarity, self.threshold)
+
+        root = np.sqrt(self.sample_weight)
+        system = root[:, None] * (similarity * both_fire) * root
+        damping = ridge * float(system.diagonal().mean())
+        system.flat[:: samples + 1] += damping
+        inverse = symmetric_inverse(system)
+        coefficients = inverse @ (root[:, None] * self.targets)
+        diagonal = inverse.diagonal()[:, None]
         # √ω times the residual without the sample: the weights of the mean are already in.
-        left_out = fitted / inverse.square().sum(0)[:, None]
-        error = left_out.square().sum() / self.root_weight.square().sum()
-        return error.log() + _PRIOR * log_scales.square().mean()
+        left_out = coefficients / diagonal
+        error = float(np.sum(left_out**2))
+
+        # d error = tr(slope dA) for A the system: dv = −G dA v and dG = −G dA G, G the inverse and v the coefficients.
+        pulled = inverse @ (2 * left_out / diagonal)
+        slope = (inverse * (2 * left_out**2 / diagonal).sum(1)) @ inverse - pulled @ coefficients.T
+        slope = (slope + slope.T) / 2
+        # The diagonal of the similarity is 1 whatever the scales.
+        density = co_firing_density(similarity, self.threshold)
+        np.fill_diagonal(density, 0)
+        of_similarity = root[:, None] * slope * root * (both_fire + similarity * density)
+        of_inputs = 2 * of_similarity @ inputs
+        of_ambient = (of_inputs - np.sum(of_inputs * inputs, axis=1, keepdims=True) * inputs) / norm
+        of_logs = np.sum(of_ambient * ambient, axis=0)
+        gradient = np.append(of_logs, damping * float(np.trace(slope))) / error
+        gradient[:features] += 2 * _PRIOR / features * log_scales
+        value = math.log(error / self.sample_weight.sum()) + _PRIOR * float(np.mean(log_scales**2))
+        return value, gradient
 
 
 def learn_scales(
@@ -96,12 +103,10 @@ def learn_scales(
 
     Returns
     -------
-    The map with the smallest objective; about `_STEPS` · 3 n³ flops.
+    The map with the smallest objective; about `_STEPS` · 4 n³ flops.
     """
     features = rows.shape[1]
-    scaled = start.scaled(rows)
-    root = torch.from_numpy(np.sqrt(sample_weight))
-    objective = _Objective(torch.from_numpy(scaled), torch.from_numpy(targets), root, threshold)
+    objective = Objective(start.scaled(rows), targets, sample_weight, threshold)
     initial = np.concatenate([np.zeros(features), [math.log(start.constant), math.log(1e-3)]])
     bounds = [(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)] * features + [_LOG_CONSTANTS, (math.log(1e-8), math.log(10.0))]
     found = minimize(objective, initial, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}).x

@@ -9,13 +9,14 @@ from jaxtyping import Float
 from widefit.data.duplicates import MergedRows
 from widefit.data.sphere import SphereMap
 from widefit.gram.limit import limit_gram
+from widefit.kernels.threads import serial_blas
 from widefit.plan import Choice
 from widefit.relevance import learn_scales
 from widefit.solvers.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 
 # Rows on which input maps are compared, and on which the ridge is chosen: n³ work, done a dozen times and once.
 _MAP_ROWS = 400
-_RIDGE_ROWS = 2048
+_RIDGE_ROWS = 640
 _SCALINGS = ("columns", "common")
 _CONSTANTS = (0.5, 1.0, 2.0)
 # Rows a column that learning its scale takes, and the part of the squared error that it has to leave at most.
@@ -62,6 +63,8 @@ class Tuning:
     choices: tuple[Choice, ...]
 
 
+# Matrices of a few hundred rows: handing them to several threads costs more than it brings.
+@serial_blas()
 def tune(
     merged: MergedRows, *, threshold: float, width: int, alpha: float | str, readout_scale: float | str, seed: int
 ) -> Tuning:

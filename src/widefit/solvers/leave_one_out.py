@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
+from scipy.linalg import lapack
 
 # Ridges relative to the mean of diag H that are tried; the smallest stands for none.
 RIDGES = 10.0 ** np.arange(-8.0, 2.0)
@@ -48,14 +48,28 @@ def leave_one_out(
     alpha
         α > 0.
     """
-    root = torch.from_numpy(np.sqrt(sample_weight))
-    matrix = root[:, None] * torch.from_numpy(gram) * root
-    matrix.diagonal().add_(alpha)
-    factor = torch.linalg.cholesky(matrix)
-    identity = torch.eye(root.numel(), dtype=torch.float64)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    scaled = inverse.T @ (inverse @ (root[:, None] * torch.from_numpy(targets)))
-    diagonal = inverse.square().sum(0)
-    residuals = (scaled / (root * diagonal)[:, None]).numpy()
+    root = np.sqrt(sample_weight)
+    matrix = root[:, None] * gram * root
+    matrix.flat[:: root.size + 1] += alpha
+    inverse = symmetric_inverse(matrix)
+    scaled = inverse @ (root[:, None] * targets)
+    residuals = scaled / (root * inverse.diagonal())[:, None]
     error = float(sample_weight @ (residuals**2).sum(1) / sample_weight.sum())
-    return LeaveOneOut((root[:, None] * scaled).numpy(), residuals, error)
+    return LeaveOneOut(root[:, None] * scaled, residuals, error)
+
+
+def symmetric_inverse(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """The inverse of a symmetric positive definite matrix, which may be overwritten; n³ flops.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        The matrix is not positive definite.
+    """
+    # Symmetric, so that the transpose that LAPACK wants costs nothing.
+    factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("the matrix is not positive definite")
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    lower = np.tril(inverse)
+    return lower + np.tril(inverse, -1).T
