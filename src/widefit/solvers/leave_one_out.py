@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 
 # Ridges relative to the mean of diag H that are tried; the smallest stands for none.
 RIDGES = 10.0 ** np.arange(-8.0, 2.0)
@@ -67,9 +67,10 @@ def symmetric_inverse(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n 
         The matrix is not positive definite.
     """
     # Symmetric, so that the transpose that LAPACK wants costs nothing.
-    factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1)
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factor, failed = potrf(matrix.T, lower=1, overwrite_a=1)
     if failed:
         raise np.linalg.LinAlgError("the matrix is not positive definite")
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    inverse, _ = potri(factor, lower=1, overwrite_c=1)
     lower = np.tril(inverse)
     return lower + np.tril(inverse, -1).T

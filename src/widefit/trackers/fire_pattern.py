@@ -71,10 +71,10 @@ _CHUNKS = 64
 
 
 def partition(neurons_of: list[tuple[int, int]]) -> list[Chunk]:
-    """Cut the neurons of every output into equal chunks, about `_CHUNKS` in all and none below 64 neurons."""
+    """Cut the neurons of every output into equal chunks, about `_CHUNKS` in all and none below 512 neurons."""
     chunks = []
     for output, (first, last) in enumerate(neurons_of):
-        pieces = min(max(1, _CHUNKS // len(neurons_of)), max(1, (last - first) // 64))
+        pieces = min(max(1, _CHUNKS // len(neurons_of)), max(1, (last - first) // 512))
         edges = [first + piece * (last - first) // pieces for piece in range(pieces + 1)]
         chunks += [Chunk(low, high, output) for low, high in pairwise(edges)]
     return chunks
