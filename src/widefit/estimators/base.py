@@ -1,6 +1,7 @@
 """What the two estimators share: scikit-learn's contract around the training, everything but what y means."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,7 +29,7 @@ from widefit.tuning import Tuning, tune
 _ACTIVATIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 
 
-class Wide(BaseEstimator):
+class Wide(BaseEstimator, ABC):
     """Base of the two estimators."""
 
     _numeric_targets: ClassVar[bool]
@@ -84,14 +85,15 @@ class Wide(BaseEstimator):
 
     # What y means: the two estimators fill these in.
 
+    @abstractmethod
     def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
         """Learn the targets and return them as the network sees them, shape (n, k), weighted mean 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
         """The validation metric from decoded outputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _after_tuning(self, merged: MergedRows, tuning: Tuning) -> None:
         """What is learnt from the leave-one-out predictions."""
 
@@ -299,11 +301,13 @@ class Wide(BaseEstimator):
         model._describe()
         return model
 
+    @abstractmethod
     def _target_document(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What `from_parts` needs to know of the targets."""
 
+    @abstractmethod
     def _restore_target(self, document: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """The inverse of `_target_document`."""
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,9 @@ import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 
+from widefit.data.duplicates import MergedRows
 from widefit.estimators.base import Wide
+from widefit.tuning import Tuning
 
 
 class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
@@ -103,6 +105,9 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
         return float(r2_score(y, self._decode(outputs)))
+
+    def _after_tuning(self, merged: MergedRows, tuning: Tuning) -> None:
+        """Nothing: predictions are the outputs."""
 
     def _target_document(self) -> dict[str, Any]:
         return {"flat": self._flat}
