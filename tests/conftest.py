@@ -16,5 +16,5 @@ BARE = {"kernels", "estimators"}
 PARTS = {path.stem for path in (ROOT / "src" / "widefit").iterdir() if not path.name.startswith(("_", "."))}
 install_import_hook(sorted(f"widefit.{part}" for part in PARTS - BARE), "typecheck.checked")
 
-hypothesis.settings.register_profile("widefit", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("widefit", deadline=None, max_examples=50, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("widefit")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from widefit.optim.damping import DampingPolicy
@@ -32,6 +32,7 @@ def test_many_rows_iterate() -> None:
 
 
 @given(st.integers(1, 10**5), st.integers(1, 10**7), st.integers(20, 40))
+@example(6692, 116, 20)
 def test_fits_or_says_what_would(rows: int, parameters: int, log_bytes: int) -> None:
     free, shape = 2**log_bytes, StepShape(rows, parameters, 4)
     try:

@@ -102,8 +102,7 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
         raise ValueError(f"solver must be one of {known} or a widefit.solvers object, got {solver!r}")
     fitting = [plan for plan in plans if plan.bytes_needed <= free]
     if not fitting:
-        least = min(plans, key=lambda plan: plan.bytes_needed)
-        raise ValueError(_too_large(shape, dtype, free, solver, least))
+        raise ValueError(_too_large(shape, dtype, free, solver))
     # Direct solvers answer to rounding however small λ becomes. In float32 λ stays above rounding, so that a few dozen
     # products behind a low-rank preconditioner do as well; in float64 iterations are for what does not fit otherwise.
     trusted = ("primal", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
@@ -180,17 +179,27 @@ def _iterative(shape: StepShape, name: str) -> list[tuple[str, float, float]]:
     return ways
 
 
-def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str, least: StepPlan) -> str:
+def _fits(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> bool:
+    ways = [plan for plan in _candidates(shape, dtype, free) if solver in ("auto", plan.solver)]
+    return any(plan.bytes_needed <= free for plan in ways)
+
+
+def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> str:
+    # Both by bisection: plans use more of a larger budget, so no formula gives the least one.
+    short, enough = free, 2 * free
+    while not _fits(shape, dtype, enough, solver):
+        short, enough = enough, 2 * enough
+    while enough - short > enough // 500:
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if _fits(shape, dtype, middle, solver) else (middle, enough)
     low, high = 0, shape.rows
-    while low < high - 1:  # the largest batch that fits, by bisection
+    while low < high - 1:
         middle = (low + high) // 2
         smaller = replace(shape, rows=middle, factor_numbers=int(shape.factor_numbers * middle / shape.rows))
-        ways = [plan for plan in _candidates(smaller, dtype, free) if solver in ("auto", plan.solver)]
-        fits = any(plan.bytes_needed <= free for plan in ways)
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if _fits(smaller, dtype, free, solver) else (low, middle)
     return (
         f"a step on {shape.rows} outputs of samples and {shape.parameters} parameters takes at least "
-        f"{least.bytes_needed / 1e9:.3g} GB (solver {least.solver!r}), the memory budget is {free / 1e9:.3g} GB; "
+        f"{enough / 1e9:.3g} GB (solver={solver!r}), the memory budget is {free / 1e9:.3g} GB; "
         + (f"at most {low} outputs fit: use smaller batches" if low else "no batch fits: raise memory=")
     )
 
