@@ -10,7 +10,7 @@ import torch
 from harness import describe_machine, entry, main
 from sklearn.datasets import load_digits
 
-from widefit.gram import co_firing
+from widefit.gram import CurrentGrams, co_firing
 from widefit.nn import TwoLayer
 from widefit.trackers import Dense, Update
 
@@ -54,11 +54,12 @@ def _times(network: TwoLayer, inputs: np.ndarray) -> tuple[float, float, float]:
             torch.mm(weight[first : first + GEMM_ROWS], x.T, out=out)
 
     def trial() -> None:
-        tracking.propose(update)
+        tracking.propose(update, grams)
 
     def counts() -> None:
         co_firing(tracking.patterns(), similarity, coefficients, threads)
 
+    grams = CurrentGrams(tracking, similarity, coefficients, held=1, threads=threads)
     contestants = [product, trial, counts]
     for contestant in contestants:
         contestant()

@@ -18,9 +18,11 @@ from widefit import gram, rules, solvers, trackers
 from widefit.callbacks import Callback
 from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
+from widefit.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.rules import Linearization, Objective, Rule
+from widefit.trackers import Minibatches, Trial, Update
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -144,7 +146,8 @@ class Training:
         self.plan, self._tracker, self._solver = self._make_plan(tracker, solver, memory)
         self._memory: dict[str, float] = {}
         self._anchor: np.ndarray | None = None
-        self._grams: dict[int, gram.DenseGram] = {}
+        self._memory_limit = available_memory() if memory is None else memory
+        self._tracker_state: dict[str, np.ndarray] | None = None
         self._started = 0.0
 
     def run(self, resume: State | None = None) -> History:
@@ -156,17 +159,23 @@ class Training:
         announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
         with self._phase("pass"):
-            self._tracking = self._tracker.start(self.network, self._inputs, anchor=self._anchor, threads=self._threads)
-        self._similarity = self._inputs.astype(np.float64) @ self._inputs.astype(np.float64).T
-        if resume is None:
-            self._memory = self._rule.start(self._view())
-            self.history.steps.append(self._info(0, self._objective.loss(self._tracking.outputs)))
-        for callback in self._callbacks:
-            callback.start(self)
-        with _interrupt_flag() as interrupted:
-            self.history.stop_reason = self._loop(interrupted)
-        for callback in self._callbacks:
-            callback.finish(self, self.history)
+            self._tracking = self._tracker.start(
+                self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state
+            )
+        self._grams = self._count_co_firing()
+        try:
+            if resume is None:
+                self._memory = self._rule.start(self.view())
+                self.history.steps.append(self._info(0, self._objective.loss(self._tracking.outputs)))
+            for callback in self._callbacks:
+                callback.start(self)
+            with _interrupt_flag() as interrupted:
+                self.history.stop_reason = self._loop(interrupted)
+            for callback in self._callbacks:
+                callback.finish(self, self.history)
+        finally:
+            with self._phase("update"):
+                self._tracking.finish()
         return self.history
 
     def state(self) -> State:
@@ -174,7 +183,10 @@ class Training:
         tensors = {"weight": self.network.weight.detach()}
         if self._anchor is not None:
             tensors["anchor"] = torch.from_numpy(self._anchor)
+        for name, array in self._tracking.state().items():
+            tensors[f"tracker.{name}"] = torch.from_numpy(array)
         document = {
+            "tracker": self._tracker.name,
             "rule": self._rule.name,
             "memory": dict(self._memory),
             "history": self.history.to_dict(),
@@ -202,55 +214,69 @@ class Training:
 
     def _step(self, number: int) -> str | None:
         """One step; returns why training should end, if it should."""
-        view = self._view()
         with self._phase("solve"):
-            direction = self._rule.direction(view, self._memory, self._solver)
-        with self._phase("pass"):
-            trial = self._tracking.propose(direction.update)
-        before = self._objective.value(view.outputs, view.displacement)
-        after = self._objective.value(trial.outputs, trial.displacement)
-        verdict = self._rule.judge(direction, self._memory, before, after, trial.flips)
-        if verdict.accepted:
-            with self._phase("update"):
-                self._tracking.commit(trial)
-            self._grams.clear()
-        self._memory = verdict.memory
-        solutions = direction.solutions
-        loss = self._objective.loss(self._tracking.outputs)
+            outcome = self._rule.step(self, self._memory, self._solver)
+        self._memory = outcome.verdict.memory
         info = replace(
-            self._info(number, loss),
-            damping=direction.damping,
-            gain_ratio=verdict.gain_ratio,
-            accepted=verdict.accepted,
-            solver=solutions[0].solver if solutions else None,
-            solver_iterations=max((solution.iterations for solution in solutions), default=0),
-            residual_norm=max((solution.residual_norm for solution in solutions), default=None),
-            jitter=max((solution.jitter for solution in solutions), default=0.0),
-            flips=trial.flips,
-            rebased=trial.rebased,
+            self._info(number, self._objective.loss(self._tracking.outputs)),
+            gain_ratio=outcome.verdict.gain_ratio,
+            accepted=outcome.verdict.accepted,
+            flips=outcome.flips,
+            rebased=outcome.rebased,
         )
+        if outcome.direction is not None:
+            solutions = outcome.direction.solutions
+            info = replace(
+                info,
+                damping=outcome.direction.damping,
+                solver=solutions[0].solver if solutions else None,
+                solver_iterations=max((solution.iterations for solution in solutions), default=0),
+                residual_norm=max((solution.residual_norm for solution in solutions), default=None),
+                jitter=max((solution.jitter for solution in solutions), default=0.0),
+            )
         self.history.steps.append(info)
-        return verdict.stop
+        return outcome.verdict.stop
 
-    def _info(self, number: int, loss: float) -> StepInfo:
-        with self._phase("metric"):
-            metric = None if self._metric is None else float(self._metric(self.network))
-        seconds = time.perf_counter() - self._started
-        return StepInfo(step=number, loss=loss + self._loss_floor, metric=metric, seconds=seconds)
-
-    def _view(self) -> Linearization:
+    def view(self) -> Linearization:
+        """The problem at the committed weights."""
         tracking = self._tracking
         return Linearization(self._objective, tracking.outputs, tracking.displacement, self._gram)
 
-    def _gram(self, output: int) -> gram.DenseGram:
-        """H of an output at the committed weights; the last one asked for is kept for a rejected step."""
-        if output not in self._grams:
-            self._grams.clear()
-            own = [pattern for pattern in self._tracking.patterns() if pattern.chunk.output == output]
-            with self._phase("gram"):
-                operator = gram.co_firing(own, self._similarity, self.network.coefficients(), self._threads)
-            self._grams[output] = operator
-        return self._grams[output]
+    def propose(self, update: Update) -> Trial:
+        """What an update would do."""
+        with self._phase("pass"):
+            return self._tracking.propose(update, self._grams)
+
+    def commit(self, trial: Trial) -> None:
+        """Carry a trial out."""
+        with self._phase("gram"):
+            self._grams.follow(trial.changes)
+        with self._phase("update"):
+            self._tracking.commit(trial)
+
+    def descend(self, minibatches: Minibatches) -> int:
+        """Take stochastic steps."""
+        with self._phase("pass"):
+            return self._tracking.descend(minibatches, self._grams)
+
+    def _info(self, number: int, loss: float) -> StepInfo:
+        with self._phase("metric"):
+            metric = None
+            if self._metric is not None:
+                with self._tracking.materialized():
+                    metric = float(self._metric(self.network))
+        seconds = time.perf_counter() - self._started
+        return StepInfo(step=number, loss=loss + self._loss_floor, metric=metric, seconds=seconds)
+
+    def _gram(self, output: int) -> gram.CoFiringGram:
+        with self._phase("gram"):
+            return self._grams(output)
+
+    def _count_co_firing(self) -> gram.CurrentGrams:
+        samples = self._inputs.shape[0]
+        inputs = self._inputs.astype(np.float64)
+        held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
+        return gram.CurrentGrams(self._tracking, inputs @ inputs.T, self.network.coefficients(), held, self._threads)
 
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
         norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))
@@ -292,8 +318,12 @@ class Training:
             )
         with torch.no_grad():
             self.network.weight.copy_(tensors["weight"])
+        if document["tracker"] != self._tracker.name:
+            raise ValueError(f'resume: the checkpoint was made with tracker="{document["tracker"]}"; resume with it')
         if "anchor" in tensors:
             self._anchor = tensors["anchor"].numpy().copy()
+        held = {name: value for name, value in tensors.items() if name.startswith("tracker.")}
+        self._tracker_state = {name.removeprefix("tracker."): value.numpy() for name, value in held.items()} or None
         self._memory = dict(document["memory"])
         self.history = History.from_dict(document["history"])
 

@@ -1,6 +1,7 @@
 """H = J Jᵀ as an operator: formed from structure, or applied without being formed."""
 
 from widefit.gram.base import DenseGram, GramOperator
-from widefit.gram.co_firing import co_firing
+from widefit.gram.co_firing import CoFiringGram, co_firing
+from widefit.gram.current import CurrentGrams
 
-__all__ = ["DenseGram", "GramOperator", "co_firing"]
+__all__ = ["CoFiringGram", "CurrentGrams", "DenseGram", "GramOperator", "co_firing"]

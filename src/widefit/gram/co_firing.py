@@ -9,6 +9,7 @@ from jaxtyping import Float
 from widefit.gram.base import DenseGram
 from widefit.kernels import cpu
 from widefit.kernels.threads import ordered_map
+from widefit.trackers.base import Flips
 from widefit.trackers.fire_pattern import FirePattern
 
 # Rows of N that a task fills: small enough to spread the triangle evenly over the threads.
@@ -43,12 +44,76 @@ def co_firing_counts(
     return counts
 
 
+class CoFiringGram(DenseGram):
+    """H = K ∘ N with N kept, so that single flips can be followed.
+
+    Attributes
+    ----------
+    counts
+        Upper triangle of N: int32 counts, or float64 sums of squared coefficients where those differ.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[FirePattern],
+        similarity: Float[np.ndarray, "n n"],
+        coefficients: Float[np.ndarray, " m"],
+        threads: int,
+    ):
+        first, last = patterns[0].chunk.first, patterns[-1].chunk.last
+        squares = coefficients[first:last] ** 2
+        # With readouts of ±a the counts are exact integers, and bitset rows count 64 neurons at a time.
+        plain = bool(np.all(squares == squares[0]))
+        self._first, self._similarity, self._threads = first, similarity, threads
+        self._squares = None if plain else squares
+        self._scale = float(squares[0]) if plain else 1.0
+        self._recount(patterns)
+
+    def _recount(self, patterns: Sequence[FirePattern]) -> None:
+        self.counts = co_firing_counts(patterns, self._squares, self._threads)
+        gram = np.empty(self._similarity.shape)
+
+        def fill(first: int) -> None:
+            last = min(first + _TILE, gram.shape[0])
+            cpu.gram_rows(self.counts, self._similarity, self._scale, first, last, gram)
+
+        for _ in ordered_map(fill, range(0, gram.shape[0], _TILE), self._threads):
+            pass
+        super().__init__(torch.from_numpy(gram))
+
+    def flip(self, patterns: Sequence[FirePattern], flips: Flips) -> None:
+        """Follow flips of these neurons: 2 k_r entries of H a flip of neuron r.
+
+        Parameters
+        ----------
+        patterns
+            The chunks that feed the output, in order, before the flips.
+        flips
+            Those of the network; other outputs' are passed over.
+        """
+        edges = np.searchsorted(
+            flips.neurons, [pattern.chunk.first for pattern in patterns] + [patterns[-1].chunk.last]
+        )
+        for pattern, low, high in zip(patterns, edges[:-1], edges[1:], strict=True):
+            if low == high:
+                continue
+            neurons = flips.neurons[low:high]
+            if self._squares is None:
+                weight = np.ones(neurons.size, np.int32)
+            else:
+                weight = self._squares[neurons - self._first]
+            cpu.co_firing_flips(
+                pattern.counts, pattern.start, pattern.words, neurons - pattern.chunk.first, flips.samples[low:high],
+                flips.fires[low:high], weight, self._scale, self._similarity, self.counts, self.matrix.numpy(),
+            )  # fmt: skip
+
+
 def co_firing(
     patterns: Sequence[FirePattern],
     similarity: Float[np.ndarray, "n n"],
     coefficients: Float[np.ndarray, " m"],
     threads: int = 1,
-) -> DenseGram:
+) -> CoFiringGram:
     """H of the neurons of one output.
 
     Parameters
@@ -66,19 +131,7 @@ def co_firing(
     -------
     H_ij = K_ij Σ_r (a_r² / m) s_ri s_rj in float64; Σ k_r² / 2 additions and n² products.
     """
-    squares = coefficients[patterns[0].chunk.first : patterns[-1].chunk.last] ** 2
-    # With readouts of ±a the counts are exact integers, and bitset rows count 64 neurons at a time.
-    plain = bool(np.all(squares == squares[0]))
-    counts = co_firing_counts(patterns, None if plain else squares, threads)
-    gram = np.empty(similarity.shape)
-
-    def fill(first: int) -> None:
-        last = min(first + _TILE, similarity.shape[0])
-        cpu.gram_rows(counts, similarity, float(squares[0]) if plain else 1.0, first, last, gram)
-
-    for _ in ordered_map(fill, range(0, similarity.shape[0], _TILE), threads):
-        pass
-    return DenseGram(torch.from_numpy(gram))
+    return CoFiringGram(patterns, similarity, coefficients, threads)
 
 
 def _waves(patterns: Sequence[FirePattern]) -> list[list[FirePattern]]:

@@ -250,6 +250,48 @@ def co_firing_heavy(heavy_bits, first, last, co_firing):
 
 
 @njit(nogil=True, cache=True)
+def co_firing_flips(counts, start, words, rows, samples, fires, weight, scale, similarity, co_firing, gram):
+    """Follow single flips in N and H: each changes one row and column at the samples that its neuron fires on.
+
+    Parameters
+    ----------
+    counts, start, words : fire rows before the flips
+    rows, samples, fires : (q,) the flips, those of a row together
+    weight : (q,) of co_firing's dtype, what a co-firing of the flip's row counts
+    scale : H = scale · N ∘ K
+    similarity, gram : (n, n) float64; co_firing : (n, n), its upper triangle counts
+    """
+    n = similarity.shape[0]
+    fired = np.empty(n + 1, np.int32)
+    on = np.zeros(n, np.bool_)
+    k = 0
+    for q in range(rows.size):
+        if q == 0 or rows[q] != rows[q - 1]:
+            for p in range(k):
+                on[fired[p]] = False
+            k = fired_samples(counts, start, words, rows[q], n, fired)
+            for p in range(k):
+                on[fired[p]] = True
+        j = samples[q]
+        # `fired` lists every sample that fired before or fires after: at most n of them.
+        if fires[q]:
+            on[j] = True
+            fired[k] = j
+            k += 1
+        change = weight[q] if fires[q] else -weight[q]
+        for p in range(k):
+            i = fired[p]
+            if on[i]:
+                low, high = (i, j) if i < j else (j, i)
+                co_firing[low, high] += change
+                value = scale * co_firing[low, high] * similarity[low, high]
+                gram[low, high] = value
+                gram[high, low] = value
+        if not fires[q]:
+            on[j] = False
+
+
+@njit(nogil=True, cache=True)
 def unpack_rows(counts, start, words, first, last, values, out):
     """out[r − first, i] = values[r] where row r fires on i, 0 elsewhere; out is (last − first, n)."""
     n = out.shape[1]

@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from widefit.gram.base import DenseGram
 from widefit.solvers import Solution, Solver
-from widefit.trackers import Displacement, Update
+from widefit.trackers import Displacement, Minibatches, Trial, Update
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,49 @@ class Verdict:
     stop: str | None = None
 
 
+@runtime_checkable
+class Run(Protocol):
+    """What a rule does to a training: look, try, and carry out."""
+
+    def view(self) -> Linearization:
+        """The problem at the committed weights."""
+        ...
+
+    def propose(self, update: Update) -> Trial:
+        """What an update would do."""
+        ...
+
+    def commit(self, trial: Trial) -> None:
+        """Carry a trial out."""
+        ...
+
+    def descend(self, minibatches: Minibatches) -> int:
+        """Take stochastic steps, with no way back; returns the number of flips."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to.
+
+    Attributes
+    ----------
+    verdict
+        Kept or not.
+    flips
+        Pairs that changed, or would have.
+    rebased
+        True when the tracker looked at all neurons.
+    direction
+        What was tried; None for rules that take many steps in one.
+    """
+
+    verdict: Verdict
+    flips: int
+    rebased: bool
+    direction: Direction | None = None
+
+
 class Rule(ABC):
     """A small immutable object with its settings as fields; what it remembers between steps is passed in and out.
 
@@ -114,6 +157,14 @@ class Rule(ABC):
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:
         """The memory before the first step."""
+
+    @abstractmethod
+    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
+        """Take one step, or take it back."""
+
+
+class FullBatch(Rule):
+    """Rules whose step is one update from all samples, kept or not."""
 
     @abstractmethod
     def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:
@@ -132,3 +183,14 @@ class Rule(ABC):
         flips
             Pairs that change in the trial.
         """
+
+    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
+        view = run.view()
+        direction = self.direction(view, memory, solver)
+        trial = run.propose(direction.update)
+        before = view.objective.value(view.outputs, view.displacement)
+        after = view.objective.value(trial.outputs, trial.displacement)
+        verdict = self.judge(direction, memory, before, after, trial.flips)
+        if verdict.accepted:
+            run.commit(trial)
+        return Outcome(verdict, trial.flips, trial.rebased, direction)

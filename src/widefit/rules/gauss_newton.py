@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from widefit.gram.base import DenseGram
-from widefit.rules.base import Direction, Linearization, Rule, Verdict
+from widefit.rules.base import Direction, FullBatch, Linearization, Verdict
 from widefit.solvers import Solution, Solver
 from widefit.trackers import Update
 
@@ -18,7 +18,7 @@ _LARGEST_DAMPING = 1e6
 
 
 @dataclass(frozen=True)
-class GaussNewton(Rule):
+class GaussNewton(FullBatch):
     """The step of arXiv 2006.11648 on an exact Gram matrix, damped by the gain ratio (Levenberg-Marquardt; this
     project).
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from widefit.rules.base import Direction, Linearization, Rule, Verdict
+from widefit.rules.base import Direction, FullBatch, Linearization, Verdict
 from widefit.solvers import Solver
 from widefit.trackers import Update
 
@@ -15,7 +15,7 @@ _DIVERGED = 1e3
 
 
 @dataclass(frozen=True)
-class GradientDescent(Rule):
+class GradientDescent(FullBatch):
     """W ← W − lr ∇_W ½ Q, with Q = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖².
 
     Parameters

@@ -1,14 +1,19 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
-from widefit.trackers.base import Displacement, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.minibatches import Minibatches
 
 __all__ = [
     "Chunk",
     "Dense",
     "Displacement",
     "FirePattern",
+    "Flips",
+    "Gram",
+    "Grams",
+    "Minibatches",
     "Tracker",
     "TrackerReport",
     "Tracking",

@@ -1,15 +1,18 @@
 """What a tracker is: it knows at every moment which neurons fire on which samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from widefit.nn import TwoLayer
 from widefit.trackers.fire_pattern import FirePattern
+from widefit.trackers.minibatches import Minibatches
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,50 @@ class Displacement:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """Pairs that change between firing and not, ordered by neuron and, for a neuron, by sample.
+
+    Attributes
+    ----------
+    neurons, samples
+        The pairs.
+    fires
+        True where the pair fires after the change.
+    """
+
+    neurons: Int[np.ndarray, " q"]
+    samples: Int[np.ndarray, " q"]
+    fires: Bool[np.ndarray, " q"]
+
+    def __len__(self) -> int:
+        return self.neurons.size
+
+
+@runtime_checkable
+class Gram(Protocol):
+    """H of one output at the committed weights, as far as a tracker needs it."""
+
+    matrix: Tensor
+
+    def flip(self, patterns: "Sequence[FirePattern]", flips: Flips) -> None:
+        """Follow flips of neurons of this output; `patterns` are those before the flips."""
+        ...
+
+
+@runtime_checkable
+class Grams(Protocol):
+    """H of every output at the committed weights of a run."""
+
+    def __call__(self, output: int) -> Gram:
+        """H of an output; the caller must not change it."""
+        ...
+
+    def follow(self, changes: Flips | None) -> None:
+        """Prepare for flips that the run is about to commit; None: the pattern is new as a whole."""
+        ...
+
+
+@dataclass(frozen=True)
 class Trial:
     """What an update would do; nothing has been changed yet.
 
@@ -63,6 +110,8 @@ class Trial:
         After the update; None unless the run was started with an anchor.
     payload
         What the tracker needs to commit.
+    changes
+        The pairs that change, where the tracker knows them one by one; None after a full pass.
     """
 
     update: Update
@@ -71,6 +120,7 @@ class Trial:
     rebased: bool
     displacement: Displacement | None
     payload: Any
+    changes: Flips | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +135,10 @@ class TrackerReport:
         Times all neurons were looked at.
     pairs_evaluated
         Pre-activations ⟨w_r, x_i⟩ computed.
+    nodes_visited
+        Nodes of search trees, or entries of certificates, that queries looked at.
+    keys_updated
+        Stored keys (pre-activations, weights, certificates) that were written anew.
     flips
         Pairs that changed in committed updates.
     firing_pairs
@@ -99,6 +153,8 @@ class TrackerReport:
     flips: int
     firing_pairs: int
     bytes_held: int
+    nodes_visited: int = 0
+    keys_updated: int = 0
 
 
 class Tracking(ABC):
@@ -116,8 +172,16 @@ class Tracking(ABC):
     displacement: Displacement | None
 
     @abstractmethod
-    def propose(self, update: Update) -> Trial:
-        """Find out what an update would do."""
+    def propose(self, update: Update, gram: Grams) -> Trial:
+        """Find out what an update would do.
+
+        Parameters
+        ----------
+        update
+            The step.
+        gram
+            Gives H of an output at the committed weights.
+        """
 
     @abstractmethod
     def commit(self, trial: Trial) -> None:
@@ -130,6 +194,38 @@ class Tracking(ABC):
     @abstractmethod
     def report(self) -> TrackerReport:
         """Operations and memory so far."""
+
+    @abstractmethod
+    def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
+        """Write the committed weights W into `out`, which may be the network's own array."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Bring the network's weights up to date and end the run."""
+
+    @contextmanager
+    def materialized(self) -> Iterator[None]:
+        """Inside, the network has the committed weights."""
+        yield
+
+    def descend(self, minibatches: Minibatches, gram: Grams) -> int:
+        """Take stochastic steps, with no way back; returns the number of flips.
+
+        `outputs` and `patterns` are up to date when it returns.
+        """
+        flips = 0
+        for step in range(len(minibatches)):
+            g = np.zeros_like(self.outputs)
+            g[minibatches.batch(step)] = minibatches.g(step, self.outputs[minibatches.batch(step)])
+            trial = self.propose(Update(g, np.zeros(g.shape[1])), gram)
+            gram.follow(trial.changes)
+            self.commit(trial)
+            flips += trial.flips
+        return flips
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `Tracker.start` needs, beside the network's weights and the anchor, to go on to the same bits."""
+        return {}
 
     def fired_samples(self, neuron: int) -> Int[np.ndarray, " k_r"]:
         """Ascending indices of the samples that a neuron fires on."""
@@ -158,17 +254,21 @@ class Tracker(ABC):
         *,
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
+        state: dict[str, np.ndarray] | None = None,
     ) -> Tracking:
         """Find the fire pattern of a network.
 
         Parameters
         ----------
         network
-            Its weight is updated in place by `Tracking.commit`.
+            Its weight is up to date after `Tracking.finish`, with some trackers after every `Tracking.commit`.
         inputs
             X, contiguous, in the dtype of the weights.
         anchor
-            W₀ for updates that shrink towards it, and for `Displacement`.
+            W₀ for updates that shrink towards it, and for `Displacement`. None: the weights at the start, and no
+            displacement is reported.
         threads
             Cores to use; the result does not depend on it.
+        state
+            From `Tracking.state` of an earlier run over the same weights, anchor and inputs: go on from there.
         """

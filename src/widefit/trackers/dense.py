@@ -9,7 +9,7 @@ from jaxtyping import Float
 from widefit.kernels import cpu
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers.base import Displacement, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 
 # Pre-activations of a block: 4 MB in float32, which the third-level cache holds for every core.
@@ -33,6 +33,7 @@ class Dense(Tracker):
         *,
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
+        state: dict[str, np.ndarray] | None = None,
     ) -> "DenseTracking":
         return DenseTracking(network, inputs, anchor, threads)
 
@@ -75,7 +76,7 @@ class DenseTracking(Tracking):
         first = self._pass(None)
         self._patterns, self.outputs, self.displacement = first.payload, first.outputs, first.displacement
 
-    def propose(self, update: Update) -> Trial:
+    def propose(self, update: Update, gram: Grams) -> Trial:
         return self._pass(update)
 
     def commit(self, trial: Trial) -> None:
@@ -96,6 +97,13 @@ class DenseTracking(Tracking):
     def patterns(self) -> Sequence[FirePattern]:
         assert self._patterns is not None
         return self._patterns
+
+    def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
+        if out is not self._weight:
+            out[...] = self._weight
+
+    def finish(self) -> None:
+        """Nothing is left to do: every commit writes the weights."""
 
     def report(self) -> TrackerReport:
         return TrackerReport(

@@ -1,0 +1,61 @@
+"""H of every output at the committed weights, kept while it can be brought up to date."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.gram.co_firing import CoFiringGram, co_firing
+from widefit.trackers.base import Flips, Tracking
+from widefit.trackers.fire_pattern import FirePattern
+
+
+class CurrentGrams:
+    """H by output: counted from the fire pattern when first asked for, then followed flip by flip.
+
+    Parameters
+    ----------
+    tracking
+        The run whose pattern counts.
+    similarity
+        K = X Xᵀ, float64.
+    coefficients
+        a_r / √m of every neuron.
+    held
+        Outputs whose H is kept, at most.
+    threads
+        Cores to use; the result does not depend on it.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        similarity: Float[np.ndarray, "n n"],
+        coefficients: Float[np.ndarray, " m"],
+        held: int,
+        threads: int = 1,
+    ):
+        self._tracking, self._similarity, self._coefficients = tracking, similarity, coefficients
+        self._most, self._threads = held, threads
+        self._held: dict[int, CoFiringGram] = {}
+
+    def __call__(self, output: int) -> CoFiringGram:
+        """H of an output; the caller must not change it."""
+        if output not in self._held:
+            if len(self._held) >= self._most:
+                self._held.clear()
+            self._held[output] = co_firing(
+                self._patterns_of(output), self._similarity, self._coefficients, self._threads
+            )
+        return self._held[output]
+
+    def follow(self, changes: Flips | None) -> None:
+        """Prepare for flips that the run is about to commit; None: the pattern is new as a whole."""
+        if changes is None:
+            self._held.clear()
+            return
+        for output, gram in self._held.items():
+            gram.flip(self._patterns_of(output), changes)
+
+    def _patterns_of(self, output: int) -> Sequence[FirePattern]:
+        return [pattern for pattern in self._tracking.patterns() if pattern.chunk.output == output]
