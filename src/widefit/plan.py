@@ -143,7 +143,7 @@ def plan_two_layer(
         tracker = trackers.Dense()
         reason = f"a pass over {shape.width:,} neurons is {2 * shape.width * shape.samples * shape.features:.1e} flops"
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, {"dense": trackers.Dense}, trackers.Tracker, "tracker")
+    tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()
@@ -155,6 +155,9 @@ def plan_two_layer(
     if needed > memory:
         raise MemoryError(_refusal(shape, solver.name, threads, needed, memory))
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
+
+
+_TRACKERS = {"dense": trackers.Dense, "certificate": trackers.Certificate}
 
 
 def _named(value, names: dict, kind: type, argument: str):

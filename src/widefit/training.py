@@ -24,6 +24,9 @@ from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.rules import Linearization, Objective, Rule
 from widefit.trackers import Minibatches, Trial, Update
 
+# Neurons of every output from which the length of the first step is foretold.
+_SCOUT = 4096
+
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -154,14 +157,15 @@ class Training:
         """Train until tol, convergence, max_iter, a callback or an interrupt ends it."""
         if resume is not None:
             self._restore(resume)
-        elif self._objective.alpha > 0:
+        elif self._objective.alpha > 0 and not self._tracker.lazy:
             self._anchor = self.network.weight.detach().numpy().copy()
         announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
         with self._phase("pass"):
             self._tracking = self._tracker.start(
-                self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state
-            )
+                self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
+                expected=self._forecast(),
+            )  # fmt: skip
         self._grams = self._count_co_firing()
         try:
             if resume is None:
@@ -271,6 +275,18 @@ class Training:
     def _gram(self, output: int) -> gram.CoFiringGram:
         with self._phase("gram"):
             return self._grams(output)
+
+    def _forecast(self) -> np.ndarray | None:
+        """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
+        if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
+            return None
+        scout = self.network.sample(_SCOUT * self.network.out_features)
+        tracking = trackers.Dense().start(scout, self._inputs, threads=self._threads)
+        inputs = self._inputs.astype(np.float64)
+        grams = gram.CurrentGrams(tracking, inputs @ inputs.T, scout.coefficients(), 1, self._threads)
+        view = Linearization(self._objective, tracking.outputs, None, grams)
+        rule = rules.GaussNewton()
+        return rule.direction(view, rule.start(view), self._solver).update.g
 
     def _count_co_firing(self) -> gram.CurrentGrams:
         samples = self._inputs.shape[0]

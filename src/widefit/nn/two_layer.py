@@ -168,6 +168,26 @@ class TwoLayer(nn.Module):
         """What the network gives where nothing fires: 0, or b Σ_r a_r / √m with the "floor" convention."""
         return self.activation.silent * self.readout.detach().cpu().double().sum(0).numpy() / math.sqrt(self.width)
 
+    def sample(self, width: int) -> "TwoLayer":
+        """A narrower network with the first neurons of every output: f and J Jᵀ have the same distribution.
+
+        Parameters
+        ----------
+        width
+            Neurons to take, at least 2 an output and at most all.
+        """
+        edges = [self.neurons_of(output) for output in range(self.out_features)]
+        smaller = [2 * (group * width // (2 * self.out_features)) for group in range(self.out_features)] + [width]
+        take = torch.cat(
+            [torch.arange(first, first + smaller[group + 1] - smaller[group]) for group, (first, _) in enumerate(edges)]
+        )
+        return TwoLayer.from_tensors(
+            self.weight.detach()[take],
+            self.readout.detach()[take],
+            threshold=self.threshold,
+            convention=self.activation.convention,
+        )
+
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """f(x), computed in the dtype of x."""
         rows = max(64, _FORWARD_BLOCK // max(1, x.shape[0]))

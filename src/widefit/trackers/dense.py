@@ -34,6 +34,7 @@ class Dense(Tracker):
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
         state: dict[str, np.ndarray] | None = None,
+        expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "DenseTracking":
         return DenseTracking(network, inputs, anchor, threads)
 
