@@ -8,6 +8,7 @@ neurons), over the lower triangle in column blocks; systems are solved by Choles
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class DenseNetwork:
         edges = [samples * block // COUNT_COLUMNS for block in range(COUNT_COLUMNS + 1)]
         for first in range(0, fires.shape[0], COUNT_ROWS):
             pattern = fires[first : first + COUNT_ROWS].float()
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in pairwise(edges):
                 counts[low:high, :high].addmm_(pattern[:, low:high].T, pattern[:, :high])
         counts = counts.tril()
         counts += counts.tril(-1).T
@@ -138,7 +139,7 @@ def gauss_newton(
     timed.losses.append(float(residual.square().mean()))
     gram: Tensor | None = None
     timed.start = time.perf_counter() - begun
-    while timed.losses[-1] > tol and len(timed.steps) < max_iter and timed.seconds < limit:
+    while timed.losses[-1] > tol and len(timed.steps) < max_iter:
         begun = time.perf_counter()
         gram = network.gram(fires, similarity) if gram is None else gram
         counted = time.perf_counter()
@@ -160,7 +161,7 @@ def gauss_newton(
             damping = max(damping, 1e-8) * 30
         timed.losses.append(min(before, after))
         timed.steps.append(time.perf_counter() - begun)
-        if before - (after if accepted else expected) <= 1e-3 * before:
+        if before - (after if accepted else expected) <= 1e-3 * before or timed.seconds >= limit:
             break
     return timed
 
@@ -173,7 +174,7 @@ def gradient_descent(
     fires = torch.empty(network.weight.shape[0], inputs.shape[0], dtype=torch.bool)
     residual = network.sweep(inputs, fires) - targets
     timed = Timed([float(residual.square().mean())], time.perf_counter() - begun)
-    while len(timed.steps) < steps and timed.seconds < limit:
+    while len(timed.steps) < steps and (not timed.steps or timed.seconds < limit):
         begun = time.perf_counter()
         step = (fires, inputs, (lr * residual).float())
         residual = network.sweep(inputs, fires, step, network.weight) - targets
@@ -182,12 +183,10 @@ def gradient_descent(
     return timed
 
 
-def sgd(
-    network: DenseNetwork, inputs: Tensor, targets: Tensor, batches: Sequence[Tensor], *, lr: float, limit: float
-) -> Timed:
+def sgd(network: DenseNetwork, inputs: Tensor, targets: Tensor, batches: Sequence[Tensor], *, lr: float) -> Timed:
     """The same on one batch of samples a step; a pass applies one batch and evaluates the next.
 
-    The losses are those of all samples before the first and after the last step.
+    The losses are those of all samples before the first and after the last step, which is not timed.
     """
     width, largest = network.weight.shape[0], max(len(batch) for batch in batches)
     everything = torch.empty(width, inputs.shape[0], dtype=torch.bool)
@@ -209,8 +208,6 @@ def sgd(
             break
         outputs = network.sweep(inputs[batches[number + 1]], pattern(number + 1), step, network.weight)
         timed.steps.append(time.perf_counter() - begun)
-        if timed.seconds >= limit:
-            break
     return timed
 
 

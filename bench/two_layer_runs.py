@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from harness import peak_memory_gb
 from torch import Tensor
@@ -118,6 +119,13 @@ def fit(
     seconds = time.perf_counter() - begun
     assert watch.report is not None
     return Fit(history.steps, seconds, watch.report, watch.plan)
+
+
+def accuracy(network: TwoLayer, problem: Problem) -> float:
+    """Part of the test samples whose sign is right."""
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(problem.test_inputs))[:, 0].numpy()
+    return float(np.mean(np.sign(outputs) == problem.test_targets))
 
 
 def dense_network(network: TwoLayer, weight: Tensor) -> DenseNetwork:
