@@ -222,7 +222,7 @@ def draw(result: dict, path: Path) -> None:
         for key in keys:
             for label, points in result["curves"][key].items():
                 shown = label if len(keys) == 1 else f"{key}, {label}"
-                shown += f": m^{slope(points):.2f}" if len(points) > 1 else ""
+                shown += f": $m^{{{slope(points):.2f}}}$" if len(points) > 1 else ""
                 axes.loglog(*zip(*points, strict=True), "o--" if "dense" in label else "o-", label=shown)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="width m", ylabel="seconds", title=title)

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 class Problem:
     """Samples on the unit sphere, float32, with targets in float64; the test half may be empty."""
 
+    name: str
     inputs: np.ndarray
     targets: np.ndarray
     test_inputs: np.ndarray
@@ -25,6 +26,7 @@ def digits_parity(samples: int = 1000) -> Problem:
     inputs = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     targets = np.where(digits.target % 2, -1.0, 1.0)
     return Problem(
+        "digits",
         np.ascontiguousarray(inputs[:samples]), targets[:samples],
         np.ascontiguousarray(inputs[samples:]), targets[samples:],
     )  # fmt: skip
@@ -36,7 +38,7 @@ def sphere(samples: int, features: int, seed: int = 0) -> Problem:
     rows = generator.standard_normal((samples + 1, features))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     inputs = np.ascontiguousarray(rows[1:], np.float32)
-    return Problem(inputs, np.sin(4 * rows[1:] @ rows[0]), inputs[:0], np.empty(0))
+    return Problem("sphere", inputs, np.sin(4 * rows[1:] @ rows[0]), inputs[:0], np.empty(0))
 
 
 def members(family: ModuleType, base: type) -> dict[str, type]:

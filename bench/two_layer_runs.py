@@ -38,12 +38,15 @@ class Fit:
         Operations and memory of the tracker.
     plan
         What "auto" chose.
+    cut
+        True when the limit ended it.
     """
 
     steps: list[StepInfo]
     seconds: float
     report: TrackerReport
     plan: Plan
+    cut: bool
 
     @property
     def loss(self) -> float:
@@ -60,9 +63,8 @@ class Fit:
         return [after.seconds - before.seconds for before, after in pairwise(self.steps[last:])]
 
     def seconds_for(self, steps: int) -> float:
-        """Time of so many steps: measured when all of them were taken, else from the mean of those that were."""
-        done = len(self.steps) - 1
-        return self.seconds + self.loop_seconds * (steps / done - 1) if done else math.inf
+        """Time of so many steps: as measured, but for a run that the limit ended, which goes on at its mean pace."""
+        return self.seconds + self.loop_seconds * (steps / (len(self.steps) - 1) - 1) if self.cut else self.seconds
 
 
 class Watch(Callback):
@@ -118,7 +120,7 @@ def fit(
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     assert watch.report is not None
-    return Fit(history.steps, seconds, watch.report, watch.plan)
+    return Fit(history.steps, seconds, watch.report, watch.plan, history.stop_reason == "callback")
 
 
 def accuracy(network: TwoLayer, problem: Problem) -> float:
