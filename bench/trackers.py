@@ -99,7 +99,7 @@ def run(size: str, trackers: str = "", limit: float = 0.0) -> dict:
             runs = _measure(case, {name: known[name]() for name in chosen}, EPOCHS[size], limit, before, result)
             if set(runs) - {"auto"}:
                 result["figures"] += _figures(case, runs, good)
-                result["records"] += [_record(case, name, fits) for name, fits in runs.items()]
+                result["records"] += [_record(case, name, fits, _steps(runs)) for name, fits in runs.items()]
     if good:
         title = f"cases in which auto is within {GOOD - 1:.0%} of the fastest"
         result["figures"].append(entry(title, sum(good), f"of {len(good)}"))
@@ -175,12 +175,12 @@ def _figures(case: Case, runs: dict[str, list[Fit]], good: list[bool]) -> list[d
         operations = report.pairs_evaluated + report.nodes_visited + report.keys_updated
         figures += [
             entry(f"{case.name}, {name}, time{how}", seconds[name], "s", "dense" if ratio else None, ratio),
-            entry(f"{case.name}, {name}, operations in {done} steps", operations, "pairs, nodes and keys"),
+            entry(f"{case.name}, {name}, pairs, nodes and keys in {done} steps", operations, ""),
             entry(f"{case.name}, {name}, memory", report.bytes_held / 1e6, "MB"),
         ]
     forced = {name: spent for name, spent in seconds.items() if name != "auto"}
     if len(runs) > 1:
-        figures.append(entry(f"{case.name}, losses", _apart(list(runs.values())), "largest relative difference"))
+        figures.append(entry(f"{case.name}, largest difference of losses", _apart(list(runs.values())), "relative"))
     if "auto" in seconds:
         best = min(forced, key=lambda name: forced[name])
         good.append(seconds["auto"] <= GOOD * forced[best])
@@ -208,11 +208,11 @@ def _apart(runs: list[list[Fit]]) -> float:
     return max(differences, default=math.nan)
 
 
-def _record(case: Case, name: str, fits: list[Fit]) -> dict:
+def _record(case: Case, name: str, fits: list[Fit], steps: int) -> dict:
     samples, features = case.problem.inputs.shape
     return {
         "case": case.name, "axis": case.axis, "rule": case.rule, "m": 1 << case.exponent, "n": samples,
-        "d": features, "contestant": name, "seconds": [one.seconds for one in fits],
+        "d": features, "contestant": name, "seconds": [one.seconds_for(steps) for one in fits], "cut": fits[0].cut,
         "step_seconds": [info.seconds for info in fits[0].steps], "losses": [info.loss for info in fits[0].steps],
         "plan": fits[0].plan.to_dict(), "report": fits[0].report.__dict__,
     }  # fmt: skip
@@ -235,7 +235,8 @@ def draw(result: dict, path: Path) -> None:
             style = "k--" if name == "auto" else "o-"
             axes.plot([line[axis] for line in lines], [statistics.median(line["seconds"]) for line in lines], style,
                       label=name)  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds", title=f"{rule} against {axis}")
+        axes.set_xscale("log", base=2)
+        axes.set(yscale="log", xlabel=axis, ylabel="seconds", title=f"{rule} against {axis}")
         axes.legend(fontsize="small")
     figure.savefig(path)
     plt.close(figure)

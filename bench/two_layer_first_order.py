@@ -93,7 +93,7 @@ def _figures(name: str, ours: Fit, per_step: int, theirs: Timed, apart: float) -
         entry(f"{name}, a step of {STEPS:,}, building included{how}", step, "s", "dense torch", dense / step),
         entry(f"{name}, a step of dense torch, {counted}", dense, "s"),
         entry(f"{name}, {STEPS:,} steps{how}", total, "s", "dense torch, extrapolated", STEPS * dense / total),
-        entry(f"{name}, losses of the first steps", apart, "largest relative difference from dense torch"),
+        entry(f"{name}, first losses, largest difference from dense torch", apart, "relative"),
         entry(f"{name}, loss after {done:,} steps", ours.loss, "mean squared residual"),
         entry(f"{name}, full passes in {done:,} steps", ours.report.full_passes, "passes"),
     ]
