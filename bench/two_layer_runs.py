@@ -150,7 +150,7 @@ class _Recorder:
     def commit(self, trial: Trial) -> None:
         self._run.commit(trial)
 
-    def descend(self, minibatches: Minibatches) -> int:
+    def descend(self, minibatches: Minibatches):
         self._seen.append(minibatches)
         return self._run.descend(minibatches)
 
