@@ -20,7 +20,7 @@ from widefit.trackers import Tracker
 
 REPEATS = 5
 # Seconds for one run; a run that is expected to take longer by a smaller one is left out.
-LIMITS = {"quick": 1.5, "default": 60.0, "full": 300.0}
+LIMITS = {"quick": 2.0, "default": 60.0, "full": 300.0}
 BATCH_SIZE = 32
 EPOCHS = {"quick": 1, "default": 5, "full": 20}
 STEPS, TOLERANCE = 6, 1e-8
@@ -155,7 +155,7 @@ def _refusal(case: Case, smaller: Case, measured: Fit, limit: float) -> str | No
     growth = case.pairs / smaller.pairs
     seconds, held = measured.seconds * growth, measured.report.bytes_held * growth
     if seconds > limit and growth > 1:
-        return f"would take about {seconds:.0f} s, judging by m n = {smaller.pairs:,}"
+        return f"would take about {seconds:.2g} s, more than {limit:g} s, judging by m n = {smaller.pairs:,}"
     if held > 0.7 * available_memory():
         return f"would hold about {held / 1e9:.1f} GB, judging by m n = {smaller.pairs:,}"
     return None
