@@ -241,6 +241,11 @@ class Training:
         self.history.steps.append(info)
         return outcome.verdict.stop
 
+    @property
+    def tracker_report(self) -> trackers.TrackerReport:
+        """What tracking has cost so far; there is one from the start of `run` on."""
+        return self._tracking.report()
+
     def view(self) -> Linearization:
         """The problem at the committed weights."""
         tracking = self._tracking
