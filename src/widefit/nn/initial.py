@@ -1,15 +1,15 @@
 """Initial weights that can be drawn again block by block, in any order and from any thread."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float
 
 # Neurons a stream: the unit in which weights are drawn, whatever the blocks in which they are asked for.
 NEURONS_PER_STREAM = 1024
-# Rows drawn at a time where they cannot be drawn in place: rows before the first asked for, and another dtype.
-_SCRATCH_ROWS = 128
 
 
 def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -32,26 +32,30 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarra
     Returns
     -------
     ndarray of shape (last − first, columns). The same numbers whatever range they are asked in: neuron r belongs to
-    stream r // 1024 of the counter-based generator Philox (Salmon et al. 2011), keyed by (seed, stream).
+    stream r // 1024, which is `numpy.random.Generator(Philox(key=(seed, stream)))` (Salmon et al. 2011) in float32.
     """
+    draw, tables = _generator()
     out = np.empty((last - first, columns), np.float32) if out is None else out
     in_place = out.dtype == np.float32 and out.flags.c_contiguous
-    skipped = first % NEURONS_PER_STREAM
-    scratch_rows = min(_SCRATCH_ROWS, max(skipped, 0 if in_place else last - first))
-    scratch = np.empty((scratch_rows, columns), np.float32)
     for stream in range(first // NEURONS_PER_STREAM, -(-last // NEURONS_PER_STREAM)):
         origin = stream * NEURONS_PER_STREAM
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
         low, high = max(first, origin), min(last, origin + NEURONS_PER_STREAM)
-        for row in range(origin, low, _SCRATCH_ROWS):
-            generator.standard_normal(dtype=np.float32, out=scratch[: min(_SCRATCH_ROWS, low - row)])
-        if in_place:
-            generator.standard_normal(dtype=np.float32, out=out[low - first : high - first])
-            continue
-        for row in range(low, high, _SCRATCH_ROWS):
-            drawn = scratch[: min(_SCRATCH_ROWS, high - row)]
-            out[row - first : row - first + len(drawn)] = generator.standard_normal(dtype=np.float32, out=drawn)
+        own = out[low - first : high - first]
+        drawn = own if in_place else np.empty(own.shape, np.float32)
+        draw(np.uint64(seed), np.uint64(stream), (low - origin) * columns, *tables, drawn.reshape(-1))
+        if not in_place:
+            own[...] = drawn
     return out
+
+
+@cache
+def _generator() -> tuple[Callable, tuple[np.ndarray, ...]]:
+    """The kernel that draws, imported when first used, and its tables."""
+    from widefit.kernels.compilation import announce_compilation
+    from widefit.kernels.normal import standard_normal, ziggurat_tables
+
+    announce_compilation()
+    return standard_normal, ziggurat_tables()
 
 
 @dataclass(frozen=True)
