@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,25 +10,44 @@ from torch import Tensor
 from widefit.nn.initial import NEURONS_PER_STREAM
 from widefit.nn.shifted_relu import ShiftedReLU
 
-# Pre-activations, or weights, of one block of neurons in numbers: what a second-level cache holds (four times faster
-# than blocks sixteen times larger).
+# Pre-activations of one block of neurons in numbers: what a second-level cache holds (four times faster than blocks
+# sixteen times larger). Powers of two rows are slower: their columns meet in the same cache lines.
 _BLOCK = 1 << 18
+# Weights of one block: where samples are few the block is bounded by what drawing ahead may hold.
+_WEIGHTS = 1 << 21
 _LEAST_ROWS = 64
+_CACHE_LINE = 64
 
 
-def rows_of_block(samples: int, features: int) -> int:
-    """Neurons a block: a power of two, so that blocks and streams of weights begin together."""
-    return 1 << (max(_LEAST_ROWS, _BLOCK // max(1, samples, features)).bit_length() - 1)
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """The same dtype in NumPy."""
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
-def rows_of_span(samples: int, features: int) -> int:
-    """Neurons whose weights are drawn at once: whole blocks, and whole streams of paired and of single neurons."""
-    return max(rows_of_block(samples, features), 2 * NEURONS_PER_STREAM)
+def aligned_empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialized memory for weights that begins at a cache line, so that products do not depend on where it lies.
+
+    It is NumPy's: that asks for huge pages, and reading weights once takes two thirds of the time.
+    """
+    size = rows * columns * dtype.itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return torch.from_numpy(memory[start : start + size].view(numpy_dtype(dtype)).reshape(rows, columns))
+
+
+def block_sizes(samples: int, features: int) -> tuple[int, int]:
+    """Neurons whose weights are drawn at once, whole streams even when paired, and neurons of a block within them."""
+    stream = 2 * NEURONS_PER_STREAM
+    rows = max(_LEAST_ROWS, min(_BLOCK // max(1, samples), _WEIGHTS // features))
+    if rows >= stream:
+        span = rows // stream * stream
+        return span, span
+    return stream, -(-stream // (stream // rows))
 
 
 def spans(width: int, samples: int, features: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of `rows_of_span` neurons."""
-    size = rows_of_span(samples, features)
+    """Consecutive ranges of neurons whose weights are drawn at once."""
+    size, _ = block_sizes(samples, features)
     for first in range(0, width, size):
         yield first, min(first + size, width)
 
@@ -36,10 +56,10 @@ def span_sum(
     x: Float[Tensor, "n d"], weight: Float[Tensor, "rows d"], readout: Float[Tensor, "rows k"], activation: ShiftedReLU
 ) -> Float[Tensor, "n k"]:
     """φ(X Wᵀ) A over the neurons of a span, in the dtype of x."""
-    size = rows_of_block(*x.shape)
+    _, size = block_sizes(*x.shape)
     outputs = x.new_zeros(x.shape[0], readout.shape[1])
     for first in range(0, weight.shape[0], size):
         block = slice(first, first + size)
-        z = torch.mm(x, weight[block].to(x.dtype).T)
+        z = x @ weight[block].to(x.dtype).T
         outputs = outputs + activation(z) @ readout[block].to(x.dtype)
     return outputs

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from widefit.kernels.threads import ordered_map
-from widefit.nn.blocks import rows_of_span, span_sum, spans
+from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
 from widefit.nn.delta import Delta, is_restorable, restore
 from widefit.nn.initial import Initial
 from widefit.nn.shifted_relu import ShiftedReLU
-
-
-def numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    """The same dtype in NumPy."""
-    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 class Regenerated(nn.Module):
@@ -58,7 +53,7 @@ class Regenerated(nn.Module):
 
     def readout_rows(self, first: int, last: int) -> Float[Tensor, "rows k"]:
         """a of a range of neurons, in the dtype of the network."""
-        readout = torch.empty(last - first, self.initial.out_features, dtype=self.like.dtype)
+        readout = aligned_empty(last - first, self.initial.out_features, self.like.dtype)
         self.initial.write_readout(first, last, readout.numpy())
         return readout
 
@@ -73,7 +68,7 @@ class Regenerated(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
 
             def part(x: Tensor, first: int, last: int) -> Tensor:
-                weight = torch.empty(last - first, self.initial.in_features, dtype=self.like.dtype)
+                weight = aligned_empty(last - first, self.initial.in_features, self.like.dtype)
                 self.write_rows(first, last, weight.numpy())
                 return span_sum(x, weight.to(x.device), self.readout_rows(first, last).to(x.device), activation)
 
@@ -82,7 +77,7 @@ class Regenerated(nn.Module):
                     part, x, first, last, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
                 )
             return outputs
-        for weight, readout in self._drawn_ahead(ranges, min(self.initial.width, rows_of_span(*x.shape))):
+        for weight, readout in self._drawn_ahead(ranges, min(self.initial.width, block_sizes(*x.shape)[0])):
             outputs = outputs + span_sum(x, weight.to(x.device), readout.to(x.device), activation)
         return outputs
 
@@ -93,11 +88,11 @@ class Regenerated(nn.Module):
         # `ordered_map` starts an item when the one 2 threads + 1 before it has been used. Where gradients are recorded,
         # a caller's transformation of this function may keep the weights.
         ring = 0 if torch.is_grad_enabled() else 2 * threads + 1
-        buffers = [torch.empty(shape, dtype=self.like.dtype) for _ in range(ring)]
+        buffers = [aligned_empty(*shape, self.like.dtype) for _ in range(ring)]
 
         def draw(item: tuple[int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
             number, (first, last) = item
-            buffer = buffers[number % ring] if ring else torch.empty(shape, dtype=self.like.dtype)
+            buffer = buffers[number % ring] if ring else aligned_empty(*shape, self.like.dtype)
             weight = buffer[: last - first]
             self.write_rows(first, last, weight.numpy())
             return weight, self.readout_rows(first, last)

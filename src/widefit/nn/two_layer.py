@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from widefit.kernels.threads import ordered_map
 from widefit.memory import available_memory
-from widefit.nn.blocks import span_sum, spans
+from widefit.nn.blocks import aligned_empty, numpy_dtype, span_sum, spans
 from widefit.nn.delta import Delta
 from widefit.nn.initial import NEURONS_PER_STREAM, Initial, group_edge, readout_entry
-from widefit.nn.regenerated import Regenerated, numpy_dtype
+from widefit.nn.regenerated import Regenerated
 from widefit.nn.shifted_relu import ShiftedReLU
 
 
@@ -301,8 +301,8 @@ class TwoLayer(nn.Module):
                 f"a network of width {self.width:,} needs about {needed / 1e9:.3g} GB and "
                 f"{available_memory() / 1e9:.3g} GB are free; a width of {fits:,} fits"
             )
-        weight = torch.empty(self.width, self.in_features, dtype=like.dtype)
-        readout = torch.empty(self.width, self.out_features, dtype=like.dtype)
+        weight = aligned_empty(self.width, self.in_features, like.dtype)
+        readout = aligned_empty(self.width, self.out_features, like.dtype)
 
         def fill(first: int) -> None:
             last = min(first + 2 * NEURONS_PER_STREAM, self.width)
