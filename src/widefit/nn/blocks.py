@@ -11,7 +11,7 @@ from widefit.nn.initial import NEURONS_PER_STREAM
 from widefit.nn.shifted_relu import ShiftedReLU
 
 # Pre-activations of one block of neurons in numbers: what a second-level cache holds (four times faster than blocks
-# sixteen times larger). Powers of two rows are slower: their columns meet in the same cache lines.
+# sixteen times larger).
 _BLOCK = 1 << 18
 # Weights of one block: where samples are few the block is bounded by what drawing ahead may hold.
 _WEIGHTS = 1 << 21
@@ -42,7 +42,7 @@ def block_sizes(samples: int, features: int) -> tuple[int, int]:
     if rows >= stream:
         span = rows // stream * stream
         return span, span
-    return stream, -(-stream // (stream // rows))
+    return stream, 1 << (rows.bit_length() - 1)
 
 
 def spans(width: int, samples: int, features: int) -> Iterator[tuple[int, int]]:

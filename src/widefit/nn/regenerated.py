@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from widefit.kernels.threads import ordered_map
 from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
@@ -57,6 +56,12 @@ class Regenerated(nn.Module):
         self.initial.write_readout(first, last, readout.numpy())
         return readout
 
+    def span(self, first: int, last: int, x: Tensor) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "rows k"]]:
+        """Current weights and a of a range of neurons, where x is."""
+        weight = aligned_empty(last - first, self.initial.in_features, self.like.dtype)
+        self.write_rows(first, last, weight.numpy())
+        return weight.to(x.device), self.readout_rows(first, last).to(x.device)
+
     def weighted_sum(self, x: Float[Tensor, "n d"], activation: ShiftedReLU) -> Float[Tensor, "n k"]:
         """Σ_r a_r φ(⟨w_r, x⟩) in the dtype of x: the same bits as from arrays.
 
@@ -66,16 +71,8 @@ class Regenerated(nn.Module):
         ranges = spans(self.initial.width, *x.shape)
         outputs = x.new_zeros(x.shape[0], self.initial.out_features)
         if torch.is_grad_enabled() and x.requires_grad:
-
-            def part(x: Tensor, first: int, last: int) -> Tensor:
-                weight = aligned_empty(last - first, self.initial.in_features, self.like.dtype)
-                self.write_rows(first, last, weight.numpy())
-                return span_sum(x, weight.to(x.device), self.readout_rows(first, last).to(x.device), activation)
-
             for first, last in ranges:
-                outputs = outputs + checkpoint(
-                    part, x, first, last, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
-                )
+                outputs = outputs + _Span.apply(x, self, first, last, activation)
             return outputs
         for weight, readout in self._drawn_ahead(ranges, min(self.initial.width, block_sizes(*x.shape)[0])):
             outputs = outputs + span_sum(x, weight.to(x.device), readout.to(x.device), activation)
@@ -143,3 +140,25 @@ class Regenerated(nn.Module):
     def extra_repr(self) -> str:
         moved = "as drawn" if self.delta is None else f"as drawn + {type(self.delta).__name__}"
         return f"{moved}, dtype={self.like.dtype}"
+
+
+class _Span(torch.autograd.Function):
+    """The sum over a span of neurons, whose weights are drawn again in the backward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, source: Regenerated, first: int, last: int, activation: ShiftedReLU) -> Tensor:
+        return span_sum(x, *source.span(first, last, x), activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, *ctx.rest = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (source, first, last, activation) = ctx.saved_tensors, ctx.rest
+        weight, readout = (part.to(x.dtype) for part in source.span(first, last, x))
+        fires = (x @ weight.T > activation.threshold).to(x.dtype)
+        return ((gradients[0] @ readout.T * fires) @ weight, None, None, None, None)
