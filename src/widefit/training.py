@@ -184,7 +184,8 @@ class Training:
 
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
-        tensors = {"weight": self.network.weight.detach()}
+        # The tracker's state says how far weights that are not stored have moved.
+        tensors = {"weight": self.network.weight.detach()} if self.network.store == "array" else {}
         if self._anchor is not None:
             tensors["anchor"] = torch.from_numpy(self._anchor)
         for name, array in self._tracking.state().items():
@@ -328,7 +329,7 @@ class Training:
         for array in (self._inputs, self._objective.targets, self._objective.sample_weight):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr((self._objective.alpha, self.network.threshold, self._rule)).encode())
-        digest.update(self.network.readout.detach().numpy().tobytes())
+        digest.update(self.network.readout_identity())
         return digest.hexdigest()
 
     def _restore(self, state: State) -> None:
@@ -337,8 +338,9 @@ class Training:
             raise ValueError(
                 "resume: the checkpoint belongs to other data or settings; resume with those it was made with"
             )
-        with torch.no_grad():
-            self.network.weight.copy_(tensors["weight"])
+        if "weight" in tensors:
+            with torch.no_grad():
+                self.network.weight.copy_(tensors["weight"])
         if document["tracker"] != self._tracker.name:
             raise ValueError(f'resume: the checkpoint was made with tracker="{document["tracker"]}"; resume with it')
         if "anchor" in tensors:
@@ -366,7 +368,7 @@ def _problem(
     alpha: float,
 ) -> tuple[np.ndarray, Objective]:
     """Inputs in the dtype of the network and the objective in float64, checked."""
-    dtype = network.weight.detach().numpy().dtype
+    dtype = network.rows(0, 0).dtype
     inputs = np.ascontiguousarray(_array(X, "X"), dtype=dtype)
     targets = np.ascontiguousarray(_array(y, "y"), dtype=np.float64)
     targets = targets[:, None] if targets.ndim == 1 else targets

@@ -63,6 +63,11 @@ class DenseTracking(Tracking):
         anchor: Float[np.ndarray, "m d"] | None,
         threads: int,
     ):
+        if network.store != "array":
+            raise ValueError(
+                'tracker "dense" moves weights in memory, and this network holds none (store="regenerate"); '
+                'use tracker="certificate", or train network.materialize()'
+            )
         self._weight = network.weight.detach().numpy()
         self._coefficients = network.coefficients()
         self._threshold = self._weight.dtype.type(network.threshold)
