@@ -1,6 +1,6 @@
 """The certificate tracker: nothing is looked at until it could have changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,11 +15,15 @@ from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerRe
 from widefit.trackers.certified_chunk import Certificates, CertifiedChunk, ChunkFlips, Corrections
 from widefit.trackers.dense import block_rows
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.minibatches import LOSSES, Minibatches, gradient
+from widefit.trackers.window import CandidateLook, Candidates, Window
 
 # Slots on which movements and margins are surveyed before certificates are issued.
 _SURVEY = 192
 # Part of the slots that may have expired certificates before their own movements are worth computing (measured).
 _OPEN = 0.35
+# Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
+_SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1024, 20_000
 # Part of the slots of a bucket that may move farther than the radius is made for.
 _TAIL = 0.1
 
@@ -28,7 +32,7 @@ _TAIL = 0.1
 class Certificate(Tracker):
     """Exact patterns from bounds on how far a pre-activation can have moved (this project).
 
-    Pairs near the threshold, within a radius, hold a certificate: how much movement they are good for. There are three
+    Pairs near the threshold, within a radius, hold a certificate: how much movement they are good for. There are four
     ways to follow a step.
 
     *Bounds.* A neuron that fires on at most κ samples moves z_rj by no more than the sum of the κ largest terms
@@ -38,6 +42,9 @@ class Certificate(Tracker):
 
     *Own movements.* In long steps the movement |c_r| ‖Σ g_i x_i‖ of every neuron is computed, m k_r d operations, and
     takes the place of the bound.
+
+    *Windows.* Of many small steps in a row a few pairs at most can flip; these candidates are found once, and each is
+    looked at again when the path length Σ ‖g‖ could have taken it to the threshold.
 
     *A pass.* When too many neurons have moved beyond the radius, all are looked at: 2 m n d flops.
 
@@ -113,6 +120,7 @@ class _Payload:
     radius: Float[np.ndarray, "k q"] | None
     passed: bool
     found: list[_Found]
+    looks: list[CandidateLook] | None = None
 
 
 def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
@@ -174,6 +182,8 @@ class CertificateTracking(Tracking):
         self._collected, self._scale = np.zeros((outputs, samples)), np.ones(outputs)
         self._level = np.zeros((outputs, self._caps.size, samples))
         self._radius: np.ndarray | None = None
+        self._window: Window | None = None
+        self._steady, self._last_size, self._horizon = 0, 0.0, 8
         self._passes = self._evaluated = self._looked_at = self._renewed = self._flips = 0
         self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
         self._open(network, expected)
@@ -278,24 +288,39 @@ class CertificateTracking(Tracking):
             - 2 * keep * np.einsum("ik,ik->k", update.g, displacement.response)
             + np.einsum("ik,ik->k", update.g, image)
         )
-        payload = self._follow(collected, scale, collected - self._collected)
-        for chunk, found in zip(self._chunks, payload.found, strict=True):
-            output, flips = chunk.chunk.output, found.flips
-            signed = np.where(flips.fires, 1.0, -1.0) * chunk.coefficients[flips.slots]
-            np.add.at(outputs[:, output], flips.samples, signed * (flips.z - self._threshold))
-            np.add.at(response[:, output], flips.samples, signed * flips.y)
+        payload = self._follow(collected, scale, collected - self._collected, in_small_steps=bool(np.all(keep == 1)))
+        if payload.looks is None:
+            flipped = [(chunk, found.flips) for chunk, found in zip(self._chunks, payload.found, strict=True)]
+        else:
+            flipped = [(self._chunks[look.index], look.flips) for look in payload.looks]
+        for chunk, flips in flipped:
+            self._add_flips(chunk, flips, outputs[:, chunk.chunk.output], response[:, chunk.chunk.output])
         return Trial(
             update=update,
             outputs=outputs,
-            flips=sum(len(found.flips) for found in payload.found),
+            flips=sum(len(flips) for _, flips in flipped),
             rebased=payload.passed,
             displacement=Displacement(response, np.maximum(squared_norm, 0)),
             payload=payload,
-            changes=self._changes(payload.found),
+            changes=self._changes(flipped),
         )
 
-    def _follow(self, collected: np.ndarray, scale: np.ndarray, change: np.ndarray) -> _Payload:
+    def _add_flips(self, chunk: CertifiedChunk, flips: ChunkFlips, outputs: np.ndarray, response: np.ndarray) -> None:
+        """What flips change f and J (W − W₀) by, beyond the linear model."""
+        if len(flips) == 0:
+            return
+        signed = np.where(flips.fires, 1.0, -1.0) * chunk.coefficients[flips.slots]
+        np.add.at(outputs, flips.samples, signed * (flips.z - self._threshold))
+        np.add.at(response, flips.samples, signed * flips.y)
+
+    def _follow(
+        self, collected: np.ndarray, scale: np.ndarray, change: np.ndarray, *, in_small_steps: bool
+    ) -> _Payload:
         """Find the flips of a step, in the cheapest way that is safe."""
+        if in_small_steps and self._ready_for(change):
+            looks = self._look_at_candidates(collected, self._window_path(change))
+            return _Payload(collected, scale, self._level, [], self._radius, False, [], looks)
+        self._close_window()
         if self._radius is not None:
             step = self._bounds(change)
             level = self._level + step
@@ -505,15 +530,22 @@ class CertificateTracking(Tracking):
             sample, fires,
         )  # fmt: skip
         slot, sample = slot[:count].copy(), sample[:count].copy()
-        z, y, corrections = np.empty(count), np.empty(count), chunk.corrections
-        kernels.exact_pairs(
-            slot, sample, chunk.neurons, self._base[chunk.chunk.rows], 0, chunk.coefficients, chunk.counts, chunk.start,
-            chunk.words, collected[output], corrections.head, corrections.following, corrections.sample,
-            corrections.value, float(scale[output]), self._inputs64, z, y,
-        )  # fmt: skip
+        z, y = self._exact(chunk, slot, sample, collected[output], float(scale[output]))
         flips = ChunkFlips(slot, sample, fires[:count].copy(), z, y)
         none, never = np.empty(0, np.int32), np.empty(0, np.float32)
         return _Found(flips, none.astype(np.int64), never, none, never, slots, pattern, issued)
+
+    def _exact(
+        self, chunk: CertifiedChunk, slots: np.ndarray, samples: np.ndarray, collected: np.ndarray, scale: float
+    ) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+        """z of pairs, those of a slot together, and how far it is from the one at the start."""
+        z, y, corrections = np.empty(slots.size), np.empty(slots.size), chunk.corrections
+        kernels.exact_pairs(
+            slots, samples, chunk.neurons, self._base[chunk.chunk.rows], 0, chunk.coefficients, chunk.counts,
+            chunk.start, chunk.words, collected, corrections.head, corrections.following, corrections.sample,
+            corrections.value, scale, self._inputs64, z, y,
+        )  # fmt: skip
+        return z, y
 
     def _weights(
         self, chunk: CertifiedChunk, slots: np.ndarray, collected: np.ndarray, scale: float
@@ -570,16 +602,201 @@ class CertificateTracking(Tracking):
             return None
         return radius * max([1.0, *widen]) if np.all(np.isfinite(radius)) else None
 
-    def _changes(self, found: list[_Found]) -> Flips:
-        pairs = list(zip(self._chunks, found, strict=True))
-        neurons = [chunk.chunk.first + chunk.neurons[part.flips.slots].astype(np.int64) for chunk, part in pairs]
-        samples, fires = [part.flips.samples for part in found], [part.flips.fires for part in found]
-        return Flips(np.concatenate(neurons), np.concatenate(samples), np.concatenate(fires))
+    def _changes(self, flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
+        pairs = [(chunk, flips) for chunk, flips in flipped if len(flips)]
+        none = np.empty(0, np.int64)
+        neurons = [chunk.chunk.first + chunk.neurons[flips.slots].astype(np.int64) for chunk, flips in pairs]
+        samples, fires = [flips.samples for _, flips in pairs], [flips.fires for _, flips in pairs]
+        return Flips(
+            np.concatenate([none, *neurons]),
+            np.concatenate([none.astype(np.int32), *samples]),
+            np.concatenate([none.astype(np.bool_), *fires]),
+        )
+
+    # Small steps, in windows.
+
+    def _ready_for(self, change: np.ndarray) -> bool:
+        """True when a window covers the step; opens one where steps have become small and steady."""
+        if self._radius is None:
+            return False
+        if self._window is not None:
+            if self._fits(change):
+                return True
+            self._close_window()
+        if self._steady < 2 or not 0.5 < np.abs(change).sum() / self._last_size < 2:
+            return False
+        size = np.abs(change)
+        return self._open_window(lambda steps: steps * (1.25 * size + 0.25 * size.mean(axis=1, keepdims=True)))
+
+    def _fits(self, change: np.ndarray) -> bool:
+        assert self._window is not None
+        return bool(np.all(self._window.spent + np.abs(change) <= self._window.budget))
+
+    def _window_path(self, change: np.ndarray) -> np.ndarray:
+        """Path length after a step."""
+        assert self._window is not None
+        return self._window.path + np.linalg.norm(change, axis=1)
+
+    def _open_window(self, budget_of: Callable[[int], np.ndarray]) -> bool:
+        """Choose candidates for the longest window that the radius allows, up to the horizon."""
+        steps = self._horizon
+        while steps >= _SHORTEST:
+            budget = budget_of(steps)
+            level = self._level + self._bounds(budget, absolute=True)
+            if self._within(level, [chunk.drift for chunk in self._chunks]):
+                break
+            steps //= 4
+        else:
+            return False
+        bound = (level * (1 + 2e-7)).astype(np.float32)
+        candidates = [self._candidates(chunk, bound[chunk.chunk.output]) for chunk in self._chunks]
+        zero = np.zeros_like(self._collected)
+        self._window = Window(self._collected.copy(), budget, zero, np.zeros(len(zero)), candidates, steps)
+        if self._window.size > _MOST_CANDIDATES:
+            self._horizon = max(_SHORTEST, steps // 2)
+        return True
+
+    def _candidates(self, chunk: CertifiedChunk, bound: np.ndarray) -> Candidates:
+        held = chunk.certificates
+        slots, samples = np.empty(held.used, np.int32), np.empty(held.used, np.int32)
+        fires = np.empty(held.used, np.bool_)
+        found = kernels.open_certificates(
+            held.start, held.count, held.soonest, held.sample, held.due, chunk.counts, chunk.start, chunk.words,
+            chunk.bucket, chunk.drift, bound, bound.max(axis=1), self._inputs.shape[0], slots, samples, fires,
+        )  # fmt: skip
+        slots, samples, fires = slots[:found].copy(), samples[:found].copy(), fires[:found].copy()
+        caps = self._caps[chunk.bucket[slots]]
+        rate = np.abs(chunk.coefficients[slots]) * np.sqrt(caps) * self._kappa[samples] * (1 + 1e-9)
+        return Candidates(slots, samples, fires, rate, np.zeros(found), 0.0 if found else np.inf)
+
+    def _look_at_candidates(self, collected: np.ndarray, path: np.ndarray) -> list[CandidateLook]:
+        """Evaluate the candidates that are due."""
+        assert self._window is not None
+        looks = []
+        for index, (chunk, own) in enumerate(zip(self._chunks, self._window.candidates, strict=True)):
+            output = chunk.chunk.output
+            now = path[output] * (1 + 1e-12)
+            if own.next_due > now:
+                continue
+            # What is due soon is looked at along with it.
+            due = np.flatnonzero(own.due <= now + 0.1 * (now - own.next_due))
+            z, y = self._exact(chunk, own.slots[due], own.samples[due], collected[output], float(self._scale[output]))
+            margin = np.maximum(np.abs(z - self._threshold) - 1e-12 * (np.abs(z) + abs(self._threshold)), 0)
+            changed = np.flatnonzero((z > self._threshold) != own.fires[due])
+            pairs = due[changed]
+            flips = ChunkFlips(own.slots[pairs], own.samples[pairs], ~own.fires[pairs], z[changed], y[changed])
+            rate = own.rate[due]
+            far = np.divide(margin, rate, out=np.full_like(margin, np.inf), where=rate > 0)
+            looks.append(CandidateLook(index, due, path[output] + far * (1 - 1e-9), flips.ordered(), pairs))
+            self._evaluated += due.size
+        return looks
+
+    def _renew_candidates(self, looks: list[CandidateLook]) -> None:
+        assert self._window is not None
+        outgrown = False
+        for look in looks:
+            self._window.renew(look)
+            if len(look.flips):
+                chunk = self._chunks[look.index]
+                output = chunk.chunk.output
+                chunk.apply(look.flips, self._collected[output], float(self._scale[output]))
+                slots = look.flips.touched()
+                outgrown |= bool(np.any(chunk.counts[slots] > self._caps[chunk.bucket[slots]]))
+        if outgrown:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        """Go back to bounds: those of what the window has moved in all, which is less than the path."""
+        window, self._window = self._window, None
+        if window is None:
+            return
+        if window.steps >= window.planned // 2 and window.size < _MOST_CANDIDATES // 2:
+            self._horizon = min(2 * self._horizon, _LONGEST)
+        self._level = self._level + self._bounds(self._collected - window.begun)
+        for chunk, flipped in zip(self._chunks, window.flipped, strict=True):
+            if flipped:
+                self._drift_of_flipped(chunk, np.unique(np.concatenate(flipped)), window.spent[chunk.chunk.output])
+
+    def _drift_of_flipped(self, chunk: CertifiedChunk, slots: np.ndarray, spent: np.ndarray) -> None:
+        """Neurons whose fire rows have changed may have followed any part of the path."""
+        if chunk.drift.size == 0:
+            chunk.drift = np.zeros(chunk.neurons.size, np.float32)
+        most = np.sort(spent)[::-1].cumsum()
+        caps = np.minimum(self._caps[chunk.bucket[slots]], chunk.samples)
+        moved = np.abs(chunk.coefficients[slots]) * most[caps - 1] * float(self._kappa.max())
+        chunk.drift[slots] += (moved * (1 + 1e-6)).astype(np.float32)
+        self._rebucket(chunk, slots)
+
+    def descend(self, minibatches: Minibatches, gram: Grams) -> int:
+        """Stochastic steps in windows: a step costs b n operations, whatever the width (this project)."""
+        flips, step, done = 0, 0, 0
+        while step < len(minibatches):
+            if self._window is None and (self._radius is None or not self._open_for(minibatches, step)):
+                flips += super().descend(minibatches.part(step, step + 1), gram)
+                step += 1
+                continue
+            done = self._walk(minibatches, step, gram)
+            flips += self._settle(gram)
+            if done == step:
+                self._close_window()
+            step = done
+        return flips
+
+    def _open_for(self, minibatches: Minibatches, step: int) -> bool:
+        """Open a window for the coming batches, with a budget from the gradients as they are now."""
+        slope = np.abs(gradient(minibatches.loss, self.outputs, minibatches.targets)).T * minibatches.sample_weight
+        spare = slope.mean(axis=1, keepdims=True)
+
+        def budget_of(steps: int) -> np.ndarray:
+            coming = minibatches.part(step, min(step + steps, len(minibatches)))
+            rates = np.repeat(coming.rates, np.diff(coming.edges))
+            visits = np.bincount(coming.samples, weights=rates, minlength=slope.shape[1])
+            return visits * (1.25 * slope + 0.25 * spare)
+
+        return self._open_window(budget_of)
+
+    def _walk(self, minibatches: Minibatches, step: int, gram: Grams) -> int:
+        window = self._window
+        assert window is not None
+        grams = tuple(gram(output).matrix.numpy() for output in range(self._collected.shape[0]))
+        outputs, response = self.outputs.T.copy(), self.displacement.response.T.copy()
+        collected, squared_norm = self._collected.copy(), self.displacement.squared_norm.copy()
+        last = min(step + window.planned - window.steps, len(minibatches))
+        done = kernels.walk_minibatches(
+            minibatches.samples, minibatches.edges, minibatches.rates, step, last, minibatches.targets,
+            minibatches.sample_weight, LOSSES.index(minibatches.loss), grams, outputs, response, collected,
+            window.budget, window.spent, window.path, window.next_due(self._chunks), squared_norm,
+        )  # fmt: skip
+        window.steps += done - step
+        self._collected = collected
+        self.outputs = np.ascontiguousarray(outputs.T)
+        self.displacement = Displacement(np.ascontiguousarray(response.T), squared_norm)
+        return done
+
+    def _settle(self, gram: Grams) -> int:
+        """Look at the candidates that are due where the walk stands, and carry out their flips."""
+        assert self._window is not None
+        looks = self._look_at_candidates(self._collected, self._window.path)
+        flipped = [(self._chunks[look.index], look.flips) for look in looks if len(look.flips)]
+        gram.follow(self._changes(flipped))
+        for chunk, flips in flipped:
+            output = chunk.chunk.output
+            self._add_flips(chunk, flips, self.outputs[:, output], self.displacement.response[:, output])
+        self._renew_candidates(looks)
+        count = sum(len(flips) for _, flips in flipped)
+        self._flips += count
+        return count
 
     # Carrying it out.
 
     def commit(self, trial: Trial) -> None:
         payload: _Payload = trial.payload
+        size = float(np.abs(payload.collected - self._collected).sum())
+        alike = self._last_size > 0 and 0.5 < size / self._last_size < 2
+        self._steady, self._last_size = (self._steady + 1 if alike else 0), size
+        if payload.looks is not None:
+            self._step_in_window(trial, payload)
+            return
         reset = payload.scale == 0
         self._collected, self._scale = payload.collected, np.where(reset, 1.0, payload.scale)
         self._level, self._radius = payload.level, payload.radius
@@ -613,6 +830,19 @@ class CertificateTracking(Tracking):
         self._renewed += sum(found.expired.size for found in payload.found)
         self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
         self._flips += trial.flips
+
+    def _step_in_window(self, trial: Trial, payload: _Payload) -> None:
+        window = self._window
+        assert window is not None
+        assert payload.looks is not None
+        change = payload.collected - self._collected
+        window.path = self._window_path(change)
+        window.spent = window.spent + np.abs(change)
+        window.steps += 1
+        self._collected = payload.collected
+        self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
+        self._flips += trial.flips
+        self._renew_candidates(payload.looks)
 
     def _rebucket(self, chunk: CertifiedChunk, slots: np.ndarray) -> None:
         """Neurons that fire on more samples than their bucket allows move to another."""

@@ -1,6 +1,6 @@
 """Stochastic gradient steps in sample space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,6 +40,16 @@ class Minibatches:
 
     def batch(self, step: int) -> Int[np.ndarray, " b"]:
         return self.samples[self.edges[step] : self.edges[step + 1]]
+
+    def part(self, first: int, last: int) -> "Minibatches":
+        """Batches `first` to `last`."""
+        low, high = self.edges[first], self.edges[last]
+        return replace(
+            self,
+            samples=self.samples[low:high],
+            edges=self.edges[first : last + 1] - low,
+            rates=self.rates[first:last],
+        )
 
     def g(self, step: int, outputs: Float[np.ndarray, "b k"]) -> Float[np.ndarray, "b k"]:
         """η_t ω_B ∘ ∂ℓ/∂f_B from the outputs of the batch."""
