@@ -215,6 +215,12 @@ class Wide(BaseEstimator, ABC):
             if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
                 bound = "" if least == -math.inf else f" ≥ {least:g}"
                 raise ValueError(f'{name} must be "auto" or a finite number{bound}, got {value!r}')
+        loss = getattr(self.rule, "loss", "squared")
+        if loss != "squared":
+            raise ValueError(
+                f'rule must descend the squared loss in {type(self).__name__}, got one with loss="{loss}"; '
+                "widefit.train takes the others"
+            )
         if not isinstance(self.max_iter, Integral) or self.max_iter < 1:
             raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
         if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:

@@ -3,9 +3,10 @@
 from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
-from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
 
 __all__ = [
+    "LOSSES",
     "Chunk",
     "Dense",
     "Displacement",
@@ -19,5 +20,6 @@ __all__ = [
     "Tracking",
     "Trial",
     "Update",
+    "check_targets",
     "partition",
 ]
