@@ -88,7 +88,11 @@ def spread_batch(coefficients, g, bits, out):
     rows, b = out.shape
     for r in range(rows):
         a = coefficients[r]
-        target = out[r]
-        for i in range(b):
-            on = (bits[r, i >> 5] >> np.uint32(i & 31)) & np.uint32(1)
-            target[i] = a * g[i] if on != 0 else 0.0
+        for w in range(bits.shape[1]):
+            first = 32 * w
+            mask = bits[r, w]
+            target, share = out[r, first : min(first + 32, b)], g[first : min(first + 32, b)]
+            for i in range(target.size):
+                # Branchless, for vectors.
+                value = a * share[i]
+                target[i] = value if (mask >> np.uint32(i)) & np.uint32(1) else 0.0

@@ -12,8 +12,9 @@ from widefit.trackers import LOSSES, Update
 
 # Training that has lost this factor to its start has left the region where its step is stable.
 _DIVERGED = 1e3
-# Part of the decrease that the slope promises which a step of the line search has to bring, and its trials at most.
-_SUFFICIENT = 1e-4
+# Part of the decrease that the slope promises which a step of the line search has to bring: much less would let
+# through steps to the far side of the valley, as high up as where they came from. And its trials at most.
+_SUFFICIENT = 0.3
 _TRIALS = 30
 
 
@@ -28,10 +29,10 @@ class GradientDescent(FullBatch):
         squared, the logistic and the softmax loss, the largest second derivative.
     schedule
         What becomes of η after t steps. "constant". "inverse": η / (1 + decay t). "cosine": η (1 + cos π t / period) /
-        2, from the start again every `period` steps. "line-search": Armijo's rule by backtracking (Nocedal and Wright
-        2006, section 3.1). A step starts from the η that the last one found, twice that if its first trial was good,
-        and halves it until Q falls by 10⁻⁴ of what its slope promises; a trial costs a pass of the tracker. After 30
-        trials the run ends as "stalled".
+        2, from the start again every `period` steps. "line-search": Armijo's rule by backtracking (Boyd and
+        Vandenberghe 2004, section 9.2). A step starts from the η that the last one found, twice that if its first
+        trial was good, and halves it until Q falls by 0.3 of what its slope promises; a trial costs a pass of the
+        tracker. After 30 trials the run ends as "stalled".
     loss
         As for `SGD`.
     decay, period
