@@ -60,6 +60,12 @@ def test_stochastic_steps_learn_as_well(diabetes):
     assert model.score(X_test, y_test) >= 0.9
 
 
+def test_steps_that_are_too_long_are_an_error(diabetes):
+    rule = widefit.rules.SGD(lr=1e9)
+    with pytest.raises(ValueError, match=r"the training diverged.*give rule a smaller lr"):
+        WideRegressor(hidden_layer_sizes=SMALL, rule=rule).fit(*diabetes[::2])
+
+
 def test_digits_parity_interpolates_and_generalizes():
     data = load_digits()
     X, X_test, y, y_test = train_test_split(data.data, data.target % 2, test_size=797, random_state=0)

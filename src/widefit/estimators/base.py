@@ -148,6 +148,8 @@ class Wide(BaseEstimator, ABC):
         )  # fmt: skip
         self.plan_ = training.plan.after(self._choices)
         self.history_ = training.run(None if resume is None else read_checkpoint(resume))
+        if not math.isfinite(self.history_[-1].loss):
+            raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
         if self.refit_readout:
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, merged.targets, merged.sample_weight))
         self._describe()
