@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class SGD(Rule):
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, SCHEDULES, self.decay, self.period)
         for name, value, least, most in (("batch_size", self.batch_size, 1, math.inf), ("seed", self.seed, 0, 2**64)):
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < most:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < most:
                 bound = f"an integer ≥ {least}" if most == math.inf else f"an integer ≥ {least} and below 2**64"
                 raise ValueError(f"{name} must be {bound}, got {value!r}")
         if self.loss not in LOSSES:

@@ -1,6 +1,7 @@
 """How long a gradient step may be, and how its length changes over a run."""
 
 import math
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def check_step_size(lr: float | str, schedule: str, schedules: tuple[str, ...], 
         raise ValueError(f"schedule must be one of {', '.join(map(repr, schedules))}, got {schedule!r}")
     if not 0 <= decay < math.inf:
         raise ValueError(f"decay must be a finite number ≥ 0, got {decay!r}")
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+    if isinstance(period, bool) or not isinstance(period, Integral) or period < 1:
         raise ValueError(f"period must be an integer ≥ 1, got {period!r}")
 
 

@@ -101,9 +101,7 @@ class DenseTracking(Tracking):
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Take stochastic steps on the samples of each batch alone; the flips are the pairs that differ in the end."""
-        layer = Layer(
-            self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups
-        )  # fmt: skip
+        layer = Layer(self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups)
         self._sampled += descend(layer, self._inputs, minibatches, self._threads)
         gram.follow(None)
         after = self._pass(None)
