@@ -50,7 +50,8 @@ def train(
 ) -> History:
     """Fit the first layer of a two-layer network to data, in place.
 
-    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has.
+    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has. Rules of first
+    order take other losses as well: then Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².
 
     Parameters
     ----------
@@ -61,15 +62,15 @@ def train(
     y
         Shape (n,) or (n, k).
     rule
-        "gauss-newton", "gradient-descent", or a rule of `widefit.rules`.
+        "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
     tracker
         "auto", "dense", or a tracker of `widefit.trackers`.
     solver
         "auto", "cholesky", "cg", or a solver of `widefit.solvers`.
     max_iter
-        Largest number of steps, rejected ones included.
+        Largest number of steps, rejected ones included; of epochs with "sgd". Rules of first order want hundreds.
     tol
-        Training stops when the loss, the weighted mean over samples of the squared residual, is no larger.
+        Training stops when the loss, the weighted mean over samples of the squared residual or of ℓ, is no larger.
     alpha
         α ≥ 0, pull towards the initial weights in the units of Q.
     sample_weight
@@ -141,7 +142,7 @@ class Training:
         self.max_iter, self.tol = max_iter, tol
         self.history = History()
         self._rule = _rule(rule)
-        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha))
+        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
         # Part of the loss that no weights can remove, left out of the stopping test.
         self._loss_floor = loss_floor
         self._metric, self._callbacks = metric, tuple(callbacks)
@@ -264,10 +265,12 @@ class Training:
         with self._phase("update"):
             self._tracking.commit(trial)
 
-    def descend(self, minibatches: Minibatches) -> int:
-        """Take stochastic steps."""
+    def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
+        """Take stochastic steps; the number of flips, and whether all neurons were looked at."""
         with self._phase("pass"):
-            return self._tracking.descend(minibatches, self._grams)
+            passes = self._tracking.report().full_passes
+            flips = self._tracking.descend(minibatches, self._grams)
+            return flips, self._tracking.report().full_passes > passes
 
     def _info(self, number: int, loss: float) -> StepInfo:
         with self._phase("metric"):
@@ -354,7 +357,7 @@ class Training:
 def _rule(rule: str | Rule) -> Rule:
     if isinstance(rule, Rule):
         return rule
-    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent}
+    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
     if rule not in named:
         raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
     return named[rule]()
@@ -366,6 +369,7 @@ def _problem(
     y: ArrayLike | Tensor,
     sample_weight: ArrayLike | Tensor | None,
     alpha: float,
+    loss: str,
 ) -> tuple[np.ndarray, Objective]:
     """Inputs in the dtype of the network and the objective in float64, checked."""
     dtype = network.rows(0, 0).dtype
@@ -384,7 +388,8 @@ def _problem(
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
-    return inputs, Objective(targets, weight, alpha)
+    trackers.check_targets(loss, targets)
+    return inputs, Objective(targets, weight, alpha, loss)
 
 
 def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:

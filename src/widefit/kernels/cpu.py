@@ -81,7 +81,8 @@ def fire_block(z, threshold, coefficients, old_counts, old_start, old_words, cou
         for i in range(n):
             # Branchless: the index is always written and kept only when the pair fires.
             fired[k] = i
-            k += z[r, i] > threshold
+            # NaN fires: weights that have overflowed must show in the outputs.
+            k += not (z[r, i] <= threshold)
         a = coefficients[r]
         for p in range(k):
             i = fired[p]

@@ -4,9 +4,10 @@ from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, Tra
 from widefit.trackers.certificate import Certificate
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
-from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
 
 __all__ = [
+    "LOSSES",
     "Certificate",
     "Chunk",
     "Dense",
@@ -21,5 +22,6 @@ __all__ = [
     "Tracking",
     "Trial",
     "Update",
+    "check_targets",
     "partition",
 ]

@@ -211,13 +211,14 @@ class Tracking(ABC):
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Take stochastic steps, with no way back; returns the number of flips.
 
-        `outputs` and `patterns` are up to date when it returns.
+        `outputs`, `displacement` and `patterns` are up to date when it returns. This follows every step and counts
+        every flip; a tracker that looks no further than the batch counts the pairs that differ in the end.
         """
         flips = 0
         for step in range(len(minibatches)):
             g = np.zeros_like(self.outputs)
             g[minibatches.batch(step)] = minibatches.g(step, self.outputs[minibatches.batch(step)])
-            trial = self.propose(Update(g, np.zeros(g.shape[1])), gram)
+            trial = self.propose(Update(g, np.full(g.shape[1], minibatches.pull(step))), gram)
             gram.follow(trial.changes)
             self.commit(trial)
             flips += trial.flips

@@ -729,6 +729,8 @@ class CertificateTracking(Tracking):
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Stochastic steps in windows: a step costs b n operations, whatever the width (this project)."""
+        if minibatches.shrink is not None and np.any(minibatches.shrink):
+            return super().descend(minibatches, gram)
         flips, step, done = 0, 0, 0
         while step < len(minibatches):
             if self._window is None and (self._radius is None or not self._open_for(minibatches, step)):
