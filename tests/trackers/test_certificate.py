@@ -11,6 +11,7 @@ import widefit
 from widefit.gram import CurrentGrams
 from widefit.kernels import certificate as kernels
 from widefit.nn import TwoLayer
+from widefit.rules import SGD, GradientDescent
 from widefit.trackers import Certificate, Dense, Update
 from widefit.trackers.certificate import bucket_caps
 from widefit.training import Training
@@ -232,3 +233,21 @@ def test_an_anchor_elsewhere_is_refused():
     problem = make("random", torch.float32)
     with pytest.raises(ValueError, match="anchor must be the network's weights"):
         Certificate().start(problem.network, problem.inputs, anchor=problem.network.weight.detach().numpy() + 1)
+
+
+@pytest.mark.parametrize("rule", [GradientDescent(), SGD(batch_size=20)], ids=["gradient descent", "sgd"])
+@pytest.mark.parametrize("threshold", ["auto", 0.0], ids=["shifted", "plain"])
+def test_many_small_steps_follow_dense_float64(rule, threshold):
+    """Hundreds of steps in windows: the same losses, and the same pattern but for rounding."""
+    inputs, targets = digits_parity(100)
+    networks = [TwoLayer(64, 1 << 11, threshold=threshold, seed=4, dtype=torch.float64) for _ in range(2)]
+    histories, runs = [], []
+    for network, tracker in zip(networks, (Certificate(), Dense()), strict=True):
+        training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=60, tol=0)
+        histories.append(training.run())
+        runs.append(training._tracking)
+    np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-9)
+    assert np.count_nonzero(fires(runs[0]) != fires(runs[1])) <= 2
+    assert runs[0].windows > 2
+    assert runs[0].report().full_passes < 50
+    torch.testing.assert_close(networks[0].weight, networks[1].weight, rtol=0, atol=1e-9)

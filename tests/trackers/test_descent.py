@@ -9,7 +9,7 @@ from problems import NAMES, DenseReference, Problem, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Dense, Minibatches, Tracker, Tracking
+from widefit.trackers import Certificate, Dense, Minibatches, Tracker, Tracking
 
 TRACKERS = [Dense(), Certificate()]
 

@@ -296,6 +296,21 @@ def own_movements(
 
 
 @njit(nogil=True, cache=True)
+def own_budgets(coefficients, counts, start, words, budget, reach, out):
+    """out_r ≥ |c_r| reach Σ_{i: r fires on i} budget_i: how far steps with Σ |g| ≤ budget can move z of a slot.
+
+    budget : (n,) float32; out : (slots,) float32
+    """
+    fired = np.empty(budget.size + 1, np.int32)
+    for r in range(counts.size):
+        k = fired_samples(counts, start, words, r, budget.size, fired)
+        total = np.float64(0)
+        for p in range(k):
+            total += budget[fired[p]]
+        out[r] = np.float32(abs(coefficients[r]) * reach * total * (1 + 1e-6))
+
+
+@njit(nogil=True, cache=True)
 def differing_pairs(old_counts, old_start, old_words, slots, counts, start, words, n, slot, sample, fires):
     """Pairs in which fire rows differ from those of their `slots` before; returns their number.
 
@@ -616,6 +631,54 @@ def open_certificates(
         for t in range(k):
             on[fired[t]] = False
     return found
+
+
+@njit(nogil=True, cache=True)
+def look_at_candidates(
+    slots, samples, fires, rate, due, path, soon, neurons, base, base_first, coefficients, counts, start, words,
+    collected, head, following, entry_sample, entry_value, scale, inputs, threshold,
+    position, new_due, flips, flip_z, flip_y,
+):  # fmt: skip
+    """Evaluate the candidates that are due by `soon`, when the path length is `path`.
+
+    Parameters
+    ----------
+    slots, samples, fires, rate, due : the candidates, see `widefit.trackers.window`
+    position, new_due : written: those that were looked at, and when they are due again
+    flips, flip_z, flip_y : written: candidates that flip, z and what it has moved by since the start
+    The other arguments are those of `look_at_certificates`.
+
+    Returns
+    -------
+    looked_at, flipped : numbers
+    """
+    n, d = inputs.shape
+    fired = np.empty(n + 1, np.int32)
+    moved, weight = np.empty(d, np.float64), np.empty(d, np.float64)
+    current, found, flipped = -1, 0, 0
+    for p in range(slots.size):
+        if due[p] > soon:
+            continue
+        slot, j = slots[p], samples[p]
+        if slot != current:
+            current = slot
+            k = fired_samples(counts, start, words, slot, n, fired)
+            _collect(fired, k, collected, slot, head, following, entry_sample, entry_value, scale, inputs, moved)
+            source = base[neurons[slot] - base_first]
+            for c in range(d):
+                moved[c] *= -coefficients[slot]
+                weight[c] = np.float64(source[c]) + moved[c]
+        z = _dot(weight, inputs[j])
+        if (z > threshold) != fires[p]:
+            flips[flipped] = p
+            flip_z[flipped] = z
+            flip_y[flipped] = _dot(moved, inputs[j])
+            flipped += 1
+        margin = max(abs(z - threshold) - 1e-12 * (abs(z) + abs(threshold)), 0.0)
+        position[found] = p
+        new_due[found] = path + margin / rate[p] * (1 - 1e-9) if rate[p] > 0 else np.inf
+        found += 1
+    return found, flipped
 
 
 @njit(nogil=True, cache=True)

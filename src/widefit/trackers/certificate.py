@@ -24,6 +24,8 @@ _SURVEY = 192
 _OPEN = 0.35
 # Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
 _SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1024, 20_000
+# Part of the slots that may be looked at as a whole to open a window.
+_REISSUED = 0.02
 # Part of the slots of a bucket that may move farther than the radius is made for.
 _TAIL = 0.1
 
@@ -184,6 +186,7 @@ class CertificateTracking(Tracking):
         self._radius: np.ndarray | None = None
         self._window: Window | None = None
         self._steady, self._last_size, self._horizon = 0, 0.0, 8
+        self.windows = 0
         self._passes = self._evaluated = self._looked_at = self._renewed = self._flips = 0
         self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
         self._open(network, expected)
@@ -588,19 +591,23 @@ class CertificateTracking(Tracking):
             held[output].append(chunk.bucket[take])
             weights = np.concatenate(list(self._weights(chunk, slots, collected[output], float(scale[output]))))
             margins[output].append(np.abs(weights @ self._inputs64.T - self._threshold))
-        radius = np.zeros((outputs, buckets))
-        near, widen = [], []
+        unit = np.zeros((outputs, buckets))
+        ratios = [np.empty(0)]
         for output in range(outputs):
-            if not moved[output]:
-                continue
-            own, bucket = np.concatenate(moved[output]), np.concatenate(held[output])
-            radius[output] = reach * _typical_movements(own, bucket, self._caps)
-            ratio = np.concatenate(margins[output]) / np.maximum(radius[output][bucket], 1e-300)[:, None]
-            near.append(np.mean(ratio < 1))
-            widen.append(float(np.quantile(ratio, self._tracker.least)))
-        if near and np.mean(near) > self._tracker.most:
+            if moved[output]:
+                own, bucket = np.concatenate(moved[output]), np.concatenate(held[output])
+                unit[output] = _typical_movements(own, bucket, self._caps)
+                ratio = np.concatenate(margins[output]) / np.maximum(unit[output][bucket], 1e-300)[:, None]
+                ratios.append(ratio.ravel())
+        ratio = np.concatenate(ratios)
+        if ratio.size == 0 or not np.all(np.isfinite(unit)):
             return None
-        return radius * max([1.0, *widen]) if np.all(np.isfinite(radius)) else None
+        widest = float(np.quantile(ratio, self._tracker.most))
+        if widest < reach:
+            return None
+        # Many steps like the last are to come when it was like the one before.
+        factor = min(widest / 2, 32 * _SHORTEST) if self._steady else 0.0
+        return unit * max(reach, factor, float(np.quantile(ratio, self._tracker.least)))
 
     def _changes(self, flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
         pairs = [(chunk, flips) for chunk, flips in flipped if len(flips)]
@@ -639,30 +646,80 @@ class CertificateTracking(Tracking):
 
     def _open_window(self, budget_of: Callable[[int], np.ndarray]) -> bool:
         """Choose candidates for the longest window that the radius allows, up to the horizon."""
+        assert self._radius is not None
         steps = self._horizon
+        room = self._radius - self._level.max(axis=2) * (1 + 1e-6)
         while steps >= _SHORTEST:
             budget = budget_of(steps)
-            level = self._level + self._bounds(budget, absolute=True)
-            if self._within(level, [chunk.drift for chunk in self._chunks]):
-                break
+            drift = self._drift_within(budget)
+            beyond = [
+                np.flatnonzero(~(own < room[chunk.chunk.output][chunk.bucket])).astype(np.int32)
+                for chunk, own in zip(self._chunks, drift, strict=True)
+            ]
+            if sum(slots.size for slots in beyond) <= _REISSUED * sum(own.size for own in drift):
+                drift = self._issue_anew(beyond, drift)
+                if self._all_within(drift, room):
+                    break
             steps //= 4
         else:
+            # The radius is used up: the next step makes a pass.
+            self._radius = None
             return False
-        bound = (level * (1 + 2e-7)).astype(np.float32)
-        candidates = [self._candidates(chunk, bound[chunk.chunk.output]) for chunk in self._chunks]
+        bound = (self._level * (1 + 2e-7)).astype(np.float32)
+        candidates = [
+            self._candidates(chunk, bound[chunk.chunk.output], own)
+            for chunk, own in zip(self._chunks, drift, strict=True)
+        ]
         zero = np.zeros_like(self._collected)
         self._window = Window(self._collected.copy(), budget, zero, np.zeros(len(zero)), candidates, steps)
+        self.windows += 1
         if self._window.size > _MOST_CANDIDATES:
             self._horizon = max(_SHORTEST, steps // 2)
         return True
 
-    def _candidates(self, chunk: CertifiedChunk, bound: np.ndarray) -> Candidates:
+    def _drift_within(self, budget: np.ndarray) -> list[np.ndarray]:
+        """Drift once a window has used up its budget."""
+        narrow = np.nextafter(budget.astype(np.float32), np.float32(np.inf))
+
+        def walk(chunk: CertifiedChunk) -> np.ndarray:
+            moved = np.empty(chunk.neurons.size, np.float32)
+            kernels.own_budgets(
+                chunk.coefficients, chunk.counts, chunk.start, chunk.words, narrow[chunk.chunk.output],
+                float(self._kappa.max()), moved,
+            )  # fmt: skip
+            return moved + chunk.drift * np.float32(1 + 2e-7) if chunk.drift.size else moved
+
+        return list(ordered_map(walk, self._chunks, self._threads))
+
+    def _issue_anew(self, beyond: list[np.ndarray], drift: list[np.ndarray]) -> list[np.ndarray]:
+        """Give slots certificates from where they stand now, and take the drift so far off what is to come."""
+        level = (self._level * (1 + 2e-7)).astype(np.float32)
+
+        def issue(item: tuple[CertifiedChunk, np.ndarray, np.ndarray]) -> np.ndarray:
+            chunk, slots, own = item
+            if slots.size:
+                if chunk.drift.size:
+                    own[slots] -= chunk.drift[slots] * np.float32(1 - 2e-7)
+                    chunk.drift[slots] = 0
+                found = self._look_at(chunk, slots, self._collected, self._scale, level[chunk.chunk.output])
+                assert found.issued is not None
+                chunk.certificates.exchange(slots, found.issued)
+            return own
+
+        with serial_blas():
+            return list(ordered_map(issue, zip(self._chunks, beyond, drift, strict=True), self._threads))
+
+    def _all_within(self, drift: list[np.ndarray], room: np.ndarray) -> bool:
+        pairs = zip(self._chunks, drift, strict=True)
+        return all(bool(np.all(own < room[chunk.chunk.output][chunk.bucket])) for chunk, own in pairs)
+
+    def _candidates(self, chunk: CertifiedChunk, bound: np.ndarray, drift: np.ndarray) -> Candidates:
         held = chunk.certificates
         slots, samples = np.empty(held.used, np.int32), np.empty(held.used, np.int32)
         fires = np.empty(held.used, np.bool_)
         found = kernels.open_certificates(
             held.start, held.count, held.soonest, held.sample, held.due, chunk.counts, chunk.start, chunk.words,
-            chunk.bucket, chunk.drift, bound, bound.max(axis=1), self._inputs.shape[0], slots, samples, fires,
+            chunk.bucket, drift, bound, bound.max(axis=1), self._inputs.shape[0], slots, samples, fires,
         )  # fmt: skip
         slots, samples, fires = slots[:found].copy(), samples[:found].copy(), fires[:found].copy()
         caps = self._caps[chunk.bucket[slots]]
@@ -678,17 +735,21 @@ class CertificateTracking(Tracking):
             now = path[output] * (1 + 1e-12)
             if own.next_due > now:
                 continue
+            size, corrections = own.slots.size, chunk.corrections
+            position, due, flips = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
+            z, y = np.empty(size), np.empty(size)
             # What is due soon is looked at along with it.
-            due = np.flatnonzero(own.due <= now + 0.1 * (now - own.next_due))
-            z, y = self._exact(chunk, own.slots[due], own.samples[due], collected[output], float(self._scale[output]))
-            margin = np.maximum(np.abs(z - self._threshold) - 1e-12 * (np.abs(z) + abs(self._threshold)), 0)
-            changed = np.flatnonzero((z > self._threshold) != own.fires[due])
-            pairs = due[changed]
-            flips = ChunkFlips(own.slots[pairs], own.samples[pairs], ~own.fires[pairs], z[changed], y[changed])
-            rate = own.rate[due]
-            far = np.divide(margin, rate, out=np.full_like(margin, np.inf), where=rate > 0)
-            looks.append(CandidateLook(index, due, path[output] + far * (1 - 1e-9), flips.ordered(), pairs))
-            self._evaluated += due.size
+            found, flipped = kernels.look_at_candidates(
+                own.slots, own.samples, own.fires, own.rate, own.due, float(path[output]),
+                float(now + 0.1 * (now - own.next_due)), chunk.neurons, self._base[chunk.chunk.rows], 0,
+                chunk.coefficients, chunk.counts, chunk.start, chunk.words, collected[output], corrections.head,
+                corrections.following, corrections.sample, corrections.value, float(self._scale[output]),
+                self._inputs64, self._threshold, position, due, flips, z, y,
+            )  # fmt: skip
+            pairs = flips[:flipped]
+            changed = ChunkFlips(own.slots[pairs], own.samples[pairs], ~own.fires[pairs], z[:flipped], y[:flipped])
+            looks.append(CandidateLook(index, position[:found], due[:found], changed, pairs))
+            self._evaluated += found
         return looks
 
     def _renew_candidates(self, looks: list[CandidateLook]) -> None:
@@ -712,15 +773,21 @@ class CertificateTracking(Tracking):
             return
         if window.steps >= window.planned // 2 and window.size < _MOST_CANDIDATES // 2:
             self._horizon = min(2 * self._horizon, _LONGEST)
-        self._level = self._level + self._bounds(self._collected - window.begun)
-        for chunk, flipped in zip(self._chunks, window.flipped, strict=True):
+        change = self._collected - window.begun
+
+        def settle(item: tuple[CertifiedChunk, list[np.ndarray]]) -> None:
+            chunk, flipped = item
+            output = chunk.chunk.output
+            moved = self._movements(chunk, change[output], 0.0)
+            chunk.drift = moved + chunk.drift * np.float32(1 + 2e-7) if chunk.drift.size else moved
             if flipped:
-                self._drift_of_flipped(chunk, np.unique(np.concatenate(flipped)), window.spent[chunk.chunk.output])
+                self._drift_of_flipped(chunk, np.unique(np.concatenate(flipped)), window.spent[output])
+
+        for _ in ordered_map(settle, zip(self._chunks, window.flipped, strict=True), self._threads):
+            pass
 
     def _drift_of_flipped(self, chunk: CertifiedChunk, slots: np.ndarray, spent: np.ndarray) -> None:
         """Neurons whose fire rows have changed may have followed any part of the path."""
-        if chunk.drift.size == 0:
-            chunk.drift = np.zeros(chunk.neurons.size, np.float32)
         most = np.sort(spent)[::-1].cumsum()
         caps = np.minimum(self._caps[chunk.bucket[slots]], chunk.samples)
         moved = np.abs(chunk.coefficients[slots]) * most[caps - 1] * float(self._kappa.max())
