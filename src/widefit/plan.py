@@ -143,7 +143,8 @@ def plan_two_layer(
         tracker = trackers.Dense()
         reason = f"a pass over {shape.width:,} neurons is {2 * shape.width * shape.samples * shape.features:.1e} flops"
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, {"dense": trackers.Dense}, trackers.Tracker, "tracker")
+    known = {"dense": trackers.Dense, "weight-tree": trackers.WeightTree, "data-tree": trackers.DataTree}
+    tracker = _named(tracker, known, trackers.Tracker, "tracker")
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()

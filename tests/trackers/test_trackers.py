@@ -9,9 +9,9 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Dense, Update
+from widefit.trackers import DataTree, Dense, Update, WeightTree
 
-TRACKERS = [Dense()]
+TRACKERS = [Dense(), WeightTree(), DataTree()]
 
 
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:

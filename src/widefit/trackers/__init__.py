@@ -1,12 +1,15 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
 from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
     "Chunk",
+    "DataTree",
     "Dense",
     "Displacement",
     "FirePattern",
@@ -19,5 +22,6 @@ __all__ = [
     "Tracking",
     "Trial",
     "Update",
+    "WeightTree",
     "partition",
 ]
