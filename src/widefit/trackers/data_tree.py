@@ -1,14 +1,18 @@
 """One search tree a neuron, over the samples: what does this neuron fire on?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from widefit.kernels import trees
+from widefit.kernels import steps, trees
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Tracker
 from widefit.trackers.search_tree import NEURONS_A_TASK, Moved, Rows, TreeTracking, refuse_what_cannot_fit
+
+# Samples whose inputs stay in the second-level cache while neurons stream by.
+_SAMPLES_A_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,19 @@ class DataTreeTracking(TreeTracking):
 
     def _plant(self) -> Float[np.ndarray, "trees nodes"]:
         width, samples = self._weight.shape[0], self._inputs.shape[0]
+        starts = range(0, samples, _SAMPLES_A_BLOCK)
+        self._columns = [(i, np.ascontiguousarray(self._inputs[i : i + _SAMPLES_A_BLOCK].T)) for i in starts]
         forest = np.empty((width, 2 * samples), self._weight.dtype)
         forest[:, 0] = -np.inf
 
-        def fill(first: int, last: int) -> None:
-            keys = np.empty((last - first, samples), forest.dtype)
-            trees.products(self._weight[first:last], self._inputs_t, keys)
-            forest[first:last, samples:] = keys
+        for first in range(0, width, 16 * NEURONS_A_TASK):
+            block = slice(first, min(first + 16 * NEURONS_A_TASK, width))
+            forest[block, samples:] = self._products(self._weight[block])
+
+        def finish(first: int, last: int) -> None:
             trees.rebuild_trees(forest, first, last)
 
-        self._in_ranges(fill, width, NEURONS_A_TASK, 2.0 * width * samples * self._inputs.shape[1])
+        self._in_ranges(finish, width, 16 * NEURONS_A_TASK, forest.size)
         return forest
 
     @property
@@ -95,6 +102,35 @@ class DataTreeTracking(TreeTracking):
             np.concatenate([[0], np.cumsum(counts)]),
             np.concatenate([part[2] for part in found]),
         )
+
+    def _products(self, weights: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "c n"]:
+        keys, columns = np.empty((weights.shape[0], self._inputs.shape[0]), weights.dtype), self._columns
+
+        def fill(first: int, last: int) -> None:
+            for sample, block in columns:
+                steps.products(weights[first:last], block, keys[first:last], sample)
+
+        self._in_ranges(fill, keys.shape[0], NEURONS_A_TASK, 2.0 * keys.size * weights.shape[1])
+        return keys
+
+    def _by_neuron(self, keys: Float[np.ndarray, "c n"]) -> Float[np.ndarray, "c n"]:
+        return keys
+
+    def _compare(
+        self, moved: Moved, anew: Bool[np.ndarray, " k"], outputs: Float[np.ndarray, "n k"]
+    ) -> Sequence[Int[np.ndarray, " _"]]:
+        def work(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+            part, flips = np.zeros_like(outputs), np.empty((last - first) * moved.keys.shape[1], np.int64)
+            count = steps.compare_by_neuron(
+                self._keys, moved.neurons, moved.keys, self._threshold, self._coefficients, self._output_of, anew,
+                first, last, part, flips,
+            )  # fmt: skip
+            return part, flips[:count].copy()
+
+        parts = self._in_ranges(work, moved.neurons.size, 16 * NEURONS_A_TASK, 5.0 * moved.keys.size)
+        for part, _ in parts:
+            outputs += part
+        return [flips for _, flips in parts]
 
     def _write(self, moved: Moved) -> int:
         def write(first: int, last: int) -> int:

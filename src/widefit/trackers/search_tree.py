@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from widefit.kernels import trees
+from widefit.kernels import steps
 from widefit.kernels.threads import ordered_map
 from widefit.memory import available_memory
 from widefit.nn import TwoLayer
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 # Operations below which starting threads costs more than it saves.
 _WORTH_THREADS = 10_000_000
-# Neurons, or samples, that a task works on: products stay in the second-level cache, lists of flips stay short.
+# Neurons, or samples, that a task works on: few enough for the second-level cache and for every core to have some.
 NEURONS_A_TASK, SAMPLES_A_TASK = 256, 16
 
 
@@ -35,11 +35,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Moved:
-    """Neurons whose weights change: their weights and their pre-activations on all samples afterwards."""
+    """Neurons whose weights change: their weights, and their pre-activations on all samples, afterwards.
+
+    The keys lie as in the trees: a row a tree.
+    """
 
     neurons: Int[np.ndarray, " c"]
     weights: Float[np.ndarray, "c d"]
-    keys: Float[np.ndarray, "c n"]
+    keys: Float[np.ndarray, "_ _"]
 
 
 def refuse_what_cannot_fit(tracker: str, network: TwoLayer, samples: int, anchored: bool) -> None:
@@ -80,7 +83,6 @@ class TreeTracking(Tracking):
         state: dict[str, np.ndarray] | None,
     ):
         self._name, self._inputs, self._anchor, self._threads = name, inputs, anchor, threads
-        self._inputs_t = np.ascontiguousarray(inputs.T)
         self._weight = network.weight.detach().numpy()
         self._coefficients = network.coefficients()
         self._threshold = self._weight.dtype.type(network.threshold)
@@ -112,6 +114,20 @@ class TreeTracking(Tracking):
         """The neurons that fire on some samples (ascending, int32), found by queries."""
 
     @abstractmethod
+    def _products(self, weights: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "_ _"]:
+        """Pre-activations of some weights on all samples, a row a tree."""
+
+    @abstractmethod
+    def _by_neuron(self, keys: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "c n"]:
+        """A view of what `_products` returns with a row a neuron."""
+
+    @abstractmethod
+    def _compare(
+        self, moved: Moved, anew: Bool[np.ndarray, " k"], outputs: Float[np.ndarray, "n k"]
+    ) -> Sequence[Int[np.ndarray, " _"]]:
+        """Bring outputs up to date; returns the flips as `widefit.kernels.steps.compare_by_sample` writes them."""
+
+    @abstractmethod
     def _write(self, moved: Moved) -> int:
         """Write keys into the trees; returns the number of flips."""
 
@@ -120,7 +136,7 @@ class TreeTracking(Tracking):
         # Where every neuron that fires moves, nothing of the old sum remains: it is made anew, without its rounding.
         anew = (update.shrink != 0) | np.all(update.g != 0, axis=0)
         outputs = np.where(anew, self._silent, self.outputs)
-        changes = self._compare(moved, anew, outputs)
+        changes = self._listed(self._compare(moved, anew, outputs))
         return Trial(
             update=update,
             outputs=outputs,
@@ -195,20 +211,10 @@ class TreeTracking(Tracking):
         threads = self._threads if operations > _WORTH_THREADS else 1
         return list(ordered_map(lambda edges: work(*edges), ranges, threads))
 
-    def _products(self, weights: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "c n"]:
-        """Pre-activations of some weights."""
-        keys = np.empty((weights.shape[0], self._inputs.shape[0]), weights.dtype)
-
-        def fill(first: int, last: int) -> None:
-            trees.products(weights[first:last], self._inputs_t, keys[first:last])
-
-        self._in_ranges(fill, keys.shape[0], NEURONS_A_TASK, 2.0 * keys.size * weights.shape[1])
-        return keys
-
     def _sum(self, rows: Rows) -> Float[np.ndarray, "n k"]:
         """f from the keys, right for the samples of the rows."""
         outputs = np.tile(self._silent, (self._inputs.shape[0], 1))
-        trees.sum_rows(
+        steps.sum_rows(
             self._keys, rows.neurons, rows.start, rows.samples, self._threshold, self._coefficients, self._output_of,
             outputs,
         )  # fmt: skip
@@ -218,7 +224,7 @@ class TreeTracking(Tracking):
         samples = self._inputs.shape[0]
         packed = []
         for chunk in self._chunks:
-            row = trees.pack_rows(rows.neurons, rows.start, rows.samples, samples, chunk.first, chunk.last)
+            row = steps.pack_rows(rows.neurons, rows.start, rows.samples, samples, chunk.first, chunk.last)
             packed.append(FirePattern(chunk, samples, *row))
         return packed
 
@@ -227,10 +233,15 @@ class TreeTracking(Tracking):
         rows = self._concerned(rows, update)
         weights = np.empty((rows.neurons.size, self._inputs.shape[1]), self._weight.dtype)
         anchor = self._anchor if self._anchor is not None else np.empty((0, weights.shape[1]), weights.dtype)
-        trees.step_rows(
-            self._weight, anchor, update.shrink.astype(weights.dtype), self._coefficients, self._output_of, update.g,
-            self._inputs, rows.neurons, rows.start, rows.samples, weights,
-        )  # fmt: skip
+        shrink = update.shrink.astype(weights.dtype)
+
+        def work(first: int, last: int) -> None:
+            steps.step_rows(
+                self._weight, anchor, shrink, self._coefficients, self._output_of, update.g, self._inputs,
+                rows.neurons[first:last], rows.start[first : last + 1], rows.samples, weights[first:last],
+            )  # fmt: skip
+
+        self._in_ranges(work, rows.neurons.size, 16 * NEURONS_A_TASK, 2.0 * rows.samples.size * weights.shape[1])
         self._pairs += weights.shape[0] * self._inputs.shape[0]
         return Moved(rows.neurons, weights, self._products(weights))
 
@@ -252,22 +263,11 @@ class TreeTracking(Tracking):
             counts = every[neurons]
         return Rows(neurons, np.concatenate([[0], np.cumsum(counts)]), samples)
 
-    def _compare(self, moved: Moved, anew: np.ndarray, outputs: Float[np.ndarray, "n k"]) -> Flips:
-        """Add to the outputs what moving some neurons changes, and list the pairs that flip."""
-
-        def work(first: int, last: int) -> np.ndarray:
-            flips = np.empty((3, (last - first) * moved.neurons.size), np.int32)
-            count = trees.compare(
-                self._keys, moved.neurons, moved.keys, self._threshold, self._coefficients, self._output_of, anew,
-                first, last, outputs, flips,
-            )  # fmt: skip
-            return flips[:, :count].copy()
-
-        neurons, samples, fires = np.concatenate(
-            self._in_ranges(work, self._inputs.shape[0], SAMPLES_A_TASK, 8.0 * moved.keys.size), axis=1
-        )
-        order = np.argsort(neurons, kind="stable")
-        return Flips(neurons[order], samples[order], fires[order] != 0)
+    def _listed(self, flips: Sequence[np.ndarray]) -> Flips:
+        """Flips 2 (r n + i) + fires in any order, as pairs ordered by neuron and sample."""
+        codes = np.sort(np.concatenate(list(flips) or [np.empty(0, np.int64)]))
+        neurons, samples = np.divmod(codes >> 1, self._inputs.shape[0])
+        return Flips(neurons, samples, (codes & 1).astype(np.bool_))
 
     def _displaced(self, moved: Moved, update: Update, anew: np.ndarray) -> Displacement | None:
         """J (W − W₀) and ‖W − W₀‖² after some neurons have moved."""
@@ -279,9 +279,11 @@ class TreeTracking(Tracking):
         squared_norm = np.where(rest, 0.0, self.displacement.squared_norm)
         none = np.zeros_like(anew)
         self._respond(self._keys, moved.neurons, moved.neurons, anew, before, -1.0, response)
-        self._respond(moved.keys, np.arange(moved.neurons.size), moved.neurons, none, after, 1.0, response)
-        trees.squared_norms(before, moved.neurons, self._output_of, -1.0, rest, squared_norm)
-        trees.squared_norms(after, moved.neurons, self._output_of, 1.0, none, squared_norm)
+        self._respond(
+            self._by_neuron(moved.keys), np.arange(moved.neurons.size), moved.neurons, none, after, 1.0, response
+        )
+        steps.squared_norms(before, moved.neurons, self._output_of, -1.0, rest, squared_norm)
+        steps.squared_norms(after, moved.neurons, self._output_of, 1.0, none, squared_norm)
         return Displacement(response, np.maximum(squared_norm, 0.0))
 
     def _respond(
@@ -295,7 +297,7 @@ class TreeTracking(Tracking):
         response: np.ndarray,
     ) -> None:
         def work(first: int, last: int) -> None:
-            trees.respond(
+            steps.respond(
                 keys, rows, neurons, self._threshold, self._coefficients, self._output_of, left_out, offsets,
                 self._inputs, sign, first, last, response,
             )  # fmt: skip
@@ -323,7 +325,7 @@ class TreeTracking(Tracking):
             neurons = np.arange(first, min(first + 16 * NEURONS_A_TASK, width))
             offsets = self._weight[neurons] - self._anchor[neurons]
             self._respond(self._keys, neurons, neurons, none, offsets, 1.0, displacement.response)
-            trees.squared_norms(offsets, neurons, self._output_of, 1.0, none, displacement.squared_norm)
+            steps.squared_norms(offsets, neurons, self._output_of, 1.0, none, displacement.squared_norm)
         self.displacement = displacement
 
 
