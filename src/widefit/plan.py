@@ -157,7 +157,12 @@ def plan_two_layer(
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
 
 
-_TRACKERS = {"dense": trackers.Dense, "certificate": trackers.Certificate}
+_TRACKERS: dict[str, type[trackers.Tracker]] = {
+    "dense": trackers.Dense,
+    "certificate": trackers.Certificate,
+    "weight-tree": trackers.WeightTree,
+    "data-tree": trackers.DataTree,
+}
 
 
 def _named(value, names: dict, kind: type, argument: str):

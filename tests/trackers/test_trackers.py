@@ -9,9 +9,9 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Certificate, Dense, Update
+from widefit.trackers import Certificate, DataTree, Dense, Update, WeightTree
 
-TRACKERS = [Dense(), Certificate()]
+TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree()]
 
 
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:

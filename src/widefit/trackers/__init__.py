@@ -2,14 +2,17 @@
 
 from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.certificate import Certificate
+from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
+from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
     "LOSSES",
     "Certificate",
     "Chunk",
+    "DataTree",
     "Dense",
     "Displacement",
     "FirePattern",
@@ -22,6 +25,7 @@ __all__ = [
     "Tracking",
     "Trial",
     "Update",
+    "WeightTree",
     "check_targets",
     "partition",
 ]
