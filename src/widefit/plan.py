@@ -143,7 +143,8 @@ def plan_two_layer(
         tracker = trackers.Dense()
         reason = f"a pass over {shape.width:,} neurons is {2 * shape.width * shape.samples * shape.features:.1e} flops"
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, {"dense": trackers.Dense}, trackers.Tracker, "tracker")
+    names = {"dense": trackers.Dense, "half-space-tree": trackers.HalfSpaceTree}
+    tracker = _named(tracker, names, trackers.Tracker, "tracker")
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()

@@ -9,9 +9,9 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Dense, Update
+from widefit.trackers import Dense, HalfSpaceTree, Update
 
-TRACKERS = [Dense()]
+TRACKERS = [Dense(), HalfSpaceTree(over="data", leaf_size=8), HalfSpaceTree(over="weights", leaf_size=8)]
 
 
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:

@@ -3,6 +3,7 @@
 from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.half_space_tree import HalfSpaceTree
 from widefit.trackers.minibatches import Minibatches
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Flips",
     "Gram",
     "Grams",
+    "HalfSpaceTree",
     "Minibatches",
     "Tracker",
     "TrackerReport",

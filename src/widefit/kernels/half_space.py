@@ -1,0 +1,534 @@
+"""Numba kernels of half-space reporting: a balanced tree of balls over points that may move.
+
+**Layout.** N points are cut by medians into 2^L leaves whose sizes differ by one at most. Node 0 is the root, the
+children of node i are 2 i + 1 and 2 i + 2, leaf l is node 2^L − 1 + l. The points of a leaf stand in a block (d, cap),
+one coordinate a row, so that a scan runs over points, eight or more at a time; slot l · cap + j is point j of leaf l.
+
+**What a query reports** is, bit for bit, every point whose product with the query is above the threshold when the
+product is summed coordinate by coordinate in the dtype of the points; NaN counts as above. The bounds that drop a node
+or take it whole allow for the rounding of that product and for their own, so they never decide a pair otherwise.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from widefit.kernels.cpu import _popcount64
+
+
+class Tree(NamedTuple):
+    """A tree of balls.
+
+    Attributes
+    ----------
+    centers : (nodes, d) float64
+    radii : (nodes,) float64, ‖key − center‖ at most, rounded up
+    reach : (nodes,) float64, ‖center‖ rounded up
+    drift : (nodes,) float64, ‖point − key‖ at most, rounded up; 0 while the points are where their keys are
+    blocks : (leaves, d, cap) the points where they are
+    members : (leaves, cap) int32, which point stands in a slot; -1 for none
+    sizes : (leaves,) int32
+    limits : (3,) float64: relative and absolute rounding, and the size from which a product may overflow
+    """
+
+    centers: np.ndarray
+    radii: np.ndarray
+    reach: np.ndarray
+    drift: np.ndarray
+    blocks: np.ndarray
+    members: np.ndarray
+    sizes: np.ndarray
+    limits: np.ndarray
+
+
+@njit(nogil=True, cache=True)
+def split(points, levels, order):
+    """Permute `order` so that leaf l holds points order[l N >> levels:(l + 1) N >> levels]: medians, widest coordinate.
+
+    Parameters
+    ----------
+    points : (N, d)
+    levels : L with 2^L ≤ N
+    order : (N,) int32, a permutation, rearranged
+    """
+    n, d = points.shape
+    values = np.empty(n, points.dtype)
+    low, high = np.empty(d, points.dtype), np.empty(d, points.dtype)
+    for level in range(levels):
+        width = 1 << (levels - level)
+        for node in range(1 << level):
+            first = (node * width * n) >> levels
+            middle = ((node * width + (width >> 1)) * n) >> levels
+            last = ((node + 1) * width * n) >> levels
+            low[:] = points[order[first]]
+            high[:] = low
+            for p in range(first + 1, last):
+                point = points[order[p]]
+                for c in range(d):
+                    low[c] = min(low[c], point[c])
+                    high[c] = max(high[c], point[c])
+            widest = 0
+            for c in range(1, d):
+                if high[c] - low[c] > high[widest] - low[widest]:
+                    widest = c
+            for p in range(first, last):
+                values[p] = points[order[p], widest]
+            _select(values[first:last], order[first:last], middle - first)
+
+
+@njit(nogil=True, cache=True)
+def _select(values, order, nth):
+    """Bring the nth smallest value to its place, the smaller ones before it; `order` moves along."""
+    left, right, rounds = 0, values.size - 1, 0
+    while left < right:
+        rounds += 1
+        if rounds > 64:  # an order made to defeat the choice of pivots: sort what is left
+            rest = np.argsort(values[left : right + 1])
+            order[left : right + 1] = order[left : right + 1][rest]
+            return
+        a, b, c = values[left], values[(left + right) >> 1], values[right]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = left, right
+        while i <= j:
+            while i < right and values[i] < pivot:
+                i += 1
+            while j > left and values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                order[i], order[j] = order[j], order[i]
+                i += 1
+                j -= 1
+        if nth <= j:
+            right = j
+        elif nth >= i:
+            left = i
+        else:
+            return
+
+
+@njit(nogil=True, cache=True)
+def place(points, order, tree, slots):
+    """Fill the blocks of a tree in the given order, and slots[point] (N,) int32; then `fit` the balls."""
+    n = points.shape[0]
+    leaves, d, cap = tree.blocks.shape
+    tree.members[:] = -1
+    tree.blocks[:] = 0
+    for leaf in range(leaves):
+        first, last = (leaf * n) // leaves, ((leaf + 1) * n) // leaves
+        tree.sizes[leaf] = last - first
+        for p in range(first, last):
+            j = p - first
+            tree.members[leaf, j] = order[p]
+            slots[order[p]] = leaf * cap + j
+            for c in range(d):
+                tree.blocks[leaf, c, j] = points[order[p], c]
+
+
+@njit(nogil=True, cache=True)
+def fit(tree):
+    """Balls around the points where they are; no point is away from its key."""
+    leaves = tree.sizes.size
+    span, first_node = leaves, 0
+    while span > 0:
+        for node in range(leaves // span):
+            _enclose(tree, first_node + node, node * span, (node + 1) * span)
+        first_node = 2 * first_node + 1
+        span >>= 1
+    tree.drift[:] = 0
+
+
+@njit(nogil=True, cache=True)
+def _enclose(tree, node, first, last):
+    """Ball of a node around the points of leaves `first` to `last`."""
+    d = tree.blocks.shape[1]
+    center = tree.centers[node]
+    count = 0
+    for leaf in range(first, last):
+        count += tree.sizes[leaf]
+    for c in range(d):
+        total = 0.0
+        for leaf in range(first, last):
+            row = tree.blocks[leaf, c]
+            for j in range(tree.sizes[leaf]):
+                total += row[j]
+        center[c] = total / count
+    radius = 0.0
+    for leaf in range(first, last):
+        radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center.reshape(d, 1)))
+    tree.radii[node] = radius
+    tree.reach[node] = norm(center)
+
+
+@njit(nogil=True, cache=True)
+def norm(vector):
+    """‖vector‖ in float64, rounded up, with no overflow or underflow on the way; infinite for NaN."""
+    largest = 0.0
+    for c in range(vector.size):
+        size = abs(np.float64(vector[c]))
+        if not size <= largest:
+            largest = size if size == size else np.inf
+    if largest == 0 or largest == np.inf:
+        return largest
+    total = 0.0
+    for c in range(vector.size):
+        total += (np.float64(vector[c]) / largest) ** 2
+    return _up(largest * np.sqrt(total), vector.size)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _up(value, d):
+    """Above what `value`, a norm of d computed differences, stands for."""
+    return value * (1 + (d + 8) * 2.220446049250313e-16) + 2.2250738585072014e-308
+
+
+@njit(nogil=True, cache=True)
+def _farthest(block, size, origin):
+    """Largest distance of `size` points from `origin`, (d, 1) for all or (d, cap) for each its own; rounded up."""
+    d, shared = block.shape[0], origin.shape[1] == 1
+    squares = np.zeros(size)
+    for c in range(d):
+        row = block[c, :size]
+        if shared:
+            o = np.float64(origin[c, 0])
+            for j in range(size):
+                squares[j] += (row[j] - o) ** 2
+        else:
+            other = origin[c, :size]
+            for j in range(size):
+                squares[j] += (np.float64(row[j]) - other[j]) ** 2
+    largest = 0.0
+    for j in range(size):
+        if not squares[j] <= largest:
+            largest = squares[j] if squares[j] == squares[j] else np.inf
+    if 1e-200 < largest < 1e200:
+        return _up(np.sqrt(largest), d)
+    # Squares that may have left the range of float64: coordinate sums of scaled differences, point by point.
+    largest, difference = 0.0, np.empty(d)
+    for j in range(size):
+        for c in range(d):
+            difference[c] = np.float64(block[c, j]) - np.float64(origin[c, 0 if shared else j])
+        largest = max(largest, norm(difference))
+    return _up(largest, d)
+
+
+@njit(nogil=True, cache=True)
+def move(points, where, tree, slots):
+    """Put points[t] (q, d) where point where[t] stands; returns the leaves that hold them, int32."""
+    leaves, d, cap = tree.blocks.shape
+    touched, out, size = np.zeros(leaves, np.bool_), np.empty(leaves, np.int32), 0
+    for t in range(where.size):
+        leaf, j = slots[where[t]] // cap, slots[where[t]] % cap
+        for c in range(d):
+            tree.blocks[leaf, c, j] = points[t, c]
+        if not touched[leaf]:
+            touched[leaf] = True
+            out[size] = leaf
+            size += 1
+    return out[:size].copy()
+
+
+@njit(nogil=True, cache=True)
+def points_of(tree, out):
+    """The points where they are, (N, d), in their own order."""
+    leaves, d, _ = tree.blocks.shape
+    for leaf in range(leaves):
+        for j in range(tree.sizes[leaf]):
+            for c in range(d):
+                out[tree.members[leaf, j], c] = tree.blocks[leaf, c, j]
+
+
+@njit(nogil=True, cache=True)
+def settle(tree, keys, leaves, share):
+    """After points of some leaves have moved: their drift, and new keys for leaves that have drifted far.
+
+    Parameters
+    ----------
+    tree : with the points where they are
+    keys : (leaves, d, cap) the points as the balls know them
+    leaves : (q,) int32, where points have moved
+    share : a leaf that has drifted more than this share of its radius is re-keyed; infinite to re-key none
+
+    Returns
+    -------
+    rekeyed, grown : points with new keys, and what the radii of their leaves have grown by in all
+    """
+    rekeyed, grown = 0, 0.0
+    count, d, _ = tree.blocks.shape
+    for leaf in leaves:
+        node, size = count - 1 + leaf, tree.sizes[leaf]
+        drift = _farthest(tree.blocks[leaf], size, keys[leaf])
+        if drift > share * tree.radii[node]:
+            keys[leaf] = tree.blocks[leaf]
+            before = tree.radii[node]
+            _enclose(tree, node, leaf, leaf + 1)
+            grown += tree.radii[node] - before
+            rekeyed += size
+            drift = 0.0
+            above = node
+            while above > 0:
+                above = (above - 1) >> 1
+                outer = _farthest(tree.blocks[leaf], size, tree.centers[above].reshape(d, 1))
+                tree.radii[above] = max(tree.radii[above], outer)
+        tree.drift[node] = drift
+        while node > 0:
+            node = (node - 1) >> 1
+            largest = max(tree.drift[2 * node + 1], tree.drift[2 * node + 2])
+            if tree.drift[node] == largest:
+                break
+            tree.drift[node] = largest
+    return rekeyed, grown
+
+
+@njit(nogil=True, cache=True)
+def cover(query, threshold, tree, codes):
+    """Nodes that together hold every answer: 2 · node + 1 where the node is taken whole, 2 · leaf's node otherwise.
+
+    Parameters
+    ----------
+    query : (d,)
+    threshold : float64
+    codes : (leaves,) int64, written in the order of the leaves
+
+    Returns
+    -------
+    size, visited : codes written, and nodes looked at
+    """
+    leaves, d = tree.sizes.size, query.size
+    relative, absolute, overflow = tree.limits[0], tree.limits[1], tree.limits[2]
+    length = norm(query)
+    stack = np.empty(64, np.int64)
+    stack[0] = 0
+    top, size, visited = 1, 0, 0
+    while top > 0:
+        top -= 1
+        node = stack[top]
+        visited += 1
+        center = tree.centers[node]
+        product = 0.0
+        for c in range(d):
+            product += query[c] * center[c]
+        wide = tree.radii[node] + tree.drift[node]
+        largest = length * (tree.reach[node] + wide)
+        if largest < overflow:
+            slack = length * wide + relative * largest + absolute
+            if product + slack <= threshold:
+                continue
+            if product - slack > threshold:
+                codes[size] = 2 * node + 1
+                size += 1
+                continue
+        if node >= leaves - 1:
+            codes[size] = 2 * node
+            size += 1
+        else:
+            stack[top] = 2 * node + 2
+            stack[top + 1] = 2 * node + 1
+            top += 2
+    return size, visited
+
+
+@njit(nogil=True, cache=True, inline="always")
+def leaves_below(node, leaves):
+    """Half-open range of the leaves of a node."""
+    span = 1
+    while node < leaves - 1:
+        node = 2 * node + 1
+        span *= 2
+    return node - (leaves - 1), node - (leaves - 1) + span
+
+
+@njit(nogil=True, cache=True)
+def products(block, query, z):
+    """z[j] = ⟨query, point j⟩, summed coordinate by coordinate."""
+    z[:] = 0
+    for c in range(query.size):
+        row, factor = block[c], query[c]
+        for j in range(z.size):
+            z[j] += factor * row[j]
+
+
+@njit(nogil=True, cache=True)
+def report(queries, threshold, tree):
+    """Slots of the answers of some queries.
+
+    Parameters
+    ----------
+    queries : (q, d), of the dtype of the points
+    threshold : scalar of that dtype
+
+    Returns
+    -------
+    start, slots, visited, scanned
+        Answers of query i are slots[start[i]:start[i + 1]], ascending; nodes looked at; products computed.
+    """
+    leaves, _, cap = tree.blocks.shape
+    codes, z = np.empty(leaves, np.int64), np.empty(cap, tree.blocks.dtype)
+    start, slots = np.zeros(queries.shape[0] + 1, np.int64), np.empty(4 * cap, np.int32)
+    k = visited = scanned = 0
+    for i in range(queries.shape[0]):
+        size, nodes = cover(queries[i], np.float64(threshold), tree, codes)
+        visited += nodes
+        for code in codes[:size]:
+            first, last = leaves_below(code >> 1, leaves)
+            if k + (last - first) * cap > slots.size:
+                longer = np.empty(2 * slots.size + (last - first) * cap, np.int32)
+                longer[:k] = slots[:k]
+                slots = longer
+            if code & 1:
+                for leaf in range(first, last):
+                    for j in range(tree.sizes[leaf]):
+                        slots[k + j] = leaf * cap + j
+                    k += tree.sizes[leaf]
+            else:
+                products(tree.blocks[first], queries[i], z)
+                scanned += tree.sizes[first]
+                for j in range(tree.sizes[first]):
+                    # Branchless: the slot is always written and kept only when the point is an answer.
+                    slots[k] = first * cap + j
+                    k += not z[j] <= threshold
+        start[i + 1] = k
+    return start, slots[:k].copy(), visited, scanned
+
+
+@njit(nogil=True, cache=True)
+def ascending(slots, members, bits):
+    """The points that stand in some slots, in ascending order.
+
+    Parameters
+    ----------
+    slots : (k,) int32
+    members : (leaves, cap) int32
+    bits : (⌈N / 64⌉,) uint64, zeros, left as zeros
+    """
+    names = members.reshape(-1)
+    out = np.empty(slots.size, np.int32)
+    if 32 * slots.size < bits.size:
+        for p in range(slots.size):
+            out[p] = names[slots[p]]
+        out.sort()
+        return out
+    for p in range(slots.size):
+        name = names[slots[p]]
+        bits[name >> 6] |= np.uint64(1) << np.uint64(name & 63)
+    k = 0
+    for w in range(bits.size):
+        word = bits[w]
+        bits[w] = 0
+        base = w << 6
+        while word != 0:
+            low = word & (~word + np.uint64(1))
+            out[k] = base + _popcount64(low - np.uint64(1))
+            k += 1
+            word ^= low
+    return out
+
+
+@njit(nogil=True, cache=True)
+def node_sums(tree, coefficients):
+    """Σ a_r w_r and, in the last column, Σ a_r over the points of every node: (nodes, d + 1) float64.
+
+    `coefficients` is (leaves · cap,) float64, a_r by slot, 0 in empty slots.
+    """
+    leaves, d, cap = tree.blocks.shape
+    sums = np.zeros((2 * leaves - 1, d + 1))
+    for leaf in range(leaves):
+        own = coefficients[leaf * cap : (leaf + 1) * cap]
+        for c in range(d):
+            row = tree.blocks[leaf, c]
+            total = 0.0
+            for j in range(cap):
+                total += own[j] * row[j]
+            sums[leaves - 1 + leaf, c] = total
+        sums[leaves - 1 + leaf, d] = own.sum()
+    for node in range(leaves - 2, -1, -1):
+        sums[node] = sums[2 * node + 1] + sums[2 * node + 2]
+    return sums
+
+
+@njit(nogil=True, cache=True)
+def fired_sums(queries, threshold, tree, coefficients, sums, out):
+    """out[i] = Σ a_r (⟨w_r, x_i⟩ − b) over the answers of query i; nodes taken whole cost O(d).
+
+    Parameters
+    ----------
+    queries : (q, d)
+    threshold : b, scalar of the dtype of the points
+    coefficients, sums : as in `node_sums`
+    out : (q,) float64
+
+    Returns
+    -------
+    visited, scanned : nodes looked at, products computed
+    """
+    leaves, d, cap = tree.blocks.shape
+    codes, z = np.empty(leaves, np.int64), np.empty(cap, tree.blocks.dtype)
+    visited = scanned = 0
+    b = np.float64(threshold)
+    for i in range(queries.shape[0]):
+        query, total = queries[i], 0.0
+        size, nodes = cover(query, b, tree, codes)
+        visited += nodes
+        for code in codes[:size]:
+            if code & 1:
+                row = sums[code >> 1]
+                for c in range(d):
+                    total += row[c] * query[c]
+                total -= b * row[d]
+            else:
+                leaf = (code >> 1) - (leaves - 1)
+                products(tree.blocks[leaf], query, z)
+                scanned += tree.sizes[leaf]
+                own = coefficients[leaf * cap : (leaf + 1) * cap]
+                for j in range(tree.sizes[leaf]):
+                    total += 0.0 if z[j] <= threshold else own[j] * (np.float64(z[j]) - b)
+        out[i] = total
+    return visited, scanned
+
+
+@njit(nogil=True, cache=True)
+def add_fired(queries, threshold, tree, coefficients, start, slots, out):
+    """out[i] += Σ a_r (⟨w_r, x_i⟩ − b) over the answers of query i, in the order of the slots.
+
+    The arguments are those of `report` and `node_sums`.
+    """
+    _, d, cap = tree.blocks.shape
+    for i in range(queries.shape[0]):
+        query, total = queries[i], 0.0
+        for slot in slots[start[i] : start[i + 1]]:
+            leaf, j = slot // cap, slot % cap
+            z = query[0] * tree.blocks[leaf, 0, j]
+            for c in range(1, d):
+                z += query[c] * tree.blocks[leaf, c, j]
+            total += coefficients[slot] * (z - threshold)
+        out[i] += total
+
+
+@njit(nogil=True, cache=True)
+def step_slots(queries, g, coefficients, start, slots, tree):
+    """w_r −= a_r Σ_i g_i x_i over the queries i that r answers; returns the leaves touched, int32.
+
+    Parameters
+    ----------
+    queries : (q, d)
+    g : (q,) float64
+    coefficients : (leaves · cap,) float64, a_r by slot
+    start, slots : the answers
+    """
+    leaves, d, cap = tree.blocks.shape
+    touched, out, size = np.zeros(leaves, np.bool_), np.empty(leaves, np.int32), 0
+    for i in range(queries.shape[0]):
+        query = queries[i]
+        if g[i] == 0:
+            continue
+        for slot in slots[start[i] : start[i + 1]]:
+            leaf, j = slot // cap, slot % cap
+            factor = query.dtype.type(coefficients[slot] * g[i])
+            for c in range(d):
+                tree.blocks[leaf, c, j] -= factor * query[c]
+            if not touched[leaf]:
+                touched[leaf] = True
+                out[size] = leaf
+                size += 1
+    return out[:size].copy()
