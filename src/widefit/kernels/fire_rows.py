@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from widefit.kernels.cpu import fired_samples
+from widefit.kernels.cpu import _popcount64, fired_samples
 from widefit.kernels.half_space import cover, leaves_below, products
 
 
@@ -165,6 +165,37 @@ def changed_pairs(old_counts, old_start, old_words, counts, start, words, sample
 
 
 @njit(nogil=True, cache=True)
+def report_row(weight, threshold, tree, codes, z, bits):
+    """Set the bits of the samples that a weight (d,) fires on, in a tree over the samples.
+
+    Parameters
+    ----------
+    codes, z : scratch, (leaves,) int64 and (cap,) of the dtype of the points
+    bits : (⌈n/32⌉,) uint32, 0 to begin with
+
+    Returns
+    -------
+    k, visited, scanned : samples reported, nodes looked at, products computed
+    """
+    leaves = tree.sizes.size
+    size, visited = cover(weight, np.float64(threshold), tree, codes)
+    k = scanned = 0
+    for code in codes[:size]:
+        first, last = leaves_below(code >> 1, leaves)
+        whole = code & 1
+        for leaf in range(first, last):
+            if not whole:
+                products(tree.blocks[leaf], weight, z)
+                scanned += tree.sizes[leaf]
+            for j in range(tree.sizes[leaf]):
+                if whole or not z[j] <= threshold:
+                    i = tree.members[leaf, j]
+                    bits[i >> 5] |= np.uint32(1) << np.uint32(i & 31)
+                    k += 1
+    return k, visited, scanned
+
+
+@njit(nogil=True, cache=True)
 def look_again(rows, threshold, tree, samples, counts, start, words):
     """Fire rows of weights `rows` (q, d) from a tree over the samples.
 
@@ -182,47 +213,31 @@ def look_again(rows, threshold, tree, samples, counts, start, words):
     visited = scanned = 0
     start[0] = 0
     for t in range(rows.shape[0]):
-        size, nodes = cover(rows[t], np.float64(threshold), tree, codes)
+        k, nodes, computed = report_row(rows[t], threshold, tree, codes, z, bits)
         visited += nodes
-        k = 0
-        for code in codes[:size]:
-            first, last = leaves_below(code >> 1, leaves)
-            for leaf in range(first, last):
-                whole = code & 1
-                if not whole:
-                    products(tree.blocks[leaf], rows[t], z)
-                    scanned += tree.sizes[leaf]
-                for j in range(tree.sizes[leaf]):
-                    if whole or not z[j] <= threshold:
-                        i = tree.members[leaf, j]
-                        bits[i >> 5] |= np.uint32(1) << np.uint32(i & 31)
-                        k += 1
-        base = start[t]
-        words[base : base + min(k, limit)] = 0
-        if k > 0:
-            target = words[base : base + min(k, limit)]
-            _store(bits, k, limit, target)
-            bits[:] = 0
+        scanned += computed
         counts[t] = k
-        start[t + 1] = base + min(k, limit)
+        start[t + 1] = start[t] + min(k, limit)
+        if k > 0:
+            store_bits(bits, k, limit, words[start[t] : start[t + 1]])
+            bits[:] = 0
     return visited, scanned
 
 
 @njit(nogil=True, cache=True)
-def _store(bits, k, limit, target):
+def store_bits(bits, k, limit, target):
     """Write k samples, given as bits, the cheaper way."""
     if k > limit:
         target[:] = bits
         return
     p = 0
     for w in range(limit):
-        word = bits[w]
-        if word == 0:
-            continue
-        for offset in range(32):
-            if (word >> np.uint32(offset)) & np.uint32(1):
-                target[p] = 32 * w + offset
-                p += 1
+        word = np.uint64(bits[w])
+        while word != 0:
+            low = word & (~word + np.uint64(1))
+            target[p] = 32 * w + _popcount64(low - np.uint64(1))
+            p += 1
+            word ^= low
 
 
 @njit(nogil=True, cache=True)

@@ -22,20 +22,15 @@ class Tree(NamedTuple):
 
     Attributes
     ----------
-    centers : (nodes, d) float64
-    radii : (nodes,) float64, ‖key − center‖ at most, rounded up
-    reach : (nodes,) float64, ‖center‖ rounded up
-    drift : (nodes,) float64, ‖point − key‖ at most, rounded up; 0 while the points are where their keys are
+    balls : (nodes, d + 3) float64, a row a node: its center; radius, ‖key − center‖ at most; ‖center‖; drift,
+        ‖point − key‖ at most, 0 while the points are where their keys are. The last three are rounded up
     blocks : (leaves, d, cap) the points where they are
     members : (leaves, cap) int32, which point stands in a slot; -1 for none
     sizes : (leaves,) int32
     limits : (3,) float64: relative and absolute rounding, and the size from which a product may overflow
     """
 
-    centers: np.ndarray
-    radii: np.ndarray
-    reach: np.ndarray
-    drift: np.ndarray
+    balls: np.ndarray
     blocks: np.ndarray
     members: np.ndarray
     sizes: np.ndarray
@@ -136,14 +131,14 @@ def fit(tree):
             _enclose(tree, first_node + node, node * span, (node + 1) * span)
         first_node = 2 * first_node + 1
         span >>= 1
-    tree.drift[:] = 0
+    tree.balls[:, -1] = 0
 
 
 @njit(nogil=True, cache=True)
 def _enclose(tree, node, first, last):
     """Ball of a node around the points of leaves `first` to `last`."""
     d = tree.blocks.shape[1]
-    center = tree.centers[node]
+    center = tree.balls[node, :d]
     count = 0
     for leaf in range(first, last):
         count += tree.sizes[leaf]
@@ -157,8 +152,8 @@ def _enclose(tree, node, first, last):
     radius = 0.0
     for leaf in range(first, last):
         radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center.reshape(d, 1)))
-    tree.radii[node] = radius
-    tree.reach[node] = norm(center)
+    tree.balls[node, d] = radius
+    tree.balls[node, d + 1] = norm(center)
 
 
 @njit(nogil=True, cache=True)
@@ -259,25 +254,25 @@ def settle(tree, keys, leaves, share):
     for leaf in leaves:
         node, size = count - 1 + leaf, tree.sizes[leaf]
         drift = _farthest(tree.blocks[leaf], size, keys[leaf])
-        if drift > share * tree.radii[node]:
+        if drift > share * tree.balls[node, d]:
             keys[leaf] = tree.blocks[leaf]
-            before = tree.radii[node]
+            before = tree.balls[node, d]
             _enclose(tree, node, leaf, leaf + 1)
-            grown += tree.radii[node] - before
+            grown += tree.balls[node, d] - before
             rekeyed += size
             drift = 0.0
             above = node
             while above > 0:
                 above = (above - 1) >> 1
-                outer = _farthest(tree.blocks[leaf], size, tree.centers[above].reshape(d, 1))
-                tree.radii[above] = max(tree.radii[above], outer)
-        tree.drift[node] = drift
+                outer = _farthest(tree.blocks[leaf], size, tree.balls[above, :d].reshape(d, 1))
+                tree.balls[above, d] = max(tree.balls[above, d], outer)
+        tree.balls[node, d + 2] = drift
         while node > 0:
             node = (node - 1) >> 1
-            largest = max(tree.drift[2 * node + 1], tree.drift[2 * node + 2])
-            if tree.drift[node] == largest:
+            largest = max(tree.balls[2 * node + 1, d + 2], tree.balls[2 * node + 2, d + 2])
+            if tree.balls[node, d + 2] == largest:
                 break
-            tree.drift[node] = largest
+            tree.balls[node, d + 2] = largest
     return rekeyed, grown
 
 
@@ -305,12 +300,12 @@ def cover(query, threshold, tree, codes):
         top -= 1
         node = stack[top]
         visited += 1
-        center = tree.centers[node]
+        ball = tree.balls[node]
         product = 0.0
         for c in range(d):
-            product += query[c] * center[c]
-        wide = tree.radii[node] + tree.drift[node]
-        largest = length * (tree.reach[node] + wide)
+            product += query[c] * ball[c]
+        wide = ball[d] + ball[d + 2]
+        largest = length * (ball[d + 1] + wide)
         if largest < overflow:
             slack = length * wide + relative * largest + absolute
             if product + slack <= threshold:
@@ -393,35 +388,42 @@ def report(queries, threshold, tree):
 
 
 @njit(nogil=True, cache=True)
-def ascending(slots, members, bits):
-    """The points that stand in some slots, in ascending order.
+def ascending(start, slots, members, first, points):
+    """Names of the points that stand in slots[start[i]:start[i + 1]], each list in ascending order.
 
     Parameters
     ----------
-    slots : (k,) int32
+    start, slots : as `report` gives them
     members : (leaves, cap) int32
-    bits : (⌈N / 64⌉,) uint64, zeros, left as zeros
+    first : added to every name
+    points : N
+
+    Returns
+    -------
+    out : (slots.size,) int32
     """
-    names = members.reshape(-1)
-    out = np.empty(slots.size, np.int32)
-    if 32 * slots.size < bits.size:
-        for p in range(slots.size):
-            out[p] = names[slots[p]]
-        out.sort()
-        return out
-    for p in range(slots.size):
-        name = names[slots[p]]
-        bits[name >> 6] |= np.uint64(1) << np.uint64(name & 63)
-    k = 0
-    for w in range(bits.size):
-        word = bits[w]
-        bits[w] = 0
-        base = w << 6
-        while word != 0:
-            low = word & (~word + np.uint64(1))
-            out[k] = base + _popcount64(low - np.uint64(1))
-            k += 1
-            word ^= low
+    names, out = members.reshape(-1), np.empty(slots.size, np.int32)
+    bits = np.zeros((points + 63) // 64, np.uint64)
+    for i in range(start.size - 1):
+        own, sorted_own = slots[start[i] : start[i + 1]], out[start[i] : start[i + 1]]
+        if 32 * own.size < bits.size:
+            for p in range(own.size):
+                sorted_own[p] = names[own[p]] + first
+            sorted_own.sort()
+            continue
+        for p in range(own.size):
+            name = names[own[p]]
+            bits[name >> 6] |= np.uint64(1) << np.uint64(name & 63)
+        k = 0
+        for w in range(bits.size):
+            word = bits[w]
+            bits[w] = 0
+            base = (w << 6) + first
+            while word != 0:
+                low = word & (~word + np.uint64(1))
+                sorted_own[k] = base + _popcount64(low - np.uint64(1))
+                k += 1
+                word ^= low
     return out
 
 
@@ -463,11 +465,12 @@ def fired_sums(queries, threshold, tree, coefficients, sums, out):
     visited, scanned : nodes looked at, products computed
     """
     leaves, d, cap = tree.blocks.shape
-    codes, z = np.empty(leaves, np.int64), np.empty(cap, tree.blocks.dtype)
+    codes, z, lanes = np.empty(leaves, np.int64), np.empty(cap, tree.blocks.dtype), np.empty(cap)
     visited = scanned = 0
     b = np.float64(threshold)
     for i in range(queries.shape[0]):
         query, total = queries[i], 0.0
+        lanes[:] = 0
         size, nodes = cover(query, b, tree, codes)
         visited += nodes
         for code in codes[:size]:
@@ -481,9 +484,10 @@ def fired_sums(queries, threshold, tree, coefficients, sums, out):
                 products(tree.blocks[leaf], query, z)
                 scanned += tree.sizes[leaf]
                 own = coefficients[leaf * cap : (leaf + 1) * cap]
+                # One sum a place in the leaf: the additions do not wait for each other.
                 for j in range(tree.sizes[leaf]):
-                    total += 0.0 if z[j] <= threshold else own[j] * (np.float64(z[j]) - b)
-        out[i] = total
+                    lanes[j] += 0.0 if z[j] <= threshold else own[j] * (np.float64(z[j]) - b)
+        out[i] = total + lanes.sum()
     return visited, scanned
 
 

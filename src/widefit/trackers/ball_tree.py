@@ -1,6 +1,7 @@
 """A balanced tree of balls that reports the points in a half-space, exactly."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,10 +69,7 @@ class BallTree:
         # Twice and four times the rounding of a sum of d products and of the bounds themselves.
         limits = [2 * (d + 8) * float(info.eps), 4 * (d + 4) * float(info.tiny), float(info.max) / 4]
         self.tree = Tree(
-            centers=np.empty((nodes, d)),
-            radii=np.empty(nodes),
-            reach=np.empty(nodes),
-            drift=np.zeros(nodes),
+            balls=np.empty((nodes, d + 3)),
             blocks=np.empty((leaves, d, capacity), points.dtype),
             members=np.empty((leaves, capacity), np.int32),
             sizes=np.empty(leaves, np.int32),
@@ -83,7 +81,7 @@ class BallTree:
         half_space.place(points, order, self.tree, self.slots)
         half_space.fit(self.tree)
         self.keys = self.tree.blocks.copy() if self._moving else np.empty((0, d, 0), points.dtype)
-        self._spread, self._grown = float(self.tree.radii[leaves - 1 :].sum()), 0.0
+        self._spread, self._grown = float(self.tree.balls[leaves - 1 :, d].sum()), 0.0
 
     @property
     def nbytes(self) -> int:
@@ -131,9 +129,14 @@ class BallTree:
         """Answers of query i are slots[start[i]:start[i + 1]]: (start, slots, nodes visited, products computed)."""
         return half_space.report(queries, threshold, self.tree)
 
-    def query(self, queries: Float[np.ndarray, "q d"], threshold: np.floating) -> list[Int[np.ndarray, " answers"]]:
+    def named(
+        self, start: Int[np.ndarray, " q_plus_one"], slots: Int[np.ndarray, " answers"], first: int = 0
+    ) -> list[Int[np.ndarray, " fired"]]:
+        """Ascending indices of the points of every answer of `report`, plus `first`."""
+        names = half_space.ascending(start, slots, self.tree.members, first, self.slots.size)
+        return [names[low:high] for low, high in pairwise(start)]
+
+    def query(self, queries: Float[np.ndarray, "q d"], threshold: np.floating) -> list[Int[np.ndarray, " fired"]]:
         """Ascending indices of the points with ⟨q, x⟩ > threshold, for every query."""
         start, slots, _, _ = self.report(queries, threshold)
-        bits = np.zeros((self.slots.size + 63) // 64, np.uint64)
-        edges = zip(start[:-1], start[1:], strict=True)
-        return [half_space.ascending(slots[low:high], self.tree.members, bits) for low, high in edges]
+        return self.named(start, slots)

@@ -134,12 +134,18 @@ class FollowedRows(Tracking):
             keys_updated=self._counters.keys_updated,
         )
 
-    def _adopt(self, patterns: list[FirePattern]) -> Flips:
-        """Make patterns at the network's weights the current ones; returns how they differ from those before."""
-        changes = self._changes(patterns) if self._patterns else _no_flips()
+    def _adopt(self, patterns: list[FirePattern]) -> None:
+        """Make the patterns at the network's weights the current ones."""
         self._patterns = patterns
         self.outputs, self.displacement = self._sums(patterns, [self._none_moved(chunk) for chunk in self._chunks])
-        return changes
+
+    def _descended(self, patterns: list[FirePattern], gram: Grams) -> int:
+        """The network's weights have taken stochastic steps to these patterns; returns the pairs that differ."""
+        changes = self._changes(patterns)
+        gram.follow(changes)
+        self._adopt(patterns)
+        self._flips += len(changes)
+        return len(changes)
 
     def _none_moved(self, chunk: Chunk) -> Moved:
         return Moved(chunk, np.empty(0, np.int32), np.empty((0, self._weight.shape[1]), self._weight.dtype))
@@ -156,7 +162,8 @@ class FollowedRows(Tracking):
         weights = np.empty((rows.size, self._weight.shape[1]), self._weight.dtype)
         fire_rows.step_rows(
             self._weight[chunk.rows], self._anchor_of(chunk), self._weight.dtype.type(shrink),
-            self._coefficients[chunk.rows], g, self._inputs, pattern.counts, pattern.start, pattern.words, rows, weights,
+            self._coefficients[chunk.rows], g, self._inputs, pattern.counts, pattern.start, pattern.words, rows,
+            weights,
         )  # fmt: skip
         return Moved(chunk, rows, weights)
 
@@ -209,10 +216,6 @@ class FollowedRows(Tracking):
 
 def _flip_arrays(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.bool_)
-
-
-def _no_flips() -> Flips:
-    return Flips(*_flip_arrays(0))
 
 
 def _pairs(patterns: Sequence[FirePattern]) -> int:

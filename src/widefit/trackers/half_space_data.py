@@ -3,12 +3,14 @@
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import fire_rows
+from widefit.kernels import fire_rows, row_descent
 from widefit.kernels.threads import ordered_map
 from widefit.nn import TwoLayer
 from widefit.trackers.ball_tree import BallTree
-from widefit.trackers.fire_pattern import FirePattern
+from widefit.trackers.base import Grams
+from widefit.trackers.fire_pattern import Chunk, FirePattern
 from widefit.trackers.followed_rows import Counters, FollowedRows, Moved
+from widefit.trackers.minibatches import Minibatches
 
 
 class DataHalfSpaces(FollowedRows):
@@ -31,6 +33,41 @@ class DataHalfSpaces(FollowedRows):
             for chunk in self._chunks
         ]
         self._adopt(self._look(everyone))
+
+    def descend(self, minibatches: Minibatches, gram: Grams) -> int:
+        """Take stochastic steps; a step looks up again the neurons that fire on its batch and no other.
+
+        Meanwhile the fire pattern is held as bits, by neuron and by sample: m n / 4 bytes. The flips are the pairs that
+        differ in the end.
+        """
+        width, samples = self._weight.shape[0], self._inputs.shape[0]
+        by_neuron = np.zeros((width, (samples + 31) // 32), np.uint32)
+        by_sample = np.zeros((samples, (width + 63) // 64), np.uint64)
+        feeds, neurons = np.empty(width, np.int32), np.empty(width, np.int32)
+        for pattern in self._patterns:
+            feeds[pattern.chunk.rows] = pattern.chunk.output
+            row_descent.spread(
+                pattern.counts, pattern.start, pattern.words, samples, pattern.chunk.first, by_neuron, by_sample
+            )
+        f = self.outputs.copy()
+        for step in range(len(minibatches)):
+            batch = minibatches.batch(step)
+            g = np.ascontiguousarray(minibatches.g(step, f[batch]))
+            size = row_descent.neurons_on(by_sample, batch, neurons)
+            visited, scanned = row_descent.step(
+                neurons[:size], batch, g, feeds, self._coefficients, self._threshold, self._inputs, self._tree.tree,
+                self._weight, by_neuron, by_sample, f,
+            )  # fmt: skip
+            self._counters += Counters(pairs_evaluated=scanned, nodes_visited=visited)
+        return self._descended([self._gathered(chunk, by_neuron) for chunk in self._chunks], gram)
+
+    def _gathered(self, chunk: Chunk, by_neuron: np.ndarray) -> FirePattern:
+        """Fire rows of a chunk from bits."""
+        rows, limit = by_neuron[chunk.rows].shape
+        counts, start = np.empty(rows, np.int32), np.empty(rows + 1, np.int64)
+        words = np.empty(rows * limit, np.uint32)
+        row_descent.gather(by_neuron[chunk.rows], counts, start, words)
+        return FirePattern(chunk, self._inputs.shape[0], counts, start, words[: start[-1]].copy())
 
     def _look(self, moved: list[Moved]) -> list[FirePattern]:
         before = self._patterns or [None] * len(moved)

@@ -63,12 +63,7 @@ class WeightHalfSpaces(FollowedRows):
 
             def expand(item: tuple[int, tuple], tree=tree, first=first) -> tuple[int, list[np.ndarray]]:
                 begin, (start, slots) = item
-                bits = np.zeros((tree.slots.size + 63) // 64, np.uint64)
-                lists = [
-                    half_space.ascending(slots[low:high], tree.tree.members, bits) + np.int32(first)
-                    for low, high in zip(start[:-1], start[1:], strict=True)
-                ]
-                return begin, lists
+                return begin, tree.named(start, slots, first)
 
             for begin, lists in ordered_map(expand, blocks, self._threads):
                 for offset, neurons in enumerate(lists):
@@ -108,7 +103,8 @@ class WeightHalfSpaces(FollowedRows):
             def add(begin: int, tree=tree, sums=sums) -> tuple[np.ndarray, int, int]:
                 block = x[begin : begin + _QUERIES]
                 out = np.empty(block.shape[0])
-                visited, scanned = half_space.fired_sums(block, self._threshold, tree.tree, *sums, out)
+                coefficients, nodes = sums
+                visited, scanned = half_space.fired_sums(block, self._threshold, tree.tree, coefficients, nodes, out)
                 return out, visited, scanned
 
             begins = range(0, x.shape[0], _QUERIES)
@@ -131,31 +127,29 @@ class WeightHalfSpaces(FollowedRows):
                 tree.rebuild()
             self._counters += Counters(full_passes=1, keys_updated=self._weight.shape[0])
         self._changed()
-        by_slot: list[np.ndarray] = [self._coefficients_by_slot(output) for output in range(len(self._trees))]
+        by_slot = [self._coefficients_by_slot(output) for output in range(len(self._trees))]
         for step in range(len(minibatches)):
             batch = minibatches.batch(step)
             x, f = self._inputs[batch], np.tile(self._silent, (batch.size, 1))
-            answers = []
-            for output, tree in enumerate(self._trees):
-                start, slots, visited, scanned = tree.report(x, self._threshold)
-                half_space.add_fired(x, self._threshold, tree.tree, by_slot[output], start, slots, f[:, output])
-                self._counters += Counters(pairs_evaluated=scanned + slots.size, nodes_visited=visited)
-                answers.append((start, slots))
-            g = minibatches.g(step, f)
-            for output, (tree, (start, slots)) in enumerate(zip(self._trees, answers, strict=True)):
-                leaves = half_space.step_slots(
-                    x, np.ascontiguousarray(g[:, output]), by_slot[output], start, slots, tree.tree
-                )
+            answers = [self._answer(output, x, by_slot[output], f) for output in range(len(self._trees))]
+            g = np.ascontiguousarray(minibatches.g(step, f).T)
+            for output, (tree, answer) in enumerate(zip(self._trees, answers, strict=True)):
+                leaves = half_space.step_slots(x, g[output], by_slot[output], *answer, tree.tree)
                 if self._count(tree.settle(leaves)).rebuilt:
                     by_slot[output] = self._coefficients_by_slot(output)
         for tree, group in zip(self._trees, self._groups, strict=True):
             half_space.points_of(tree.tree, self._weight[slice(*group)])
-        patterns = self._look([])
-        changes = self._changes(patterns)
-        gram.follow(changes)
-        self._adopt(patterns)
-        self._flips += len(changes)
-        return len(changes)
+        return self._descended(self._look([]), gram)
+
+    def _answer(
+        self, output: int, x: np.ndarray, coefficients: np.ndarray, f: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Who fires on some inputs, as `BallTree.report` gives it; what they add to an output is added to f."""
+        tree = self._trees[output]
+        start, slots, visited, scanned = tree.report(x, self._threshold)
+        half_space.add_fired(x, self._threshold, tree.tree, coefficients, start, slots, f[:, output])
+        self._counters += Counters(pairs_evaluated=scanned + slots.size, nodes_visited=visited)
+        return start, slots
 
     def _look(self, moved: list[Moved]) -> list[FirePattern]:
         self._move(moved, keep=True)
@@ -196,7 +190,7 @@ class WeightHalfSpaces(FollowedRows):
         begins = range(0, x.shape[0], _QUERIES)
         tasks = [(tree, begin) for tree in self._trees for begin in begins]
 
-        def ask(task: tuple[BallTree, int]) -> tuple:
+        def ask(task: tuple[BallTree, int]) -> tuple[np.ndarray, np.ndarray, int, int]:
             tree, begin = task
             return tree.report(x[begin : begin + _QUERIES], self._threshold)
 
