@@ -36,7 +36,7 @@ class HalfSpaceTree(Tracker):
     """
 
     over: str = "weights"
-    leaf_size: int = 32
+    leaf_size: int = 64
     name: str = "half-space-tree"
 
     def __post_init__(self) -> None:
