@@ -75,6 +75,14 @@ def test_reports_what_brute_force_finds(kind, count, d, leaf_size, dtype, expone
     np.testing.assert_array_equal(tree.points, points)
 
 
+def test_products_that_overflow_are_not_decided_by_bounds():
+    """−9e38 is below any threshold, but in float32 its sum is ∞ − ∞: NaN, which fires."""
+    points = np.full((16, 2), (2e19, -5e19), np.float32)
+    queries = np.full((1, 2), 3e19, np.float32)
+    assert np.isnan(preactivations(points, queries[0])).all()
+    assert_exact(BallTree(points, 4), points, queries, [np.float32(0)])
+
+
 @given(st.sampled_from(KINDS), st.integers(1, 200), st.integers(1, 5), st.integers(0, 99))
 def test_every_ball_holds_its_points(kind, count, d, seed):
     generator = np.random.default_rng(seed)

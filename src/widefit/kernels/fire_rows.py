@@ -8,13 +8,18 @@ from widefit.kernels.half_space import cover, leaves_below, products
 
 
 @njit(nogil=True, cache=True)
-def rows_on(counts, start, words, samples, wanted):
+def rows_on(counts, start, words, wanted):
     """Rows that fire on at least one sample with wanted[i] (n,): int32, ascending."""
-    out, fired, size = np.empty(counts.size, np.int32), np.empty(samples + 1, np.int32), 0
+    limit = (wanted.size + 31) // 32
+    mask = np.zeros(limit, np.uint32)
+    for i in range(wanted.size):
+        if wanted[i]:
+            mask[i >> 5] |= np.uint32(1) << np.uint32(i & 31)
+    out, size = np.empty(counts.size, np.int32), 0
     for r in range(counts.size):
-        k = fired_samples(counts, start, words, r, samples, fired)
-        for p in range(k):
-            if wanted[fired[p]]:
+        row = words[start[r] : start[r + 1]]
+        for p in range(row.size):
+            if (counts[r] <= limit and wanted[row[p]]) or (counts[r] > limit and row[p] & mask[p]):
                 out[size] = r
                 size += 1
                 break
@@ -124,44 +129,61 @@ def fill_members(slots, sample_start, first_sample, members, counts, samples, st
 
 
 @njit(nogil=True, cache=True)
-def changed_pairs(old_counts, old_start, old_words, counts, start, words, samples, first, neurons, where, fires):
-    """Pairs in which two sets of fire rows differ, by row and sample; the arrays are left alone when of size 0.
+def changed_pairs(old_counts, old_start, old_words, counts, start, words, samples, first):
+    """Pairs in which two sets of fire rows differ, by row and sample.
 
     Parameters
     ----------
     old_counts, old_start, old_words, counts, start, words : the rows
     first : the neuron of row 0
-    neurons, where : (q,) int32, fires : (q,) bool; written
 
     Returns
     -------
-    size : number of pairs
+    neurons, where : (q,) int32; fires : (q,) bool, true where the pair is in the new rows
     """
-    size = 0
-    before, after = np.empty(samples + 1, np.int32), np.empty(samples + 1, np.int32)
-    write = neurons.size > 0
+    limit = (samples + 31) // 32
+    neurons, where, fires = np.empty(samples, np.int32), np.empty(samples, np.int32), np.empty(samples, np.bool_)
+    bits, size = np.zeros((2, limit), np.uint32), 0
     for r in range(counts.size):
-        if counts[r] == 0 and old_counts[r] == 0:
-            continue
-        kb = fired_samples(old_counts, old_start, old_words, r, samples, before)
-        ka = fired_samples(counts, start, words, r, samples, after)
-        b = a = 0
-        while b < kb or a < ka:
-            if b < kb and a < ka and before[b] == after[a]:
-                b += 1
-                a += 1
+        before, after = old_words[old_start[r] : old_start[r + 1]], words[start[r] : start[r + 1]]
+        if counts[r] == old_counts[r]:
+            same = True
+            for p in range(after.size):
+                same &= before[p] == after[p]
+            if same:
                 continue
-            on = b == kb or (a < ka and after[a] < before[b])
-            if write:
+        if size + samples > neurons.size:
+            neurons, where, fires = _longer(neurons, size), _longer(where, size), _longer(fires, size)
+        _as_bits(before, old_counts[r], limit, bits[0])
+        _as_bits(after, counts[r], limit, bits[1])
+        for p in range(limit):
+            changed = np.uint64(bits[0, p] ^ bits[1, p])
+            while changed != 0:
+                low = changed & (~changed + np.uint64(1))
                 neurons[size] = first + r
-                where[size] = after[a] if on else before[b]
-                fires[size] = on
-            size += 1
-            if on:
-                a += 1
-            else:
-                b += 1
-    return size
+                where[size] = 32 * p + _popcount64(low - np.uint64(1))
+                fires[size] = (bits[1, p] & low) != 0
+                size += 1
+                changed ^= low
+    return neurons[:size].copy(), where[:size].copy(), fires[:size].copy()
+
+
+@njit(nogil=True, cache=True)
+def _longer(array, size):
+    """`size` entries, with room for more than twice as many."""
+    out = np.empty(3 * array.size, array.dtype)
+    out[:size] = array[:size]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _as_bits(row, k, limit, bits):
+    if k > limit:
+        bits[:] = row
+        return
+    bits[:] = 0
+    for i in row:
+        bits[i >> 5] |= np.uint32(1) << np.uint32(i & 31)
 
 
 @njit(nogil=True, cache=True)

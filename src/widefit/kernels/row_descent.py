@@ -58,18 +58,41 @@ def neurons_on(by_sample, batch, neurons):
 
 
 @njit(nogil=True, cache=True)
-def step(neurons, batch, g, feeds, coefficients, threshold, inputs, tree, weights, by_neuron, by_sample, outputs):
+def batch_outputs(by_sample, batch, feeds, weights, coefficients, threshold, inputs, outputs):
+    """outputs[q, feeds[r]] += a_r (⟨w_r, x_i⟩ − b) over the neurons r that fire on sample i = batch[q]; returns pairs.
+
+    Parameters
+    ----------
+    feeds : (m,) int32, the output that a neuron feeds
+    coefficients : (m,) float64, a_r / √m
+    threshold : scalar of the dtype of inputs (n, d) and weights (m, d)
+    outputs : (b, k) float64
+    """
+    pairs = 0
+    for q in range(batch.size):
+        x, bits = inputs[batch[q]], by_sample[batch[q]]
+        for w in range(bits.size):
+            word = bits[w]
+            while word != 0:
+                low = word & (~word + np.uint64(1))
+                r = (w << 6) + _popcount64(low - np.uint64(1))
+                outputs[q, feeds[r]] += coefficients[r] * (_dot(weights[r], x) - threshold)
+                pairs += 1
+                word ^= low
+    return pairs
+
+
+@njit(nogil=True, cache=True)
+def step(neurons, batch, g, feeds, coefficients, threshold, inputs, tree, weights, by_neuron, by_sample):
     """Move the neurons that fire on a batch, and look each of them up again.
 
     Parameters
     ----------
     neurons : (q,) int32, those of `neurons_on`
     batch : (b,) samples, none twice; g : (b, k) float64
-    feeds : (m,) int32, the output that a neuron feeds
-    coefficients : (m,) float64, a_r / √m
-    threshold : scalar of the dtype of inputs (n, d) and weights (m, d)
+    feeds, coefficients, threshold, inputs : as in `batch_outputs`
     tree : over the samples
-    weights, by_neuron, by_sample, outputs (n, k) float64 : brought up to date
+    weights, by_neuron, by_sample : brought up to date
 
     Returns
     -------
@@ -77,16 +100,15 @@ def step(neurons, batch, g, feeds, coefficients, threshold, inputs, tree, weight
     """
     leaves, _, cap = tree.blocks.shape
     codes, z = np.empty(leaves, np.int64), np.empty(cap, tree.blocks.dtype)
-    bits, old = np.zeros(by_neuron.shape[1], np.uint32), np.empty(weights.shape[1], weights.dtype)
+    bits = np.zeros(by_neuron.shape[1], np.uint32)
     visited = scanned = 0
     for r in neurons:
-        w, o, a, mine = weights[r], feeds[r], coefficients[r], by_neuron[r]
-        old[:] = w
+        w, o, mine = weights[r], feeds[r], by_neuron[r]
         moved = False
         for q in range(batch.size):
             i = batch[q]
             if g[q, o] != 0 and (mine[i >> 5] >> np.uint32(i & 31)) & np.uint32(1):
-                factor, x = inputs.dtype.type(a * g[q, o]), inputs[i]
+                factor, x = inputs.dtype.type(coefficients[r] * g[q, o]), inputs[i]
                 for c in range(w.size):
                     w[c] -= factor * x[c]
                 moved = True
@@ -96,21 +118,11 @@ def step(neurons, batch, g, feeds, coefficients, threshold, inputs, tree, weight
         visited += nodes
         scanned += products
         for p in range(bits.size):
-            before, after = mine[p], bits[p]
-            mine[p], bits[p] = after, 0
-            either = before | after
-            if either == 0:
-                continue
-            for offset in range(32):
-                mask = np.uint32(1) << np.uint32(offset)
-                if either & mask:
-                    i = 32 * p + offset
-                    if before & mask:
-                        outputs[i, o] -= a * (_dot(old, inputs[i]) - threshold)
-                        scanned += 1
-                    if after & mask:
-                        outputs[i, o] += a * (_dot(w, inputs[i]) - threshold)
-                        scanned += 1
-                    if (before ^ after) & mask:
-                        by_sample[i, r >> 6] ^= np.uint64(1) << np.uint64(r & 63)
+            changed = np.uint64(mine[p] ^ bits[p])
+            mine[p], bits[p] = bits[p], 0
+            while changed != 0:
+                low = changed & (~changed + np.uint64(1))
+                i = 32 * p + _popcount64(low - np.uint64(1))
+                by_sample[i, r >> 6] ^= np.uint64(1) << np.uint64(r & 63)
+                changed ^= low
     return visited, scanned

@@ -157,8 +157,7 @@ class FollowedRows(Tracking):
         if shrink != 0:
             rows = np.arange(chunk.last - chunk.first, dtype=np.int32)
         else:
-            samples = pattern.samples
-            rows = fire_rows.rows_on(pattern.counts, pattern.start, pattern.words, samples, g != 0)
+            rows = fire_rows.rows_on(pattern.counts, pattern.start, pattern.words, g != 0)
         weights = np.empty((rows.size, self._weight.shape[1]), self._weight.dtype)
         fire_rows.step_rows(
             self._weight[chunk.rows], self._anchor_of(chunk), self._weight.dtype.type(shrink),
@@ -198,13 +197,12 @@ class FollowedRows(Tracking):
 
         def compare(item: tuple[FirePattern, FirePattern]) -> Flips:
             before, after = item
-            rows = (before.counts, before.start, before.words, after.counts, after.start, after.words)
-            rows = (*rows, after.samples, after.chunk.first)
-            size = fire_rows.changed_pairs(*rows, *_flip_arrays(0))
-            arrays = _flip_arrays(size)
-            if size > 0:
-                fire_rows.changed_pairs(*rows, *arrays)
-            return Flips(*arrays)
+            return Flips(
+                *fire_rows.changed_pairs(
+                    before.counts, before.start, before.words, after.counts, after.start, after.words,
+                    after.samples, after.chunk.first,
+                )
+            )  # fmt: skip
 
         parts = list(ordered_map(compare, zip(self._patterns, patterns, strict=True), self._threads))
         return Flips(
@@ -212,10 +210,6 @@ class FollowedRows(Tracking):
             np.concatenate([part.samples for part in parts]),
             np.concatenate([part.fires for part in parts]),
         )
-
-
-def _flip_arrays(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.bool_)
 
 
 def _pairs(patterns: Sequence[FirePattern]) -> int:

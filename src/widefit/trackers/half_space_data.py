@@ -49,16 +49,19 @@ class DataHalfSpaces(FollowedRows):
             row_descent.spread(
                 pattern.counts, pattern.start, pattern.words, samples, pattern.chunk.first, by_neuron, by_sample
             )
-        f = self.outputs.copy()
+        threshold, coefficients, weight = self._threshold, self._coefficients, self._weight
         for step in range(len(minibatches)):
             batch = minibatches.batch(step)
-            g = np.ascontiguousarray(minibatches.g(step, f[batch]))
-            size = row_descent.neurons_on(by_sample, batch, neurons)
-            visited, scanned = row_descent.step(
-                neurons[:size], batch, g, feeds, self._coefficients, self._threshold, self._inputs, self._tree.tree,
-                self._weight, by_neuron, by_sample, f,
+            f = np.tile(self._silent, (batch.size, 1))
+            pairs = row_descent.batch_outputs(
+                by_sample, batch, feeds, weight, coefficients, threshold, self._inputs, f
             )  # fmt: skip
-            self._counters += Counters(pairs_evaluated=scanned, nodes_visited=visited)
+            g, size = minibatches.g(step, f), row_descent.neurons_on(by_sample, batch, neurons)
+            visited, scanned = row_descent.step(
+                neurons[:size], batch, g, feeds, coefficients, threshold, self._inputs, self._tree.tree, weight,
+                by_neuron, by_sample,
+            )  # fmt: skip
+            self._counters += Counters(pairs_evaluated=pairs + scanned, nodes_visited=visited)
         return self._descended([self._gathered(chunk, by_neuron) for chunk in self._chunks], gram)
 
     def _gathered(self, chunk: Chunk, by_neuron: np.ndarray) -> FirePattern:
