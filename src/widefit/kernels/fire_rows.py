@@ -48,7 +48,7 @@ def step_rows(weights, anchor, shrink, coefficients, g, inputs, counts, start, w
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _dot(a, b):
+def dot(a, b):
     total = a.dtype.type(0)
     for c in range(a.size):
         total += a[c] * b[c]
@@ -86,9 +86,9 @@ def row_outputs(weights, moved, rows, anchor, threshold, coefficients, inputs, c
         a = coefficients[r]
         for p in range(k):
             i = fired[p]
-            outputs[i] += a * (_dot(w, inputs[i]) - threshold)
+            outputs[i] += a * (dot(w, inputs[i]) - threshold)
             if anchor.shape[0] > 0:
-                response[i] += a * _dot(offset, inputs[i])
+                response[i] += a * dot(offset, inputs[i])
     return squared_norm
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from widefit.kernels.cpu import _popcount64, fired_samples
-from widefit.kernels.fire_rows import _dot, report_row, store_bits
+from widefit.kernels.fire_rows import dot, report_row, store_bits
 
 
 @njit(nogil=True, cache=True)
@@ -76,7 +76,7 @@ def batch_outputs(by_sample, batch, feeds, weights, coefficients, threshold, inp
             while word != 0:
                 low = word & (~word + np.uint64(1))
                 r = (w << 6) + _popcount64(low - np.uint64(1))
-                outputs[q, feeds[r]] += coefficients[r] * (_dot(weights[r], x) - threshold)
+                outputs[q, feeds[r]] += coefficients[r] * (dot(weights[r], x) - threshold)
                 pairs += 1
                 word ^= low
     return pairs

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import half_space
-from widefit.kernels.half_space import Tree
+from widefit.kernels import ball_tree, half_space
+from widefit.kernels.ball_tree import Tree
 
 # A leaf that has drifted by this share of its radius gets new keys: below, widening its ball costs less.
 _REKEY_SHARE = 0.25
@@ -77,9 +77,9 @@ class BallTree:
         )
         self.slots = np.empty(count, np.int32)
         order = np.arange(count, dtype=np.int32)
-        half_space.split(points, levels, order)
-        half_space.place(points, order, self.tree, self.slots)
-        half_space.fit(self.tree)
+        ball_tree.split(points, levels, order)
+        ball_tree.place(points, order, self.tree, self.slots)
+        ball_tree.fit(self.tree)
         self.keys = self.tree.blocks.copy() if self._moving else np.empty((0, d, 0), points.dtype)
         self._spread, self._grown = float(self.tree.balls[leaves - 1 :, d].sum()), 0.0
 
@@ -92,7 +92,7 @@ class BallTree:
     def points(self) -> Float[np.ndarray, "N d"]:
         """A copy of the points where they are."""
         out = np.empty((self.slots.size, self.tree.blocks.shape[1]), self.tree.blocks.dtype)
-        half_space.points_of(self.tree, out)
+        ball_tree.points_of(self.tree, out)
         return out
 
     def move(self, where: Int[np.ndarray, " q"], points: Float[np.ndarray, "q d"], *, keep: bool = True) -> Movement:
@@ -107,14 +107,15 @@ class BallTree:
         keep
             False for points that will soon move again: no keys are written, bounds are only widened.
         """
-        return self.settle(half_space.move(points, where, self.tree, self.slots), keep=keep)
+        return self.settle(ball_tree.move(points, where, self.tree, self.slots), keep=keep)
 
     def settle(self, leaves: Int[np.ndarray, " touched"], *, keep: bool = True) -> Movement:
         """Follow points of some leaves whose blocks have been written; see `move`."""
         share = _REKEY_SHARE if keep else np.inf
-        rekeyed, grown = half_space.settle(self.tree, self.keys, leaves, share)
+        rekeyed, grown = ball_tree.settle(self.tree, self.keys, leaves, share)
         self._grown += grown
-        if keep and self._grown > _REBUILD_SHARE * self._spread:
+        # Points that are not finite stretch a ball beyond measure: once they are gone, so must the tree be.
+        if keep and (self._spread == np.inf or not self._grown <= _REBUILD_SHARE * self._spread):
             self.rebuild()
             return Movement(self.slots.size, True)
         return Movement(rekeyed)

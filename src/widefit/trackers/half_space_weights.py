@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import fire_rows, half_space
+from widefit.kernels import ball_tree, fire_rows, half_space
 from widefit.kernels.threads import ordered_map
 from widefit.nn import TwoLayer
 from widefit.trackers.ball_tree import BallTree, Movement
@@ -138,7 +138,7 @@ class WeightHalfSpaces(FollowedRows):
                 if self._count(tree.settle(leaves)).rebuilt:
                     by_slot[output] = self._coefficients_by_slot(output)
         for tree, group in zip(self._trees, self._groups, strict=True):
-            half_space.points_of(tree.tree, self._weight[slice(*group)])
+            ball_tree.points_of(tree.tree, self._weight[slice(*group)])
         return self._descended(self._look([]), gram)
 
     def _answer(
@@ -153,14 +153,12 @@ class WeightHalfSpaces(FollowedRows):
 
     def _look(self, moved: list[Moved]) -> list[FirePattern]:
         self._move(moved, keep=True)
-        patterns = [
-            pattern
-            for output, blocks in enumerate(self._reports(self._inputs))
-            for pattern in self._turn_around(output, blocks)
-        ]
-        back = [Moved(part.chunk, part.rows, self._weight[part.chunk.first + part.rows]) for part in moved]
-        self._move(back, keep=False)
-        return patterns
+        try:
+            reports = self._reports(self._inputs)
+            return [row for output, blocks in enumerate(reports) for row in self._turn_around(output, blocks)]
+        finally:
+            back = [Moved(part.chunk, part.rows, self._weight[part.chunk.first + part.rows]) for part in moved]
+            self._move(back, keep=False)
 
     def _settle(self, moved: list[Moved]) -> None:
         self._move(moved, keep=True)
