@@ -162,6 +162,7 @@ _TRACKERS: dict[str, type[trackers.Tracker]] = {
     "certificate": trackers.Certificate,
     "weight-tree": trackers.WeightTree,
     "data-tree": trackers.DataTree,
+    "half-space-tree": trackers.HalfSpaceTree,
 }
 
 

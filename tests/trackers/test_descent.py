@@ -9,9 +9,18 @@ from problems import NAMES, DenseReference, Problem, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Certificate, Dense, Minibatches, Tracker, Tracking
+from widefit.trackers import (
+    Certificate,
+    DataTree,
+    Dense,
+    HalfSpaceTree,
+    Minibatches,
+    Tracker,
+    Tracking,
+    WeightTree,
+)
 
-TRACKERS = [Dense(), Certificate()]
+TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree(), HalfSpaceTree("data", 8), HalfSpaceTree("weights", 8)]
 
 
 @pytest.fixture(params=TRACKERS, ids=lambda tracker: tracker.name)

@@ -9,9 +9,9 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Certificate, DataTree, Dense, Update, WeightTree
+from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Update, WeightTree
 
-TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree()]
+TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree(), HalfSpaceTree("data", 8), HalfSpaceTree("weights", 8)]
 
 
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:

@@ -5,6 +5,7 @@ from widefit.trackers.certificate import Certificate
 from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.half_space_tree import HalfSpaceTree
 from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
 from widefit.trackers.weight_tree import WeightTree
 
@@ -19,6 +20,7 @@ __all__ = [
     "Flips",
     "Gram",
     "Grams",
+    "HalfSpaceTree",
     "Minibatches",
     "Tracker",
     "TrackerReport",

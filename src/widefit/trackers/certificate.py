@@ -796,7 +796,7 @@ class CertificateTracking(Tracking):
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Stochastic steps in windows: a step costs b n operations, whatever the width (this project)."""
-        if minibatches.shrink is not None and np.any(minibatches.shrink):
+        if minibatches.shrinks:
             return super().descend(minibatches, gram)
         flips, step, done = 0, 0, 0
         while step < len(minibatches):

@@ -35,6 +35,7 @@ class DataTree(Tracker):
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
         state: dict[str, np.ndarray] | None = None,
+        expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "DataTreeTracking":
         """See `Tracker.start`.
 

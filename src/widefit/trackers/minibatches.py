@@ -61,6 +61,11 @@ class Minibatches:
         slope = gradient(self.loss, outputs, self.targets[batch])
         return self.rates[step] * self.sample_weight[batch][:, None] * slope
 
+    @property
+    def shrinks(self) -> bool:
+        """True when some batch moves every neuron."""
+        return self.shrink is not None and bool(np.any(self.shrink))
+
     def pull(self, step: int) -> float:
         """s_t."""
         return 0.0 if self.shrink is None else float(self.shrink[step])

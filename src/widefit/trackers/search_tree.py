@@ -156,6 +156,8 @@ class TreeTracking(Tracking):
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Stochastic steps whose outputs are summed over the neurons that fire on the batch, and no others."""
+        if minibatches.shrinks:
+            return super().descend(minibatches, gram)
         still, flips = np.zeros(self._silent.size), 0
         gram.follow(None)
         for step in range(len(minibatches)):

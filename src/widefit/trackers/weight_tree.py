@@ -43,6 +43,7 @@ class WeightTree(Tracker):
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
         state: dict[str, np.ndarray] | None = None,
+        expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "WeightTreeTracking":
         """See `Tracker.start`.
 

@@ -1,0 +1,270 @@
+"""Numba kernels that build a balanced tree of balls over points, and follow them when they move.
+
+**Layout.** N points are cut by medians into 2^L leaves whose sizes differ by one at most. Node 0 is the root, the
+children of node i are 2 i + 1 and 2 i + 2, leaf l is node 2^L − 1 + l. The points of a leaf stand in a block (d, cap),
+one coordinate a row, so that a scan runs over points, eight or more at a time; slot l · cap + j is point j of leaf l.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+
+class Tree(NamedTuple):
+    """A tree of balls.
+
+    Attributes
+    ----------
+    balls : (nodes, d + 3) float64, a row a node: its center; radius, ‖key − center‖ at most; ‖center‖; drift,
+        ‖point − key‖ at most, 0 while the points are where their keys are. The last three are rounded up
+    blocks : (leaves, d, cap) the points where they are
+    members : (leaves, cap) int32, which point stands in a slot; -1 for none
+    sizes : (leaves,) int32
+    limits : (3,) float64: relative and absolute rounding, and the size from which a product may overflow
+    """
+
+    balls: np.ndarray
+    blocks: np.ndarray
+    members: np.ndarray
+    sizes: np.ndarray
+    limits: np.ndarray
+
+
+@njit(nogil=True, cache=True)
+def split(points, levels, order):
+    """Permute `order` so that leaf l holds points order[l N >> levels:(l + 1) N >> levels]: medians, widest coordinate.
+
+    Parameters
+    ----------
+    points : (N, d)
+    levels : L with 2^L ≤ N
+    order : (N,) int32, a permutation, rearranged
+    """
+    n, d = points.shape
+    values = np.empty(n, points.dtype)
+    low, high = np.empty(d, points.dtype), np.empty(d, points.dtype)
+    for level in range(levels):
+        width = 1 << (levels - level)
+        for node in range(1 << level):
+            first = (node * width * n) >> levels
+            middle = ((node * width + (width >> 1)) * n) >> levels
+            last = ((node + 1) * width * n) >> levels
+            low[:] = points[order[first]]
+            high[:] = low
+            for p in range(first + 1, last):
+                point = points[order[p]]
+                for c in range(d):
+                    low[c] = min(low[c], point[c])
+                    high[c] = max(high[c], point[c])
+            widest = 0
+            for c in range(1, d):
+                if high[c] - low[c] > high[widest] - low[widest]:
+                    widest = c
+            for p in range(first, last):
+                values[p] = points[order[p], widest]
+            _select(values[first:last], order[first:last], middle - first)
+
+
+@njit(nogil=True, cache=True)
+def _select(values, order, nth):
+    """Bring the nth smallest value to its place, the smaller ones before it; `order` moves along."""
+    left, right, rounds = 0, values.size - 1, 0
+    while left < right:
+        rounds += 1
+        if rounds > 64:  # an order made to defeat the choice of pivots: sort what is left
+            rest = np.argsort(values[left : right + 1])
+            order[left : right + 1] = order[left : right + 1][rest]
+            return
+        a, b, c = values[left], values[(left + right) >> 1], values[right]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = left, right
+        while i <= j:
+            while i < right and values[i] < pivot:
+                i += 1
+            while j > left and values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                order[i], order[j] = order[j], order[i]
+                i += 1
+                j -= 1
+        if nth <= j:
+            right = j
+        elif nth >= i:
+            left = i
+        else:
+            return
+
+
+@njit(nogil=True, cache=True)
+def place(points, order, tree, slots):
+    """Fill the blocks of a tree in the given order, and slots[point] (N,) int32; then `fit` the balls."""
+    n = points.shape[0]
+    leaves, d, cap = tree.blocks.shape
+    tree.members[:] = -1
+    tree.blocks[:] = 0
+    for leaf in range(leaves):
+        first, last = (leaf * n) // leaves, ((leaf + 1) * n) // leaves
+        tree.sizes[leaf] = last - first
+        for p in range(first, last):
+            j = p - first
+            tree.members[leaf, j] = order[p]
+            slots[order[p]] = leaf * cap + j
+            for c in range(d):
+                tree.blocks[leaf, c, j] = points[order[p], c]
+
+
+@njit(nogil=True, cache=True)
+def fit(tree):
+    """Balls around the points where they are; no point is away from its key."""
+    leaves = tree.sizes.size
+    span, first_node = leaves, 0
+    while span > 0:
+        for node in range(leaves // span):
+            _enclose(tree, first_node + node, node * span, (node + 1) * span)
+        first_node = 2 * first_node + 1
+        span >>= 1
+    tree.balls[:, -1] = 0
+
+
+@njit(nogil=True, cache=True)
+def _enclose(tree, node, first, last):
+    """Ball of a node around the points of leaves `first` to `last`."""
+    d = tree.blocks.shape[1]
+    center = tree.balls[node, :d]
+    count = 0
+    for leaf in range(first, last):
+        count += tree.sizes[leaf]
+    for c in range(d):
+        total = 0.0
+        for leaf in range(first, last):
+            row = tree.blocks[leaf, c]
+            for j in range(tree.sizes[leaf]):
+                total += row[j]
+        center[c] = total / count
+    radius = 0.0
+    for leaf in range(first, last):
+        radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center.reshape(d, 1)))
+    tree.balls[node, d] = radius
+    tree.balls[node, d + 1] = norm(center)
+
+
+@njit(nogil=True, cache=True)
+def norm(vector):
+    """‖vector‖ in float64, rounded up, with no overflow or underflow on the way; infinite for NaN."""
+    largest = 0.0
+    for c in range(vector.size):
+        size = abs(np.float64(vector[c]))
+        if not size <= largest:
+            largest = size if size == size else np.inf
+    if largest == 0 or largest == np.inf:
+        return largest
+    total = 0.0
+    for c in range(vector.size):
+        total += (np.float64(vector[c]) / largest) ** 2
+    return _up(largest * np.sqrt(total), vector.size)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _up(value, d):
+    """Above what `value`, a norm of d computed differences, stands for."""
+    return value * (1 + (d + 8) * 2.220446049250313e-16) + 2.2250738585072014e-308
+
+
+@njit(nogil=True, cache=True)
+def _farthest(block, size, origin):
+    """Largest distance of `size` points from `origin`, (d, 1) for all or (d, cap) for each its own; rounded up."""
+    d, shared = block.shape[0], origin.shape[1] == 1
+    squares = np.zeros(size)
+    for c in range(d):
+        row = block[c, :size]
+        if shared:
+            o = np.float64(origin[c, 0])
+            for j in range(size):
+                squares[j] += (row[j] - o) ** 2
+        else:
+            other = origin[c, :size]
+            for j in range(size):
+                squares[j] += (np.float64(row[j]) - other[j]) ** 2
+    largest = 0.0
+    for j in range(size):
+        if not squares[j] <= largest:
+            largest = squares[j] if squares[j] == squares[j] else np.inf
+    if 1e-200 < largest < 1e200:
+        return _up(np.sqrt(largest), d)
+    # Squares that may have left the range of float64: coordinate sums of scaled differences, point by point.
+    largest, difference = 0.0, np.empty(d)
+    for j in range(size):
+        for c in range(d):
+            difference[c] = np.float64(block[c, j]) - np.float64(origin[c, 0 if shared else j])
+        largest = max(largest, norm(difference))
+    return _up(largest, d)
+
+
+@njit(nogil=True, cache=True)
+def move(points, where, tree, slots):
+    """Put points[t] (q, d) where point where[t] stands; returns the leaves that hold them, int32."""
+    leaves, d, cap = tree.blocks.shape
+    touched, out, size = np.zeros(leaves, np.bool_), np.empty(leaves, np.int32), 0
+    for t in range(where.size):
+        leaf, j = slots[where[t]] // cap, slots[where[t]] % cap
+        for c in range(d):
+            tree.blocks[leaf, c, j] = points[t, c]
+        if not touched[leaf]:
+            touched[leaf] = True
+            out[size] = leaf
+            size += 1
+    return out[:size].copy()
+
+
+@njit(nogil=True, cache=True)
+def points_of(tree, out):
+    """The points where they are, (N, d), in their own order."""
+    leaves, d, _ = tree.blocks.shape
+    for leaf in range(leaves):
+        for j in range(tree.sizes[leaf]):
+            for c in range(d):
+                out[tree.members[leaf, j], c] = tree.blocks[leaf, c, j]
+
+
+@njit(nogil=True, cache=True)
+def settle(tree, keys, leaves, share):
+    """After points of some leaves have moved: their drift, and new keys for leaves that have drifted far.
+
+    Parameters
+    ----------
+    tree : with the points where they are
+    keys : (leaves, d, cap) the points as the balls know them
+    leaves : (q,) int32, where points have moved
+    share : a leaf that has drifted more than this share of its radius is re-keyed; infinite to re-key none
+
+    Returns
+    -------
+    rekeyed, grown : points with new keys, and what the radii of their leaves have grown by in all
+    """
+    rekeyed, grown = 0, 0.0
+    count, d, _ = tree.blocks.shape
+    for leaf in leaves:
+        node, size = count - 1 + leaf, tree.sizes[leaf]
+        drift = _farthest(tree.blocks[leaf], size, keys[leaf])
+        if drift > share * tree.balls[node, d]:
+            keys[leaf] = tree.blocks[leaf]
+            before = tree.balls[node, d]
+            _enclose(tree, node, leaf, leaf + 1)
+            grown += tree.balls[node, d] - before
+            rekeyed += size
+            drift = 0.0
+            above = node
+            while above > 0:
+                above = (above - 1) >> 1
+                outer = _farthest(tree.blocks[leaf], size, tree.balls[above, :d].reshape(d, 1))
+                tree.balls[above, d] = max(tree.balls[above, d], outer)
+        tree.balls[node, d + 2] = drift
+        while node > 0:
+            node = (node - 1) >> 1
+            largest = max(tree.balls[2 * node + 1, d + 2], tree.balls[2 * node + 2, d + 2])
+            if tree.balls[node, d + 2] == largest:
+                break
+            tree.balls[node, d + 2] = largest
+    return rekeyed, grown
