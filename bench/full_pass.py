@@ -59,7 +59,7 @@ def _times(network: TwoLayer, inputs: np.ndarray) -> tuple[float, float, float]:
     def counts() -> None:
         co_firing(tracking.patterns(), similarity, coefficients, threads)
 
-    grams = CurrentGrams(tracking, similarity, coefficients, held=1, threads=threads)
+    grams = CurrentGrams(tracking, similarity, network.coefficients, held=1, threads=threads)
     contestants = [product, trial, counts]
     for contestant in contestants:
         contestant()

@@ -292,7 +292,7 @@ class Training:
         scout = self.network.sample(_SCOUT * self.network.out_features)
         tracking = trackers.Dense().start(scout, self._inputs, threads=self._threads)
         inputs = self._inputs.astype(np.float64)
-        grams = gram.CurrentGrams(tracking, inputs @ inputs.T, scout.coefficients(), 1, self._threads)
+        grams = gram.CurrentGrams(tracking, inputs @ inputs.T, scout.coefficients, 1, self._threads)
         view = Linearization(self._objective, tracking.outputs, None, grams)
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
@@ -301,7 +301,7 @@ class Training:
         samples = self._inputs.shape[0]
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
-        return gram.CurrentGrams(self._tracking, inputs @ inputs.T, self.network.coefficients(), held, self._threads)
+        return gram.CurrentGrams(self._tracking, inputs @ inputs.T, self.network.coefficients, held, self._threads)
 
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
         norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))

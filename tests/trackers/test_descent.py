@@ -70,7 +70,7 @@ def start(
     anchor = network.weight.detach().numpy().copy()
     run = tracker.start(network, problem.inputs, anchor=anchor, threads=threads)
     inputs = problem.inputs.astype(np.float64)
-    return network, run, CurrentGrams(run, inputs @ inputs.T, network.coefficients(), held=network.out_features)
+    return network, run, CurrentGrams(run, inputs @ inputs.T, network.coefficients, held=network.out_features)
 
 
 def patterns(run: Tracking) -> np.ndarray:

@@ -158,7 +158,7 @@ def follow(run: Tracking, problem, network: TwoLayer, reference: DenseReference)
     """Take three steps with the run and the reference."""
     generator, outputs = np.random.default_rng(8), network.out_features
     similarity = problem.inputs.astype(np.float64) @ problem.inputs.astype(np.float64).T
-    grams = CurrentGrams(run, similarity, network.coefficients(), held=outputs)
+    grams = CurrentGrams(run, similarity, network.coefficients, held=outputs)
     for _ in range(3):
         update = Update(generator.standard_normal((problem.inputs.shape[0], outputs)), np.zeros(outputs))
         run.commit(run.propose(update, grams))
@@ -215,7 +215,7 @@ def test_stochastic_steps_follow_the_plain_loop(tracker, name, dtype):
     run = tracker.start(networks[1], problem.inputs, anchor=anchors[1])
     similarity = problem.inputs.astype(np.float64) @ problem.inputs.astype(np.float64).T
     plain_grams, grams = (
-        CurrentGrams(each, similarity, network.coefficients(), held=3)
+        CurrentGrams(each, similarity, network.coefficients, held=3)
         for each, network in zip((plain, run), networks, strict=True)
     )
     held = grams(0)
@@ -233,7 +233,7 @@ def test_stochastic_steps_follow_the_plain_loop(tracker, name, dtype):
     ):
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
     assert grams(0) is held
-    fresh = CurrentGrams(run, similarity, networks[1].coefficients(), held=3)
+    fresh = CurrentGrams(run, similarity, networks[1].coefficients, held=3)
     torch.testing.assert_close(held.matrix, fresh(0).matrix)
     assert networks[1].weight.detach().ne(problem.network.weight).any()
 
@@ -250,7 +250,7 @@ def test_a_run_from_the_same_weights_goes_on_to_the_same_bits(tracker):
     again = tracker.start(copy, problem.inputs)
     assert np.array_equal(run.outputs, again.outputs)
     for each, own in ((run, network), (again, copy)):
-        grams = CurrentGrams(each, problem.inputs @ problem.inputs.T.astype(np.float64), own.coefficients(), held=1)
+        grams = CurrentGrams(each, problem.inputs @ problem.inputs.T.astype(np.float64), own.coefficients, held=1)
         each.descend(minibatches(problem, 10), grams)
         follow(each, problem, own, DenseReference.of(problem))
     assert torch.equal(network.weight, copy.weight)
@@ -262,7 +262,7 @@ def test_only_neurons_that_moved_are_looked_at():
     problem = make("plain relu", torch.float64)
     network = problem.fresh()
     run = HalfSpaceTree(over="data", leaf_size=64).start(network, problem.inputs)
-    grams = CurrentGrams(run, problem.inputs @ problem.inputs.T, network.coefficients(), held=1)
+    grams = CurrentGrams(run, problem.inputs @ problem.inputs.T, network.coefficients, held=1)
     before = run.report().nodes_visited
     assert before == network.width
     run.propose(Update(np.zeros((40, 1)), np.zeros(1)), grams)
@@ -281,7 +281,7 @@ def test_a_stochastic_step_writes_only_neurons_that_fire():
     steps = minibatches(problem, 1)
     fired = np.unique(np.concatenate(run.query(problem.inputs[steps.batch(0)])))
     before = network.weight.detach().clone()
-    run.descend(steps, CurrentGrams(run, np.eye(120), network.coefficients(), held=1))
+    run.descend(steps, CurrentGrams(run, np.eye(120), network.coefficients, held=1))
     moved = torch.any(network.weight != before, dim=1).nonzero()[:, 0].numpy()
     assert np.isin(moved, fired).all()
     assert moved.size > 0

@@ -112,7 +112,7 @@ class TestMaxTrees:
 
 def grams(run, problem, network) -> CurrentGrams:
     similarity = problem.inputs.astype(np.float64) @ problem.inputs.astype(np.float64).T
-    return CurrentGrams(run, similarity, network.coefficients(), held=network.out_features)
+    return CurrentGrams(run, similarity, network.coefficients, held=network.out_features)
 
 
 def minibatches(problem, batch: int, count: int, loss: str = "squared") -> Minibatches:

@@ -17,7 +17,7 @@ TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree(), HalfSpaceTree("dat
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:
     """H of every output at the weights that the run has."""
     similarity = inputs.astype(np.float64) @ inputs.astype(np.float64).T
-    return CurrentGrams(run, similarity, network.coefficients(), held=network.out_features)
+    return CurrentGrams(run, similarity, network.coefficients, held=network.out_features)
 
 
 @pytest.fixture(params=TRACKERS, ids=lambda tracker: tracker.name)

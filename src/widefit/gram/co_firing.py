@@ -57,16 +57,12 @@ class CoFiringGram(DenseGram):
         self,
         patterns: Sequence[FirePattern],
         similarity: Float[np.ndarray, "n n"],
-        coefficients: Float[np.ndarray, " m"],
+        scale: float,
+        squares: Float[np.ndarray, " m"] | None,
         threads: int,
     ):
-        first, last = patterns[0].chunk.first, patterns[-1].chunk.last
-        squares = coefficients[first:last] ** 2
-        # With readouts of ±a the counts are exact integers, and bitset rows count 64 neurons at a time.
-        plain = bool(np.all(squares == squares[0]))
-        self._first, self._similarity, self._threads = first, similarity, threads
-        self._squares = None if plain else squares
-        self._scale = float(squares[0]) if plain else 1.0
+        self._first, self._similarity, self._threads = patterns[0].chunk.first, similarity, threads
+        self._scale, self._squares = scale, squares
         self._recount(patterns)
 
     def _recount(self, patterns: Sequence[FirePattern]) -> None:
@@ -131,7 +127,17 @@ def co_firing(
     -------
     H_ij = K_ij Σ_r (a_r² / m) s_ri s_rj in float64; Σ k_r² / 2 additions and n² products.
     """
-    return CoFiringGram(patterns, similarity, coefficients, threads)
+    scale, squares = squared_coefficients(coefficients[patterns[0].chunk.first : patterns[-1].chunk.last])
+    return CoFiringGram(patterns, similarity, scale, squares, threads)
+
+
+def squared_coefficients(coefficients: Float[np.ndarray, " m"]) -> tuple[float, Float[np.ndarray, " m"] | None]:
+    """The scale and the weights of co-firings: 1 and the squares, or where they are all equal, that and None.
+
+    With readouts of ±a the counts are exact integers, and bitset rows count 64 neurons at a time.
+    """
+    squares = coefficients**2
+    return (float(squares[0]), None) if np.all(squares == squares[0]) else (1.0, squares)
 
 
 def _waves(patterns: Sequence[FirePattern]) -> list[list[FirePattern]]:

@@ -1,11 +1,11 @@
 """H of every output at the committed weights, kept while it can be brought up to date."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from widefit.gram.co_firing import CoFiringGram, co_firing
+from widefit.gram.co_firing import CoFiringGram, squared_coefficients
 from widefit.trackers.base import Flips, Tracking
 from widefit.trackers.fire_pattern import FirePattern
 
@@ -20,7 +20,7 @@ class CurrentGrams:
     similarity
         K = X Xᵀ, float64.
     coefficients
-        a_r / √m of every neuron.
+        Gives a_r / √m of a range of neurons (`TwoLayer.coefficients`).
     held
         Outputs whose H is kept, at most.
     threads
@@ -31,23 +31,38 @@ class CurrentGrams:
         self,
         tracking: Tracking,
         similarity: Float[np.ndarray, "n n"],
-        coefficients: Float[np.ndarray, " m"],
+        coefficients: Callable[[int, int], Float[np.ndarray, " rows"]],
         held: int,
         threads: int = 1,
     ):
         self._tracking, self._similarity, self._coefficients = tracking, similarity, coefficients
         self._most, self._threads = held, threads
         self._held: dict[int, CoFiringGram] = {}
+        self._squares: dict[int, tuple[float, np.ndarray | None]] = {}
 
     def __call__(self, output: int) -> CoFiringGram:
         """H of an output; the caller must not change it."""
         if output not in self._held:
             if len(self._held) >= self._most:
                 self._held.clear()
-            self._held[output] = co_firing(
-                self._patterns_of(output), self._similarity, self._coefficients, self._threads
-            )
+            patterns = self._patterns_of(output)
+            scale, squares = self._squares_of(output, patterns)
+            self._held[output] = CoFiringGram(patterns, self._similarity, scale, squares, self._threads)
         return self._held[output]
+
+    def _squares_of(self, output: int, patterns: Sequence[FirePattern]) -> tuple[float, np.ndarray | None]:
+        """What a co-firing counts; looked at chunk by chunk, so that equal readouts take no memory."""
+        if output not in self._squares:
+            scales = set()
+            for pattern in patterns:
+                scale, squares = squared_coefficients(self._coefficients(pattern.chunk.first, pattern.chunk.last))
+                scales.add(scale if squares is None else None)
+            if len(scales) == 1 and None not in scales:
+                self._squares[output] = (scales.pop(), None)
+            else:
+                first, last = patterns[0].chunk.first, patterns[-1].chunk.last
+                self._squares[output] = (1.0, self._coefficients(first, last) ** 2)
+        return self._squares[output]
 
     def follow(self, changes: Flips | None) -> None:
         """Prepare for flips that the run is about to commit; None: the pattern is new as a whole."""

@@ -12,6 +12,7 @@ from widefit.kernels import certificate as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.certificate_delta import CertificateDelta
 from widefit.trackers.certified_chunk import Certificates, CertifiedChunk, ChunkFlips, Corrections
 from widefit.trackers.dense import block_rows
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
@@ -22,6 +23,8 @@ from widefit.trackers.window import CandidateLook, Candidates, Window
 _SURVEY = 192
 # Part of the slots that may have expired certificates before their own movements are worth computing (measured).
 _OPEN = 0.35
+# Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
+_DRAWN = 4096
 # Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
 _SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1024, 20_000
 # Part of the slots that may be looked at as a whole to open a window.
@@ -78,7 +81,7 @@ class Certificate(Tracker):
         state: dict[str, np.ndarray] | None = None,
         expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "CertificateTracking":
-        if anchor is not None and not np.array_equal(anchor, network.weight.detach().numpy()):
+        if anchor is not None and not np.array_equal(anchor, network.rows(0, network.width)):
             raise ValueError("the certificate tracker starts from W₀: anchor must be the network's weights")
         return CertificateTracking(self, network, inputs, threads, state, expected)
 
@@ -165,7 +168,7 @@ class CertificateTracking(Tracking):
     ):
         samples, outputs = inputs.shape[0], network.out_features
         self._tracker, self._network, self._threads = tracker, network, threads
-        self._base = network.weight.detach().numpy()
+        self._dtype = inputs.dtype
         self._inputs, self._inputs64 = inputs, inputs.astype(np.float64)
         self._inputs32 = inputs.astype(np.float32)
         similarity = self._inputs64 @ self._inputs64.T
@@ -173,7 +176,7 @@ class CertificateTracking(Tracking):
         self._kappa = np.abs(similarity).max(axis=0) * (1 + 1e-12)
         self._lengths = (np.linalg.norm(self._inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
         self._longest = float(self._lengths.max())
-        self._threshold = float(self._base.dtype.type(network.threshold))
+        self._threshold = float(self._dtype.type(network.threshold))
         eps = float(np.finfo(inputs.dtype).eps)
         self._tolerance = (inputs.shape[1] + 8) * eps * self._longest
         self._floor = 4 * eps * abs(self._threshold)
@@ -196,16 +199,17 @@ class CertificateTracking(Tracking):
     # The start: who fires, and the slots.
 
     def _open(self, network: TwoLayer, expected: np.ndarray | None) -> None:
-        coefficients = network.coefficients()
         chunks = partition([network.neurons_of(output) for output in range(network.out_features)])
         groups = [network.neurons_of(output) for output in range(network.out_features)]
-        self._largest = np.array([np.abs(coefficients[first:last]).max() for first, last in groups])
+        self._largest = np.zeros(len(groups))
+        if network.store == "array":
+            network.coefficients()  # refuses readouts that couple outputs
         self.outputs = np.tile(network.silent_outputs(), (self._inputs.shape[0], 1))
         self._chunks: list[CertifiedChunk] = []
 
         def open_chunk(chunk: Chunk, radius: np.ndarray | None) -> tuple[CertifiedChunk, np.ndarray]:
-            own = coefficients[chunk.rows]
-            pattern, certificates, outputs = self._scan(chunk, own, iter([self._base[chunk.rows]]), radius, idle=False)
+            own = network.coefficients(chunk.first, chunk.last)
+            pattern, certificates, outputs = self._scan(chunk, own, self._initial_blocks(chunk), radius, idle=False)
             alive = np.flatnonzero(pattern.counts).astype(np.int32)
             counts, start = pattern.counts[alive], pattern.start[:-1][alive]
             held = CertifiedChunk(
@@ -230,9 +234,39 @@ class CertificateTracking(Tracking):
                 lambda chunk: open_chunk(chunk, radius[chunk.output]), chunks, self._threads
             ):
                 self._chunks.append(held)
-                self.outputs[:, held.chunk.output] += outputs
+                output, largest = held.chunk.output, np.abs(held.coefficients).max(initial=0)
+                self.outputs[:, output] += outputs
+                self._largest[output] = max(self._largest[output], float(largest))
         self._passes += 1
-        self._evaluated += self._base.shape[0] * self._inputs.shape[0]
+        self._evaluated += network.width * self._inputs.shape[0]
+
+    def _initial_blocks(self, chunk: Chunk) -> Iterator[Float[np.ndarray, "rows d"]]:
+        """Weights of a chunk at the start, block by block."""
+        size = chunk.last - chunk.first if self._network.store == "array" else _DRAWN
+        out = None if self._network.store == "array" else np.empty((size, self._inputs.shape[1]), self._dtype)
+        for first in range(chunk.first, chunk.last, size):
+            last = min(first + size, chunk.last)
+            yield self._network.rows(first, last, None if out is None else out[: last - first])
+
+    def _initial_rows(self, chunk: CertifiedChunk, slots: np.ndarray) -> Float[np.ndarray, "s d"]:
+        """Weights of slots at the start."""
+        neurons = chunk.neurons[slots]
+        if neurons.size == 0:
+            return np.empty((0, self._inputs.shape[1]), self._dtype)
+        low = int(neurons.min())
+        return self._network.rows(chunk.chunk.first + low, chunk.chunk.first + int(neurons.max()) + 1)[neurons - low]
+
+    def _spans(self, chunk: CertifiedChunk, slots: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, int]]:
+        """Ranges of slots with their initial weights: all at once, or where `slots` are, drawn anew."""
+        if self._network.store == "array":
+            yield 0, chunk.neurons.size, self._network.rows(chunk.chunk.first, chunk.chunk.last), 0
+            return
+        size = chunk.chunk.last - chunk.chunk.first
+        for block in np.unique(chunk.neurons[slots] // _DRAWN):
+            first, last = int(block) * _DRAWN, min((int(block) + 1) * _DRAWN, size)
+            low, high = np.searchsorted(chunk.neurons, [first, last])
+            rows = self._network.rows(chunk.chunk.first + first, chunk.chunk.first + last)
+            yield int(low), int(high), rows, first
 
     def _scan(
         self,
@@ -247,7 +281,7 @@ class CertificateTracking(Tracking):
         """Fire rows, certificates and outputs of neurons whose weights come block by block."""
         samples, limit = self._inputs.shape[0], (self._inputs.shape[0] + 31) // 32
         size, rows = coefficients.size, min(block_rows(self._inputs.shape[0]), coefficients.size)
-        z = np.empty((rows, samples), self._base.dtype)
+        z = np.empty((rows, samples), self._dtype)
         words, scratch = np.empty(rows * limit, np.uint32), np.empty((2, samples + 1), np.int32)
         radius = np.empty(0, np.float32) if radius is None else radius.astype(np.float32)
         most = rows * samples if radius.size else 0
@@ -262,7 +296,7 @@ class CertificateTracking(Tracking):
                 block = given[low : low + rows]
                 last = first + block.shape[0]
                 values = z[: last - first]
-                np.matmul(block.astype(self._base.dtype, copy=False), self._inputs.T, out=values)
+                np.matmul(block.astype(self._dtype, copy=False), self._inputs.T, out=values)
                 block_start = np.empty(last - first + 1, np.int64)
                 pairs = kernels.pass_block(
                     values, block, self._inputs64, self._threshold, self._tolerance, self._floor,
@@ -474,24 +508,30 @@ class CertificateTracking(Tracking):
         scale: float,
     ) -> tuple[_Found, int]:
         held, corrections = chunk.certificates, chunk.corrections
-        size, slots = held.used, chunk.neurons.size
+        highest = bound.max(axis=1)
+        opened = np.flatnonzero(highest[chunk.bucket] + (drift if drift.size else 0) >= held.soonest)
+        size = int(held.count[opened].sum(dtype=np.int64))
         position, due = np.empty(size, np.int64), np.empty(size, np.float32)
-        touched, soonest = np.empty(slots, np.int32), np.empty(slots, np.float32)
-        flips = (np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.bool_))
+        touched, soonest = np.empty(opened.size, np.int32), np.empty(opened.size, np.float32)
+        pairs = (np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.bool_))
         values = (np.empty(size), np.empty(size))
-        expired, visited, flipped, evaluated = kernels.look_at_certificates(
-            0, slots, held.start, held.count, held.soonest, held.sample, held.due, chunk.neurons,
-            self._base[chunk.chunk.rows], 0, chunk.coefficients, chunk.counts, chunk.start, chunk.words, chunk.bucket,
-            drift, bound, bound.max(axis=1), step, change, collected, corrections.head, corrections.following,
-            corrections.sample, corrections.value, scale, self._kappa, self._inputs64, self._threshold, position, due,
-            touched, soonest, *flips, *values,
-        )  # fmt: skip
-        found = _Found(
-            ChunkFlips(*(array[:flipped].copy() for array in (*flips, *values))).ordered(),
+        expired = visited = flipped = evaluated = 0
+        for low, high, base, base_first in self._spans(chunk, opened):
+            found = kernels.look_at_certificates(
+                low, high, held.start, held.count, held.soonest, held.sample, held.due, chunk.neurons, base, base_first,
+                chunk.coefficients, chunk.counts, chunk.start, chunk.words, chunk.bucket, drift, bound, highest, step,
+                change, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
+                scale, self._kappa, self._inputs64, self._threshold, position[expired:], due[expired:],
+                touched[visited:], soonest[visited:], *(array[flipped:] for array in (*pairs, *values)),
+            )  # fmt: skip
+            expired, visited, flipped, evaluated = (
+                have + more for have, more in zip((expired, visited, flipped, evaluated), found, strict=True)
+            )
+        return _Found(
+            ChunkFlips(*(array[:flipped].copy() for array in (*pairs, *values))).ordered(),
             position[:expired].copy(), due[:expired].copy(), touched[:visited].copy(), soonest[:visited].copy(),
             np.empty(0, np.int32),
-        )  # fmt: skip
-        return found, evaluated
+        ), evaluated  # fmt: skip
 
     def _look_at(
         self, chunk: CertifiedChunk, slots: np.ndarray, collected: np.ndarray, scale: np.ndarray, level: np.ndarray
@@ -543,24 +583,25 @@ class CertificateTracking(Tracking):
     ) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
         """z of pairs, those of a slot together, and how far it is from the one at the start."""
         z, y, corrections = np.empty(slots.size), np.empty(slots.size), chunk.corrections
-        kernels.exact_pairs(
-            slots, samples, chunk.neurons, self._base[chunk.chunk.rows], 0, chunk.coefficients, chunk.counts,
-            chunk.start, chunk.words, collected, corrections.head, corrections.following, corrections.sample,
-            corrections.value, scale, self._inputs64, z, y,
-        )  # fmt: skip
+        for low, high, base, base_first in self._spans(chunk, slots):
+            part = slice(*np.searchsorted(slots, [low, high]))
+            kernels.exact_pairs(
+                slots[part], samples[part], chunk.neurons, base, base_first, chunk.coefficients, chunk.counts,
+                chunk.start, chunk.words, collected, corrections.head, corrections.following, corrections.sample,
+                corrections.value, scale, self._inputs64, z[part], y[part],
+            )  # fmt: skip
         return z, y
 
     def _weights(
         self, chunk: CertifiedChunk, slots: np.ndarray, collected: np.ndarray, scale: float
     ) -> Iterator[Float[np.ndarray, "rows d"]]:
         """Weights of slots in float64, block by block."""
-        base, corrections = self._base[chunk.chunk.rows], chunk.corrections
-        rows = block_rows(self._inputs.shape[0])
+        corrections, rows = chunk.corrections, block_rows(self._inputs.shape[0])
         for first in range(0, slots.size, rows):
             block = slots[first : first + rows]
             out = np.empty((block.size, self._inputs.shape[1]))
             kernels.materialize(
-                block, base[chunk.neurons[block]], chunk.coefficients, chunk.counts, chunk.start, chunk.words,
+                block, self._initial_rows(chunk, block), chunk.coefficients, chunk.counts, chunk.start, chunk.words,
                 collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
                 self._inputs64, out,
             )  # fmt: skip
@@ -624,7 +665,7 @@ class CertificateTracking(Tracking):
 
     def _ready_for(self, change: np.ndarray) -> bool:
         """True when a window covers the step; opens one where steps have become small and steady."""
-        if self._radius is None:
+        if self._radius is None or self._network.store != "array":
             return False
         if self._window is not None:
             if self._fits(change):
@@ -741,7 +782,8 @@ class CertificateTracking(Tracking):
             # What is due soon is looked at along with it.
             found, flipped = kernels.look_at_candidates(
                 own.slots, own.samples, own.fires, own.rate, own.due, float(path[output]),
-                float(now + 0.1 * (now - own.next_due)), chunk.neurons, self._base[chunk.chunk.rows], 0,
+                float(now + 0.1 * (now - own.next_due)), chunk.neurons,
+                self._network.rows(chunk.chunk.first, chunk.chunk.last), 0,
                 chunk.coefficients, chunk.counts, chunk.start, chunk.words, collected[output], corrections.head,
                 corrections.following, corrections.sample, corrections.value, float(self._scale[output]),
                 self._inputs64, self._threshold, position, due, flips, z, y,
@@ -796,7 +838,7 @@ class CertificateTracking(Tracking):
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Stochastic steps in windows: a step costs b n operations, whatever the width (this project)."""
-        if minibatches.shrinks:
+        if minibatches.shrinks or self._network.store != "array":
             return super().descend(minibatches, gram)
         flips, step, done = 0, 0, 0
         while step < len(minibatches):
@@ -946,11 +988,10 @@ class CertificateTracking(Tracking):
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
         def write(chunk: CertifiedChunk) -> None:
-            target = out[chunk.chunk.rows]
-            if out is not self._base:
-                target[...] = self._base[chunk.chunk.rows]
-            output, first = chunk.chunk.output, 0
+            target, output, first = out[chunk.chunk.rows], chunk.chunk.output, 0
             slots = np.arange(chunk.neurons.size, dtype=np.int32)
+            if not np.shares_memory(out, self._network.rows(0, 1)):
+                self._network.rows(chunk.chunk.first, chunk.chunk.last, target)
             for block in self._weights(chunk, slots, self._collected[output], float(self._scale[output])):
                 target[chunk.neurons[first : first + block.shape[0]]] = block
                 first += block.shape[0]
@@ -958,17 +999,34 @@ class CertificateTracking(Tracking):
         for _ in ordered_map(write, self._chunks, self._threads):
             pass
 
+    def _delta(self) -> CertificateDelta:
+        return CertificateDelta(
+            tuple(self._chunks), self._collected, self._scale, self._inputs64, before=self._network.delta
+        )
+
     @contextmanager
     def materialized(self) -> Iterator[None]:
-        initial = self._base.copy()
-        self.write_weights(self._base)
+        network = self._network
+        if network.store == "regenerate":
+            before, network.delta = network.delta, self._delta()
+            try:
+                yield
+            finally:
+                network.delta = before
+            return
+        own = network.rows(0, network.width)
+        initial = own.copy()
+        self.write_weights(own)
         try:
             yield
         finally:
-            self._base[...] = initial
+            own[...] = initial
 
     def finish(self) -> None:
-        self.write_weights(self._base)
+        if self._network.store == "regenerate":
+            self._network.delta = self._delta()
+        else:
+            self.write_weights(self._network.rows(0, self._network.width))
 
     def state(self) -> dict[str, np.ndarray]:
         arrays: dict[str, list[np.ndarray]] = {}

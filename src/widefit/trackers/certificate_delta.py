@@ -1,0 +1,63 @@
+"""W − W₀ of a network that the certificate tracker has trained, without W."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.kernels import certificate as kernels
+from widefit.nn import Delta
+from widefit.trackers.certified_chunk import CertifiedChunk
+
+# Slots whose displacement is summed at a time.
+_SLOTS = 1024
+
+
+@dataclass(frozen=True)
+class CertificateDelta:
+    """W − W₀ = −diag(c) (S ∘ G + P ê) X, summed up whenever rows are asked for: k_r d operations a neuron.
+
+    Attributes
+    ----------
+    chunks
+        Fire rows and corrections, which must not change any more.
+    collected, scale
+        G and P.
+    inputs
+        X, float64.
+    before
+        What the run began with.
+    """
+
+    chunks: tuple[CertifiedChunk, ...]
+    collected: Float[np.ndarray, "k n"]
+    scale: Float[np.ndarray, " k"]
+    inputs: Float[np.ndarray, "n d"]
+    before: Delta | None = None
+
+    def add_to(self, first: int, last: int, rows: Float[np.ndarray, "rows d"]) -> None:
+        """rows += (W − W₀) of neurons `first` to `last`."""
+        if self.before is not None:
+            self.before.add_to(first, last, rows)
+        for chunk in self.chunks:
+            origin = chunk.chunk.first
+            if chunk.chunk.last <= first or origin >= last:
+                continue
+            low, high = np.searchsorted(chunk.neurons, [first - origin, last - origin])
+            for start in range(int(low), int(high), _SLOTS):
+                slots = np.arange(start, min(start + _SLOTS, int(high)), dtype=np.int32)
+                moved = np.empty((slots.size, rows.shape[1]))
+                corrections, output = chunk.corrections, chunk.chunk.output
+                kernels.materialize(
+                    slots, np.zeros((slots.size, rows.shape[1]), rows.dtype), chunk.coefficients, chunk.counts,
+                    chunk.start, chunk.words, self.collected[output], corrections.head, corrections.following,
+                    corrections.sample, corrections.value, float(self.scale[output]), self.inputs, moved,
+                )  # fmt: skip
+                rows[chunk.neurons[slots] + (origin - first)] += moved
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything it is made of, as arrays."""
+        out = {"collected": self.collected, "scale": self.scale, "inputs": self.inputs}
+        for index, chunk in enumerate(self.chunks):
+            out |= {f"{index}.{name}": array for name, array in chunk.state().items()}
+        return out
