@@ -3,15 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.gram.jacobian import Jacobian
+from widefit.gram.jacobian import FunctionJacobian, Jacobian
 from widefit.gram.khatri_rao import FactorCost
+from widefit.gram.traced import TracedJacobian
 from widefit.history import History, StepInfo
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
@@ -20,11 +21,14 @@ from widefit.optim.modules import check_module
 from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
 from widefit.optim.system import Block, Expansion, Residual, System, check_data
+from widefit.optim.tracing import Trace, Untraceable
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9
+# Residual functions whose layers are remembered.
+_TRACES = 16
 
 
 @dataclass
@@ -125,6 +129,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
         self._preconditioner: Preconditioner | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
+        self._traces: dict[tuple[Any, ...], Trace | None] = {}
         self._checked = False
         self._names()
 
@@ -242,15 +247,37 @@ class GaussNewton(torch.optim.Optimizer):
         if plan.jacobian == "factors":
             jacobian = system.factored(parameters, expansion)
         else:
-            jacobian = system.jacobian(parameters, expansion, plan.row_bytes, scale)
+            made = self._traced(system, parameters, expansion, plan) if scale is None else None
+            if made is None:
+                made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
             if plan.solver == "svd":
-                return Spectral(jacobian.dense(), residual)
-            if plan.jacobian == "dense":
-                jacobian = jacobian.dense()
+                return Spectral(made.dense(), residual)
+            stored = plan.jacobian == "dense" and (plan.solver == "primal" or isinstance(made, FunctionJacobian))
+            jacobian = made.dense() if stored else made
+            if isinstance(jacobian, TracedJacobian):
+                self.plan = plan = replace(plan, jacobian="traced")
         solver = solver or named_solver(plan.solver, self.seed)
         if plan.solver == "primal":
             return Primal(jacobian, solver)
         return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)
+
+    def _traced(
+        self, system: System, parameters: dict[str, Tensor], expansion: Expansion, plan: StepPlan
+    ) -> TracedJacobian | None:
+        """J̃ from layer inputs and signals, None where residuals do not allow it; found out once for every function."""
+        if system.sources is None:
+            return None
+        key = (system.sources, tuple(parameters))
+        if key not in self._traces:
+            if len(self._traces) >= _TRACES:
+                self._traces.clear()
+            self._traces[key] = system.trace(parameters)
+        trace = self._traces[key]
+        try:
+            return None if trace is None else system.traced(parameters, expansion, trace, plan.row_bytes)
+        except Untraceable:  # the function goes another way now
+            self._traces[key] = None
+            return None
 
     def _factor_cost(self, system: System, parameters: dict[str, Tensor]) -> FactorCost | None:
         """Asked once for every shape of a sample and choice of parameters."""
