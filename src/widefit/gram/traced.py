@@ -198,7 +198,8 @@ class TracedJacobian(Jacobian):
             wide, reach = self.parameters[name].shape
             step = max(1, _COLUMNS // reach)
             for start in range(0, wide, step):
-                yield torch.cat([self._weight_columns(b, name, slice(start, min(start + step, wide))) for b in self.blocks])
+                here = slice(start, min(start + step, wide))
+                yield torch.cat([self._weight_columns(block, name, here) for block in self.blocks])
         for name in self.sizes:
             if any(name == bias for block in self.blocks for _, bias in block.layers) or any(
                 name in block.stored for block in self.blocks

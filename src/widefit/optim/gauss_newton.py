@@ -21,14 +21,14 @@ from widefit.optim.modules import check_module
 from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
 from widefit.optim.system import Block, Expansion, Residual, System, check_data
-from widefit.optim.tracing import Trace, Untraceable
+from widefit.optim.tracing import Traces
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9
-# Residual functions whose layers are remembered.
-_TRACES = 16
+# So many times fewer residuals than parameters are few: a batch of them says little about the others.
+_FEW = 10
 
 
 @dataclass
@@ -129,7 +129,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
         self._preconditioner: Preconditioner | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
-        self._traces: dict[tuple[Any, ...], Trace | None] = {}
+        self._traces = Traces()
         self._checked = False
         self._names()
 
@@ -218,6 +218,7 @@ class GaussNewton(torch.optim.Optimizer):
             rate=rate,
             momentum=self._previous_step(curvature, changes),
             max_norm=self.max_norm,
+            fresh=changes and _FEW * len(expansion.residual) < len(flat),
         )
         outcome = search.run(self._memory.level, fixed=self.damping != "auto")
         self._preconditioner = curvature.preconditioner
@@ -247,7 +248,7 @@ class GaussNewton(torch.optim.Optimizer):
         if plan.jacobian == "factors":
             jacobian = system.factored(parameters, expansion)
         else:
-            made = self._traced(system, parameters, expansion, plan) if scale is None else None
+            made = system.traced(parameters, expansion, self._traces, plan.row_bytes) if scale is None else None
             if made is None:
                 made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
             if plan.solver == "svd":
@@ -260,24 +261,6 @@ class GaussNewton(torch.optim.Optimizer):
         if plan.solver == "primal":
             return Primal(jacobian, solver)
         return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)
-
-    def _traced(
-        self, system: System, parameters: dict[str, Tensor], expansion: Expansion, plan: StepPlan
-    ) -> TracedJacobian | None:
-        """J̃ from layer inputs and signals, None where residuals do not allow it; found out once for every function."""
-        if system.sources is None:
-            return None
-        key = (system.sources, tuple(parameters))
-        if key not in self._traces:
-            if len(self._traces) >= _TRACES:
-                self._traces.clear()
-            self._traces[key] = system.trace(parameters)
-        trace = self._traces[key]
-        try:
-            return None if trace is None else system.traced(parameters, expansion, trace, plan.row_bytes)
-        except Untraceable:  # the function goes another way now
-            self._traces[key] = None
-            return None
 
     def _factor_cost(self, system: System, parameters: dict[str, Tensor]) -> FactorCost | None:
         """Asked once for every shape of a sample and choice of parameters."""

@@ -13,7 +13,7 @@ from widefit.gram.jacobian import FunctionJacobian, PerSample
 from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
 from widefit.gram.traced import TracedJacobian
 from widefit.optim.losses import HalfSquare, LocalLeastSquares, OutputLoss
-from widefit.optim.tracing import Trace, trace_system, traced_jacobian
+from widefit.optim.tracing import Traces
 
 
 class Residual:
@@ -179,16 +179,14 @@ class System:
             for block in self.blocks
         )
 
-    def trace(self, parameters: dict[str, Tensor]) -> Trace | None:
-        """The calls of linear layers that J can be made from; None where it cannot."""
-        return trace_system([block.outputs for block in self.blocks], parameters)
-
     def traced(
-        self, parameters: dict[str, Tensor], expansion: Expansion, trace: Trace, row_bytes: int
-    ) -> TracedJacobian:
-        """J̃ from layer inputs and backward signals."""
+        self, parameters: dict[str, Tensor], expansion: Expansion, traces: Traces, row_bytes: int
+    ) -> TracedJacobian | None:
+        """J̃ from layer inputs and backward signals; None where it cannot be made from them."""
+        if self.sources is None:
+            return None
         functions = [block.outputs for block in self.blocks]
-        return traced_jacobian(functions, expansion.roots, parameters, trace, row_bytes)
+        return traces.jacobian(self.sources, functions, expansion.roots, parameters, row_bytes)
 
     def jacobian(
         self,

@@ -1,5 +1,6 @@
-"""Layer inputs and backward signals of residual functions: what J is made of where only linear layers hold parameters."""
+"""Layer inputs and backward signals of residual functions: J where linear layers hold the parameters."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,15 +17,27 @@ from widefit.gram.traced import LayerRows, TracedBlock, TracedJacobian
 from widefit.pinn.jets import Jet
 
 Key = tuple[str | None, str | None]
+# Systems of residual functions that are remembered.
+_REMEMBERED = 16
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """A residual whose derivative by the parameters is not made of layer inputs and signals."""
 
 
 @dataclass(frozen=True)
 class CallShape:
-    """One call of a linear layer for one sample: its parameters, its positions, what the bias is multiplied by there."""
+    """One call of a linear layer for one sample.
+
+    Attributes
+    ----------
+    key
+        Names of its weight and bias.
+    positions, wide
+        Rows and columns of what it gives.
+    values
+        How many of the rows, the first ones, are values; the others are derivatives, which know no bias.
+    """
 
     key: Key
     positions: int
@@ -55,11 +68,12 @@ class _Recorder(TorchFunctionMode):
         return output
 
     def _note(self, key: Key, given: Any, output: Any) -> Any:
-        if maybe_current_level() != self.level:  # within a transform that differentiates: the layer is used backward too
-            raise Untraceable("a layer within a transform")
+        # Within a transform that differentiates, the layer is used backward too, which is not seen here.
+        if maybe_current_level() != self.level:
+            raise UntraceableError("a layer within a transform")
         rows, result = (given.rows, output.rows) if isinstance(output, Jet) else (given, output)
         if isinstance(output, Jet) != isinstance(given, Jet):
-            raise Untraceable("a layer whose weight depends on the point")
+            raise UntraceableError("a layer whose weight depends on the point")
         flat = rows.reshape(-1, rows.shape[-1])
         values = len(flat) // len(rows) if isinstance(output, Jet) else len(flat)
         self.calls.append(CallShape(key, len(flat), result.shape[-1], values))
@@ -75,7 +89,7 @@ def trace_calls(function: PerSample, parameters: dict[str, Tensor]) -> list[Call
 
     Raises
     ------
-    Untraceable
+    UntraceableError
         Layers are called within a transform of the residual's own.
     """
     recorder = _Recorder({id(tensor): name for name, tensor in parameters.items()})
@@ -97,7 +111,7 @@ def traced_block(
         with recorder:
             outputs = function.function(parameters, *sample)
         if recorder.calls != calls:
-            raise Untraceable("samples that call different layers")
+            raise UntraceableError("samples that call different layers")
         return outputs, recorder.inputs
 
     with torch.enable_grad():
@@ -139,6 +153,42 @@ def _signals(outputs: Float[Tensor, "n k"], probes: list[Tensor], root: Float[Te
 Trace = list[list[CallShape]]
 
 
+class Traces:
+    """What was found out about systems of residual functions, once for each."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Trace | None] = {}
+
+    def jacobian(
+        self,
+        key: Hashable,
+        functions: list[PerSample],
+        roots: list[Float[Tensor, "..."]],
+        parameters: dict[str, Tensor],
+        row_bytes: int,
+    ) -> TracedJacobian | None:
+        """J̃ from layer inputs and signals; None where the functions do not allow it.
+
+        Parameters
+        ----------
+        key
+            Tells one system from another.
+        functions, roots, parameters, row_bytes
+            As for `FunctionJacobian`.
+        """
+        key = (key, tuple(parameters))
+        if key not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = trace_system(functions, parameters)
+        trace = self._known[key]
+        try:
+            return None if trace is None else traced_jacobian(functions, roots, parameters, trace, row_bytes)
+        except UntraceableError:  # a function goes another way now
+            self._known[key] = None
+            return None
+
+
 def trace_system(functions: list[PerSample], parameters: dict[str, Tensor]) -> Trace | None:
     """The calls of every block, compared with autograd on its first two samples; None where they do not tell all.
 
@@ -152,7 +202,7 @@ def trace_system(functions: list[PerSample], parameters: dict[str, Tensor]) -> T
             return None
         one = torch.ones((), dtype=next(iter(parameters.values())).dtype)
         traced = traced_jacobian(few, [one] * len(few), parameters, trace, 1 << 62)
-    except Untraceable:
+    except UntraceableError:
         return None
     outputs = [block.outputs for block in traced.blocks]
     expected = FunctionJacobian(few, [one] * len(few), outputs, parameters, 1 << 62).dense().matrix
@@ -172,7 +222,7 @@ def traced_jacobian(
 
     Raises
     ------
-    Untraceable
+    UntraceableError
         The calls are others now.
     """
     covered = _covered(trace)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
-from widefit.pinn.jets import Jet, Unsupported, propagate
+from widefit.pinn.jets import Jet, UnsupportedError, propagate
 
 # Up to so many coordinates a gradient is taken forward, along each of them.
 _FORWARD = 8
@@ -84,8 +84,8 @@ def derivative(
 def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, "*k"]:
     """Σᵢ ∂²u/∂xᵢ² of every output.
 
-    One forward pass of jets where the network allows it; otherwise one output is differentiated backward once and forward
-    d times, several are differentiated forward twice.
+    One forward pass of jets where the network allows it; otherwise one output is differentiated backward once and
+    forward d times, several are differentiated forward twice.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def _units(point: Tensor) -> Float[Tensor, "d d"]:
 
 def _check_point(point: Tensor) -> None:
     if isinstance(point, Jet):  # a derivative of a derivative: the outer one is taken by torch's transforms
-        raise Unsupported("a derivative")
+        raise UnsupportedError("a derivative")
     if point.ndim != 1:
         raise ValueError(
             f"derivatives are taken at ONE point of shape (d,), got {tuple(point.shape)}; the optimizer vectorizes "

@@ -1,7 +1,7 @@
 """Jets: a value with its first derivatives along some directions and the sum of its second ones, in one forward pass.
 
-A jet goes through a network in place of a point. Every operation that it meets either has a rule here or ends the attempt, and
-the derivatives are then taken by torch's own transforms: the same numbers, several times slower.
+A jet goes through a network in place of a point. Every operation that it meets either has a rule here or ends the
+attempt, and the derivatives are then taken by torch's own transforms: the same numbers, several times slower.
 (Forward Laplacian: Li et al., arXiv 2307.08214, for any network made of the operations below.)
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional
 Rule = Callable[..., Any]
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """An operation without a rule for jets."""
 
 
@@ -95,10 +95,10 @@ class Jet:
         return partial(rule, self)
 
     def __bool__(self) -> bool:
-        raise Unsupported("the truth of a jet")
+        raise UnsupportedError("the truth of a jet")
 
     def __eq__(self, other: object) -> bool:
-        raise Unsupported("a comparison of jets")
+        raise UnsupportedError("a comparison of jets")
 
     def __neg__(self) -> "Jet":
         return Jet(-self.rows, self.second)
@@ -138,7 +138,7 @@ class Jet:
     def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         rule = RULES.get(function)
         if rule is None:
-            raise Unsupported(getattr(function, "__name__", str(function)))
+            raise UnsupportedError(getattr(function, "__name__", str(function)))
         return rule(*args, **(kwargs or {}))
 
 
@@ -149,7 +149,8 @@ def propagate(
     rows = [point[None], directions, torch.zeros_like(point)[None]]
     try:
         found = network(Jet(torch.cat(rows if second else rows[:2]), second))
-    except Exception:  # A network may refuse a jet in any way it likes; torch's transforms then answer, or raise what is wrong.
+    except Exception:
+        # A network may refuse a jet in any way it likes: torch's transforms then answer, or raise what is wrong.
         return None
     return found if isinstance(found, Jet) else None
 
@@ -188,13 +189,13 @@ def multiply(a: Any, b: Any) -> Jet:
 
 def divide(a: Any, b: Any, *, rounding_mode: None = None) -> Jet:
     if rounding_mode is not None:
-        raise Unsupported("a rounded quotient")
+        raise UnsupportedError("a rounded quotient")
     return multiply(a, 1 / b if not isinstance(b, Jet) else _elementwise(_reciprocal, b))
 
 
 def power(a: Any, exponent: Any) -> Jet:
     if not isinstance(a, Jet) or not isinstance(exponent, int | float):
-        raise Unsupported("a power that is not a number")
+        raise UnsupportedError("a power that is not a number")
     if exponent == 1:
         return a
     return _elementwise(partial(_power, exponent=exponent), a)
@@ -202,7 +203,7 @@ def power(a: Any, exponent: Any) -> Jet:
 
 def linear(given: Any, weight: Tensor, bias: Tensor | None = None) -> Jet:
     if not isinstance(given, Jet) or isinstance(weight, Jet) or isinstance(bias, Jet):
-        raise Unsupported("a layer whose weight is a jet")
+        raise UnsupportedError("a layer whose weight is a jet")
     rows = functional.linear(given.rows, weight)
     if bias is not None:
         only_value = torch.zeros(len(rows), *(1,) * given.ndim, dtype=rows.dtype, device=rows.device)
@@ -213,7 +214,7 @@ def linear(given: Any, weight: Tensor, bias: Tensor | None = None) -> Jet:
 
 def matrix_product(a: Any, b: Any) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
-        raise Unsupported("a product of two jets of matrices")
+        raise UnsupportedError("a product of two jets of matrices")
     if isinstance(a, Jet):
         return Jet(vmap(torch.matmul, in_dims=(0, None))(a.rows, b), a.second)
     return Jet(vmap(torch.matmul, in_dims=(None, 0))(a, b.rows), b.second)
@@ -234,21 +235,21 @@ def _constant(tensor: Tensor, like: Jet) -> Tensor:
 
 def _common(a: Jet, b: Jet) -> bool:
     if a.second != b.second or len(a.rows) != len(b.rows):
-        raise Unsupported("jets of different kinds in one operation")
+        raise UnsupportedError("jets of different kinds in one operation")
     return a.second
 
 
 def _linear_rule(function: Callable[..., Tensor], jet: Any, *args: Any, **options: Any) -> Jet:
     """For functions that are linear in their first argument and take no other jet."""
     if not isinstance(jet, Jet) or any(isinstance(value, Jet) for value in (*args, *options.values())):
-        raise Unsupported(function.__name__)
+        raise UnsupportedError(function.__name__)
     return Jet(vmap(lambda row: function(row, *args, **options))(jet.rows), jet.second)
 
 
 def _elementwise(derivatives: Callable[..., tuple[Tensor, Tensor, Tensor | float]], jet: Any, **options: Any) -> Jet:
     """φ(v), φ′ ∂v and φ′ Σ∂²v + φ″ Σ(∂v)²; `derivatives` gives φ, φ′ and φ″."""
     if options.pop("inplace", False):
-        raise Unsupported("an operation in place")
+        raise UnsupportedError("an operation in place")
     value, first, second = jet.split_rows()
     here, slope, bend = derivatives(value, **options)
     rows = [here, slope * first]
@@ -283,7 +284,7 @@ def _softplus(v: Tensor, beta: float = 1, threshold: float = 20) -> tuple[Tensor
 
 def _gelu(v: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor, Tensor]:
     if approximate != "none":
-        raise Unsupported("the approximate gelu")
+        raise UnsupportedError("the approximate gelu")
     density = torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
     below = 0.5 * (1 + torch.erf(v / math.sqrt(2)))
     return v * below, below + v * density, (2 - v * v) * density
@@ -340,7 +341,8 @@ def _rules() -> dict[Any, Rule]:
         "add": add, "__add__": add, "__radd__": add, "sub": subtract, "subtract": subtract, "__sub__": subtract,
         "__rsub__": lambda a, b: subtract(b, a), "rsub": lambda a, b, *, alpha=1: subtract(b, a, alpha=alpha),
         "mul": multiply, "multiply": multiply, "__mul__": multiply, "__rmul__": multiply,
-        "div": divide, "divide": divide, "true_divide": divide, "__truediv__": divide, "__rtruediv__": lambda a, b: divide(b, a),
+        "div": divide, "divide": divide, "true_divide": divide, "__truediv__": divide,
+        "__rtruediv__": lambda a, b: divide(b, a),
         "neg": lambda a: -a, "pow": power, "__pow__": power, "linear": linear,
         "matmul": matrix_product, "__matmul__": matrix_product, "__rmatmul__": lambda a, b: matrix_product(b, a),
         "__getitem__": lambda jet, index: jet[index],
