@@ -28,7 +28,7 @@ from widefit.solvers.base import Preconditioner
 # μ where every step sees other data.
 _MOMENTUM = 0.9
 # So many times fewer residuals than parameters are few: a batch of them says little about the others.
-_FEW = 10
+_FEW = 5
 
 
 @dataclass
