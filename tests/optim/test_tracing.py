@@ -62,7 +62,7 @@ def test_agrees_with_reverse_differentiation(case: str) -> None:
     problem, parameters = CASES[case]()
     expansion = problem.expand(problem.outputs(parameters))
     expected = problem.jacobian(parameters, expansion, 10**9).dense().matrix
-    jacobian = problem.traced(parameters, expansion, Traces(), row_bytes=3 * 8 * expected.shape[1] * 4)
+    jacobian = problem.traced(parameters, expansion, Traces(), 3 * 8 * expected.shape[1] * 4, 10**9)
     assert jacobian is not None
     u, v = torch.randn(len(expected), dtype=torch.float64), torch.randn(expected.shape[1], dtype=torch.float64)
     chosen = torch.randperm(len(expected))[: max(1, len(expected) // 2)]
@@ -113,7 +113,7 @@ class Mostly(nn.Module):
 )  # fmt: skip
 def test_not_offered_where_it_would_be_wrong(make, function) -> None:
     problem, parameters = system(make(), function)
-    assert problem.traced(parameters, problem.expand(problem.outputs(parameters)), Traces(), 10**9) is None
+    assert problem.traced(parameters, problem.expand(problem.outputs(parameters)), Traces(), 10**9, 10**9) is None
 
 
 def test_a_function_that_changes_its_ways_is_differentiated_again() -> None:
@@ -130,6 +130,13 @@ def test_a_function_that_changes_its_ways_is_differentiated_again() -> None:
     hidden[0] = True
     assert optimizer.step(x).accepted
     assert optimizer.plan.jacobian == "dense"
+
+
+def test_not_offered_where_memory_is_short() -> None:
+    problem, parameters = system(mlp(2, 50, 1), plain, count=200)
+    expansion, traces = problem.expand(problem.outputs(parameters)), Traces()
+    assert problem.traced(parameters, expansion, traces, 10**6, 10**5) is None
+    assert problem.traced(parameters, expansion, traces, 10**6, 10**7) is not None
 
 
 @pytest.mark.parametrize("solver", ["svd", "primal", "cholesky", "cg", "sketched-cg", "nystrom-cg"])

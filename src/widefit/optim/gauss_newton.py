@@ -248,7 +248,9 @@ class GaussNewton(torch.optim.Optimizer):
         if plan.jacobian == "factors":
             jacobian = system.factored(parameters, expansion)
         else:
-            made = system.traced(parameters, expansion, self._traces, plan.row_bytes) if scale is None else None
+            made = None
+            if scale is None:
+                made = system.traced(parameters, expansion, self._traces, plan.row_bytes, free // 2)
             if made is None:
                 made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
             if plan.solver == "svd":

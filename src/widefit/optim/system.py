@@ -180,13 +180,13 @@ class System:
         )
 
     def traced(
-        self, parameters: dict[str, Tensor], expansion: Expansion, traces: Traces, row_bytes: int
+        self, parameters: dict[str, Tensor], expansion: Expansion, traces: Traces, row_bytes: int, free: int
     ) -> TracedJacobian | None:
-        """J̃ from layer inputs and backward signals; None where it cannot be made from them."""
+        """J̃ from layer inputs and backward signals; None where it cannot be made from them in `free` bytes."""
         if self.sources is None:
             return None
         functions = [block.outputs for block in self.blocks]
-        return traces.jacobian(self.sources, functions, expansion.roots, parameters, row_bytes)
+        return traces.jacobian(self.sources, functions, expansion.roots, parameters, row_bytes, free)
 
     def jacobian(
         self,

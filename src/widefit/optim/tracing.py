@@ -33,14 +33,15 @@ class CallShape:
     ----------
     key
         Names of its weight and bias.
-    positions, wide
-        Rows and columns of what it gives.
+    positions, reach, wide
+        Rows of what it takes and gives, and their columns.
     values
         How many of the rows, the first ones, are values; the others are derivatives, which know no bias.
     """
 
     key: Key
     positions: int
+    reach: int
     wide: int
     values: int
 
@@ -61,8 +62,9 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is functional.linear:
-            given, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
-            key = self.names.get(id(weight)), self.names.get(id(bias))
+            named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            given = named["input"]
+            key = self.names.get(id(named["weight"])), self.names.get(id(named.get("bias")))
             if key != (None, None):
                 return self._note(key, given, output)
         return output
@@ -76,7 +78,7 @@ class _Recorder(TorchFunctionMode):
             raise UntraceableError("a layer whose weight depends on the point")
         flat = rows.reshape(-1, rows.shape[-1])
         values = len(flat) // len(rows) if isinstance(output, Jet) else len(flat)
-        self.calls.append(CallShape(key, len(flat), result.shape[-1], values))
+        self.calls.append(CallShape(key, len(flat), flat.shape[1], result.shape[-1], values))
         self.inputs.append(flat)
         if self.probes is None:
             return output
@@ -166,8 +168,9 @@ class Traces:
         roots: list[Float[Tensor, "..."]],
         parameters: dict[str, Tensor],
         row_bytes: int,
+        free: int,
     ) -> TracedJacobian | None:
-        """J̃ from layer inputs and signals; None where the functions do not allow it.
+        """J̃ from layer inputs and signals; None where the functions or the memory do not allow it.
 
         Parameters
         ----------
@@ -175,6 +178,8 @@ class Traces:
             Tells one system from another.
         functions, roots, parameters, row_bytes
             As for `FunctionJacobian`.
+        free
+            Bytes that inputs, signals and the graph between them may take.
         """
         key = (key, tuple(parameters))
         if key not in self._known:
@@ -182,8 +187,10 @@ class Traces:
                 self._known.clear()
             self._known[key] = trace_system(functions, parameters)
         trace = self._known[key]
+        if trace is None or _held_bytes(functions, parameters, trace) > free:
+            return None
         try:
-            return None if trace is None else traced_jacobian(functions, roots, parameters, trace, row_bytes)
+            return traced_jacobian(functions, roots, parameters, trace, row_bytes)
         except UntraceableError:  # a function goes another way now
             self._known[key] = None
             return None
@@ -232,6 +239,16 @@ def traced_jacobian(
         block = traced_block(function, root, parameters, calls)
         blocks.append(replace(block, stored=_stored(function, root, parameters, left)) if left else block)
     return TracedJacobian(blocks, parameters, row_bytes)
+
+
+def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:
+    """Inputs and signals, and the values that differentiation keeps: about six numbers an output of a layer."""
+    numbers = sum(
+        function.samples * call.positions * (call.reach + 7 * call.wide)
+        for function, calls in zip(functions, trace, strict=True)
+        for call in calls
+    )
+    return numbers * next(iter(parameters.values())).element_size()
 
 
 def _covered(trace: Trace) -> set[str]:
