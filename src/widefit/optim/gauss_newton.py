@@ -27,7 +27,8 @@ from widefit.solvers.base import Preconditioner
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9
-# So many times fewer residuals than parameters are few: a batch of them says little about the others.
+# So many times fewer residuals than parameters are few: a batch of them says little about the others. (Poisson 5d:
+# leaving a part of the residual over gains at 0.17 residuals a parameter and loses at 0.29.)
 _FEW = 5
 
 
