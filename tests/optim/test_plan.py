@@ -64,3 +64,11 @@ def test_damping_moves_both_ways() -> None:
     assert levels[0] == levels[1] == pytest.approx(3e-6)
     assert levels == sorted(levels)
     assert policy.after_failure(1e3, 1) == policy.largest
+
+
+def test_damping_leaves_a_part_of_fresh_residuals_over() -> None:
+    policy = DampingPolicy(overfit=0.1)
+    assert policy.after_fresh(1e-6, 1e-7, 0.01) == pytest.approx(3e-6)
+    assert policy.after_fresh(1e-6, 1e-7, 0.2) == 1e-6
+    assert policy.after_fresh(1e-6, 1e-7, 0.9) == 1e-7
+    assert policy.after_fresh(policy.largest, 1.0, 0.0) == policy.largest

@@ -85,14 +85,8 @@ class DenseJacobian(Jacobian):
         rows = self.shape[0]
         total = torch.zeros(rows, rows, dtype=dtype, device=self.device)
         for columns in self.matrix.split(self.shape[1] if self.dtype == dtype else _COLUMN_BLOCK, dim=1):
-            wide = columns.to(dtype)
-            for top in range(0, rows, _TILE):  # the lower half only: H is symmetric
-                below = wide[top : top + _TILE]
-                total[top : top + _TILE, : top + len(below)].addmm_(below, wide[: top + len(below)].T)
-        for top in range(0, rows, _TILE):
-            bottom = min(top + _TILE, rows)
-            total[:top, top:bottom] = total[top:bottom, :top].T
-        return total
+            add_lower_gram(total, columns.to(dtype))
+        return mirror_lower(total)
 
     def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
         return self.matrix[indices]
@@ -324,6 +318,21 @@ class JacobianGram(GramOperator):
     @property
     def factor_size(self) -> int:
         return self.jacobian.shape[1]
+
+
+def add_lower_gram(total: Float[Tensor, "M M"], rows: Float[Tensor, "M c"]) -> None:
+    """Add rows rowsᵀ to the lower half of `total`, in tiles: the upper half is left as it comes."""
+    for top in range(0, len(rows), _TILE):
+        below = rows[top : top + _TILE]
+        total[top : top + _TILE, : top + len(below)].addmm_(below, rows[: top + len(below)].T)
+
+
+def mirror_lower(total: Float[Tensor, "M M"]) -> Float[Tensor, "M M"]:
+    """Fill the upper half of a symmetric matrix from its lower one, in place."""
+    for top in range(0, len(total), _TILE):
+        bottom = min(top + _TILE, len(total))
+        total[:top, top:bottom] = total[top:bottom, :top].T
+    return total
 
 
 def apply_root(root: Float[Tensor, "..."], values: Float[Tensor, "n k *c"]) -> Float[Tensor, "n k *c"]:

@@ -33,6 +33,8 @@ class DampingPolicy:
         Where the second derivative is measured, as a part of d.
     attempts
         Most values of λ tried in one step.
+    overfit
+        Part of the squared residual that a step leaves over where every step sees few, other data.
     """
 
     start: float = 1e-8
@@ -43,6 +45,7 @@ class DampingPolicy:
     largest: float = 1e3
     probe: float = 0.1
     attempts: int = 12
+    overfit: float = 0.1
 
     def length(self, bending: float) -> float:
         """α for a path that bends by `bending` at full length."""
@@ -51,6 +54,16 @@ class DampingPolicy:
     def after_success(self, level: float, length: float, floor: float) -> float:
         """The next relative λ after a step of length α."""
         return max(floor, level / self.fall) if length == 1.0 else level
+
+    def after_fresh(self, level: float, following: float, left_over: float) -> float:
+        """The next relative λ where every step sees other data, few for the parameters.
+
+        They can be fitted to rounding, at the cost of the fit everywhere else. λ therefore holds the part of the
+        squared residual that a step leaves over between `overfit` and three times that; beyond, it is `following`.
+        """
+        if left_over < self.overfit:
+            return min(self.largest, level * self.rise)
+        return level if left_over < 3 * self.overfit else following
 
     def after_failure(self, level: float, failures: int) -> float:
         """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.

@@ -77,6 +77,12 @@ class Search:
         The damping policy.
     rate
         Learning rate: the part of a full step that is taken.
+    momentum
+        Where the step starts from; None: from θ.
+    max_norm
+        Upper bound on the norm of a step.
+    fresh
+        Whether every step sees other data, few for the number of parameters.
     """
 
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
@@ -87,6 +93,7 @@ class Search:
     rate: float = 1.0
     momentum: Momentum | None = None
     max_norm: float | None = None
+    fresh: bool = False
 
     def run(self, level: float, fixed: bool = False) -> Outcome:
         """Search from the relative damping `level`; `fixed` keeps it, and shortens the step instead."""
@@ -106,12 +113,17 @@ class Search:
                 found = self._shorten(first, second, length, shortest / 2)
                 if found is not None:
                     change, outputs, loss, gain = found
-                    kept = fixed or attempt > 0
-                    following = level if kept else policy.after_success(level, length, self.curvature.floor)
+                    following = level if fixed else self._following(level, length, first, attempt)
                     return Outcome(change, outputs, loss, following, damping, gain, first, iterations)
             level = level if fixed else policy.after_failure(level, attempt + 1)
         loss, outputs = self.expansion.loss, self.expansion.outputs
         return Outcome(None, outputs, loss, level, damping, None, first, iterations)
+
+    def _following(self, level: float, length: float, first: Direction, attempt: int) -> float:
+        """The relative λ that the next step starts from."""
+        policy, floor = self.policy, self.curvature.floor
+        following = policy.after_success(level, length, floor) if attempt == 0 else level
+        return policy.after_fresh(level, following, self._left_over(first)) if self.fresh else following
 
     def _direction(self, residual: Float[Tensor, " M"], damping: float) -> Direction:
         if self.momentum is None:
@@ -170,6 +182,12 @@ class Search:
         if second is not None:
             change = change + reach * reach * second.value
         return change
+
+    def _left_over(self, first: Direction) -> float:
+        """The part of the squared residual that a full step would leave, were the model linear."""
+        before = torch.linalg.vector_norm(self.expansion.residual.double())
+        after = torch.linalg.vector_norm((self.expansion.residual + first.image).double())
+        return float((after / before) ** 2) if before > 0 else 1.0
 
     def _gain_ratio(self, first: Direction, length: float, loss: float) -> float | None:
         """Actual decrease over that of the linear model; None where that predicts no decrease."""

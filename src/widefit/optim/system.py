@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,9 @@ from torch.func import functional_call
 
 from widefit.gram.jacobian import FunctionJacobian, PerSample
 from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
+from widefit.gram.traced import TracedJacobian
 from widefit.optim.losses import HalfSquare, LocalLeastSquares, OutputLoss
+from widefit.optim.tracing import Traces
 
 
 class Residual:
@@ -67,6 +70,7 @@ class Block:
     loss: OutputLoss
     targets: Tensor | None
     model: nn.Module | None = None  # where the outputs are a model's own, on a batch
+    source: Callable[..., Tensor] | None = None  # the residual function that was given
 
     @classmethod
     def of_residual(cls, model: nn.Module, residual: Residual) -> "Block":
@@ -76,7 +80,7 @@ class Block:
         def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
             return functional_call(bound, {f"model.{name}": p for name, p in parameters.items()}, sample)
 
-        return cls(PerSample(function, residual.data), HalfSquare(residual.weight), None)
+        return cls(PerSample(function, residual.data), HalfSquare(residual.weight), None, None, residual.function)
 
     @classmethod
     def of_model(cls, model: nn.Module, loss: OutputLoss, inputs: tuple[Tensor, ...], targets: Tensor) -> "Block":
@@ -164,6 +168,25 @@ class System:
         """The least-squares problem at given outputs."""
         locals_ = [block.loss.expand(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
         return Expansion(outputs, self.loss(outputs), locals_)
+
+    @property
+    def sources(self) -> tuple[Any, ...] | None:
+        """What the residual blocks are, but for the values of their samples; None for a model's own outputs."""
+        if any(block.source is None for block in self.blocks):
+            return None
+        return tuple(
+            (block.source, tuple((tensor.shape[1:], tensor.dtype) for tensor in block.outputs.data))
+            for block in self.blocks
+        )
+
+    def traced(
+        self, parameters: dict[str, Tensor], expansion: Expansion, traces: Traces, row_bytes: int, free: int
+    ) -> TracedJacobian | None:
+        """J̃ from layer inputs and backward signals; None where it cannot be made from them in `free` bytes."""
+        if self.sources is None:
+            return None
+        functions = [block.outputs for block in self.blocks]
+        return traces.jacobian(self.sources, functions, expansion.roots, parameters, row_bytes, free)
 
     def jacobian(
         self,

@@ -11,6 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
+from widefit.pinn.jets import Jet, UnsupportedError, propagate
+
+# Up to so many coordinates a gradient is taken forward, along each of them.
+_FORWARD = 8
+
 
 def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, " d"]:
     """∇u for a network with one output.
@@ -33,6 +38,9 @@ def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -
         The network has several outputs.
     """
     _check_point(point)
+    jet = propagate(network, point, _units(point), second=False) if len(point) <= _FORWARD else None
+    if jet is not None and jet.numel() == 1:
+        return jet.rows[1:].reshape(len(point))
     return grad(_scalar(network))(point)
 
 
@@ -64,6 +72,9 @@ def derivative(
         raise ValueError(f"order must be at least 1, got {order}")
     unit = torch.zeros_like(point)
     unit[axis] = 1
+    jet = propagate(network, point, unit[None], second=order == 2) if order <= 2 else None
+    if jet is not None:
+        return _scalar_or_all(jet.rows[order])
     along = _squeezed(network)
     for _ in range(order):
         along = _pushed(along, unit)
@@ -73,7 +84,8 @@ def derivative(
 def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, "*k"]:
     """Σᵢ ∂²u/∂xᵢ² of every output.
 
-    One output is differentiated backward once and forward d times; several are differentiated forward twice.
+    One forward pass of jets where the network allows it; otherwise one output is differentiated backward once and
+    forward d times, several are differentiated forward twice.
 
     Parameters
     ----------
@@ -83,10 +95,12 @@ def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) 
         Where, shape (d,).
     """
     _check_point(point)
+    jet = propagate(network, point, _units(point), second=True)
+    if jet is not None:
+        return _scalar_or_all(jet.rows[-1])
     if network(point).numel() == 1:
         return hessian(_scalar(network))(point).diagonal().sum()
-    units = torch.eye(len(point), dtype=point.dtype, device=point.device)
-    return vmap(lambda unit: _pushed(_pushed(network, unit), unit)(point))(units).sum(dim=0)
+    return vmap(lambda unit: _pushed(_pushed(network, unit), unit)(point))(_units(point)).sum(dim=0)
 
 
 def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -105,8 +119,11 @@ def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."])
         The field does not have one component a coordinate.
     """
     _check_point(point)
-    units = torch.eye(len(point), dtype=point.dtype, device=point.device)
-    columns = vmap(lambda unit: jvp(network, (point,), (unit,))[1])(units)
+    jet = propagate(network, point, _units(point), second=False)
+    if jet is not None:
+        columns = jet.rows[1:]
+    else:
+        columns = vmap(lambda unit: jvp(network, (point,), (unit,))[1])(_units(point))
     if columns.shape != (len(point), len(point)):
         raise ValueError(
             f"divergence needs one component a coordinate: {len(point)} coordinates, field of shape "
@@ -131,13 +148,22 @@ def _scalar(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 def _squeezed(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def squeezed(point: Tensor) -> Tensor:
-        value = network(point)
-        return value.reshape(()) if value.numel() == 1 else value
+        return _scalar_or_all(network(point))
 
     return squeezed
 
 
+def _scalar_or_all(value: Tensor) -> Tensor:
+    return value.reshape(()) if value.numel() == 1 else value
+
+
+def _units(point: Tensor) -> Float[Tensor, "d d"]:
+    return torch.eye(len(point), dtype=point.dtype, device=point.device)
+
+
 def _check_point(point: Tensor) -> None:
+    if isinstance(point, Jet):  # a derivative of a derivative: the outer one is taken by torch's transforms
+        raise UnsupportedError("a derivative")
     if point.ndim != 1:
         raise ValueError(
             f"derivatives are taken at ONE point of shape (d,), got {tuple(point.shape)}; the optimizer vectorizes "

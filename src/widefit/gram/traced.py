@@ -1,0 +1,223 @@
+"""J of residual functions from the inputs and backward signals of their linear layers: each row block Σ_t δ_t ⊗ a_t."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from widefit.gram.jacobian import DenseJacobian, Jacobian, add_lower_gram, mirror_lower
+
+# Columns of J that exist at a time while H is summed.
+_COLUMNS = 1 << 13
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """What one linear layer contributes to the rows of one block of samples.
+
+    Attributes
+    ----------
+    inputs
+        a, shape (n, T, i): T positions a sample, of one or of several calls.
+    signals
+        δ, shape (n, k, T, o): derivative of each output by the layer's output.
+    marks
+        Shape (T,): what the bias is multiplied by at a position; 1 for values, 0 for derivatives.
+    """
+
+    inputs: Float[Tensor, "n T i"]
+    signals: Float[Tensor, "n k T o"]
+    marks: Float[Tensor, " T"]
+
+    def weight_rows(self, outputs: slice, samples: slice | Tensor = slice(None)) -> Float[Tensor, "r o i"]:
+        """Rows of J over the weights of some of the layer's outputs."""
+        signals, inputs = self.signals[samples][..., outputs], self.inputs[samples]
+        n, k, positions, wide = signals.shape
+        if k == 1:
+            return torch.bmm(signals[:, 0].transpose(1, 2), inputs)
+        # (k o) × T times T × i, sample by sample
+        left = signals.permute(0, 1, 3, 2).reshape(n, k * wide, positions)
+        return torch.bmm(left, inputs).reshape(n * k, wide, -1)
+
+    def bias_rows(self, samples: slice | Tensor = slice(None)) -> Float[Tensor, "r o"]:
+        """Rows of J over the bias."""
+        return torch.einsum("nkto,t->nko", self.signals[samples], self.marks).flatten(0, 1)
+
+    def matvec(self, weight: Float[Tensor, "o i"] | None, bias: Float[Tensor, " o"] | None) -> Float[Tensor, " r"]:
+        """J v over the layer's parameters."""
+        n, _, positions, wide = self.signals.shape
+        reached = self.signals.new_zeros(n, positions, wide) if weight is None else self.inputs @ weight.T
+        if bias is not None:
+            reached = reached + self.marks[:, None] * bias
+        return torch.einsum("nkto,nto->nk", self.signals, reached).reshape(-1)
+
+    def rmatvec(self, weights: Float[Tensor, " r"]) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"]]:
+        """Jᵀ u over the layer's weight and bias."""
+        n, k = self.signals.shape[:2]
+        mixed = torch.einsum("nk,nkto->nto", weights.reshape(n, k), self.signals)
+        return mixed.flatten(0, 1).T @ self.inputs.flatten(0, 1), torch.einsum("nto,t->o", mixed, self.marks)
+
+
+@dataclass(frozen=True)
+class TracedBlock:
+    """The rows of one kind of residual.
+
+    Attributes
+    ----------
+    layers
+        By the names of weight and bias; a name is None where that parameter does not train or is missing.
+    stored
+        Columns of all other parameters that the residual depends on.
+    rows, outputs
+        Their number, and how many a sample has.
+    """
+
+    layers: dict[tuple[str | None, str | None], LayerRows]
+    stored: dict[str, Float[Tensor, "r p"]]
+    rows: int
+    outputs: int
+
+
+class TracedJacobian(Jacobian):
+    """J of several blocks, its rows made from layer inputs and signals whenever they are needed.
+
+    Parameters
+    ----------
+    blocks
+        From the top to the bottom.
+    parameters
+        In the order of the columns.
+    row_bytes
+        Memory that rows alive at a time may take.
+    """
+
+    def __init__(self, blocks: list[TracedBlock], parameters: dict[str, Tensor], row_bytes: int):
+        self.blocks = blocks
+        self.parameters = parameters
+        self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
+        first = next(iter(parameters.values()))
+        self.dtype, self.device = first.dtype, first.device
+        self.shape = (sum(block.rows for block in blocks), sum(self.sizes.values()))
+        self.chunk_rows = max(1, row_bytes // (3 * self.shape[1] * first.element_size()))
+
+    def matvec(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        pieces = dict(zip(self.sizes, direction.split(list(self.sizes.values())), strict=True))
+        shaped: dict[str | None, Tensor] = {n: piece.view_as(self.parameters[n]) for n, piece in pieces.items()}
+        parts = []
+        for block in self.blocks:
+            total = torch.zeros(block.rows, dtype=self.dtype, device=self.device)
+            for (weight, bias), layer in block.layers.items():
+                total += layer.matvec(shaped.get(weight), shaped.get(bias))
+            for name, matrix in block.stored.items():
+                total += matrix @ pieces[name]
+            parts.append(total)
+        return torch.cat(parts)
+
+    def rmatvec(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        total = {name: torch.zeros(size, dtype=self.dtype, device=self.device) for name, size in self.sizes.items()}
+        for block, piece in zip(self.blocks, weights.split([block.rows for block in self.blocks]), strict=True):
+            for (weight, bias), layer in block.layers.items():
+                for name, found in zip((weight, bias), layer.rmatvec(piece), strict=True):
+                    if name is not None:
+                        total[name] += found.reshape(-1)
+            for name, matrix in block.stored.items():
+                total[name] += matrix.T @ piece
+        return torch.cat(list(total.values()))
+
+    def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
+        total = torch.zeros(self.shape[0], self.shape[0], dtype=dtype, device=self.device)
+        for columns in self._column_chunks():
+            add_lower_gram(total, columns.to(dtype))
+        return mirror_lower(total)
+
+    def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
+        result = torch.empty(len(indices), self.shape[1], dtype=self.dtype, device=self.device)
+        top = 0
+        for block in self.blocks:
+            here = ((indices >= top) & (indices < top + block.rows)).nonzero()[:, 0]
+            if len(here):
+                within = indices[here] - top
+                samples, output = within // block.outputs, within % block.outputs
+                found = self._block_rows(block, samples).view(len(here), block.outputs, -1)
+                result[here] = found[torch.arange(len(here), device=self.device), output]
+            top += block.rows
+        return result
+
+    def diagonal(self) -> Float[Tensor, " M"]:
+        return torch.cat([torch.linalg.vector_norm(block, dim=1).square() for _, block in self.row_blocks()])
+
+    def row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "r P"]]]:
+        top = 0
+        for block in self.blocks:
+            samples = block.rows // block.outputs
+            step = max(1, self.chunk_rows // block.outputs)
+            for start in range(0, samples, step):
+                yield top + start * block.outputs, self._block_rows(block, slice(start, min(start + step, samples)))
+            top += block.rows
+
+    def dense(self) -> DenseJacobian:
+        """J stored: M · P numbers."""
+        matrix = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        top = 0
+        for block in self.blocks:
+            self._block_rows(block, slice(None), matrix[top : top + block.rows])
+            top += block.rows
+        return DenseJacobian(matrix)
+
+    def _block_rows(
+        self, block: TracedBlock, samples: slice | Tensor, out: Float[Tensor, "r P"] | None = None
+    ) -> Float[Tensor, "r P"]:
+        """Rows of some of a block's samples."""
+        count = len(torch.arange(block.rows // block.outputs)[samples]) * block.outputs
+        if out is None:
+            out = torch.empty(count, self.shape[1], dtype=self.dtype, device=self.device)
+        places = dict(zip(self.sizes, out.split(list(self.sizes.values()), dim=1), strict=True))
+        filled: set[str] = set()
+
+        def put(name: str, rows: Float[Tensor, "r p"]) -> None:
+            places[name].add_(rows) if name in filled else places[name].copy_(rows)
+            filled.add(name)
+
+        for (weight, bias), layer in block.layers.items():
+            if weight is not None:
+                put(weight, layer.weight_rows(slice(None), samples).flatten(1))
+            if bias is not None:
+                put(bias, layer.bias_rows(samples))
+        for name, matrix in block.stored.items():
+            put(name, matrix.view(-1, block.outputs, matrix.shape[1])[samples].flatten(0, 1))
+        for name in places.keys() - filled:
+            places[name].zero_()
+        return out
+
+    def _column_chunks(self) -> Iterator[Float[Tensor, "M c"]]:
+        """All rows over some columns at a time; columns that no residual depends on are left out."""
+        weights = [n for n in self.sizes if any(n == w for block in self.blocks for w, _ in block.layers)]
+        for name in weights:
+            wide, reach = self.parameters[name].shape
+            step = max(1, _COLUMNS // reach)
+            for start in range(0, wide, step):
+                here = slice(start, min(start + step, wide))
+                yield torch.cat([self._weight_columns(block, name, here) for block in self.blocks])
+        for name in self.sizes:
+            if any(name == bias for block in self.blocks for _, bias in block.layers) or any(
+                name in block.stored for block in self.blocks
+            ):
+                yield torch.cat([self._other_columns(block, name) for block in self.blocks])
+
+    def _weight_columns(self, block: TracedBlock, name: str, outputs: slice) -> Float[Tensor, "r c"]:
+        found = [layer.weight_rows(outputs) for (weight, _), layer in block.layers.items() if weight == name]
+        if not found:
+            reach = self.parameters[name].shape[1]
+            return torch.zeros(block.rows, (outputs.stop - outputs.start) * reach, dtype=self.dtype, device=self.device)
+        return torch.stack(found).sum(dim=0).flatten(1) if len(found) > 1 else found[0].flatten(1)
+
+    def _other_columns(self, block: TracedBlock, name: str) -> Float[Tensor, "r p"]:
+        total = torch.zeros(block.rows, self.sizes[name], dtype=self.dtype, device=self.device)
+        for (_, bias), layer in block.layers.items():
+            if bias == name:
+                total += layer.bias_rows()
+        if name in block.stored:
+            total += block.stored[name]
+        return total

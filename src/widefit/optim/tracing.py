@@ -1,0 +1,267 @@
+"""Layer inputs and backward signals of residual functions: J where linear layers hold the parameters."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._C._functorch import maybe_current_level
+from torch.func import jacrev, vmap
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from widefit.gram.jacobian import FunctionJacobian, PerSample, apply_root
+from widefit.gram.traced import LayerRows, TracedBlock, TracedJacobian
+from widefit.pinn.jets import Jet
+
+Key = tuple[str | None, str | None]
+# Systems of residual functions that are remembered.
+_REMEMBERED = 16
+
+
+class UntraceableError(Exception):
+    """A residual whose derivative by the parameters is not made of layer inputs and signals."""
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """One call of a linear layer for one sample.
+
+    Attributes
+    ----------
+    key
+        Names of its weight and bias.
+    positions, reach, wide
+        Rows of what it takes and gives, and their columns.
+    values
+        How many of the rows, the first ones, are values; the others are derivatives, which know no bias.
+    """
+
+    key: Key
+    positions: int
+    reach: int
+    wide: int
+    values: int
+
+
+@dataclass
+class _Recorder(TorchFunctionMode):
+    """Notes the calls of linear layers, and adds a probe to what each gives."""
+
+    names: dict[int, str]
+    probes: list[Tensor] | None = None
+    calls: list[CallShape] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.level = maybe_current_level()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is functional.linear:
+            named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            given = named["input"]
+            key = self.names.get(id(named["weight"])), self.names.get(id(named.get("bias")))
+            if key != (None, None):
+                return self._note(key, given, output)
+        return output
+
+    def _note(self, key: Key, given: Any, output: Any) -> Any:
+        # Within a transform that differentiates, the layer is used backward too, which is not seen here.
+        if maybe_current_level() != self.level:
+            raise UntraceableError("a layer within a transform")
+        rows, result = (given.rows, output.rows) if isinstance(output, Jet) else (given, output)
+        if isinstance(output, Jet) != isinstance(given, Jet):
+            raise UntraceableError("a layer whose weight depends on the point")
+        flat = rows.reshape(-1, rows.shape[-1])
+        values = len(flat) // len(rows) if isinstance(output, Jet) else len(flat)
+        self.calls.append(CallShape(key, len(flat), flat.shape[1], result.shape[-1], values))
+        self.inputs.append(flat)
+        if self.probes is None:
+            return output
+        moved = result + self.probes[len(self.calls) - 1].view_as(result)
+        return Jet(moved, output.second) if isinstance(output, Jet) else moved
+
+
+def trace_calls(function: PerSample, parameters: dict[str, Tensor]) -> list[CallShape]:
+    """The calls of linear layers that one sample makes.
+
+    Raises
+    ------
+    UntraceableError
+        Layers are called within a transform of the residual's own.
+    """
+    recorder = _Recorder({id(tensor): name for name, tensor in parameters.items()})
+    with torch.no_grad(), recorder:
+        function.function(parameters, *(tensor[0] for tensor in function.data))
+    return recorder.calls
+
+
+def traced_block(
+    function: PerSample, root: Float[Tensor, "..."], parameters: dict[str, Tensor], calls: list[CallShape]
+) -> TracedBlock:
+    """The rows of J of one residual function, multiplied by the roots."""
+    names = {id(tensor): name for name, tensor in parameters.items()}
+    first = next(iter(parameters.values()))
+    samples = function.samples
+
+    def probed(probes: list[Tensor], *sample: Tensor) -> tuple[Tensor, list[Tensor]]:
+        recorder = _Recorder(names, probes)
+        with recorder:
+            outputs = function.function(parameters, *sample)
+        if recorder.calls != calls:
+            raise UntraceableError("samples that call different layers")
+        return outputs, recorder.inputs
+
+    with torch.enable_grad():
+        probes = [
+            torch.zeros(samples, call.positions, call.wide, dtype=first.dtype, device=first.device, requires_grad=True)
+            for call in calls
+        ]
+        outputs, inputs = vmap(probed)(probes, *function.data)
+        signals = _signals(outputs, probes, root)
+    layers: dict[Key, LayerRows] = {}
+    for key in dict.fromkeys(call.key for call in calls):
+        here = [i for i, call in enumerate(calls) if call.key == key]
+        marks = [torch.arange(calls[i].positions, device=first.device) < calls[i].values for i in here]
+        layers[key] = LayerRows(
+            _joined([inputs[i].detach() for i in here], 1),
+            _joined([signals[i] for i in here], 2),
+            torch.cat(marks).to(first.dtype),
+        )
+    return TracedBlock(layers, {}, samples * outputs.shape[1], outputs.shape[1])
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)
+
+
+def _signals(outputs: Float[Tensor, "n k"], probes: list[Tensor], root: Float[Tensor, "..."]) -> list[Tensor]:
+    """Per call the derivative of every weighted output by the layer's output, shape (n, k, T, o)."""
+    n, k = outputs.shape
+    seeds = apply_root(root, torch.eye(k, dtype=outputs.dtype, device=outputs.device).expand(n, k, k))
+    found = [
+        torch.autograd.grad(
+            outputs, probes, seeds[:, column], retain_graph=column + 1 < k, allow_unused=True, materialize_grads=True
+        )
+        for column in range(k)
+    ]
+    return [torch.stack(signals, dim=1) for signals in zip(*found, strict=True)]
+
+
+Trace = list[list[CallShape]]
+
+
+class Traces:
+    """What was found out about systems of residual functions, once for each."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Trace | None] = {}
+
+    def jacobian(
+        self,
+        key: Hashable,
+        functions: list[PerSample],
+        roots: list[Float[Tensor, "..."]],
+        parameters: dict[str, Tensor],
+        row_bytes: int,
+        free: int,
+    ) -> TracedJacobian | None:
+        """J̃ from layer inputs and signals; None where the functions or the memory do not allow it.
+
+        Parameters
+        ----------
+        key
+            Tells one system from another.
+        functions, roots, parameters, row_bytes
+            As for `FunctionJacobian`.
+        free
+            Bytes that inputs, signals and the graph between them may take.
+        """
+        key = (key, tuple(parameters))
+        if key not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = trace_system(functions, parameters)
+        trace = self._known[key]
+        if trace is None or _held_bytes(functions, parameters, trace) > free:
+            return None
+        try:
+            return traced_jacobian(functions, roots, parameters, trace, row_bytes)
+        except UntraceableError:  # a function goes another way now
+            self._known[key] = None
+            return None
+
+
+def trace_system(functions: list[PerSample], parameters: dict[str, Tensor]) -> Trace | None:
+    """The calls of every block, compared with autograd on its first two samples; None where they do not tell all.
+
+    Costs two samples.
+    """
+    few = [function.select(slice(0, 2)) for function in functions]
+    try:
+        trace = [trace_calls(function, parameters) for function in few]
+        covered = sum(parameters[name].numel() for name in _covered(trace))
+        if 2 * covered < sum(tensor.numel() for tensor in parameters.values()):
+            return None
+        one = torch.ones((), dtype=next(iter(parameters.values())).dtype)
+        traced = traced_jacobian(few, [one] * len(few), parameters, trace, 1 << 62)
+    except UntraceableError:
+        return None
+    outputs = [block.outputs for block in traced.blocks]
+    expected = FunctionJacobian(few, [one] * len(few), outputs, parameters, 1 << 62).dense().matrix
+    error = torch.linalg.vector_norm(traced.dense().matrix - expected)
+    tolerance = torch.finfo(expected.dtype).eps ** 0.75
+    return trace if bool(error <= tolerance * torch.linalg.vector_norm(expected)) else None
+
+
+def traced_jacobian(
+    functions: list[PerSample],
+    roots: list[Float[Tensor, "..."]],
+    parameters: dict[str, Tensor],
+    trace: Trace,
+    row_bytes: int,
+) -> TracedJacobian:
+    """J̃ of a system whose calls are known.
+
+    Raises
+    ------
+    UntraceableError
+        The calls are others now.
+    """
+    covered = _covered(trace)
+    left = {name: tensor for name, tensor in parameters.items() if name not in covered}
+    blocks = []
+    for function, root, calls in zip(functions, roots, trace, strict=True):
+        block = traced_block(function, root, parameters, calls)
+        blocks.append(replace(block, stored=_stored(function, root, parameters, left)) if left else block)
+    return TracedJacobian(blocks, parameters, row_bytes)
+
+
+def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:
+    """Inputs and signals, and the values that differentiation keeps: about six numbers an output of a layer."""
+    numbers = sum(
+        function.samples * call.positions * (call.reach + 7 * call.wide)
+        for function, calls in zip(functions, trace, strict=True)
+        for call in calls
+    )
+    return numbers * next(iter(parameters.values())).element_size()
+
+
+def _covered(trace: Trace) -> set[str]:
+    return {name for calls in trace for call in calls for name in call.key if name is not None}
+
+
+def _stored(
+    function: PerSample, root: Float[Tensor, "..."], parameters: dict[str, Tensor], left: dict[str, Tensor]
+) -> dict[str, Float[Tensor, "r p"]]:
+    """Columns of the parameters that no layer holds, by reverse differentiation."""
+
+    def of_left(chosen: dict[str, Tensor], *sample: Tensor) -> Tensor:
+        return function.function({**parameters, **chosen}, *sample)
+
+    derivative = vmap(jacrev(of_left), in_dims=(None,) + (0,) * len(function.data))(left, *function.data)
+    return {name: apply_root(root, d.reshape(*d.shape[:2], -1)).flatten(0, 1) for name, d in derivative.items()}
