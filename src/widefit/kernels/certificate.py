@@ -88,8 +88,9 @@ def _take_largest(count, total, sign, scale, caps, out):
         out[q] = max(out[q], (whole + part) * _UP)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _dot(a, b):
+    # Summed in any order, the same on every call: otherwise each term waits for the one before (five times slower).
     total = 0.0
     for c in range(a.size):
         total += np.float64(a[c]) * np.float64(b[c])
@@ -128,27 +129,36 @@ def pass_block(
     rows, n = z.shape
     limit = (n + 31) // 32
     fired, near = scratch[0], scratch[1]
+    dtype = z.dtype.type
     pairs = 0
     start[0] = 0
     for r in range(rows):
-        w = weights[r]
+        w, row = weights[r], z[r]
         slack = tolerance * np.sqrt(_dot(w, w)) + floor
-        low = z.dtype.type(threshold - slack)
-        high = threshold + slack
-        maybe = 0
-        for i in range(n):
-            fired[maybe] = i
-            maybe += z[r, i] >= low
+        low, high = dtype(threshold - slack), threshold + slack
+        # Counting first, which is vectorized, tells how far around the threshold the one scan has to look.
         k = 0
-        for p in range(maybe):
-            i = fired[p]
-            if z[r, i] > high or _dot(w, inputs[i]) > threshold:
+        for i in range(n):
+            k += row[i] >= low
+        cut = low
+        if radius.size > 0:
+            # Twice the slack: the rounding of the threshold and of the cut itself are part of it.
+            cut = dtype(threshold - 2 * slack - np.float64(radius[bucket_of[k]]))
+        found = 0
+        for i in range(n):
+            # Branchless: the index is always written and kept only when it counts.
+            near[found] = i
+            found += row[i] >= cut
+        k = 0
+        for p in range(found):
+            i = near[p]
+            if row[i] >= low and (row[i] > high or _dot(w, inputs[i]) > threshold):
                 fired[k] = i
                 k += 1
         a = coefficients[r]
         for p in range(k):
             i = fired[p]
-            outputs[i] += a * (np.float64(z[r, i]) - threshold)
+            outputs[i] += a * (np.float64(row[i]) - threshold)
 
         base = start[r]
         counts[r] = k
@@ -168,24 +178,17 @@ def pass_block(
         soonest[r] = np.inf
         if (k > 0 or idle) and radius.size > 0:
             q = bucket_of[k]
-            spent, reach = level[q], radius[q]
-            middle = z.dtype.type(threshold)
-            # The rounding of the threshold to the dtype of z is part of the slack.
-            wider = np.float32(slack * _UP32)
-            found = 0
-            for i in range(n):
-                near[found] = i
-                found += np.float32(abs(z[r, i] - middle)) + spent[i] < reach + wider
-            first = np.float32(np.inf)
+            first, begun = np.float32(np.inf), pairs
             for p in range(found):
                 i = near[p]
-                margin = max(abs(np.float64(z[r, i]) - threshold) - slack, 0.0)
-                at = np.float32((spent[i] + margin) * _DOWN32)
-                pair_sample[pairs] = i
-                due[pairs] = at
-                first = min(first, at)
-                pairs += 1
-            issued[r] = found
+                margin = abs(np.float64(row[i]) - threshold) - slack
+                at = np.float32((level[q, i] + max(margin, 0.0)) * _DOWN32)
+                if margin + level[q, i] < radius[q]:
+                    pair_sample[pairs] = i
+                    due[pairs] = at
+                    first = min(first, at)
+                    pairs += 1
+            issued[r] = pairs - begun
             soonest[r] = first
     return pairs
 
