@@ -3,6 +3,8 @@
 Written in LLVM's own vectors, which it maps to whatever registers the processor has.
 """
 
+from collections.abc import Callable
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -11,8 +13,7 @@ from numba.extending import intrinsic
 _BYTES = 256
 
 
-@intrinsic
-def add_scaled_rows(typingctx, target, rows, index, value, first, last, origin):
+def _add_scaled_rows(typingctx, target, rows, index, value, first, last, origin):
     """target += Σ value[p] rows[index[p] − origin] over first ≤ p < last, target and rows contiguous, 256 bytes wide.
 
     In a loop of Numba the sums go to memory and back for every p, or for every few p written out by hand; here they
@@ -52,3 +53,6 @@ def add_scaled_rows(typingctx, target, rows, index, value, first, last, origin):
         return context.get_dummy_value()
 
     return signature, generate
+
+
+add_scaled_rows: Callable[..., None] = intrinsic(_add_scaled_rows)
