@@ -7,14 +7,15 @@ from widefit.nn.shifted_relu import ShiftedReLU
 from widefit.nn.two_layer import TwoLayer, automatic_threshold
 
 if TYPE_CHECKING:
+    from widefit.nn.deep import Deep
     from widefit.nn.low_rank import LowRankLinear
     from widefit.nn.packed import Packed
     from widefit.nn.sparse_rows import SparseRows
 
 # Imported on first use: they need Numba.
-_HOME = {"LowRankLinear": "low_rank", "Packed": "packed", "SparseRows": "sparse_rows"}
+_HOME = {"Deep": "deep", "LowRankLinear": "low_rank", "Packed": "packed", "SparseRows": "sparse_rows"}
 
-__all__ = ["LowRankLinear", "Packed", "ShiftedReLU", "SparseRows", "TwoLayer", "automatic_threshold"]
+__all__ = ["Deep", "LowRankLinear", "Packed", "ShiftedReLU", "SparseRows", "TwoLayer", "automatic_threshold"]
 
 
 def __getattr__(name: str) -> Any:
