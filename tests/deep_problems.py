@@ -130,11 +130,14 @@ class DeepReference:
         """J, (n k, P): every A_l, then every W_l."""
         _, hs, _ = self.forward()
         signals, network = self.signals(), self.network
-        blocks = []
-        for layer in range(len(self.input_weights)):
-            blocks.append(network.input_factor(layer) * np.einsum("ikr,id->ikrd", signals[layer], self.inputs))
-        for layer in range(1, self.depth):
-            blocks.append(network.hidden_factor(layer) * np.einsum("ikr,ic->ikrc", signals[layer], hs[layer - 1]))
+        blocks = [
+            network.input_factor(layer) * np.einsum("ikr,id->ikrd", signals[layer], self.inputs)
+            for layer in range(len(self.input_weights))
+        ]
+        blocks += [
+            network.hidden_factor(layer) * np.einsum("ikr,ic->ikrc", signals[layer], hs[layer - 1])
+            for layer in range(1, self.depth)
+        ]
         rows = signals[0].shape[0] * signals[0].shape[1]
         return np.concatenate([block.reshape(rows, -1) for block in blocks], axis=1)
 

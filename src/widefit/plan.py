@@ -103,6 +103,53 @@ class TwoLayerShape:
         return 2.0 * self.width * self.samples * self.features + self.width * fired**2 + self.outputs * solve
 
 
+@dataclass(frozen=True)
+class DeepShape:
+    """Sizes that decide the cost of training a deep network.
+
+    Attributes
+    ----------
+    samples, features, outputs
+        n, d, k.
+    widths
+        m_1, …, m_L.
+    firing
+        p of every layer, the expected part of the pairs that fire.
+    itemsize
+        Bytes a weight.
+    """
+
+    samples: int
+    features: int
+    widths: tuple[int, ...]
+    outputs: int
+    firing: tuple[float, ...]
+    itemsize: int
+
+    def bytes_needed(self, solver: str) -> int:
+        """Peak memory of a run beside the network."""
+        widths, rows = self.widths, self.samples * self.outputs
+        packed = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+        moved = 2 * sum(widths) * self.features
+        fired = sum(p * m for p, m in zip(self.firing, widths, strict=True)) * self.samples
+        dense = 2 * self.samples * max(widths)
+        # Activations before and after a step; signals by row and by column, for every output.
+        entries = fired * (2 * (self.itemsize + 4) + self.outputs * 2 * (self.itemsize + 20))
+        square = 8 * self.samples**2 * len(widths) + rows**2 * (16 + (16 if solver == "cholesky" else 0))
+        return int(self.itemsize * (packed + moved + dense) + entries + square)
+
+    def flops_per_step(self, solver: str) -> float:
+        """Forward, backward and update of every layer, H, and the solve."""
+        n, rows, before = self.samples, self.samples * self.outputs, 0.0
+        total = rows**3 / 3 if solver == "cholesky" else 200.0 * rows**2
+        for p, m in zip(self.firing, self.widths, strict=True):
+            total += 2.0 * n * self.features * m * (1 + p)
+            total += 2.0 * n * before * m + (2.0 * self.outputs + 4.0) * n * before * p * m
+            total += m * (p * rows) ** 2 + m * (p * n) ** 2
+            before = p * m
+        return total
+
+
 def firing_probability(threshold: float, norm: float) -> float:
     """P(⟨w, x⟩ > b) for w ~ N(0, I) and ‖x‖ = norm."""
     if norm == 0:
@@ -155,6 +202,39 @@ def plan_two_layer(
     if needed > memory:
         raise MemoryError(_refusal(shape, solver.name, threads, needed, memory))
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
+
+
+def plan_deep(
+    shape: DeepShape, solver: "str | solvers.Solver", memory: int | None = None
+) -> "tuple[Plan, solvers.Solver]":
+    """Choose the solver for a deep network, and refuse what cannot fit.
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    MemoryError
+        The prediction exceeds the memory; the message gives the number and how many samples fit.
+    """
+    memory = available_memory() if memory is None else memory
+    fired = ", ".join(f"{p:.1%}" for p in shape.firing)
+    choices = [Choice("tracker", "sparse", f"about {fired} of the neurons fire, layer by layer")]
+    rows = shape.samples * shape.outputs
+    if solver == "auto":
+        direct = shape.bytes_needed("cholesky") <= memory
+        solver = solvers.Cholesky() if direct else solvers.CG()
+        need = f"{8 * rows**2 / 1e9:.2g} GB for H in float64"
+        reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
+        choices.append(Choice("solver", solver.name, reason))
+    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    needed = shape.bytes_needed(solver.name)
+    if needed > memory:
+        fits = int(shape.samples * math.sqrt(memory / needed))
+        raise MemoryError(
+            f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free; its outputs share layers, "
+            f"so that H has {rows:,} × {rows:,} numbers: about {fits:,} samples fit"
+        )
+    return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
 
 
 def _named(value, names: dict, kind: type, argument: str):

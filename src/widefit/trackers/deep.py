@@ -1,13 +1,12 @@
 """Who fires in a deep network, layer by layer, from sparse activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from widefit.gram.base import DenseGram
-from widefit.gram.sparse_layers import sparse_khatri_rao
 from widefit.kernels import sparse
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn.deep import Deep
@@ -39,8 +38,19 @@ class DeepTrial:
     flips: int
 
 
+@dataclass(frozen=True)
+class Sparse:
+    """Every layer from the columns of its active inputs alone."""
+
+    name: str = "sparse"
+
+    def start(self, network: Deep, inputs: Float[np.ndarray, "n d"], threads: int = 1) -> "DeepTracking":
+        """Find out who fires in a network."""
+        return DeepTracking(network, inputs, threads)
+
+
 class DeepTracking:
-    """A deep network, its samples, and who fires: forward, backward, H and steps from sparse factors.
+    """A deep network, its samples, and who fires: forward, backward and steps from sparse factors.
 
     With p the part of the neurons that fire, in layers of m neurons a sample costs 2 p m² flops forward (the columns of
     active inputs), p² m² backward (active rows and columns) and p² m² for its part of a step.
@@ -71,7 +81,9 @@ class DeepTracking:
         self._similarity = wide @ wide.T
         self._readouts = [readout.detach().numpy() for readout in network.readouts]
         self._tried = False
-        self._linearization: tuple[list[SparseRows], DenseGram] | None = None
+        self._signals: list[SparseRows] | None = None
+        for linear in network.low_rank():
+            linear.release()  # the weights may have changed since it was packed
         self._weights = [weight.detach().numpy() for weight in network.input_weights]
         self.activations, self.outputs = self._forward(self._weights)
 
@@ -80,12 +92,22 @@ class DeepTracking:
         return len(self._network.hidden_layer_sizes)
 
     def signals(self) -> list[SparseRows]:
-        """Δ_1, …, Δ_L: derivatives of output c on sample i by z_l, in row i k + c."""
-        return self._linearized()[0]
+        """Δ_1, …, Δ_L at the committed weights: derivatives of output c on sample i by z_l, in row i k + c."""
+        if self._signals is None:
+            self._take_back()
+            self._signals = self._backward()
+        return self._signals
 
-    def gram(self) -> DenseGram:
-        """H at the committed weights, (n k) × (n k), rows as in `signals`; the caller must not change it."""
-        return self._linearized()[1]
+    def similarities(self) -> list[Float[np.ndarray, "n n"]]:
+        """Per layer the inner products of what it sees, (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, in float64."""
+        found = [self._similarity]
+        for layer in range(1, self.depth):
+            seen = self.activations[layer - 1].gram(self._threads)
+            seen *= self._network.hidden_factor(layer) ** 2
+            if layer < len(self._weights):
+                seen += self._network.input_factor(layer) ** 2 * self._similarity
+            found.append(seen)
+        return found
 
     def propose(self, g: Float[np.ndarray, "n k"]) -> DeepTrial:
         """Find out what the step −Jᵀ g would do; trials before it are void."""
@@ -112,7 +134,7 @@ class DeepTracking:
         for weight, moved in zip(self._weights, trial.input_weights, strict=True):
             weight[...] = moved
         self.activations, self.outputs = trial.activations, trial.outputs
-        self._linearization, self._tried = None, False
+        self._signals, self._tried = None, False
 
     def finish(self) -> None:
         """Leave the network with the committed weights, and without its packed copies."""
@@ -120,9 +142,15 @@ class DeepTracking:
         for linear in self._network.low_rank():
             linear.release()
 
-    def restore(self) -> None:
-        """Leave the network with the committed weights, ready to go on."""
+    def state(self) -> dict[str, np.ndarray]:
+        """What goes on to the same bits beside the network: nothing, who fires is found anew."""
+        return {}
+
+    @contextmanager
+    def materialized(self) -> Iterator[None]:
+        """Inside, the network has the committed weights."""
         self._take_back()
+        yield
 
     def _take_back(self) -> None:
         if self._tried:
@@ -169,18 +197,6 @@ class DeepTracking:
             sparse.add_dense_to_rows(weight, columns.start, columns.row, columns.value, self._inputs, first, last)
 
         self._each(add, range(0, weight.shape[0], _NEURONS))
-
-    def _linearized(self) -> tuple[list[SparseRows], DenseGram]:
-        if self._linearization is None:
-            signals = self._backward()
-            network = self._network
-            similarities = [self._similarity]
-            for layer in range(1, self.depth):
-                seen = self.activations[layer - 1].gram(self._threads)
-                share = network.hidden_factor(layer) ** 2
-                similarities.append(share * seen + network.input_factor(layer) ** 2 * self._similarity)
-            self._linearization = signals, sparse_khatri_rao(signals, similarities, self._threads)
-        return self._linearization
 
     def _backward(self) -> list[SparseRows]:
         network, outputs = self._network, self._network.out_features
