@@ -11,7 +11,7 @@ from widefit.plan import DeepShape, Plan, firing_probability, plan_deep
 from widefit.rules import FullBatch, Linearization, Objective
 from widefit.trackers import Minibatches, Trial, Update
 from widefit.trackers.deep import DeepTracking, Sparse
-from widefit.training import Training
+from widefit.training import State, Training
 
 
 class DeepTraining(Training):
@@ -60,6 +60,11 @@ class DeepTraining(Training):
     def descend(self, minibatches: Minibatches) -> int:
         """Never reached: the rule was refused."""
         raise ValueError("rule must take all samples at once for a deep network")
+
+    def state(self) -> State:
+        """Everything needed to go on from the last step to the same bits."""
+        self._deep.settle()
+        return super().state()
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}

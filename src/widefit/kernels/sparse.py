@@ -47,30 +47,60 @@ def pack(weight, first, last, packed):
 
 
 @njit(nogil=True, cache=True)
-def split_rows(start, index, block, edges):
-    """edges[b, i]: the first entry of row i with a column of block b or later; edges is (blocks + 1, rows) int64."""
-    blocks, rows = edges.shape
-    for i in range(rows):
-        p = start[i]
-        for b in range(blocks):
-            while p < start[i + 1] and index[p] < b * block:
-                p += 1
-            edges[b, i] = p
+def unpack(packed, first, last, weight):
+    """The inverse of `pack`: weight (outputs, inputs) from tiles `first` to `last`."""
+    outputs, inputs = weight.shape
+    lanes = packed.shape[2]
+    for t in range(first, last):
+        tile = packed[t]
+        used = min(lanes, outputs - t * lanes)
+        for c0 in range(0, inputs, 32):
+            c1 = min(c0 + 32, inputs)
+            for lane in range(used):
+                for c in range(c0, c1):
+                    weight[t * lanes + lane, c] = tile[c, lane]
 
 
 @njit(nogil=True, cache=True)
-def tile_products(packed, edges, index, value, first, last, z):
-    """z[i, r] += Σ_p value[p] W[r, index[p]] over the entries p of row i, for the outputs r of tiles `first` to `last`.
+def order_by_block(start, index, block, edges, entry, place):
+    """Sparse rows cut into blocks of columns: block by block, and row by row within a block, so that kernels stream.
+
+    Parameters
+    ----------
+    start, index : the rows
+    block : columns a block
+    edges : (blocks, rows + 1) int64, written: row i has the entries edges[b, i] to edges[b, i + 1] in block b
+    entry : (entries,) int64, written: where each stands among the rows
+    place : (entries,) int32, written: its column within the block
+    """
+    blocks, rows = edges.shape[0], edges.shape[1] - 1
+    cursor = start[:-1].copy()
+    k = 0
+    for b in range(blocks):
+        for i in range(rows):
+            edges[b, i] = k
+            p = cursor[i]
+            while p < start[i + 1] and index[p] < (b + 1) * block:
+                entry[k] = p
+                place[k] = index[p] - b * block
+                k += 1
+                p += 1
+            cursor[i] = p
+        edges[b, rows] = k
+
+
+@njit(nogil=True, cache=True)
+def tile_products(packed, edges, place, value, first, last, z):
+    """z[i, r] += Σ_c a_ic W[r, c] over the entries of row i, for the outputs r of tiles `first` to `last`.
 
     Parameters
     ----------
     packed : (tiles, inputs, lanes)
-    edges, index, value : sparse rows, cut into blocks of `BLOCK_INPUTS` columns by `split_rows`
+    edges, place, value : sparse rows a, in blocks of `BLOCK_INPUTS` columns
     z : (rows, outputs)
     """
     _, inputs, lanes = packed.shape
     rows, outputs = z.shape
-    blocks = edges.shape[0] - 1
     panel = np.empty((min(rows, PANEL_SAMPLES), lanes), z.dtype)
     block = np.empty((min(inputs, BLOCK_INPUTS), lanes), z.dtype)
     for t in range(first, last):
@@ -78,12 +108,12 @@ def tile_products(packed, edges, index, value, first, last, z):
         for i0 in range(0, rows, PANEL_SAMPLES):
             count = min(PANEL_SAMPLES, rows - i0)
             panel[:] = 0
-            for b in range(blocks):
+            for b in range(edges.shape[0]):
                 origin = b * BLOCK_INPUTS
                 end = min(origin + BLOCK_INPUTS, inputs)
                 block[: end - origin] = packed[t, origin:end]
                 for i in range(count):
-                    add_scaled_rows(panel[i], block, index, value, edges[b, i0 + i], edges[b + 1, i0 + i], origin)
+                    add_scaled_rows(panel[i], block, place, value, edges[b, i0 + i], edges[b, i0 + i + 1])
             for i in range(count):
                 target = z[i0 + i, t * lanes : t * lanes + used]
                 source = panel[i]
@@ -92,39 +122,85 @@ def tile_products(packed, edges, index, value, first, last, z):
 
 
 @njit(nogil=True, cache=True)
-def add_to_tiles(packed, column_start, row, column_value, edges, index, value, first, last):
+def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
     """W[r, c] += Σ_i u_ir v_ic for the outputs r of tiles `first` to `last`, in the order of i.
 
     Parameters
     ----------
     packed : (tiles, inputs, lanes), changed
-    column_start, row, column_value : sparse columns of u (rows, outputs), the values in their order
-    edges, index, value : sparse rows v (rows, inputs), cut into blocks by `split_rows`
+    lane_edges, lane, u : sparse rows u (rows, outputs), in blocks of as many columns as there are lanes
+    edges, place, value : sparse rows v (rows, inputs), in blocks of `BLOCK_INPUTS` columns
     """
-    lanes = packed.shape[2]
-    outputs = column_start.size - 1
+    _, inputs, lanes = packed.shape
+    rows = edges.shape[1] - 1
+    block = np.empty((min(inputs, BLOCK_INPUTS), lanes), packed.dtype)
     for t in range(first, last):
-        tile = packed[t]
-        for b in range(edges.shape[0] - 1):
-            for lane in range(min(lanes, outputs - t * lanes)):
-                r = t * lanes + lane
-                for q in range(column_start[r], column_start[r + 1]):
-                    u = column_value[q]
-                    i = row[q]
-                    for p in range(edges[b, i], edges[b + 1, i]):
-                        tile[index[p], lane] += u * value[p]
+        if lane_edges[t, 0] == lane_edges[t, rows]:
+            continue
+        for b in range(edges.shape[0]):
+            origin = b * BLOCK_INPUTS
+            end = min(origin + BLOCK_INPUTS, inputs)
+            block[: end - origin] = packed[t, origin:end]
+            for i in range(rows):
+                for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
+                    column = block[:, lane[q]]
+                    for p in range(edges[b, i], edges[b, i + 1]):
+                        column[place[p]] += u[q] * value[p]
+            packed[t, origin:end] = block[: end - origin]
+
+
+@njit(nogil=True, cache=True)
+def active_products(packed, lane_edges, lane, d, edges, place, first, last, out):
+    """out[p] += Σ_r d_ir W[r, c] over the outputs r of tiles `first` to `last`, p the entry of row i in column c.
+
+    Only active outputs (those of d) and active inputs (those of the pattern) are touched.
+
+    Parameters
+    ----------
+    packed : (tiles, inputs, lanes)
+    lane_edges, lane, d : sparse rows d (rows, outputs), in blocks of as many columns as there are lanes
+    edges, place : the pattern (rows, inputs), in blocks of `BLOCK_INPUTS` columns
+    out : (entries of the pattern,), in the order of its blocks
+    """
+    _, inputs, lanes = packed.shape
+    rows = edges.shape[1] - 1
+    block = np.empty((min(inputs, BLOCK_INPUTS), lanes), packed.dtype)
+    for t in range(first, last):
+        if lane_edges[t, 0] == lane_edges[t, rows]:
+            continue
+        for b in range(edges.shape[0]):
+            origin = b * BLOCK_INPUTS
+            end = min(origin + BLOCK_INPUTS, inputs)
+            block[: end - origin] = packed[t, origin:end]
+            for i in range(rows):
+                for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
+                    column = block[:, lane[q]]
+                    for p in range(edges[b, i], edges[b, i + 1]):
+                        out[p] += d[q] * column[place[p]]
 
 
 @njit(nogil=True, cache=True)
 def add_to_rows(weight, column_start, row, column_value, start, index, value, first, last):
-    """The same sum, in the same order, for rows `first` to `last` of weight (outputs, inputs)."""
+    """W[r, c] += Σ_i u_ir v_ic for rows `first` to `last` of weight (outputs, inputs), in the order of i.
+
+    Parameters
+    ----------
+    weight : changed, to the same bits as by `add_to_tiles`
+    column_start, row, column_value : sparse columns of u (rows, outputs), the values in their order
+    start, index, value : sparse rows v (rows, inputs)
+    """
+    # A copy streams; adding to the row itself waits for each of its lines.
+    target = np.empty(weight.shape[1], weight.dtype)
     for r in range(first, last):
-        target = weight[r]
+        if column_start[r] == column_start[r + 1]:
+            continue
+        target[:] = weight[r]
         for q in range(column_start[r], column_start[r + 1]):
             u = column_value[q]
             i = row[q]
             for p in range(start[i], start[i + 1]):
                 target[index[p]] += u * value[p]
+        weight[r] = target
 
 
 @njit(nogil=True, cache=True)
@@ -137,28 +213,6 @@ def add_dense_to_rows(weight, column_start, row, column_value, inputs, first, la
             x = inputs[row[q]]
             for c in range(target.size):
                 target[c] += u * x[c]
-
-
-@njit(nogil=True, cache=True)
-def active_products(weight, column_start, row, column_value, start, index, first, last, out):
-    """out[p] += Σ_r d_ir W[r, index[p]] over outputs `first` ≤ r < `last`, for the entries p of row i.
-
-    Only active outputs (those of d) and active inputs (those of the pattern) are touched.
-
-    Parameters
-    ----------
-    weight : (outputs, inputs)
-    column_start, row, column_value : sparse columns of d (rows, outputs), the values in their order
-    start, index : the pattern, rows of active inputs
-    out : (index.size,)
-    """
-    for r in range(first, last):
-        w = weight[r]
-        for q in range(column_start[r], column_start[r + 1]):
-            d = column_value[q]
-            i = row[q]
-            for p in range(start[i], start[i + 1]):
-                out[p] += d * w[index[p]]
 
 
 @njit(nogil=True, cache=True)

@@ -13,13 +13,13 @@ from numba.extending import intrinsic
 _BYTES = 256
 
 
-def _add_scaled_rows(typingctx, target, rows, index, value, first, last, origin):
-    """target += Σ value[p] rows[index[p] − origin] over first ≤ p < last, target and rows contiguous, 256 bytes wide.
+def _add_scaled_rows(typingctx, target, rows, index, value, first, last):
+    """target += Σ value[p] rows[index[p]] over first ≤ p < last; target and rows are 256 bytes wide and contiguous.
 
     In a loop of Numba the sums go to memory and back for every p, or for every few p written out by hand; here they
     stay in registers from the first p to the last.
     """
-    signature = types.void(target, rows, index, value, types.intp, types.intp, types.intp)
+    signature = types.void(target, rows, index, value, types.intp, types.intp)
 
     def generate(context, builder, signature, arguments):
         begin = [
@@ -27,7 +27,7 @@ def _add_scaled_rows(typingctx, target, rows, index, value, first, last, origin)
             for kind, argument in zip(signature.args[:4], arguments[:4], strict=True)
         ]
         target, rows, index, value = begin
-        first, last, origin = arguments[4:]
+        first, last = arguments[4:]
         number = context.get_data_type(signature.args[0].dtype)
         size = 4 if isinstance(number, ir.FloatType) else 8
         lanes = _BYTES // size
@@ -42,7 +42,7 @@ def _add_scaled_rows(typingctx, target, rows, index, value, first, last, origin)
         sums = cgutils.alloca_once(builder, vector)
         builder.store(load(target), sums)
         with cgutils.for_range_slice(builder, first, last, word(1), intp=word) as (p, _):
-            column = builder.sub(builder.zext(builder.load(builder.gep(index, [p])), word), origin)
+            column = builder.zext(builder.load(builder.gep(index, [p])), word)
             row = load(builder.gep(rows, [builder.mul(column, word(lanes))]))
             nothing = ir.Constant(vector, ir.Undefined)
             one = builder.insert_element(nothing, builder.load(builder.gep(value, [p])), lane(0))

@@ -33,6 +33,10 @@ class _Dense:
     def rank(self) -> int:
         return self.U.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        return self.U.nbytes + self.V.nbytes
+
     def query_cost(self, samples: float, density: float) -> float:
         return 2.0 * samples * self.rank * (density * len(self.V) + len(self.U))
 
@@ -64,6 +68,10 @@ class _Sparse:
     def pairs(self) -> int:
         """Products of active outputs and active inputs."""
         return int(np.diff(self.U.start) @ np.diff(self.V.start))
+
+    @property
+    def nbytes(self) -> int:
+        return self.U.nbytes + self.V.nbytes
 
     def query_cost(self, samples: float, density: float) -> float:
         shared = density * self.V.density * self.V.columns
@@ -106,7 +114,7 @@ class LowRankLinear(nn.Module):
 
     Products with sparse inputs read W₀ from a packed layout, made at the first of them. Sparse factors with few active
     inputs a column go into that layout at once, which costs less than carrying them, while `weight` waits for the
-    fold: so the last append can always be taken back to the bit.
+    fold: so the last append can always be taken back to the bit, and `weight` is written once for many appends.
 
     Parameters
     ----------
@@ -159,8 +167,8 @@ class LowRankLinear(nn.Module):
         self._pending: list[_Dense | _Sparse] = []
         self._spent = 0.0
         self._packed: Packed | None = None
-        # True while the packed layout holds the last append and `weight` does not.
-        self._ahead = False
+        # How many of the pending factors the packed layout holds already.
+        self._ahead = 0
 
     @classmethod
     def from_weight(cls, weight: Float[Tensor, "outputs inputs"], fold_rank: int | None = None) -> "LowRankLinear":
@@ -194,19 +202,26 @@ class LowRankLinear(nn.Module):
             Shapes that do not fit the layer, or one factor sparse and the other dense.
         """
         factor = self._factor(U, V)
-        if self._pending and (self._ahead or self._fold_is_due(factor.rank)):
+        if self._fold_is_due(factor.rank):
             self.fold(threads)
         self._pending.append(factor)
-        if isinstance(factor, _Sparse) and self._packed is not None:
-            few = self._spent == 0 and len(self._pending) == 1
-            if few and factor.fold_cost() <= factor.query_cost(factor.rank, factor.V.density):
+        follows = self._packed is not None and self._ahead == len(self._pending) - 1
+        if follows and isinstance(factor, _Sparse):
+            assert self._packed is not None
+            if factor.fold_cost() <= factor.query_cost(factor.rank, factor.V.density):
                 self._packed.add(factor.U, factor.V, threads)
-                self._ahead = True
+                self._ahead += 1
 
     def _fold_is_due(self, more: int) -> bool:
+        if not self._pending:
+            return False
         if self.fold_rank is not None:
             return self.rank + more > self.fold_rank
-        return self._spent >= sum(factor.fold_cost() for factor in self._pending)
+        carried = self._pending[self._ahead :]
+        if carried:
+            return self._spent >= sum(factor.fold_cost() for factor in carried)
+        # What the packed layout holds costs memory alone.
+        return sum(factor.nbytes for factor in self._pending) > self.weight.nbytes
 
     def _factor(self, U: Tensor | SparseRows, V: Tensor | SparseRows) -> _Dense | _Sparse:
         if isinstance(U, SparseRows) and isinstance(V, SparseRows):
@@ -237,21 +252,32 @@ class LowRankLinear(nn.Module):
         if not self._pending:
             raise ValueError("nothing to undo: no factors were appended since the last fold")
         self._pending.pop()
-        if self._ahead:
+        if self._ahead > len(self._pending):
             assert self._packed is not None
-            self._packed.pack(self.weight.detach().numpy(), threads)
-            self._ahead = False
+            weight = self.weight.detach()
+            for factor in self._pending:
+                factor.add_to(weight, threads)
+            self._packed.pack(weight.numpy(), threads)
+            self._pending, self._ahead = [], 0
 
     def fold(self, threads: int = 1) -> None:
         """W₀ ← W₀ + U Vᵀ; U and V become empty."""
-        weight = self.weight.detach()
-        for factor in self._pending:
+        weight, packed = self.weight.detach(), self._packed
+        whole = sum(factor.fold_cost() for factor in self._pending) > _PASS * weight.numel()
+        if packed is not None and self._ahead == len(self._pending) and whole:
+            packed.unpack(weight.numpy(), threads)
+            self._pending, self._ahead = [], 0
+        stale = False
+        for number, factor in enumerate(self._pending):
             factor.add_to(weight, threads)
-            if self._packed is not None and not self._ahead and isinstance(factor, _Sparse):
-                self._packed.add(factor.U, factor.V, threads)
-        if self._packed is not None and any(isinstance(factor, _Dense) for factor in self._pending):
-            self._packed.pack(weight.numpy(), threads)
-        self._pending, self._spent, self._ahead = [], 0.0, False
+            if packed is not None and number >= self._ahead:
+                if isinstance(factor, _Sparse) and not stale:
+                    packed.add(factor.U, factor.V, threads)
+                else:
+                    stale = True
+        if packed is not None and stale:
+            packed.pack(weight.numpy(), threads)
+        self._pending, self._spent, self._ahead = [], 0.0, 0
 
     def materialize(self) -> Float[Tensor, "outputs inputs"]:
         """W = W₀ + U Vᵀ, a fresh tensor."""
@@ -272,12 +298,10 @@ class LowRankLinear(nn.Module):
         """A Wᵀ for sparse rows A (n × in_features) in the dtype of W₀: only the columns of active inputs are read."""
         if rows.columns != self.in_features:
             raise ValueError(f"rows must have {self.in_features} columns, got {rows.columns}")
-        if self._packed is None:
-            self.fold(threads)
-            self._packed = Packed(self.weight.detach().numpy(), threads)
-        z = np.zeros((rows.rows, self.out_features), self._packed.tiles.dtype)
-        self._packed.add_products(rows, z, threads)
-        for factor in [] if self._ahead else self._pending:
+        packed = self._packed_layout(threads)
+        z = np.zeros((rows.rows, self.out_features), packed.tiles.dtype)
+        packed.add_products(rows, z, threads)
+        for factor in self._pending[self._ahead :]:
             factor.add_query(rows, z, threads)
             self._spent += factor.query_cost(rows.rows, rows.density)
         return z
@@ -285,35 +309,32 @@ class LowRankLinear(nn.Module):
     def pull_back(self, signals: SparseRows, pattern: SparseRows, threads: int = 1) -> SparseRows:
         """D W for sparse signals D (n × out_features), where the pattern (n × in_features) has entries.
 
-        Only active outputs and active inputs are touched: Σ_i |signals_i| |pattern_i| products. Folds first.
+        Only active outputs and active inputs are touched: Σ_i |signals_i| |pattern_i| products. Folds in what the
+        packed layout does not hold.
         """
         if (signals.rows, signals.columns, pattern.columns) != (pattern.rows, self.out_features, self.in_features):
             raise ValueError(
                 f"signals and pattern must be n × {self.out_features} and n × {self.in_features} with the same n"
             )
-        self.fold(threads)
-        weight, columns = self.weight.detach().numpy(), signals.by_column
+        packed = self._packed_layout(threads)
+        if self._ahead < len(self._pending):
+            self.fold(threads)
+        return pattern.with_values(packed.pull_back(signals, pattern, threads))
 
-        def products(edge: tuple[int, int]) -> np.ndarray:
-            out = np.zeros(pattern.index.size, weight.dtype)
-            sparse.active_products(
-                weight, columns.start, columns.row, columns.value, pattern.start, pattern.index, *edge, out
-            )
-            return out
-
-        total = np.zeros(pattern.index.size, weight.dtype)
-        for part in ordered_map(products, _chunks(self.out_features), threads):
-            total += part
-        return pattern.with_values(total)
+    def _packed_layout(self, threads: int) -> Packed:
+        if self._packed is None:
+            self.fold(threads)
+            self._packed = Packed(self.weight.detach().numpy(), threads)
+        return self._packed
 
     @property
     def held_bytes(self) -> int:
         """Memory beside W₀."""
         return 0 if self._packed is None else self._packed.nbytes
 
-    def release(self) -> None:
+    def release(self, threads: int = 1) -> None:
         """Fold, and give up the packed layout; the next sparse query makes it again."""
-        self.fold()
+        self.fold(threads)
         self._packed = None
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -322,7 +343,7 @@ class LowRankLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments, **options):
-        self._pending, self._spent, self._ahead, self._packed = [], 0.0, False, None
+        self._pending, self._spent, self._ahead, self._packed = [], 0.0, 0, None
         super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:

@@ -1,5 +1,8 @@
 """A weight matrix laid out once for products with sparse inputs."""
 
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
 import numpy as np
 from jaxtyping import Float
 
@@ -7,8 +10,11 @@ from widefit.kernels import sparse
 from widefit.kernels.threads import ordered_map
 from widefit.nn.sparse_rows import SparseRows
 
-# Tiles a task, whatever the number of threads.
+Result = TypeVar("Result")
+
+# Tiles a task, and tasks whose results are added up, whatever the number of threads.
 _TILES = 4
+_PIECES = 16
 
 
 class Packed:
@@ -40,25 +46,49 @@ class Packed:
         """Take over the numbers of a matrix."""
         self._each(lambda first, last: sparse.pack(weight, first, last, self.tiles), threads)
 
+    def unpack(self, weight: Float[np.ndarray, "outputs inputs"], threads: int = 1) -> None:
+        """Write W into a matrix."""
+        self._each(lambda first, last: sparse.unpack(self.tiles, first, last, weight), threads)
+
     def add_products(self, rows: SparseRows, z: Float[np.ndarray, "n outputs"], threads: int = 1) -> None:
         """z += A Wᵀ for sparse rows A (n × inputs)."""
-        edges = rows.blocks()
+        a = rows.packed_blocks
         self._each(
-            lambda first, last: sparse.tile_products(self.tiles, edges, rows.index, rows.value, first, last, z), threads
+            lambda first, last: sparse.tile_products(self.tiles, a.edges, a.place, a.value, first, last, z), threads
         )
 
     def add(self, U: SparseRows, V: SparseRows, threads: int = 1) -> None:
         """W += Uᵀ V for sparse rows U (n × outputs) and V (n × inputs): active outputs times active inputs."""
-        columns, edges = U.by_column, V.blocks()
+        u, v = U.in_blocks(self.tiles.shape[2]), V.packed_blocks
         self._each(
             lambda first, last: sparse.add_to_tiles(
-                self.tiles, columns.start, columns.row, columns.value, edges, V.index, V.value, first, last
+                self.tiles, u.edges, u.place, u.value, v.edges, v.place, v.value, first, last
             ),
             threads,
         )
 
-    def _each(self, work, threads: int) -> None:
-        tiles = self.tiles.shape[0]
-        edges = ((first, min(first + _TILES, tiles)) for first in range(0, tiles, _TILES))
-        for _ in ordered_map(lambda edge: work(*edge), edges, threads):
+    def pull_back(self, signals: SparseRows, pattern: SparseRows, threads: int = 1) -> Float[np.ndarray, " entries"]:
+        """D W for sparse rows D (n × outputs), at the entries of the pattern (n × inputs): active pairs alone."""
+        d, where = signals.in_blocks(self.tiles.shape[2]), pattern.packed_blocks
+
+        def part(first: int, last: int) -> np.ndarray:
+            out = np.zeros(pattern.index.size, self.tiles.dtype)
+            sparse.active_products(self.tiles, d.edges, d.place, d.value, where.edges, where.place, first, last, out)
+            return out
+
+        total = np.zeros(pattern.index.size, self.tiles.dtype)
+        pieces = max(_TILES, -(-self.tiles.shape[0] // _PIECES))
+        for out in self._map(part, pieces, threads):
+            total += out
+        found = np.empty_like(total)
+        found[where.entry] = total
+        return found
+
+    def _each(self, work: Callable[[int, int], None], threads: int) -> None:
+        for _ in self._map(work, _TILES, threads):
             pass
+
+    def _map(self, work: Callable[[int, int], Result], size: int, threads: int) -> Iterator[Result]:
+        tiles = self.tiles.shape[0]
+        edges = ((first, min(first + size, tiles)) for first in range(0, tiles, size))
+        return ordered_map(lambda edge: work(*edge), edges, threads)

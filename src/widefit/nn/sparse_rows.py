@@ -39,6 +39,28 @@ class SparseColumns:
 
 
 @dataclass(frozen=True)
+class SparseBlocks:
+    """The same matrix in blocks of columns: block by block, and row by row within a block.
+
+    Attributes
+    ----------
+    edges
+        Row i has the entries edges[b, i] to edges[b, i + 1] in block b.
+    place
+        int32 columns within the block.
+    value
+        In the dtype of the rows.
+    entry
+        Where each stands among the rows.
+    """
+
+    edges: Int[np.ndarray, "blocks rows_plus_one"]
+    place: Int[np.ndarray, " entries"]
+    value: Float[np.ndarray, " entries"]
+    entry: Int[np.ndarray, " entries"]
+
+
+@dataclass(frozen=True)
 class SparseRows:
     """A matrix in compressed sparse rows (see `widefit.kernels.sparse`).
 
@@ -127,11 +149,18 @@ class SparseRows:
         """diag(factor) times the matrix, in its dtype."""
         return self.with_values((np.repeat(factor, np.diff(self.start)) * self.value).astype(self.value.dtype))
 
-    def blocks(self) -> Int[np.ndarray, "blocks_plus_one rows"]:
-        """Where each row enters each block of columns that a packed product works on at a time."""
-        edges = np.empty((-(-self.columns // sparse.BLOCK_INPUTS) + 1, self.rows), np.int64)
-        sparse.split_rows(self.start, self.index, sparse.BLOCK_INPUTS, edges)
-        return edges
+    def in_blocks(self, columns: int) -> SparseBlocks:
+        """The same matrix in blocks of so many columns."""
+        size = self.index.size
+        edges = np.empty((max(1, -(-self.columns // columns)), self.rows + 1), np.int64)
+        entry, place = np.empty(size, np.int64), np.empty(size, np.int32)
+        sparse.order_by_block(self.start, self.index, columns, edges, entry, place)
+        return SparseBlocks(edges, place, self.value[entry], entry)
+
+    @cached_property
+    def packed_blocks(self) -> SparseBlocks:
+        """In the blocks that packed products work on."""
+        return self.in_blocks(sparse.BLOCK_INPUTS)
 
     @cached_property
     def by_column(self) -> SparseColumns:

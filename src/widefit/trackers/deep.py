@@ -55,8 +55,7 @@ class DeepTracking:
     With p the part of the neurons that fire, in layers of m neurons a sample costs 2 p m² flops forward (the columns of
     active inputs), p² m² backward (active rows and columns) and p² m² for its part of a step.
 
-    A step is tried by appending it to every W_l (`LowRankLinear`), which is folded in when the step is kept and taken
-    back to the bit when not.
+    A step is tried by appending it to every W_l (`LowRankLinear`), and taken back to the bit when it is not kept.
 
     Parameters
     ----------
@@ -129,18 +128,22 @@ class DeepTracking:
     def commit(self, trial: DeepTrial) -> None:
         """Carry the latest trial out."""
         assert self._tried
-        for linear in self._network.low_rank():
-            linear.fold(self._threads)
         for weight, moved in zip(self._weights, trial.input_weights, strict=True):
             weight[...] = moved
         self.activations, self.outputs = trial.activations, trial.outputs
         self._signals, self._tried = None, False
 
+    def settle(self) -> None:
+        """Write the committed weights into the network."""
+        self._take_back()
+        for linear in self._network.low_rank():
+            linear.fold(self._threads)
+
     def finish(self) -> None:
         """Leave the network with the committed weights, and without its packed copies."""
         self._take_back()
         for linear in self._network.low_rank():
-            linear.release()
+            linear.release(self._threads)
 
     def state(self) -> dict[str, np.ndarray]:
         """What goes on to the same bits beside the network: nothing, who fires is found anew."""
@@ -149,7 +152,7 @@ class DeepTracking:
     @contextmanager
     def materialized(self) -> Iterator[None]:
         """Inside, the network has the committed weights."""
-        self._take_back()
+        self.settle()
         yield
 
     def _take_back(self) -> None:
