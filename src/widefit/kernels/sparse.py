@@ -134,6 +134,8 @@ def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
     _, inputs, lanes = packed.shape
     rows = edges.shape[1] - 1
     block = np.empty((min(inputs, BLOCK_INPUTS), lanes), packed.dtype)
+    # Unsigned places need no check for negative ones.
+    flat, step = block.reshape(-1), np.uint64(lanes)
     for t in range(first, last):
         if lane_edges[t, 0] == lane_edges[t, rows]:
             continue
@@ -143,9 +145,9 @@ def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
             block[: end - origin] = packed[t, origin:end]
             for i in range(rows):
                 for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
-                    column = block[:, lane[q]]
+                    at, factor = np.uint64(lane[q]), u[q]
                     for p in range(edges[b, i], edges[b, i + 1]):
-                        column[place[p]] += u[q] * value[p]
+                        flat[np.uint64(place[p]) * step + at] += factor * value[p]
             packed[t, origin:end] = block[: end - origin]
 
 
@@ -165,6 +167,8 @@ def active_products(packed, lane_edges, lane, d, edges, place, first, last, out)
     _, inputs, lanes = packed.shape
     rows = edges.shape[1] - 1
     block = np.empty((min(inputs, BLOCK_INPUTS), lanes), packed.dtype)
+    # Unsigned places need no check for negative ones.
+    flat, step = block.reshape(-1), np.uint64(lanes)
     for t in range(first, last):
         if lane_edges[t, 0] == lane_edges[t, rows]:
             continue
@@ -174,9 +178,9 @@ def active_products(packed, lane_edges, lane, d, edges, place, first, last, out)
             block[: end - origin] = packed[t, origin:end]
             for i in range(rows):
                 for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
-                    column = block[:, lane[q]]
+                    at, factor = np.uint64(lane[q]), d[q]
                     for p in range(edges[b, i], edges[b, i + 1]):
-                        out[p] += d[q] * column[place[p]]
+                        out[p] += factor * flat[np.uint64(place[p]) * step + at]
 
 
 @njit(nogil=True, cache=True)
