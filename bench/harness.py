@@ -4,7 +4,8 @@ A bench is a module with `run(size, **options) -> dict` that returns
 
     {"machine": {...}, "settings": {...}, "figures": [{"name", "value", "unit", "against", "ratio"}]}
 
-and `draw(result, path)`; it ends in `main("name", run, draw)`. `size` is "quick" (under a minute), "default" or "full".
+with `"skipped": [{"name", "reason"}]` where something was not measured, and `draw(result, path)`; it ends in
+`main("name", run, draw)`. `size` is "quick" (under a minute), "default" or "full".
 """
 
 import argparse
@@ -71,6 +72,8 @@ def main(name: str, run: Callable[..., dict], draw: Callable[[dict, Path], None]
     result = run(arguments.size or "default", **{option.name: getattr(arguments, option.name) for option in options})
     for line in result["figures"]:
         print(_readable(line))
+    for line in result.get("skipped", []):
+        print(f"skipped {line['name']}: {line['reason']}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.figure and draw is not None:

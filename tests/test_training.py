@@ -157,6 +157,15 @@ def test_a_callback_ends_the_training():
     assert (history.stop_reason, len(history), collect.finished) == ("callback", 2, True)
 
 
+def test_what_tracking_cost_can_be_read_from_a_run():
+    problem = make("random", torch.float32)
+    training = Training(problem.fresh(), problem.inputs, problem.targets, tracker="dense", tol=0, max_iter=2)
+    history = training.run()
+    report = training.tracker_report
+    assert (report.tracker, report.full_passes) == ("dense", 3)
+    assert report.flips == sum(info.flips or 0 for info in history if info.accepted)
+
+
 class PressCtrlC(Callback):
     def step(self, run, info):
         os.kill(os.getpid(), signal.SIGINT)

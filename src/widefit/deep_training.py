@@ -34,7 +34,9 @@ class DeepTraining(Training):
         """The problem at the committed weights, sample i and output c in row i k + c."""
         outputs = self.network.out_features
         objective = self._objective
-        rows = Objective(objective.targets.reshape(-1, 1), np.repeat(objective.sample_weight, outputs), 0.0)
+        rows = Objective(
+            objective.targets.reshape(-1, 1), np.repeat(objective.sample_weight, outputs), 0.0, objective.kind
+        )
         return Linearization(rows, self._deep.outputs.reshape(-1, 1), None, self._gram, piecewise_linear=False)
 
     def _gram(self, output: int) -> gram.DenseGram:
@@ -57,7 +59,7 @@ class DeepTraining(Training):
         with self._phase("update"):
             self._deep.commit(trial.payload)
 
-    def descend(self, minibatches: Minibatches) -> int:
+    def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
         """Never reached: the rule was refused."""
         raise ValueError("rule must take all samples at once for a deep network")
 
@@ -69,10 +71,10 @@ class DeepTraining(Training):
     def _trained(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
 
-    def _fixed(self) -> tuple[Any, list[Tensor]]:
+    def _fixed(self) -> tuple[Any, bytes]:
         network = self.network
-        settings = (network.thresholds, network.scales, network.input_share)
-        return settings, [readout.detach() for readout in network.readouts]
+        identity = b"".join(readout.detach().numpy().tobytes() for readout in network.readouts)
+        return (network.thresholds, network.scales, network.input_share), identity
 
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, Sparse, solvers.Solver]":
         if self._objective.alpha > 0:
@@ -81,6 +83,8 @@ class DeepTraining(Training):
             raise ValueError(f'tracker must be "auto" or "sparse" for a deep network, got {tracker!r}')
         if not isinstance(self._rule, FullBatch):
             raise ValueError(f"rule must take all samples at once for a deep network, got {self._rule.name!r}")
+        if self._objective.kind == "softmax" and self.network.out_features > 1:
+            raise ValueError('loss must be "squared" or "logistic" for a deep network, got "softmax"')
         network = self.network
         shape = DeepShape(
             samples=self._inputs.shape[0],

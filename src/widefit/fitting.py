@@ -35,7 +35,8 @@ def train(
 ) -> History:
     """Fit a network to data, in place: the first layer of a two-layer one, all layers but the read-outs of a deep one.
 
-    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has.
+    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has. Rules of first
+    order take other losses as well: then Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².
 
     Parameters
     ----------
@@ -46,15 +47,15 @@ def train(
     y
         Shape (n,) or (n, k).
     rule
-        "gauss-newton", "gradient-descent", or a rule of `widefit.rules`.
+        "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
     tracker
         "auto", "dense", or a tracker of `widefit.trackers`; "auto" for a deep network, which has one of its own.
     solver
         "auto", "cholesky", "cg", or a solver of `widefit.solvers`.
     max_iter
-        Largest number of steps, rejected ones included.
+        Largest number of steps, rejected ones included; of epochs with "sgd". Rules of first order want hundreds.
     tol
-        Training stops when the loss, the weighted mean over samples of the squared residual, is no larger.
+        Training stops when the loss, the weighted mean over samples of the squared residual or of ℓ, is no larger.
     alpha
         α ≥ 0, pull towards the initial weights in the units of Q; 0 for a deep network.
     sample_weight

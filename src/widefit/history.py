@@ -12,10 +12,11 @@ class StepInfo:
     Attributes
     ----------
     step
-        Counts from 1; step 0 is the state before training.
+        Counts from 1; step 0 is the state before training. A step of stochastic descent is an epoch.
     loss
-        Training loss after the step: the mean over samples of the squared residual for `widefit.train`, the loss the
-        optimizer was given for `widefit.GaussNewton`. For a rejected step, the loss that was kept.
+        Training loss after the step: the mean over samples of the squared residual for `widefit.train` (of the loss of
+        the rule where that is another), the loss the optimizer was given for `widefit.GaussNewton`. For a rejected
+        step, the loss that was kept.
     metric
         Validation metric after the step, None where none was asked for.
     damping
@@ -33,7 +34,8 @@ class StepInfo:
     jitter
         What a factorization had to add to the diagonal beyond the damping; 0 when nothing was needed.
     flips
-        Pairs (neuron, sample) that changed between firing and not firing.
+        Pairs (neuron, sample) that changed between firing and not firing. After an epoch of stochastic steps, a tracker
+        that looks at one batch at a time counts those that differ in the end, others every flip on the way.
     rebased
         True when the tracker made a full pass over all neurons.
     seconds

@@ -190,7 +190,7 @@ def plan_two_layer(
         tracker = trackers.Dense()
         reason = f"a pass over {shape.width:,} neurons is {2 * shape.width * shape.samples * shape.features:.1e} flops"
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, {"dense": trackers.Dense}, trackers.Tracker, "tracker")
+    tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()
@@ -235,6 +235,9 @@ def plan_deep(
             f"so that H has {rows:,} × {rows:,} numbers: about {fits:,} samples fit"
         )
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
+
+
+_TRACKERS = {"dense": trackers.Dense, "certificate": trackers.Certificate}
 
 
 def _named(value, names: dict, kind: type, argument: str):

@@ -60,5 +60,6 @@ def refit_readout(
 
 def _features(network: TwoLayer, inputs: np.ndarray, first: int, last: int) -> np.ndarray:
     """φ(w_r · x_i) / √m without the constant of silent neurons, shape (last − first, n), float64."""
-    z = network.weight.detach().numpy()[first:last] @ inputs.astype(network.weight.detach().numpy().dtype).T
+    weight = network.rows(first, last)
+    z = weight @ inputs.astype(weight.dtype).T
     return np.maximum(z - network.threshold, 0).astype(np.float64) / math.sqrt(network.width)

@@ -24,6 +24,9 @@ from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.rules import Linearization, Objective, Rule
 from widefit.trackers import Minibatches, Trial, Update
 
+# Neurons of every output from which the length of the first step is foretold.
+_SCOUT = 4096
+
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -68,7 +71,7 @@ class Training:
         self.max_iter, self.tol = max_iter, tol
         self.history = History()
         self._rule = _rule(rule)
-        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha))
+        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
         # Part of the loss that no weights can remove, left out of the stopping test.
         self._loss_floor = loss_floor
         self._metric, self._callbacks = metric, tuple(callbacks)
@@ -84,7 +87,7 @@ class Training:
         """Train until tol, convergence, max_iter, a callback or an interrupt ends it."""
         if resume is not None:
             self._restore(resume)
-        elif self._objective.alpha > 0:
+        elif self._objective.alpha > 0 and not self._tracker.lazy:
             self._anchor = self.network.weight.detach().numpy().copy()
         announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
@@ -164,6 +167,11 @@ class Training:
         self.history.steps.append(info)
         return outcome.verdict.stop
 
+    @property
+    def tracker_report(self) -> trackers.TrackerReport:
+        """What tracking has cost so far; there is one from the start of `run` on."""
+        return self._tracking.report()
+
     def view(self) -> Linearization:
         """The problem at the committed weights."""
         tracking = self._tracking
@@ -181,10 +189,12 @@ class Training:
         with self._phase("update"):
             self._tracking.commit(trial)
 
-    def descend(self, minibatches: Minibatches) -> int:
-        """Take stochastic steps."""
+    def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
+        """Take stochastic steps; the number of flips, and whether all neurons were looked at."""
         with self._phase("pass"):
-            return self._tracking.descend(minibatches, self._grams)
+            passes = self._tracking.report().full_passes
+            flips = self._tracking.descend(minibatches, self._grams)
+            return flips, self._tracking.report().full_passes > passes
 
     def _info(self, number: int, loss: float) -> StepInfo:
         with self._phase("metric"):
@@ -199,10 +209,23 @@ class Training:
         with self._phase("gram"):
             return self._grams(output)
 
+    def _forecast(self) -> np.ndarray | None:
+        """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
+        if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
+            return None
+        scout = self.network.sample(_SCOUT * self.network.out_features)
+        tracking = trackers.Dense().start(scout, self._inputs, threads=self._threads)
+        inputs = self._inputs.astype(np.float64)
+        grams = gram.CurrentGrams(tracking, inputs @ inputs.T, scout.coefficients(), 1, self._threads)
+        view = Linearization(self._objective, tracking.outputs, None, grams)
+        rule = rules.GaussNewton()
+        return rule.direction(view, rule.start(view), self._solver).update.g
+
     def _start_tracking(self) -> None:
         self._tracking = self._tracker.start(
-            self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state
-        )
+            self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
+            expected=self._forecast(),
+        )  # fmt: skip
         samples = self._inputs.shape[0]
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
@@ -212,11 +235,12 @@ class Training:
 
     def _trained(self) -> dict[str, Tensor]:
         """The tensors that training changes."""
-        return {"weight": self.network.weight.detach()}
+        # The tracker's state says how far weights that are not stored have moved.
+        return {"weight": self.network.weight.detach()} if self.network.store == "array" else {}
 
-    def _fixed(self) -> tuple[Any, list[Tensor]]:
-        """What else decides the outputs: settings, and tensors that training leaves alone."""
-        return self.network.threshold, [self.network.readout.detach()]
+    def _fixed(self) -> tuple[Any, bytes]:
+        """What else decides the outputs: settings, and the bytes of what training leaves alone."""
+        return self.network.threshold, self.network.readout_identity()
 
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
         norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))
@@ -246,10 +270,9 @@ class Training:
         digest = hashlib.sha256()
         for array in (self._inputs, self._objective.targets, self._objective.sample_weight):
             digest.update(np.ascontiguousarray(array).tobytes())
-        settings, tensors = self._fixed()
+        settings, identity = self._fixed()
         digest.update(repr((self._objective.alpha, settings, self._rule)).encode())
-        for tensor in tensors:
-            digest.update(tensor.numpy().tobytes())
+        digest.update(identity)
         return digest.hexdigest()
 
     def _restore(self, state: State) -> None:
@@ -274,7 +297,7 @@ class Training:
 def _rule(rule: str | Rule) -> Rule:
     if isinstance(rule, Rule):
         return rule
-    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent}
+    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
     if rule not in named:
         raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
     return named[rule]()
@@ -286,9 +309,10 @@ def _problem(
     y: ArrayLike | Tensor,
     sample_weight: ArrayLike | Tensor | None,
     alpha: float,
+    loss: str,
 ) -> tuple[np.ndarray, Objective]:
     """Inputs in the dtype of the network and the objective in float64, checked."""
-    dtype = next(network.parameters()).detach().numpy().dtype
+    dtype = torch.empty(0, dtype=network.dtype).numpy().dtype
     inputs = np.ascontiguousarray(_array(X, "X"), dtype=dtype)
     targets = np.ascontiguousarray(_array(y, "y"), dtype=np.float64)
     targets = targets[:, None] if targets.ndim == 1 else targets
@@ -304,7 +328,8 @@ def _problem(
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
-    return inputs, Objective(targets, weight, alpha)
+    trackers.check_targets(loss, targets)
+    return inputs, Objective(targets, weight, alpha, loss)
 
 
 def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:

@@ -59,6 +59,13 @@ def test_defaults_are_those_of_the_estimators() -> None:
         assert options[name] == estimator[name]
 
 
+@pytest.mark.parametrize("rule", train_command.RuleChoice)
+def test_every_rule_is_one_of_the_estimators(rule: train_command.RuleChoice) -> None:
+    rows = np.random.default_rng(0).standard_normal((12, 2))
+    model = widefit.WideRegressor(hidden_layer_sizes=(64,), rule=rule.value, max_iter=1, tol=0).fit(rows, rows[:, 0])
+    assert model.n_iter_ == 1
+
+
 class TestTrain:
     def test_says_what_it_did(self, trained: tuple[Path, dict[str, Result]]) -> None:
         folder, (_, said, remarks) = trained[0], trained[1]["houses"]

@@ -49,6 +49,23 @@ def test_classification_of_real_tables(load, least):
     assert -np.mean(np.log(probabilities[np.arange(len(y_test)), y_test])) < 0.3
 
 
+def test_stochastic_steps_learn_as_well(diabetes):
+    X, X_test, y, y_test = diabetes
+    model = WideRegressor(hidden_layer_sizes=(2048,), rule="sgd").fit(X, y)
+    assert model.n_iter_ == 20
+    assert model.alpha_ > 0
+    assert model.score(X_test, y_test) > LinearRegression().fit(X, y).score(X_test, y_test) - 0.05
+    X, X_test, y, y_test = train_test_split(*load_iris(return_X_y=True), random_state=0)
+    model = WideClassifier(hidden_layer_sizes=(2048,), rule=widefit.rules.SGD(batch_size=16), max_iter=40).fit(X, y)
+    assert model.score(X_test, y_test) >= 0.9
+
+
+def test_steps_that_are_too_long_are_an_error(diabetes):
+    rule = widefit.rules.SGD(lr=1e9)
+    with pytest.raises(ValueError, match=r"the training diverged.*give rule a smaller lr"):
+        WideRegressor(hidden_layer_sizes=SMALL, rule=rule).fit(*diabetes[::2])
+
+
 def test_digits_parity_interpolates_and_generalizes():
     data = load_digits()
     X, X_test, y, y_test = train_test_split(data.data, data.target % 2, test_size=797, random_state=0)
@@ -222,6 +239,7 @@ BAD = [
     ({"max_iter": 0}, "max_iter must be an integer ≥ 1"),
     ({"tol": -1.0}, "tol must be a finite number"),
     ({"rule": "adam"}, "rule must be one of"),
+    ({"rule": widefit.rules.SGD(loss="logistic")}, 'rule must descend the squared loss.*got one with loss="logistic"'),
     ({"tracker": "magic"}, "tracker must be one of"),
     ({"solver": "magic"}, "solver must be one of"),
 ]

@@ -41,7 +41,7 @@ def model(**settings: object) -> widefit.WideRegressor:
     return widefit.WideRegressor(hidden_layer_sizes=(48,), **{"max_iter": 12, "tol": 0.0} | settings)
 
 
-@pytest.mark.parametrize("rule", ["gauss-newton", "gradient-descent"])
+@pytest.mark.parametrize("rule", ["gauss-newton", "gradient-descent", "sgd"])
 @pytest.mark.parametrize("alpha", ["auto", 0.0])
 def test_resuming_reaches_the_same_bits(tmp_path: Path, rule: str, alpha: float | str) -> None:
     straight = model(rule=rule, alpha=alpha).fit(X, y)

@@ -83,6 +83,10 @@ class TestDeepTracking:
             counted = sum(np.count_nonzero(a != b) for a, b in zip(before, after, strict=True))
             # An entry that underflows to 0 fires all the same.
             assert abs(trial.flips - counted) <= (0 if dtype == torch.float64 else 2)
+        report = run.report()
+        assert report.flips == flips
+        assert report.full_passes == 7  # at the start, and in every trial
+        assert report.firing_pairs == sum(rows.index.size for rows in run.activations)
         run.finish()
         weights = [*network.input_weights, *(linear.weight for linear in network.low_rank())]
         for weight, expected in zip(weights, (*reference.input_weights, *reference.hidden), strict=True):

@@ -9,9 +9,9 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Dense, Update
+from widefit.trackers import Certificate, Dense, Update
 
-TRACKERS = [Dense()]
+TRACKERS = [Dense(), Certificate()]
 
 
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:

@@ -75,6 +75,8 @@ def _list(found: dict, output: Any) -> None:
 
 
 def _show(result: dict[str, Any], output: Any) -> None:
+    from rich.markup import escape
+
     from widefit.cli.output import columns, number
 
     table = columns("figure", "value", "unit", "ratio", "against")
@@ -90,6 +92,8 @@ def _show(result: dict[str, Any], output: Any) -> None:
             line.get("against") or "",
         )
     output.show(table)
+    for line in result.get("skipped", []):
+        output.show(escape(f"skipped {line['name']}: {line['reason']}"))
     machine = result.get("machine", {})
     output.show("\n[dim]" + ", ".join(f"{key} {value}" for key, value in machine.items()) + "[/dim]")
 

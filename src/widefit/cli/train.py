@@ -40,6 +40,7 @@ class RuleChoice(StrEnum):
 
     GAUSS_NEWTON = "gauss-newton"
     GRADIENT_DESCENT = "gradient-descent"
+    SGD = "sgd"
 
 
 class ActivationChoice(StrEnum):
@@ -121,7 +122,9 @@ TrackerOption = Annotated[TrackerChoice, typer.Option(rich_help_panel=MODEL, hel
 SolverOption = Annotated[
     SolverChoice, typer.Option(rich_help_panel=MODEL, help="How each step's equations are solved.")
 ]
-MaxIterOption = Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps.")]
+MaxIterOption = Annotated[
+    int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps; of epochs with sgd.")
+]
 TolOption = Annotated[
     float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")
 ]

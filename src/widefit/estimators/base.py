@@ -148,6 +148,8 @@ class Wide(BaseEstimator, ABC):
         )  # fmt: skip
         self.plan_ = training.plan.after(self._choices)
         self.history_ = training.run(None if resume is None else read_checkpoint(resume))
+        if not math.isfinite(self.history_[-1].loss):
+            raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
         if self.refit_readout:
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, merged.targets, merged.sample_weight))
         self._describe()
@@ -215,6 +217,12 @@ class Wide(BaseEstimator, ABC):
             if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
                 bound = "" if least == -math.inf else f" ≥ {least:g}"
                 raise ValueError(f'{name} must be "auto" or a finite number{bound}, got {value!r}')
+        loss = getattr(self.rule, "loss", "squared")
+        if loss != "squared":
+            raise ValueError(
+                f'rule must descend the squared loss in {type(self).__name__}, got one with loss="{loss}"; '
+                "widefit.train takes the others"
+            )
         if not isinstance(self.max_iter, Integral) or self.max_iter < 1:
             raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
         if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:

@@ -31,14 +31,15 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         chooses by leave-one-out.
     readout_scale : float or "auto", default "auto"
         Size of the fixed second layer. "auto" makes it so large that few neurons flip while the first layer is trained.
-    rule : {"gauss-newton", "gradient-descent"} or Rule, default "gauss-newton"
-        How a step is chosen.
+    rule : {"gauss-newton", "gradient-descent", "sgd"} or Rule, default "gauss-newton"
+        How a step is chosen. Rules are for the squared loss here.
     tracker : {"auto", "dense"} or Tracker, default "auto"
         How the firing neurons are found.
     solver : {"auto", "cholesky", "cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20
-        Largest number of steps.
+        Largest number of steps. With rule="sgd" a step is an epoch, as for scikit-learn's stochastic solvers; rules of
+        first order want hundreds where "gauss-newton" wants a handful.
     tol : float, default 1e-6
         Training stops when the mean squared residual of the standardized targets is no larger.
     refit_readout : bool, default False

@@ -103,7 +103,7 @@ class CoFiringGram(DenseGram):
             else:
                 weight = self._squares[neurons - self._first]
             cpu.co_firing_flips(
-                pattern.counts, pattern.start, pattern.words, neurons - pattern.chunk.first, flips.samples[low:high],
+                pattern.counts, pattern.start, pattern.words, pattern.rows_of(neurons), flips.samples[low:high],
                 flips.fires[low:high], weight, self._scale, self._similarity, self.counts, self.matrix.numpy(),
             )  # fmt: skip
 
@@ -180,7 +180,7 @@ def _add_wave(
     def fill(tile: tuple[int, int]) -> None:
         first, last = tile
         for pattern, arrays in zip(wave, turned, strict=True):
-            own = none if weights is None else weights[pattern.chunk.first - origin : pattern.chunk.last - origin]
+            own = none if weights is None else _weights_of(pattern, weights, origin)
             words, sample_start, position, stop, owner = arrays
             cpu.co_firing_light(words, sample_start, position, stop, owner, own, first, last, counts)
         if weights is None:
@@ -190,7 +190,13 @@ def _add_wave(
         pass
     if weights is not None:
         for pattern in wave:
-            _add_heavy_products(counts, pattern, weights[pattern.chunk.first - origin : pattern.chunk.last - origin])
+            _add_heavy_products(counts, pattern, _weights_of(pattern, weights, origin))
+
+
+def _weights_of(pattern: FirePattern, weights: np.ndarray, origin: int) -> np.ndarray:
+    """The weights of a pattern's rows, out of those of all neurons from `origin` on."""
+    own = weights[pattern.chunk.first - origin : pattern.chunk.last - origin]
+    return own if pattern.neurons is None else own[pattern.neurons]
 
 
 def _add_heavy_products(counts: np.ndarray, pattern: FirePattern, weights: np.ndarray) -> None:

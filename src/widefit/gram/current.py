@@ -54,8 +54,28 @@ class CurrentGrams:
         if changes is None:
             self._held.clear()
             return
-        for output, gram in self._held.items():
-            gram.flip(self._patterns_of(output), changes)
+        for output in list(self._held):
+            patterns = self._patterns_of(output)
+            if _dearer_than_a_recount(patterns, changes):
+                del self._held[output]
+            else:
+                self._held[output].flip(patterns, changes)
 
     def _patterns_of(self, output: int) -> Sequence[FirePattern]:
         return [pattern for pattern in self._tracking.patterns() if pattern.chunk.output == output]
+
+
+# Firing pairs that a recount adds in the time in which a flip changes one entry of N and of H (measured).
+_RECOUNTED = 6
+
+
+def _dearer_than_a_recount(patterns: Sequence[FirePattern], flips: Flips) -> bool:
+    """True when following the flips takes longer than counting anew: 2 k_r entries a flip against k_r² / 2 a neuron."""
+    first, last = patterns[0].chunk.first, patterns[-1].chunk.last
+    own = int(np.diff(np.searchsorted(flips.neurons, [first, last]))[0])
+    if own == 0:
+        return False
+    counts = [pattern.counts.astype(np.float64) for pattern in patterns]
+    pairs, squares = sum(float(count.sum()) for count in counts), sum(float(count @ count) for count in counts)
+    # A pair that flips belongs to neurons in proportion to what they fire on.
+    return own * squares / max(pairs, 1.0) * _RECOUNTED > squares / 2 + 1e6

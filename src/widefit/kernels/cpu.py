@@ -6,8 +6,8 @@ that of torch.
 
 **Fire rows.** Which of n samples a neuron fires on is stored in uint32 words, in the cheaper of two forms: the
 ascending sample indices when there are at most ⌈n/32⌉ of them, a bitset of ⌈n/32⌉ words otherwise. A block of rows is
-three arrays: ``counts`` int32 (rows,), ``start`` int64 (rows + 1,) and ``words`` uint32 (start[-1],). So a pattern
-takes at most rows · n / 8 bytes, and 4 bytes a firing pair when few pairs fire.
+three arrays: ``counts`` int32 (rows,), ``start`` int64, where each row begins, and ``words`` uint32; rows may stand in
+any order and with gaps. So a pattern takes at most rows · n / 8 bytes, and 4 bytes a firing pair when few pairs fire.
 """
 
 import numpy as np
@@ -81,7 +81,8 @@ def fire_block(z, threshold, coefficients, old_counts, old_start, old_words, cou
         for i in range(n):
             # Branchless: the index is always written and kept only when the pair fires.
             fired[k] = i
-            k += z[r, i] > threshold
+            # NaN fires: weights that have overflowed must show in the outputs.
+            k += not (z[r, i] <= threshold)
         a = coefficients[r]
         for p in range(k):
             i = fired[p]
@@ -191,7 +192,7 @@ def split_by_sample(counts, start, words, samples, sample_start, position, stop,
     sample_start[:] = 0
     for r in range(rows):
         if counts[r] <= limit:
-            for p in range(start[r], start[r + 1]):
+            for p in range(start[r], start[r] + counts[r]):
                 sample_start[words[p] + 1] += 1
     for i in range(samples):
         sample_start[i + 1] += sample_start[i]
@@ -199,10 +200,10 @@ def split_by_sample(counts, start, words, samples, sample_start, position, stop,
     fired = np.empty(samples + 1, np.int32)
     for r in range(rows):
         if counts[r] <= limit:
-            for p in range(start[r], start[r + 1]):
+            for p in range(start[r], start[r] + counts[r]):
                 q = cursor[words[p]]
                 position[q] = p
-                stop[q] = start[r + 1]
+                stop[q] = start[r] + counts[r]
                 owner[q] = r
                 cursor[words[p]] = q + 1
         else:

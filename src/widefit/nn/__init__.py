@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from widefit.nn.delta import Delta, restorable
 from widefit.nn.shifted_relu import ShiftedReLU
 from widefit.nn.two_layer import TwoLayer, automatic_threshold
 
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
 # Imported on first use: they need Numba.
 _HOME = {"Deep": "deep", "LowRankLinear": "low_rank", "Packed": "packed", "SparseRows": "sparse_rows"}
 
-__all__ = ["Deep", "LowRankLinear", "Packed", "ShiftedReLU", "SparseRows", "TwoLayer", "automatic_threshold"]
+__all__ = [
+    "Deep",
+    "Delta",
+    "LowRankLinear",
+    "Packed",
+    "ShiftedReLU",
+    "SparseRows",
+    "TwoLayer",
+    "automatic_threshold",
+    "restorable",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,21 @@
 """The two-layer network in the parametrization of the theory: f(x) = (1/√m) Σ_r a_r φ(⟨w_r, x⟩)."""
 
+import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from widefit.kernels.threads import ordered_map
 from widefit.memory import available_memory
-from widefit.nn.initial import gaussian_rows
+from widefit.nn.blocks import aligned_empty, numpy_dtype, span_sum, spans
+from widefit.nn.delta import Delta
+from widefit.nn.initial import NEURONS_PER_STREAM, Initial, group_edge, readout_entry
+from widefit.nn.regenerated import Regenerated
 from widefit.nn.shifted_relu import ShiftedReLU
-
-# Pre-activations of one block of neurons in `forward`, in numbers: what a second-level cache holds (four times faster
-# than blocks sixteen times larger).
-_FORWARD_BLOCK = 1 << 18
 
 
 def automatic_threshold(width: int) -> float:
@@ -48,20 +50,29 @@ class TwoLayer(nn.Module):
         Fixes `weight`; the same numbers in every dtype and whatever the block they are drawn in.
     dtype
         torch.float32 or torch.float64.
+    store
+        "array" holds `weight` and `readout`. "regenerate" holds neither: rows are drawn from the seed whenever they are
+        needed, to the same bits, so that memory does not grow with m. Nothing but a tracker can train such a network;
+        `materialize` turns it into one with arrays.
 
     Attributes
     ----------
     weight
-        W, shape (m, d).
+        W, shape (m, d); with store="array" alone.
     readout
         a, shape (m, k); signs alternate, so that the silent network has mean zero. Not trained by `widefit.train`.
+        With store="array" alone.
     threshold
         b.
+    store
+        As above.
+    delta
+        W − W₀ of a regenerated network that was trained, None before and with store="array".
 
     Raises
     ------
     ValueError
-        A size below 1, a width below 2 k, a threshold that is neither finite nor "auto", another dtype.
+        A size below 1, a width below 2 k, a threshold that is neither finite nor "auto", another dtype or store.
     MemoryError
         The weights cannot fit; said before they are drawn.
     """
@@ -78,6 +89,7 @@ class TwoLayer(nn.Module):
         paired: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        store: str = "array",
     ):
         super().__init__()
         for name, value, least in (("in_features", in_features, 1), ("out_features", out_features, 1)):
@@ -95,27 +107,18 @@ class TwoLayer(nn.Module):
             threshold = automatic_threshold(width)
         if isinstance(threshold, str) or not math.isfinite(threshold):
             raise ValueError(f'threshold must be a finite number or "auto", got {threshold!r}')
-        needed = width * (2 * in_features + 3 * out_features) * torch.finfo(dtype).bits // 8
-        if needed > available_memory():
-            fits = 2 ** int(math.log2(max(1, width * available_memory() / needed)))
-            raise MemoryError(
-                f"a network of width {width:,} needs about {needed / 1e9:.3g} GB and "
-                f"{available_memory() / 1e9:.3g} GB are free; a width of {fits:,} fits"
-            )
+        if store not in ("array", "regenerate"):
+            raise ValueError(f'store must be "array" or "regenerate", got {store!r}')
+        entry = readout_entry(readout_scale, out_features, numpy_dtype(dtype))
+        initial = Initial(seed, in_features, width, out_features, paired, entry)
         self.in_features, self.width, self.out_features = in_features, width, out_features
-        self.seed = seed
+        self.store = store
         self.activation = ShiftedReLU(threshold, convention)
-        if paired:
-            rows = np.repeat(gaussian_rows(seed, 0, -(-width // 2), in_features), 2, axis=0)[:width]
+        if store == "regenerate":
+            self.regenerated = Regenerated(initial, dtype)
         else:
-            rows = gaussian_rows(seed, 0, width, in_features)
-        self.weight = nn.Parameter(torch.from_numpy(rows).to(dtype))
-        readout = torch.zeros(width, out_features, dtype=dtype)
-        for output in range(out_features):
-            first, last = self.neurons_of(output)
-            signs = 1 - 2 * (torch.arange(first, last) % 2)
-            readout[first:last, output] = signs * readout_scale * math.sqrt(out_features)
-        self.readout = nn.Parameter(readout, requires_grad=False)
+            self._drawn: Initial | None = initial
+            self._fill(Regenerated(initial, dtype))
 
     @classmethod
     def from_tensors(
@@ -125,7 +128,8 @@ class TwoLayer(nn.Module):
         network = cls.__new__(cls)
         nn.Module.__init__(network)
         network.width, network.in_features = weight.shape
-        network.out_features, network.seed = readout.shape[1], 0
+        network.out_features, network.store = readout.shape[1], "array"
+        network._drawn = None
         network.activation = ShiftedReLU(threshold, convention)
         network.weight = nn.Parameter(weight)
         network.readout = nn.Parameter(readout, requires_grad=False)
@@ -135,48 +139,223 @@ class TwoLayer(nn.Module):
     def threshold(self) -> float:
         return self.activation.threshold
 
+    @property
+    def initial(self) -> Initial | None:
+        """How W₀ and a were drawn; None for a network made from given tensors."""
+        return self.regenerated.initial if self.store == "regenerate" else self._drawn
+
+    @property
+    def seed(self) -> int:
+        """Of the initial weights; 0 for a network made from given tensors."""
+        return 0 if self.initial is None else self.initial.seed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.regenerated.like.dtype if self.store == "regenerate" else self.weight.dtype
+
+    @property
+    def delta(self) -> Delta | None:
+        """W − W₀ of a regenerated network that was trained."""
+        return self.regenerated.delta if self.store == "regenerate" else None
+
+    @delta.setter
+    def delta(self, delta: Delta | None) -> None:
+        if self.store != "regenerate":
+            raise ValueError('delta belongs to networks with store="regenerate"; this one has its weights in `weight`')
+        self.regenerated.delta = delta
+
     def neurons_of(self, output: int) -> tuple[int, int]:
         """Half-open range of the neurons that feed an output; it begins at an even neuron."""
+        return group_edge(self.width, self.out_features, output), group_edge(self.width, self.out_features, output + 1)
 
-        def edge(group: int) -> int:
-            return self.width if group == self.out_features else 2 * (group * self.width // (2 * self.out_features))
+    def rows(self, first: int, last: int, out: np.ndarray | None = None) -> Float[np.ndarray, "rows d"]:
+        """The current weights of neurons `first` to `last`, in the dtype of the network.
 
-        return edge(output), edge(output + 1)
+        Safe to call from several threads. A regenerated network draws whole streams of 1024 neurons (2048 when
+        `paired`) from their beginning: blocks that begin and end at multiples of them cost the least.
 
-    def coefficients(self) -> Float[np.ndarray, " m"]:
-        """a_r / √m of every neuron, towards the one output it feeds.
+        Parameters
+        ----------
+        first, last
+            Half-open range of neurons.
+        out
+            Where to write them, shape (last − first, d) and the dtype of the network; None: a new array, or a view of
+            `weight` with store="array".
+
+        Raises
+        ------
+        ValueError
+            A range outside the network, or `out` of another shape or dtype.
+        """
+        self._check_range(first, last)
+        if self.store == "array":
+            rows = self.weight.detach().cpu().numpy()[first:last]
+            if out is None:
+                return rows
+            self._checked(out, first, last)[...] = rows
+            return out
+        out = self._checked(out, first, last)
+        self.regenerated.write_rows(first, last, out)
+        return out
+
+    def initial_rows(self, first: int, last: int, out: np.ndarray | None = None) -> Float[np.ndarray, "rows d"]:
+        """The weights of neurons `first` to `last` as they were drawn, W₀; see `rows`.
+
+        Raises
+        ------
+        ValueError
+            As `rows`, or the network was made from given tensors.
+        """
+        self._check_range(first, last)
+        if self.initial is None:
+            raise ValueError("initial_rows needs a network drawn from a seed; this one was made from given tensors")
+        out = self._checked(out, first, last)
+        self.initial.write_rows(first, last, out)
+        return out
+
+    def coefficients(self, first: int = 0, last: int | None = None) -> Float[np.ndarray, " rows"]:
+        """a_r / √m of neurons `first` to `last` (None: the last one), float64, towards the one output each feeds.
 
         Raises
         ------
         ValueError
             A neuron feeds an output outside its group: J Jᵀ would couple the outputs.
         """
-        readout = self.readout.detach().cpu().double().numpy()
-        out = np.empty(self.width)
+        last = self.width if last is None else last
+        self._check_range(first, last)
+        readout = self._readout_rows(first, last).detach().cpu().double().numpy()
+        out = np.empty(last - first)
         nonzero = np.count_nonzero(readout, axis=1)
         for output in range(self.out_features):
-            first, last = self.neurons_of(output)
-            out[first:last] = readout[first:last, output]
-            if np.any(nonzero[first:last] > (out[first:last] != 0)):
+            edges = self.neurons_of(output)
+            low, high = max(first, edges[0]) - first, min(last, edges[1]) - first
+            if low >= high:
+                continue
+            out[low:high] = readout[low:high, output]
+            if np.any(nonzero[low:high] > (out[low:high] != 0)):
                 raise ValueError(
-                    f"readout must let neurons {first} to {last - 1} feed output {output} alone; "
+                    f"readout must let neurons {edges[0]} to {edges[1] - 1} feed output {output} alone; "
                     "build a TwoLayer without changing which entries of readout are zero"
                 )
         return out / math.sqrt(self.width)
 
+    def readout_identity(self) -> bytes:
+        """Equal for equal readouts: their bytes, or what they are drawn from."""
+        if self.store == "regenerate":
+            return repr(self.regenerated.initial).encode()
+        return self.readout.detach().cpu().numpy().tobytes()
+
     def silent_outputs(self) -> Float[np.ndarray, " k"]:
         """What the network gives where nothing fires: 0, or b Σ_r a_r / √m with the "floor" convention."""
-        return self.activation.silent * self.readout.detach().cpu().double().sum(0).numpy() / math.sqrt(self.width)
+        if self.activation.silent == 0:
+            return np.zeros(self.out_features)
+        if self.store == "regenerate":
+            # Signs alternate from an even neuron on: the last neuron of an odd group is all that is left of the sum.
+            edges = [self.neurons_of(output) for output in range(self.out_features)]
+            last = self._readout_rows(0, 1)[0, 0].double().item()
+            total = np.array([last * ((high - low) % 2) for low, high in edges])
+        else:
+            columns = self.readout.detach().cpu().double().numpy().T
+            total = np.array([math.fsum(column) for column in columns])
+        return self.activation.silent * total / math.sqrt(self.width)
+
+    def materialize(self) -> "TwoLayer":
+        """A copy of the network that holds its current weights, with store="array".
+
+        Raises
+        ------
+        MemoryError
+            The weights cannot fit.
+        """
+        if self.store == "array":
+            return copy.deepcopy(self)
+        network = TwoLayer.__new__(TwoLayer)
+        nn.Module.__init__(network)
+        network.in_features, network.width, network.out_features = self.in_features, self.width, self.out_features
+        network.store, network._drawn = "array", self.initial
+        network.activation = copy.deepcopy(self.activation)
+        network._fill(self.regenerated)
+        return network.train(self.training)
+
+    def sample(self, width: int) -> "TwoLayer":
+        """A narrower network with the first neurons of every output: f and J Jᵀ have the same distribution.
+
+        Parameters
+        ----------
+        width
+            Neurons to take, at least 2 an output and at most all.
+        """
+        edges = [self.neurons_of(output) for output in range(self.out_features)]
+        smaller = [2 * (group * width // (2 * self.out_features)) for group in range(self.out_features)] + [width]
+        take = torch.cat(
+            [torch.arange(first, first + smaller[group + 1] - smaller[group]) for group, (first, _) in enumerate(edges)]
+        )
+        return TwoLayer.from_tensors(
+            self.weight.detach()[take],
+            self.readout.detach()[take],
+            threshold=self.threshold,
+            convention=self.activation.convention,
+        )
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """f(x), computed in the dtype of x."""
-        rows = max(64, _FORWARD_BLOCK // max(1, x.shape[0]))
+        if self.store == "regenerate":
+            return self.regenerated.weighted_sum(x, self.activation) / math.sqrt(self.width)
         outputs = x.new_zeros(x.shape[0], self.out_features)
-        for first in range(0, self.width, rows):
-            block = slice(first, first + rows)
-            z = x @ self.weight[block].to(x.dtype).T
-            outputs = outputs + self.activation(z) @ self.readout[block].to(x.dtype)
+        for first, last in spans(self.width, *x.shape):
+            outputs = outputs + span_sum(x, self.weight[first:last], self.readout[first:last], self.activation)
         return outputs / math.sqrt(self.width)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, width={self.width}, out_features={self.out_features}, seed={self.seed}"
+        sizes = f"in_features={self.in_features}, width={self.width}, out_features={self.out_features}"
+        return f"{sizes}, seed={self.seed}, store={self.store!r}"
+
+    def _fill(self, source: Regenerated) -> None:
+        """Take the weights of a regenerated network into arrays."""
+        like = source.like
+        needed = self.width * (2 * self.in_features + 3 * self.out_features) * torch.finfo(like.dtype).bits // 8
+        if needed > available_memory():
+            fits = 2 ** int(math.log2(max(1, self.width * available_memory() / needed)))
+            raise MemoryError(
+                f"a network of width {self.width:,} needs about {needed / 1e9:.3g} GB and "
+                f"{available_memory() / 1e9:.3g} GB are free; a width of {fits:,} fits"
+            )
+        weight = aligned_empty(self.width, self.in_features, like.dtype)
+        readout = aligned_empty(self.width, self.out_features, like.dtype)
+
+        def fill(first: int) -> None:
+            last = min(first + 2 * NEURONS_PER_STREAM, self.width)
+            source.write_rows(first, last, weight[first:last].numpy())
+            readout[first:last] = source.readout_rows(first, last)
+
+        for _ in ordered_map(fill, range(0, self.width, 2 * NEURONS_PER_STREAM), torch.get_num_threads()):
+            pass
+        self.weight = nn.Parameter(weight.to(like.device))
+        self.readout = nn.Parameter(readout.to(like.device), requires_grad=False)
+
+    def _readout_rows(self, first: int, last: int) -> Tensor:
+        """a of a range of neurons, (last − first, k)."""
+        if self.store == "array":
+            return self.readout[first:last]
+        return self.regenerated.readout_rows(first, last)
+
+    def _check_range(self, first: int, last: int) -> None:
+        if not 0 <= first <= last <= self.width:
+            raise ValueError(f"neurons must be a range within 0 to {self.width}, got {first} to {last}")
+
+    def _checked(self, out: np.ndarray | None, first: int, last: int) -> np.ndarray:
+        shape, dtype = (last - first, self.in_features), numpy_dtype(self.dtype)
+        if out is None:
+            return np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype:
+            raise ValueError(f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "readout") and self.__dict__.get("store") == "regenerate":
+            raise AttributeError(
+                f'this network has no {name}: store="regenerate" draws weights when they are needed; '
+                f"use rows() and coefficients(), or materialize().{name}"
+            )
+        return super().__getattr__(name)

@@ -3,8 +3,10 @@
 from widefit.rules.base import Direction, FullBatch, Linearization, Objective, Outcome, Rule, Run, Verdict
 from widefit.rules.gauss_newton import GaussNewton
 from widefit.rules.gradient_descent import GradientDescent
+from widefit.rules.sgd import SGD
 
 __all__ = [
+    "SGD",
     "Direction",
     "FullBatch",
     "GaussNewton",

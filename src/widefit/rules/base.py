@@ -10,12 +10,12 @@ from jaxtyping import Float
 
 from widefit.gram.base import DenseGram
 from widefit.solvers import Solution, Solver
-from widefit.trackers import Displacement, Minibatches, Trial, Update
+from widefit.trackers import Displacement, Minibatches, Trial, Update, minibatches
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖².
+    """Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖², or Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖² for another loss.
 
     Attributes
     ----------
@@ -25,20 +25,28 @@ class Objective:
         ω > 0, shape (n,).
     alpha
         α ≥ 0.
+    kind
+        ℓ: "squared", "logistic" or "softmax", as `widefit.rules.SGD` defines them.
     """
 
     targets: Float[np.ndarray, "n k"]
     sample_weight: Float[np.ndarray, " n"]
     alpha: float
+    kind: str = "squared"
 
     def loss(self, outputs: Float[np.ndarray, "n k"]) -> float:
-        """Weighted mean over samples of the squared residual."""
-        return float(self.sample_weight @ ((outputs - self.targets) ** 2).sum(1) / self.sample_weight.sum())
+        """Weighted mean over samples: of the squared residual, or of ℓ for another loss."""
+        if self.kind == "squared":
+            values = ((outputs - self.targets) ** 2).sum(1)
+        else:
+            values = minibatches.values(self.kind, outputs, self.targets)
+        return float(self.sample_weight @ values / self.sample_weight.sum())
 
     def value(self, outputs: Float[np.ndarray, "n k"], displacement: Displacement | None) -> float:
         """Q."""
         ridge = self.alpha * float(displacement.squared_norm.sum()) if displacement is not None else 0.0
-        return self.loss(outputs) * float(self.sample_weight.sum()) + ridge
+        factor = 1 if self.kind == "squared" else 2
+        return factor * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,11 @@ class Linearization:
     def residual(self) -> Float[np.ndarray, "n k"]:
         """f − y."""
         return self.outputs - self.objective.targets
+
+    @property
+    def slope(self) -> Float[np.ndarray, "n k"]:
+        """∂ℓ/∂f; the residual for the squared loss."""
+        return minibatches.gradient(self.objective.kind, self.outputs, self.objective.targets)
 
 
 @dataclass(frozen=True)
@@ -122,8 +135,8 @@ class Run(Protocol):
         """Carry a trial out."""
         ...
 
-    def descend(self, minibatches: Minibatches) -> int:
-        """Take stochastic steps, with no way back; returns the number of flips."""
+    def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
+        """Take stochastic steps, with no way back; the number of flips, and whether all neurons were looked at."""
         ...
 
 
@@ -153,9 +166,17 @@ class Rule(ABC):
     """A small immutable object with its settings as fields; what it remembers between steps is passed in and out.
 
     The memory is a dict of numbers, so that a checkpoint can hold it.
+
+    Attributes
+    ----------
+    name
+        What users call it.
+    loss
+        What it descends: "squared", "logistic" or "softmax".
     """
 
     name: str
+    loss: str = "squared"
 
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:

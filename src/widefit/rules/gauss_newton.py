@@ -48,6 +48,11 @@ class GaussNewton(FullBatch):
             raise ValueError("decrease must lie in (0, 1] and increase above 1")
 
     def start(self, view: Linearization) -> dict[str, float]:
+        if view.objective.kind != "squared":
+            raise ValueError(
+                f"GaussNewton minimizes the squared loss, not the {view.objective.kind} one; use rules.SGD or "
+                "rules.GradientDescent"
+            )
         return {"damping": self.damping}
 
     def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:

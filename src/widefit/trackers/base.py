@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -211,13 +211,14 @@ class Tracking(ABC):
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Take stochastic steps, with no way back; returns the number of flips.
 
-        `outputs` and `patterns` are up to date when it returns.
+        `outputs`, `displacement` and `patterns` are up to date when it returns. This follows every step and counts
+        every flip; a tracker that looks no further than the batch counts the pairs that differ in the end.
         """
         flips = 0
         for step in range(len(minibatches)):
             g = np.zeros_like(self.outputs)
             g[minibatches.batch(step)] = minibatches.g(step, self.outputs[minibatches.batch(step)])
-            trial = self.propose(Update(g, np.zeros(g.shape[1])), gram)
+            trial = self.propose(Update(g, np.full(g.shape[1], minibatches.pull(step))), gram)
             gram.follow(trial.changes)
             self.commit(trial)
             flips += trial.flips
@@ -245,6 +246,8 @@ class Tracker(ABC):
     """A small immutable object with its settings as fields."""
 
     name: str
+    # True where the network's weights stay as they were at the start until `Tracking.finish`.
+    lazy: ClassVar[bool] = False
 
     @abstractmethod
     def start(
@@ -255,6 +258,7 @@ class Tracker(ABC):
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
         state: dict[str, np.ndarray] | None = None,
+        expected: Float[np.ndarray, "n k"] | None = None,
     ) -> Tracking:
         """Find the fire pattern of a network.
 
@@ -265,10 +269,12 @@ class Tracker(ABC):
         inputs
             X, contiguous, in the dtype of the weights.
         anchor
-            W₀ for updates that shrink towards it, and for `Displacement`. None: the weights at the start, and no
-            displacement is reported.
+            W₀ for updates that shrink towards it, and for `Displacement`. None: none is reported, and updates must not
+            shrink; a lazy tracker takes the weights at the start instead.
         threads
             Cores to use; the result does not depend on it.
         state
             From `Tracking.state` of an earlier run over the same weights, anchor and inputs: go on from there.
+        expected
+            About the sum of g over the run, to prepare for: it may change what the run costs, never what it finds.
         """

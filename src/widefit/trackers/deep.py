@@ -11,6 +11,7 @@ from widefit.kernels import sparse
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn.deep import Deep
 from widefit.nn.sparse_rows import SparseRows
+from widefit.trackers.base import TrackerReport
 
 # Neurons a dense product with the inputs is cut into, whatever the number of threads.
 _NEURONS = 512
@@ -43,6 +44,7 @@ class Sparse:
     """Every layer from the columns of its active inputs alone."""
 
     name: str = "sparse"
+    lazy: bool = False
 
     def start(self, network: Deep, inputs: Float[np.ndarray, "n d"], threads: int = 1) -> "DeepTracking":
         """Find out who fires in a network."""
@@ -80,6 +82,7 @@ class DeepTracking:
         self._similarity = wide @ wide.T
         self._readouts = [readout.detach().numpy() for readout in network.readouts]
         self._tried = False
+        self._passes, self._flips = 0, 0
         self._signals: list[SparseRows] | None = None
         for linear in network.low_rank():
             linear.release()  # the weights may have changed since it was packed
@@ -131,6 +134,7 @@ class DeepTracking:
         for weight, moved in zip(self._weights, trial.input_weights, strict=True):
             weight[...] = moved
         self.activations, self.outputs = trial.activations, trial.outputs
+        self._flips += trial.flips
         self._signals, self._tried = None, False
 
     def settle(self) -> None:
@@ -144,6 +148,19 @@ class DeepTracking:
         self._take_back()
         for linear in self._network.low_rank():
             linear.release(self._threads)
+
+    def report(self) -> TrackerReport:
+        """Operations and memory so far: pre-activations of all layers, and what is held beside the network."""
+        neurons = sum(self._network.hidden_layer_sizes)
+        packed = sum(linear.held_bytes for linear in self._network.low_rank())
+        return TrackerReport(
+            tracker=Sparse.name,
+            full_passes=self._passes,
+            pairs_evaluated=self._passes * neurons * self._inputs.shape[0],
+            flips=self._flips,
+            firing_pairs=sum(rows.index.size for rows in self.activations),
+            bytes_held=packed + sum(rows.nbytes for rows in self.activations),
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """What goes on to the same bits beside the network: nothing, who fires is found anew."""
@@ -164,6 +181,7 @@ class DeepTracking:
     def _forward(self, input_weights: list[np.ndarray]) -> tuple[list[SparseRows], np.ndarray]:
         """h_1, …, h_L and f with the given A_l and the W_l that the network has."""
         network, samples = self._network, self._inputs.shape[0]
+        self._passes += 1
         activations: list[SparseRows] = []
         outputs = np.zeros((samples, network.out_features))
         hidden = [None, *network.low_rank()]

@@ -10,7 +10,9 @@ from widefit.kernels import cpu
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.descent import Layer, descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.minibatches import Minibatches
 
 # Pre-activations of a block: 4 MB in float32, which the third-level cache holds for every core.
 _BLOCK_NUMBERS = 1 << 20
@@ -21,7 +23,8 @@ class Dense(Tracker):
     """Z = W Xᵀ in cache-sized blocks (this project; the baseline of arXiv 2208.04508).
 
     A trial costs one pass: 2 m n d flops for the products and a scan of m n numbers. Memory: two fire patterns, one
-    block a thread; W is written once an accepted update.
+    block a thread; W is written once an accepted update. A stochastic step costs 2 m b d flops for a batch of b; a
+    pass follows the last.
     """
 
     name: str = "dense"
@@ -34,6 +37,7 @@ class Dense(Tracker):
         anchor: Float[np.ndarray, "m d"] | None = None,
         threads: int = 1,
         state: dict[str, np.ndarray] | None = None,
+        expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "DenseTracking":
         return DenseTracking(network, inputs, anchor, threads)
 
@@ -62,15 +66,22 @@ class DenseTracking(Tracking):
         anchor: Float[np.ndarray, "m d"] | None,
         threads: int,
     ):
+        if network.store != "array":
+            raise ValueError(
+                'tracker "dense" moves weights in memory, and this network holds none (store="regenerate"); '
+                'use tracker="certificate", or train network.materialize()'
+            )
         self._weight = network.weight.detach().numpy()
         self._coefficients = network.coefficients()
         self._threshold = self._weight.dtype.type(network.threshold)
         self._silent = network.silent_outputs()
-        self._chunks = partition([network.neurons_of(output) for output in range(network.out_features)])
+        self._groups = [network.neurons_of(output) for output in range(network.out_features)]
+        self._chunks = partition(self._groups)
         self._inputs = inputs
         self._anchor = anchor
         self._threads = threads
         self._passes = 0
+        self._sampled = 0
         self._flips = 0
         self._patterns: list[FirePattern] | None = None
         first = self._pass(None)
@@ -94,6 +105,16 @@ class DenseTracking(Tracking):
         self._patterns, self.outputs, self.displacement = trial.payload, trial.outputs, trial.displacement
         self._flips += trial.flips
 
+    def descend(self, minibatches: Minibatches, gram: Grams) -> int:
+        """Take stochastic steps on the samples of each batch alone; the flips are the pairs that differ in the end."""
+        layer = Layer(self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups)
+        self._sampled += descend(layer, self._inputs, minibatches, self._threads)
+        gram.follow(None)
+        after = self._pass(None)
+        self._patterns, self.outputs, self.displacement = after.payload, after.outputs, after.displacement
+        self._flips += after.flips
+        return after.flips
+
     def patterns(self) -> Sequence[FirePattern]:
         assert self._patterns is not None
         return self._patterns
@@ -109,7 +130,7 @@ class DenseTracking(Tracking):
         return TrackerReport(
             tracker=Dense.name,
             full_passes=self._passes,
-            pairs_evaluated=self._passes * self._weight.shape[0] * self._inputs.shape[0],
+            pairs_evaluated=self._passes * self._weight.shape[0] * self._inputs.shape[0] + self._sampled,
             flips=self._flips,
             firing_pairs=int(sum(int(pattern.counts.sum(dtype=np.int64)) for pattern in self.patterns())),
             bytes_held=sum(pattern.nbytes for pattern in self.patterns()),

@@ -35,7 +35,10 @@ class FirePattern:
     counts
         k_r, int32.
     start, words
-        Row r stands in words[start[r]:start[r + 1]]: ascending indices, or a bitset when k_r > ⌈n/32⌉.
+        Row r stands in words from start[r] on: k_r ascending indices, or a bitset when k_r > ⌈n/32⌉.
+    neurons
+        The neuron of each row, counted from the first of the chunk, ascending; the others fire on nothing. None: a row
+        for every neuron.
     """
 
     chunk: Chunk
@@ -43,10 +46,12 @@ class FirePattern:
     counts: Int[np.ndarray, " rows"]
     start: Int[np.ndarray, " rows_plus_one"]
     words: Int[np.ndarray, " words"] | np.ndarray
+    neurons: Int[np.ndarray, " rows"] | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.counts.nbytes + self.start.nbytes + self.words.nbytes
+        neurons = 0 if self.neurons is None else self.neurons.nbytes
+        return self.counts.nbytes + self.start.nbytes + self.words.nbytes + neurons
 
     @property
     def heavy(self) -> Bool[np.ndarray, " rows"]:
@@ -55,15 +60,30 @@ class FirePattern:
 
     def fired(self, neuron: int) -> Int[np.ndarray, " k_r"]:
         """Ascending indices of the samples that a neuron of this chunk fires on."""
+        row = neuron - self.chunk.first
+        if self.neurons is not None:
+            place = int(np.searchsorted(self.neurons, row))
+            if place == self.neurons.size or self.neurons[place] != row:
+                return np.empty(0, np.int32)
+            row = place
         out = np.empty(self.samples + 1, np.int32)
-        k = cpu.fired_samples(self.counts, self.start, self.words, neuron - self.chunk.first, self.samples, out)
+        k = cpu.fired_samples(self.counts, self.start, self.words, row, self.samples, out)
         return out[:k]
 
-    def dense(self) -> Bool[np.ndarray, "rows n"]:
+    def rows_of(self, neurons: Int[np.ndarray, " q"]) -> Int[np.ndarray, " q"]:
+        """Rows of neurons of the network that have one."""
+        local = neurons - self.chunk.first
+        return local if self.neurons is None else np.searchsorted(self.neurons, local)
+
+    def dense(self) -> Bool[np.ndarray, "neurons n"]:
         """S as a boolean matrix."""
         out = np.empty((self.counts.size, self.samples), np.float32)
         cpu.unpack_rows(self.counts, self.start, self.words, 0, self.counts.size, np.ones(self.counts.size), out)
-        return out > 0
+        if self.neurons is None:
+            return out > 0
+        whole = np.zeros((self.chunk.last - self.chunk.first, self.samples), np.bool_)
+        whole[self.neurons] = out > 0
+        return whole
 
 
 # Chunks a network is cut into, whatever the number of threads: enough to keep many cores busy, few enough to combine.

@@ -1,0 +1,171 @@
+"""One watched run of `widefit.train`: what the benches of the two-layer network need to know of it."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from harness import peak_memory_gb
+from torch import Tensor
+from two_layer_peers import DenseNetwork
+from two_layer_problems import Problem
+
+import widefit
+from widefit.callbacks import Callback, describe
+from widefit.history import History, StepInfo
+from widefit.nn import TwoLayer
+from widefit.plan import Plan
+from widefit.rules import Rule
+from widefit.trackers import Minibatches, Tracker, TrackerReport, Trial, Update
+from widefit.training import Training
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a run came to.
+
+    Attributes
+    ----------
+    steps
+        The history, step 0 included.
+    seconds
+        All of `widefit.train`: building the tracker, the steps, writing the weights back.
+    report
+        Operations and memory of the tracker.
+    plan
+        What "auto" chose.
+    cut
+        True when the limit ended it.
+    """
+
+    steps: list[StepInfo]
+    seconds: float
+    report: TrackerReport
+    plan: Plan
+    cut: bool
+
+    @property
+    def loss(self) -> float:
+        return self.steps[-1].loss
+
+    @property
+    def loop_seconds(self) -> float:
+        """The steps alone."""
+        return self.steps[-1].seconds - self.steps[0].seconds
+
+    def after_last_pass(self) -> list[float]:
+        """Seconds of each step after the last one that looked at all neurons."""
+        last = max((number for number, info in enumerate(self.steps) if info.rebased), default=0)
+        return [after.seconds - before.seconds for before, after in pairwise(self.steps[last:])]
+
+    def seconds_for(self, steps: int) -> float:
+        """Time of so many steps: as measured, but for a run that the limit ended, which goes on at its mean pace."""
+        return self.seconds + self.loop_seconds * (steps / (len(self.steps) - 1) - 1) if self.cut else self.seconds
+
+
+class Watch(Callback):
+    """Keeps what a run leaves, and ends it after `limit` seconds.
+
+    Parameters
+    ----------
+    limit
+        Seconds, counted from the start of the first step.
+    progress
+        A line to standard error after every step.
+    """
+
+    def __init__(self, limit: float = math.inf, progress: bool = False):
+        self.limit, self.progress = limit, progress
+        self.report: TrackerReport | None = None
+        self.plan = Plan()
+
+    def start(self, run: Training) -> None:
+        self.begun, self.plan = time.perf_counter(), run.plan
+        self.say(run.history[-1])
+
+    def step(self, run: Training, info: StepInfo) -> bool:
+        self.say(info)
+        return time.perf_counter() - self.begun > self.limit
+
+    def finish(self, run: Training, history: History) -> None:
+        self.report = run.tracker_report
+
+    def say(self, info: StepInfo) -> None:
+        if self.progress:
+            line = f"{describe(info)} · {info.seconds:,.1f} s · peak {peak_memory_gb():.2f} GB"
+            print(line, file=sys.stderr, flush=True)
+
+
+def fit(
+    network: TwoLayer,
+    problem: Problem,
+    *,
+    rule: str | Rule = "gauss-newton",
+    tracker: str | Tracker = "auto",
+    max_iter: int = 20,
+    tol: float = 1e-10,
+    limit: float = math.inf,
+    progress: bool = False,
+) -> Fit:
+    """Train a network in place and keep what it cost."""
+    watch = Watch(limit, progress)
+    begun = time.perf_counter()
+    history = widefit.train(
+        network, problem.inputs, problem.targets, rule=rule, tracker=tracker, max_iter=max_iter, tol=tol,
+        callbacks=[watch],
+    )  # fmt: skip
+    seconds = time.perf_counter() - begun
+    assert watch.report is not None
+    return Fit(history.steps, seconds, watch.report, watch.plan, history.stop_reason == "callback")
+
+
+def accuracy(network: TwoLayer, problem: Problem) -> float:
+    """Part of the test samples whose sign is right."""
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(problem.test_inputs))[:, 0].numpy()
+    return float(np.mean(np.sign(outputs) == problem.test_targets))
+
+
+def dense_network(network: TwoLayer, weight: Tensor) -> DenseNetwork:
+    """The same network for the peers, with weights of its own."""
+    return DenseNetwork(weight.clone(), torch.from_numpy(network.coefficients()).float(), network.threshold)
+
+
+class _Recorder:
+    """A run that keeps the minibatches which go through it."""
+
+    def __init__(self, run, seen: list[Minibatches]):
+        self._run, self._seen = run, seen
+
+    def view(self):
+        return self._run.view()
+
+    def propose(self, update: Update) -> Trial:
+        return self._run.propose(update)
+
+    def commit(self, trial: Trial) -> None:
+        self._run.commit(trial)
+
+    def descend(self, minibatches: Minibatches):
+        self._seen.append(minibatches)
+        return self._run.descend(minibatches)
+
+
+def recording(kind: type[Rule], **settings) -> tuple[Rule, list[Minibatches]]:
+    """A stochastic rule, and the list to which it adds the minibatches that it takes."""
+    seen: list[Minibatches] = []
+
+    class Recording(kind):
+        def step(self, run, memory, solver):
+            return super().step(_Recorder(run, seen), memory, solver)
+
+    return Recording(**settings), seen
+
+
+def batches_of(seen: Sequence[Minibatches]) -> list[Tensor]:
+    """The samples of every batch, in order."""
+    return [torch.from_numpy(group.batch(step).copy()).long() for group in seen for step in range(len(group))]

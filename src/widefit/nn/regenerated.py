@@ -1,0 +1,164 @@
+"""Weights that are never stored: drawn again from the seed whenever they are needed (this project)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from widefit.kernels.threads import ordered_map
+from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
+from widefit.nn.delta import Delta, is_restorable, restore
+from widefit.nn.initial import Initial
+from widefit.nn.shifted_relu import ShiftedReLU
+
+
+class Regenerated(nn.Module):
+    """The weights of a network that keeps its seed in their place, and what training added to them.
+
+    Parameters
+    ----------
+    initial
+        How W₀ and a are drawn.
+    dtype
+        In which rows are given.
+
+    Attributes
+    ----------
+    initial
+        As above.
+    delta
+        W − W₀, or None before training.
+    like
+        An empty tensor that has the dtype and device of the network, and follows `Module.to`.
+    """
+
+    like: Tensor
+
+    def __init__(self, initial: Initial, dtype: torch.dtype):
+        super().__init__()
+        self.initial = initial
+        self.delta: Delta | None = None
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    def write_rows(self, first: int, last: int, out: np.ndarray) -> None:
+        """The current weights of a range of neurons, into `out`."""
+        self.initial.write_rows(first, last, out)
+        if self.delta is not None:
+            self.delta.add_to(first, last, out)
+
+    def readout_rows(self, first: int, last: int) -> Float[Tensor, "rows k"]:
+        """a of a range of neurons, in the dtype of the network."""
+        readout = aligned_empty(last - first, self.initial.out_features, self.like.dtype)
+        self.initial.write_readout(first, last, readout.numpy())
+        return readout
+
+    def span(self, first: int, last: int, x: Tensor) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "rows k"]]:
+        """Current weights and a of a range of neurons, where x is."""
+        weight = aligned_empty(last - first, self.initial.in_features, self.like.dtype)
+        self.write_rows(first, last, weight.numpy())
+        return weight.to(x.device), self.readout_rows(first, last).to(x.device)
+
+    def weighted_sum(self, x: Float[Tensor, "n d"], activation: ShiftedReLU) -> Float[Tensor, "n k"]:
+        """Σ_r a_r φ(⟨w_r, x⟩) in the dtype of x: the same bits as from arrays.
+
+        Weights are drawn ahead of the products in `torch.get_num_threads()` threads. Where x requires a gradient they
+        are drawn a second time in the backward pass, and nothing of size m is kept for it.
+        """
+        ranges = spans(self.initial.width, *x.shape)
+        outputs = x.new_zeros(x.shape[0], self.initial.out_features)
+        if torch.is_grad_enabled() and x.requires_grad:
+            for first, last in ranges:
+                outputs = outputs + _Span.apply(x, self, first, last, activation)
+            return outputs
+        for weight, readout in self._drawn_ahead(ranges, min(self.initial.width, block_sizes(*x.shape)[0])):
+            outputs = outputs + span_sum(x, weight.to(x.device), readout.to(x.device), activation)
+        return outputs
+
+    def _drawn_ahead(self, ranges: Iterable[tuple[int, int]], longest: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Weights and readouts of ranges, in order."""
+        threads = torch.get_num_threads()
+        shape = (longest, self.initial.in_features)
+        # `ordered_map` starts an item when the one 2 threads + 1 before it has been used. Where gradients are recorded,
+        # a caller's transformation of this function may keep the weights.
+        ring = 0 if torch.is_grad_enabled() else 2 * threads + 1
+        buffers = [aligned_empty(*shape, self.like.dtype) for _ in range(ring)]
+
+        def draw(item: tuple[int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
+            number, (first, last) = item
+            buffer = buffers[number % ring] if ring else aligned_empty(*shape, self.like.dtype)
+            weight = buffer[: last - first]
+            self.write_rows(first, last, weight.numpy())
+            return weight, self.readout_rows(first, last)
+
+        yield from ordered_map(draw, enumerate(ranges), threads)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the weights are drawn from, and the displacement as tensors: plain values that `torch.load` takes.
+
+        Raises
+        ------
+        ValueError
+            The displacement cannot be read back.
+        """
+        state: dict[str, Any] = asdict(self.initial)
+        if self.delta is not None:
+            if not is_restorable(self.delta):
+                raise ValueError(
+                    f"a {type(self.delta).__name__} could not be read back from a state dict; "
+                    "save that of network.materialize()"
+                )
+            arrays = {name: torch.from_numpy(array) for name, array in self.delta.state().items()}
+            state["delta"] = {"class": type(self.delta).__name__, "state": arrays}
+        return state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`.
+
+        Raises
+        ------
+        ValueError
+            The state belongs to a network of another size.
+        """
+        sizes = ("in_features", "width", "out_features")
+        for name in sizes:
+            if state[name] != getattr(self.initial, name):
+                raise ValueError(
+                    f"the state dict belongs to a network with {name}={state[name]}, "
+                    f"this one has {getattr(self.initial, name)}"
+                )
+        self.initial = replace(self.initial, seed=state["seed"], paired=state["paired"], entry=state["entry"])
+        saved = state.get("delta")
+        if saved is None:
+            self.delta = None
+        else:
+            self.delta = restore(saved["class"], {name: array.numpy() for name, array in saved["state"].items()})
+
+    def extra_repr(self) -> str:
+        moved = "as drawn" if self.delta is None else f"as drawn + {type(self.delta).__name__}"
+        return f"{moved}, dtype={self.like.dtype}"
+
+
+class _Span(torch.autograd.Function):
+    """The sum over a span of neurons, whose weights are drawn again in the backward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, source: Regenerated, first: int, last: int, activation: ShiftedReLU) -> Tensor:
+        return span_sum(x, *source.span(first, last, x), activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, *ctx.rest = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (source, first, last, activation) = ctx.saved_tensors, ctx.rest
+        weight, readout = (part.to(x.dtype) for part in source.span(first, last, x))
+        fires = (x @ weight.T > activation.threshold).to(x.dtype)
+        return ((gradients[0] @ readout.T * fires) @ weight, None, None, None, None)

@@ -1,0 +1,114 @@
+"""Stochastic gradient descent: g = η ω (f − y) on a minibatch, 0 elsewhere."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+
+from widefit.rules.base import Linearization, Objective, Outcome, Rule, Run, Verdict
+from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
+from widefit.solvers import Solver
+from widefit.trackers import LOSSES, Minibatches
+
+# Training that has lost this factor to its start has left the region where its steps are stable.
+_DIVERGED = 1e3
+
+
+@dataclass(frozen=True)
+class SGD(Rule):
+    """W ← W − lr ∇_W [Σ_{i ∈ B} ω_i ℓ(f(x_i), y_i) + α |B| / 2n ‖W − W₀‖²], one step a minibatch B.
+
+    One step of the history is one epoch: every sample is visited once, in an order drawn anew for every epoch, and
+    `max_iter` counts epochs. The order of epoch t depends on (`seed`, t) alone, so every tracker sees the same one
+    and a resumed run goes on with it. Steps are not taken back: a run that diverges ends with the weights it has come
+    to.
+
+    There is no averaging of the iterates. Where the network interpolates, a constant step converges without it (arXiv
+    1712.06559); where it does not, "cosine" lets the noise die out.
+
+    Parameters
+    ----------
+    lr
+        η > 0 for the sum over the batch, or "auto": 1 / (c (β + (b − 1) λ_max(H) / n) + α b / n) at the start, with β
+        the largest entry of diag H and c the largest second derivative of the loss, the step of arXiv 1712.06559 for
+        batches of b.
+    batch_size
+        b ≥ 1; with fewer than b samples a batch has them all. The last batch of an epoch may be short.
+    schedule
+        What becomes of η after t epochs, parts of an epoch included. "constant". "inverse": η / (1 + decay t).
+        "cosine": η (1 + cos π t / period) / 2, from the start again every `period` epochs.
+    loss
+        ℓ. "squared": ½ ‖f − y‖². "logistic": Σ_c log(1 + exp(−y_c f_c)) with y = ±1. "softmax": log Σ_c exp f_c −
+        ⟨y, f⟩ with rows of y that are ≥ 0 and sum to 1.
+    shuffle
+        False: the samples come in the order of the data.
+    seed
+        0 ≤ seed < 2⁶⁴.
+    decay, period
+        Of the schedules that use them.
+
+    Raises
+    ------
+    ValueError
+        An argument out of its range.
+    """
+
+    lr: float | str = "auto"
+    batch_size: int = 32
+    schedule: str = "constant"
+    loss: str = "squared"
+    shuffle: bool = True
+    seed: int = 0
+    decay: float = 0.1
+    period: int = 20
+    name: str = "sgd"
+
+    def __post_init__(self) -> None:
+        check_step_size(self.lr, self.schedule, SCHEDULES, self.decay, self.period)
+        for name, value, least, most in (("batch_size", self.batch_size, 1, math.inf), ("seed", self.seed, 0, 2**64)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < most:
+                bound = f"an integer ≥ {least}" if most == math.inf else f"an integer ≥ {least} and below 2**64"
+                raise ValueError(f"{name} must be {bound}, got {value!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+
+    def start(self, view: Linearization) -> dict[str, float]:
+        batch = min(self.batch_size, view.outputs.shape[0])
+        lr = minibatch_rate(view, batch) if self.lr == "auto" else float(self.lr)
+        return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "epoch": 0}
+
+    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
+        epoch = self.epoch(run.view().objective, int(memory["epoch"]), memory["lr"])
+        # Weights that overflow are seen in the outputs.
+        with np.errstate(over="ignore", invalid="ignore"):
+            flips, rebased = run.descend(epoch)
+            view = run.view()
+            after = view.objective.value(view.outputs, view.displacement)
+        diverged = not math.isfinite(after) or after > _DIVERGED * memory["first"]
+        memory = {**memory, "epoch": memory["epoch"] + 1}
+        return Outcome(Verdict(True, memory, stop="diverged" if diverged else None), flips, rebased)
+
+    def epoch(self, objective: Objective, number: int, lr: float) -> Minibatches:
+        """The minibatches of epoch `number`, which counts from 0.
+
+        Parameters
+        ----------
+        objective
+            The samples.
+        number
+            t.
+        lr
+            η before the schedule.
+        """
+        samples = objective.targets.shape[0]
+        order = np.arange(samples)
+        if self.shuffle:
+            key = np.array([self.seed, number], dtype=np.uint64)
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+        edges = np.append(np.arange(0, samples, min(self.batch_size, samples)), samples)
+        sizes = np.diff(edges)
+        time = number + np.arange(sizes.size) / sizes.size
+        eta = rates(lr, self.schedule, time, self.decay, self.period)
+        shrink = eta * objective.alpha * sizes / samples if objective.alpha > 0 else None
+        return Minibatches(order, edges, eta, objective.targets, objective.sample_weight, objective.kind, shrink)

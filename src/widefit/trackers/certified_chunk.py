@@ -1,0 +1,273 @@
+"""What the certificate tracker keeps of a chunk of neurons."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from widefit.kernels import certificate as kernels
+from widefit.trackers.fire_pattern import Chunk, FirePattern
+
+
+@dataclass
+class Certificates:
+    """Pairs near the threshold; those of a slot stand together.
+
+    Attributes
+    ----------
+    start, count
+        Where the pairs of each slot begin, and how many they are.
+    soonest
+        When the first of them is due, or before.
+    sample, due
+        The pairs: one cannot have flipped before the bound of its bucket and sample, and the slot's drift, reach `due`.
+    used
+        Pairs that are taken; what a slot has left behind counts, too.
+    """
+
+    start: Int[np.ndarray, " slots"]
+    count: Int[np.ndarray, " slots"]
+    soonest: Float[np.ndarray, " slots"]
+    sample: Int[np.ndarray, " capacity"]
+    due: Float[np.ndarray, " capacity"]
+    used: int
+
+    @classmethod
+    def issued(
+        cls,
+        count: Int[np.ndarray, " slots"],
+        soonest: Float[np.ndarray, " slots"],
+        sample: Int[np.ndarray, " pairs"],
+        due: Float[np.ndarray, " pairs"],
+    ) -> "Certificates":
+        """Slot after slot."""
+        return cls(np.cumsum(count, dtype=np.int64) - count, count, soonest, sample, due, sample.size)
+
+    def of(self, slots: Int[np.ndarray, " s"]) -> "Certificates":
+        """The slots are numbered anew; the pairs stay where they are."""
+        return Certificates(self.start[slots], self.count[slots], self.soonest[slots], self.sample, self.due, self.used)
+
+    def exchange(self, slots: Int[np.ndarray, " a"], issued: "Certificates") -> None:
+        """Take back the certificates of slots and issue others."""
+        if self.used + issued.used > self.due.size:
+            spare = issued.used + self.used // 8
+            self.sample = np.concatenate([self.sample[: self.used], np.empty(spare, np.int32)])
+            self.due = np.concatenate([self.due[: self.used], np.empty(spare, np.float32)])
+        place = slice(self.used, self.used + issued.used)
+        self.sample[place], self.due[place] = issued.sample, issued.due
+        self.start[slots], self.count[slots] = issued.start + self.used, issued.count
+        self.soonest[slots] = issued.soonest
+        self.used += issued.used
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (self.start, self.count, self.soonest, self.sample, self.due))
+
+
+@dataclass
+class Corrections:
+    """ê: what C of a pair that has flipped differs by from s ∘ G, in units of P; a chain a slot."""
+
+    head: Int[np.ndarray, " slots"]
+    owner: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
+    following: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
+    sample: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
+    value: Float[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0))
+    used: int = 0
+
+    def reserve(self, more: int) -> None:
+        """Make room for further entries."""
+        if self.used + more > self.value.size:
+            size = self.used + more + self.used // 2
+            for name in ("owner", "following", "sample", "value"):
+                held = getattr(self, name)
+                larger = np.empty(size, held.dtype)
+                larger[: self.used] = held[: self.used]
+                setattr(self, name, larger)
+
+    def clear(self) -> None:
+        self.head[self.owner[: self.used]] = -1
+        self.used = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (self.head, self.owner, self.following, self.sample, self.value))
+
+
+@dataclass(frozen=True)
+class ChunkFlips:
+    """Flips of a chunk, ordered by slot and then by sample.
+
+    Attributes
+    ----------
+    slots, samples, fires
+        The pairs, and whether they fire afterwards.
+    z, y
+        Pre-activation after the update, and how far it is from the one at the start.
+    """
+
+    slots: Int[np.ndarray, " q"]
+    samples: Int[np.ndarray, " q"]
+    fires: Bool[np.ndarray, " q"]
+    z: Float[np.ndarray, " q"]
+    y: Float[np.ndarray, " q"]
+
+    def __len__(self) -> int:
+        return self.slots.size
+
+    def touched(self) -> Int[np.ndarray, " s"]:
+        """Their slots, each once."""
+        first = np.ones(self.slots.size, np.bool_)
+        first[1:] = self.slots[1:] != self.slots[:-1]
+        return self.slots[first]
+
+    def ordered(self) -> "ChunkFlips":
+        """By slot, then by sample."""
+        if np.all(self.slots[1:] >= self.slots[:-1]) and not np.any(
+            (self.slots[1:] == self.slots[:-1]) & (self.samples[1:] <= self.samples[:-1])
+        ):
+            return self
+        order = np.lexsort((self.samples, self.slots))
+        return ChunkFlips(*(array[order] for array in self._arrays))
+
+    def merged(self, other: "ChunkFlips") -> "ChunkFlips":
+        """Both, in order."""
+        pairs = zip(self._arrays, other._arrays, strict=True)
+        return ChunkFlips(*(np.concatenate(pair) for pair in pairs)).ordered()
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.slots, self.samples, self.fires, self.z, self.y
+
+
+@dataclass
+class CertifiedChunk:
+    """The neurons of a chunk that fired on some sample at the start of the run; no other can ever move.
+
+    Attributes
+    ----------
+    chunk
+        The neurons.
+    neurons
+        The neuron of each slot, counted from the first of the chunk.
+    coefficients
+        a_r / √m of each slot.
+    counts, start, words, room, free
+        Fire rows, the words each may take where it stands, and the first free word.
+    bucket
+        Of each slot: its certificates hold while it fires on no more samples than the bucket's cap.
+    certificates, corrections
+        See there.
+    drift
+        Movement that the bounds do not cover, for each slot; of size 0 while there is none.
+    """
+
+    chunk: Chunk
+    samples: int
+    neurons: Int[np.ndarray, " slots"]
+    coefficients: Float[np.ndarray, " slots"]
+    counts: Int[np.ndarray, " slots"]
+    start: Int[np.ndarray, " slots"]
+    words: Int[np.ndarray, " words"] | np.ndarray
+    room: Int[np.ndarray, " slots"]
+    free: int
+    bucket: Int[np.ndarray, " slots"] | np.ndarray
+    certificates: Certificates
+    corrections: Corrections
+    drift: Float[np.ndarray, " slots_or_none"]
+
+    def pattern(self) -> FirePattern:
+        """A view, not a copy."""
+        return FirePattern(self.chunk, self.samples, self.counts, self.start, self.words, self.neurons)
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (
+            self.neurons, self.coefficients, self.counts, self.start, self.words, self.room, self.bucket, self.drift
+        )  # fmt: skip
+        return sum(array.nbytes for array in arrays) + self.certificates.nbytes + self.corrections.nbytes
+
+    def apply(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
+        """Carry flips into the fire rows and the corrections; G and P are those after the update."""
+        if len(flips) == 0:
+            return
+        touched = flips.touched()
+        limit = (self.samples + 31) // 32
+        need = np.minimum(limit, self.counts[touched] + np.bincount(flips.slots, minlength=1)[touched])
+        self.make_room(int(np.minimum(limit, need + need // 4 + 4).sum()))
+        self._record(flips, collected, scale, rewrite=True)
+
+    def make_room(self, words: int) -> None:
+        """Have so many free words."""
+        if self.free + words > self.words.size:
+            self.words = np.concatenate([self.words[: self.free], np.empty(words + self.free // 8, np.uint32)])
+
+    def replace(
+        self,
+        pattern: FirePattern,
+        certificates: Certificates,
+        bucket: Int[np.ndarray, " slots"] | np.ndarray,
+        flips: ChunkFlips,
+        collected: Float[np.ndarray, " n"],
+        scale: float,
+    ) -> None:
+        """Take over what a pass has found; the flips are those from the pattern before."""
+        self._record(flips, collected, scale, rewrite=False)
+        self.counts, self.start, self.words = pattern.counts, pattern.start[:-1], pattern.words
+        self.room = np.diff(pattern.start).astype(np.int32)
+        self.free = self.words.size
+        self.certificates, self.bucket = certificates, bucket
+        self.drift = np.empty(0, np.float32)
+
+    def _record(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float, *, rewrite: bool) -> None:
+        self.corrections.reserve(len(flips))
+        c = self.corrections
+        self.free, c.used = kernels.apply_flips(
+            flips.slots, flips.samples, flips.fires, collected, scale, rewrite, self.counts, self.start, self.words,
+            self.room, self.free, c.head, c.owner, c.following, c.sample, c.value, c.used, self.samples,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Fire rows as index lists and corrections, slot after slot."""
+        fired = [self.pattern().fired(self.chunk.first + int(neuron)) for neuron in self.neurons]
+        c = self.corrections
+        # A chain begins with its latest entry: the order of the pool, backwards, is that of every chain.
+        order = np.lexsort((-np.arange(c.used), c.owner[: c.used]))
+        return {
+            "counts": self.counts,
+            "fired": np.concatenate([np.empty(0, np.int32), *fired]),
+            "corrections": np.bincount(c.owner[: c.used], minlength=self.neurons.size),
+            "entry_sample": c.sample[order],
+            "entry_value": c.value[order],
+        }
+
+    def restore(
+        self,
+        counts: Int[np.ndarray, " slots"],
+        fired: Int[np.ndarray, " pairs"],
+        corrections: Int[np.ndarray, " slots"],
+        entry_sample: Int[np.ndarray, " entries"],
+        entry_value: Float[np.ndarray, " entries"],
+    ) -> None:
+        """The inverse of `state`."""
+        limit = (self.samples + 31) // 32
+        room = np.minimum(counts, limit).astype(np.int32)
+        self.counts, self.room = counts.copy(), room
+        self.start = np.cumsum(room, dtype=np.int64) - room
+        self.free = int(room.sum(dtype=np.int64))
+        self.words = np.empty(self.free, np.uint32)
+        kernels.pack_rows(self.counts, self.start, self.words, self.samples, fired)
+        c = self.corrections
+        c.reserve(entry_value.size)
+        c.used = entry_value.size
+        c.owner[: c.used] = np.repeat(np.arange(corrections.size, dtype=np.int32), corrections)
+        c.sample[: c.used], c.value[: c.used] = entry_sample, entry_value
+        last = np.cumsum(corrections)
+        c.following[: c.used] = np.arange(1, c.used + 1)
+        c.following[last[corrections > 0] - 1] = -1
+        c.head[:] = np.where(corrections > 0, last - corrections, -1)
+        self.certificates = Certificates.issued(
+            np.zeros(counts.size, np.int32), np.full(counts.size, np.inf, np.float32), np.empty(0, np.int32),
+            np.empty(0, np.float32),
+        )  # fmt: skip
+        self.drift = np.empty(0, np.float32)

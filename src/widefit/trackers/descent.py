@@ -1,0 +1,175 @@
+"""Minibatch steps on weights that are stored: the cost of a step is m b d, whatever n (this project).
+
+A step reads the weights once. Per block of neurons that fits the cache: the update of the step before, the products
+with the samples of this batch, who fires on them, and what that adds to their outputs; g follows from the sum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.kernels import minibatch
+from widefit.kernels.threads import serial_blas, team
+from widefit.trackers.minibatches import Minibatches
+
+# Numbers in a block, weights and pre-activations together: half of a second-level cache in float32.
+_BLOCK_NUMBERS = 1 << 17
+# Share of firing pairs from which a dense product is faster than row by row.
+_DENSE_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the steps act on.
+
+    Attributes
+    ----------
+    weight
+        W, changed in place.
+    anchor
+        W₀ for steps that shrink towards it.
+    coefficients
+        a_r / √m.
+    threshold
+        b, in the dtype of W.
+    silent
+        Outputs where nothing fires.
+    groups
+        Half-open range of the neurons of each output.
+    """
+
+    weight: Float[np.ndarray, "m d"]
+    anchor: Float[np.ndarray, "m d"] | None
+    coefficients: Float[np.ndarray, " m"]
+    threshold: np.floating
+    silent: Float[np.ndarray, " k"]
+    groups: Sequence[tuple[int, int]]
+
+
+@dataclass
+class _Block:
+    """Neurons of one output: who fired on the last batch, and what they add to its outputs."""
+
+    rows: slice
+    output: int
+    bits: np.ndarray
+    fired: int = 0
+    outputs: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The blocks of one thread, and room for the pre-activations and the move of one block."""
+
+    blocks: list[_Block]
+    values: np.ndarray
+    moves: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Step:
+    """W ← W − shrink (W − W₀) − Jᵀ g on a batch."""
+
+    inputs: np.ndarray
+    g: np.ndarray
+    shrink: float
+
+
+def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches, threads: int) -> int:
+    """Take the steps; the weights are up to date when it returns.
+
+    Parameters
+    ----------
+    layer
+        W and what belongs to it.
+    inputs
+        X, in the dtype of W.
+    minibatches
+        The batches.
+    threads
+        Cores to use; the result does not depend on it.
+
+    Returns
+    -------
+    Pre-activations that were computed.
+
+    Raises
+    ------
+    ValueError
+        The steps shrink towards weights that the layer does not have.
+    """
+    if layer.anchor is None and minibatches.shrink is not None and np.any(minibatches.shrink != 0):
+        raise ValueError("minibatches shrink towards initial weights, and the run was started without an anchor")
+    shares = _shares(layer, int(np.diff(minibatches.edges).max(initial=1)), threads)
+    blocks = [block for share in shares for block in share.blocks]
+    with serial_blas(), team(threads) as for_each:
+        last: _Step | None = None
+        for step in range(len(minibatches)):
+            batch = minibatches.batch(step)
+            sampled = inputs[batch]
+            for_each(partial(_advance, layer, last, sampled), shares)
+            outputs = np.tile(layer.silent, (batch.size, 1))
+            for block in blocks:
+                outputs[:, block.output] += block.outputs
+            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step))
+        for_each(partial(_advance, layer, last, None), shares)
+    return layer.weight.shape[0] * minibatches.samples.size
+
+
+def _shares(layer: Layer, batch: int, threads: int) -> list[_Share]:
+    """Blocks of a size that does not depend on the threads, dealt out in order."""
+    width, features = layer.weight.shape
+    rows = min(width, max(64, _BLOCK_NUMBERS // (features + batch)))
+    blocks = []
+    for output, (first, last) in enumerate(layer.groups):
+        for low in range(first, last, rows):
+            high = min(low + rows, last)
+            blocks.append(_Block(slice(low, high), output, np.zeros((high - low, (batch + 31) // 32), np.uint32)))
+    edges = [share * len(blocks) // threads for share in range(threads + 1)]
+    dtype = layer.weight.dtype
+    return [
+        _Share(blocks[low:high], np.empty(rows * batch, dtype), np.empty((rows, features), dtype))
+        for low, high in pairwise(edges)
+        if low < high
+    ]
+
+
+def _advance(layer: Layer, last: _Step | None, sampled: np.ndarray | None, share: _Share) -> None:
+    """Finish the last step and begin the next, block by block while it is in the cache."""
+    # Weights that overflow show in the outputs; a thread does not inherit what its caller ignores.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in share.blocks:
+            if last is not None:
+                _apply(layer, last, block, share)
+            if sampled is not None:
+                _evaluate(layer, sampled, block, share)
+
+
+def _evaluate(layer: Layer, sampled: Float[np.ndarray, "b d"], block: _Block, share: _Share) -> None:
+    """Who of a block fires on a batch, and what they add to its outputs."""
+    weights, size = layer.weight[block.rows], sampled.shape[0]
+    z = share.values[: weights.shape[0] * size].reshape(-1, size)
+    np.matmul(weights, sampled.T, out=z)
+    block.outputs = np.zeros(size)
+    coefficients = layer.coefficients[block.rows]
+    block.fired = int(minibatch.fire_batch(z, layer.threshold, coefficients, block.bits, block.outputs))
+
+
+def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
+    """Move the neurons of a block."""
+    weights, coefficients = layer.weight[block.rows], layer.coefficients[block.rows]
+    g, size = np.ascontiguousarray(step.g[:, block.output]), step.inputs.shape[0]
+    if step.shrink != 0 and layer.anchor is not None:
+        minibatch.shrink_rows(weights, layer.anchor[block.rows], weights.dtype.type(step.shrink))
+    if block.fired > _DENSE_SHARE * size * weights.shape[0]:
+        factors = share.values[: weights.shape[0] * size].reshape(-1, size)
+        minibatch.spread_batch(coefficients, g, block.bits, factors)
+        move = share.moves[: weights.shape[0]]
+        np.matmul(factors, step.inputs, out=move)
+        weights -= move
+    elif block.fired:
+        minibatch.step_batch(weights, coefficients, g, step.inputs, block.bits)
