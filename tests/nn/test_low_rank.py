@@ -44,7 +44,7 @@ class Against(RuleBasedStateMachine):
         self.layer.append(U, V)
         self.before, self.twin = self.twin, self.twin + U @ V.T
 
-    @rule(rank=st.integers(1, 30), part=st.sampled_from([0.0, 0.02, 0.3]))
+    @rule(rank=st.integers(1, 30), part=st.sampled_from([0.0, 0.02, 0.4]))
     def append_sparse(self, rank, part):
         U, V = sparse(rank, OUT, self.next_seed(), part), sparse(rank, IN, self.next_seed(), part)
         self.layer.append(U, V, threads=2)
@@ -64,9 +64,9 @@ class Against(RuleBasedStateMachine):
         assert self.layer.rank == 0
         torch.testing.assert_close(self.layer.weight.detach(), self.twin)
 
-    @rule(samples=st.integers(1, 20))
-    def query(self, samples):
-        rows = sparse(samples, IN, self.next_seed())
+    @rule(samples=st.integers(1, 80), part=st.sampled_from([0.02, 0.1, 0.5]))
+    def query(self, samples, part):
+        rows = sparse(samples, IN, self.next_seed(), part)
         expected = rows.dense() @ self.twin.numpy().T
         np.testing.assert_allclose(self.layer.query(rows, threads=2), expected, rtol=1e-11, atol=1e-11)
         x = torch.from_numpy(rows.dense())
@@ -76,9 +76,9 @@ class Against(RuleBasedStateMachine):
     def materialize(self):
         torch.testing.assert_close(self.layer.materialize(), self.twin)
 
-    @rule()
-    def pull_back(self):
-        signals, pattern = sparse(8, OUT, self.next_seed()), sparse(8, IN, self.next_seed())
+    @rule(part=st.sampled_from([0.02, 0.5]))
+    def pull_back(self, part):
+        signals, pattern = sparse(70, OUT, self.next_seed()), sparse(70, IN, self.next_seed(), part)
         expected = np.where(pattern.dense() != 0, signals.dense() @ self.twin.numpy(), 0)
         found = self.layer.pull_back(signals, pattern, threads=2)
         np.testing.assert_allclose(found.dense(), expected, rtol=1e-11, atol=1e-11)
@@ -94,9 +94,9 @@ TestAgainst.settings = settings(max_examples=15, stateful_step_count=20, deadlin
 
 
 @pytest.mark.parametrize("queried", [False, True], ids=["unpacked", "packed"])
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "half full"])
 def test_undo_is_exact(kind, queried):
-    layer = LowRankLinear(IN, OUT, seed=1)
+    layer = LowRankLinear(IN, OUT, seed=1, density=0.5 if kind == "half full" else None)
     rows = sparse(40, IN, 5)
     rows = rows.with_values(rows.value.astype(np.float32))
     if queried:
@@ -106,7 +106,8 @@ def test_undo_is_exact(kind, queried):
         layer.append(dense(OUT, 3, 1), dense(IN, 3, 2))
     else:
         U, V = sparse(40, OUT, 3), sparse(40, IN, 4)
-        layer.append(U.with_values(U.value.astype(np.float32)), V.with_values(V.value.astype(np.float32)))
+        layer.append(U.with_values(U.value.astype(np.float32)), V.with_values(V.value.astype(np.float32)), at_once=True)
+    assert not torch.equal(layer.materialize(), weight)
     layer.undo()
     assert torch.equal(layer.weight, weight)
     if queried:

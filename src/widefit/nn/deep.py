@@ -109,8 +109,12 @@ class Deep(nn.Module):
 
         fed = sizes if self.input_share > 0 else sizes[:1]
         self.input_weights = nn.ParameterList([draw(size, in_features) for size in fed])
-        pairs = zip(sizes[1:], sizes[:-1], strict=True)
-        self.hidden = nn.ModuleList([LowRankLinear.from_weight(draw(size, before)) for size, before in pairs])
+        # Thresholds alone decide how products are done, so that training resumes to the same bits.
+        active = [0.5 * math.erfc(b / math.sqrt(2)) for b in self.thresholds]
+        inner = zip(sizes[1:], sizes[:-1], active[:-1], strict=True)
+        self.hidden = nn.ModuleList(
+            [LowRankLinear.from_weight(draw(size, before), density=p) for size, before, p in inner]
+        )
         self.readouts = nn.ParameterList()
         for layer in range(len(sizes)):
             read = readouts == "all" or layer == len(sizes) - 1

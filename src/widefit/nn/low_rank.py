@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from widefit.kernels import sparse
 from widefit.kernels.threads import ordered_map
+from widefit.nn import dense_blocks
 from widefit.nn.initial import gaussian_rows
 from widefit.nn.packed import Packed
 from widefit.nn.sparse_rows import SparseRows
@@ -50,7 +51,7 @@ class _Dense:
         z += rows.times(self.V.numpy()).astype(z.dtype) @ self.U.numpy().T
 
     def add_to(self, weight: Float[Tensor, "outputs inputs"], threads: int) -> None:
-        weight.addmm_(self.U, self.V.T)
+        dense_blocks.add(weight.numpy(), self.U.numpy(), self.V.numpy(), threads)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class LowRankLinear(nn.Module):
     paid for carrying them: whatever is still to come, that is at most twice the cheapest course. `fold_rank` forces a
     threshold instead.
 
-    Products with sparse inputs read W₀ from a packed layout, made at the first of them. Sparse factors with few active
+    Products with sparse inputs read W₀ from a packed layout, made at the first of them, unless more than an eighth of
+    the inputs is active: then dense products are faster. Sparse factors with few active
     inputs a column go into that layout at once, which costs less than carrying them, while `weight` waits for the
     fold: so the last append can always be taken back to the bit, and `weight` is written once for many appends.
 
@@ -126,6 +128,8 @@ class LowRankLinear(nn.Module):
         torch.float32 or torch.float64.
     fold_rank
         Fold as soon as the rank reaches this; None: when it pays.
+    density
+        Part of the inputs that is taken to be active, which decides between dense and packed products; None: as seen.
 
     Attributes
     ----------
@@ -148,6 +152,7 @@ class LowRankLinear(nn.Module):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         fold_rank: int | None = None,
+        density: float | None = None,
     ):
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if value < 1:
@@ -155,26 +160,30 @@ class LowRankLinear(nn.Module):
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         rows = torch.from_numpy(gaussian_rows(seed, 0, out_features, in_features)).to(dtype)
-        self._start(rows, fold_rank)
+        self._start(rows, fold_rank, density)
 
-    def _start(self, weight: Float[Tensor, "outputs inputs"], fold_rank: int | None) -> None:
+    def _start(self, weight: Float[Tensor, "outputs inputs"], fold_rank: int | None, density: float | None) -> None:
         if fold_rank is not None and fold_rank < 1:
             raise ValueError(f"fold_rank must be at least 1 or None, got {fold_rank}")
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.fold_rank = fold_rank
+        self.fold_rank, self.density = fold_rank, density
         self.weight = nn.Parameter(weight)
         self._pending: list[_Dense | _Sparse] = []
         self._spent = 0.0
         self._packed: Packed | None = None
+        # W₀ before the last append, where that went into it at once.
+        self._before: Tensor | None = None
         # How many of the pending factors the packed layout holds already.
         self._ahead = 0
 
     @classmethod
-    def from_weight(cls, weight: Float[Tensor, "outputs inputs"], fold_rank: int | None = None) -> "LowRankLinear":
+    def from_weight(
+        cls, weight: Float[Tensor, "outputs inputs"], fold_rank: int | None = None, density: float | None = None
+    ) -> "LowRankLinear":
         """The layer with a given W₀, which it takes over."""
         layer = cls.__new__(cls)
-        layer._start(weight.detach().contiguous(), fold_rank)
+        layer._start(weight.detach().contiguous(), fold_rank, density)
         return layer
 
     @property
@@ -186,6 +195,8 @@ class LowRankLinear(nn.Module):
         U: Float[Tensor, "outputs r"] | SparseRows,
         V: Float[Tensor, "inputs r"] | SparseRows,
         threads: int = 1,
+        *,
+        at_once: bool = False,
     ) -> None:
         """W ← W + U Vᵀ.
 
@@ -195,6 +206,8 @@ class LowRankLinear(nn.Module):
             Dense, shapes (out_features, r) and (in_features, r); or both sparse with r rows, a column of U or V each.
         threads
             Cores to use; no result depends on it.
+        at_once
+            Carry no sparse factors, whatever it costs: products are those of the folded layer, to the bit.
 
         Raises
         ------
@@ -202,13 +215,20 @@ class LowRankLinear(nn.Module):
             Shapes that do not fit the layer, or one factor sparse and the other dense.
         """
         factor = self._factor(U, V)
+        if isinstance(factor, _Sparse) and (self._prefers_dense(factor.V) or (at_once and self._packed is None)):
+            self.fold(threads)
+            self._before = self.weight.detach().clone()
+            U, V = (rows.dense().T for rows in (factor.U, factor.V))
+            dense_blocks.add(self.weight.detach().numpy(), U, V, threads)
+            return
         if self._fold_is_due(factor.rank):
             self.fold(threads)
+        self._before = None
         self._pending.append(factor)
         follows = self._packed is not None and self._ahead == len(self._pending) - 1
         if follows and isinstance(factor, _Sparse):
             assert self._packed is not None
-            if factor.fold_cost() <= factor.query_cost(factor.rank, factor.V.density):
+            if at_once or factor.fold_cost() <= factor.query_cost(factor.rank, factor.V.density):
                 self._packed.add(factor.U, factor.V, threads)
                 self._ahead += 1
 
@@ -249,6 +269,12 @@ class LowRankLinear(nn.Module):
         ValueError
             Nothing was appended since the last fold.
         """
+        if self._before is not None:
+            self.weight.detach().copy_(self._before)
+            if self._packed is not None:
+                self._packed.pack(self.weight.detach().numpy(), threads)
+            self._before = None
+            return
         if not self._pending:
             raise ValueError("nothing to undo: no factors were appended since the last fold")
         self._pending.pop()
@@ -277,7 +303,7 @@ class LowRankLinear(nn.Module):
                     stale = True
         if packed is not None and stale:
             packed.pack(weight.numpy(), threads)
-        self._pending, self._spent, self._ahead = [], 0.0, 0
+        self._pending, self._spent, self._ahead, self._before = [], 0.0, 0, None
 
     def materialize(self) -> Float[Tensor, "outputs inputs"]:
         """W = W₀ + U Vᵀ, a fresh tensor."""
@@ -298,6 +324,10 @@ class LowRankLinear(nn.Module):
         """A Wᵀ for sparse rows A (n × in_features) in the dtype of W₀: only the columns of active inputs are read."""
         if rows.columns != self.in_features:
             raise ValueError(f"rows must have {self.in_features} columns, got {rows.columns}")
+        if self._prefers_dense(rows):
+            self._spent += sum(factor.query_cost(rows.rows, rows.density) for factor in self._pending)
+            factors = [(factor.U.numpy(), factor.V.numpy()) for factor in self._pending if isinstance(factor, _Dense)]
+            return dense_blocks.products(rows, self.weight.detach().numpy(), factors, threads)
         packed = self._packed_layout(threads)
         z = np.zeros((rows.rows, self.out_features), packed.tiles.dtype)
         packed.add_products(rows, z, threads)
@@ -316,14 +346,24 @@ class LowRankLinear(nn.Module):
             raise ValueError(
                 f"signals and pattern must be n × {self.out_features} and n × {self.in_features} with the same n"
             )
+        if self._prefers_dense(pattern):
+            self.fold(threads)
+            weight = self.weight.detach().numpy()
+            return pattern.with_values(dense_blocks.pull_back(signals, pattern, weight, threads))
         packed = self._packed_layout(threads)
         if self._ahead < len(self._pending):
             self.fold(threads)
         return pattern.with_values(packed.pull_back(signals, pattern, threads))
 
+    def _prefers_dense(self, rows: SparseRows) -> bool:
+        """Whether to multiply dense blocks: once there is a packed layout, it is kept to."""
+        carried = all(isinstance(factor, _Dense) for factor in self._pending)
+        density = rows.density if self.density is None else self.density
+        return self._packed is None and carried and density > dense_blocks.DENSE
+
     def _packed_layout(self, threads: int) -> Packed:
         if self._packed is None:
-            self.fold(threads)
+            # Of W₀: what is pending goes on being carried, and can be taken back.
             self._packed = Packed(self.weight.detach().numpy(), threads)
         return self._packed
 
@@ -343,7 +383,7 @@ class LowRankLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments, **options):
-        self._pending, self._spent, self._ahead, self._packed = [], 0.0, 0, None
+        self._pending, self._spent, self._ahead, self._packed, self._before = [], 0.0, 0, None, None
         super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:

@@ -131,6 +131,12 @@ class SparseRows:
         out[np.repeat(np.arange(self.rows), np.diff(self.start)), self.index] = self.value
         return out
 
+    def between(self, first: int, last: int) -> "SparseRows":
+        """Rows `first` to `last` (half open)."""
+        start = self.start[first : last + 1]
+        chosen = slice(start[0], start[-1])
+        return SparseRows(self.columns, start - start[0], self.index[chosen], self.value[chosen])
+
     def with_values(self, value: Float[np.ndarray, " entries"]) -> "SparseRows":
         """Other numbers in the same places."""
         return SparseRows(self.columns, self.start, self.index, value)

@@ -122,7 +122,7 @@ class DeepTracking:
             weights.append(moved)
         for layer, linear in enumerate(self._network.low_rank(), start=1):
             factor = np.full(steps[layer].rows, self._network.hidden_factor(layer))
-            linear.append(steps[layer].scaled(factor), self.activations[layer - 1], self._threads)
+            linear.append(steps[layer].scaled(factor), self.activations[layer - 1], self._threads, at_once=True)
         self._tried = True
         activations, outputs = self._forward(weights)
         flips = sum(new.flips(old) for new, old in zip(activations, self.activations, strict=True))
