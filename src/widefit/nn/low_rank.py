@@ -218,8 +218,7 @@ class LowRankLinear(nn.Module):
         if isinstance(factor, _Sparse) and (self._prefers_dense(factor.V) or (at_once and self._packed is None)):
             self.fold(threads)
             self._before = self.weight.detach().clone()
-            U, V = (rows.dense().T for rows in (factor.U, factor.V))
-            dense_blocks.add(self.weight.detach().numpy(), U, V, threads)
+            dense_blocks.add(self.weight.detach().numpy(), factor.U.dense().T, factor.V.dense().T, threads)
             return
         if self._fold_is_due(factor.rank):
             self.fold(threads)
