@@ -7,10 +7,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.kernels import sparse
-from widefit.kernels.threads import ordered_map
+from widefit.kernels.threads import ordered_map, serial_blas
 
 # Rows a task, whatever the number of threads.
 _ROWS = 64
+# Part of the entries from which on inner products of dense rows win, as long as those take half a gigabyte at most.
+_DENSE = 1 / 8
+_DENSE_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -184,22 +187,32 @@ class SparseRows:
         return out
 
     def gram(self, threads: int = 1) -> Float[np.ndarray, "rows rows"]:
-        """A Aᵀ in float64: half the sum over columns of the squared number of entries, in additions."""
-        columns, rows = self.by_column, self.rows
+        """A Aᵀ in float64: half the squared entries of every column in additions, if those are few."""
+        rows = self.rows
         out = np.empty((rows, rows))
         edges = [(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS)]
+        if self.density > _DENSE and rows * self.columns <= _DENSE_NUMBERS:
+            wide = self.dense().astype(np.float64)
 
-        def fill(edge: tuple[int, int]) -> None:
-            sparse.inner_products(
-                self.start, self.index, self.value, columns.start, columns.row, columns.value, columns.place, *edge, out
-            )
+            def fill(edge: tuple[int, int]) -> None:
+                first, last = edge
+                out[first:last, first:] = wide[first:last] @ wide[first:].T
+        else:
+            columns = self.by_column
+
+            def fill(edge: tuple[int, int]) -> None:
+                sparse.inner_products(
+                    self.start, self.index, self.value, columns.start, columns.row, columns.value, columns.place,
+                    *edge, out,
+                )  # fmt: skip
 
         def reflect(edge: tuple[int, int]) -> None:
             sparse.mirror(*edge, out)
 
-        for work in (fill, reflect):
-            for _ in ordered_map(work, edges, threads):
-                pass
+        with serial_blas():
+            for work in (fill, reflect):
+                for _ in ordered_map(work, edges, threads):
+                    pass
         return out
 
     def products(self, other: "SparseRows", threads: int = 1) -> Float[np.ndarray, "rows others"]:
