@@ -16,7 +16,7 @@ FLOORS = [
     {"estimators", "report"},
     {"tuning", "relevance", "readout", "finetuning"},
     {"files", "data"},
-    {"training", "optim"},
+    {"fitting", "deep_training", "training", "optim"},
     {"callbacks"},
     {"plan"},
     {"rules", "trackers", "gram", "solvers", "sketches"},

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from widefit import gram, nn, pinn, rules, sketches, solvers, trackers
     from widefit.estimators import WideClassifier, WideRegressor
     from widefit.files import load, save
+    from widefit.fitting import train
     from widefit.history import History, StepInfo
     from widefit.optim import GaussNewton, Residual
-    from widefit.training import train
 
 # Imported on first use: scikit-learn, SciPy and Numba would otherwise double the time of `import widefit`.
 _HOME = {
@@ -23,7 +23,7 @@ _HOME = {
     "WideRegressor": "widefit.estimators",
     "load": "widefit.files",
     "save": "widefit.files",
-    "train": "widefit.training",
+    "train": "widefit.fitting",
 }
 _MODULES = ("gram", "nn", "pinn", "rules", "sketches", "solvers", "trackers")
 

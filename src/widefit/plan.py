@@ -75,6 +75,12 @@ class TwoLayerShape:
         Bytes a weight.
     anchored
         True when the initial weights are kept (α > 0).
+    readout_scale
+        |a_r| / √k.
+    second_order
+        True for rules that converge in a handful of long steps.
+    stored
+        False when the weights are drawn again whenever they are needed.
     """
 
     samples: int
@@ -84,10 +90,16 @@ class TwoLayerShape:
     firing: float
     itemsize: int
     anchored: bool
+    readout_scale: float = 1.0
+    second_order: bool = True
+    stored: bool = True
 
-    def bytes_needed(self, solver: str, threads: int) -> int:
-        """Peak memory of a run on the dense tracker."""
+    def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
+        """Peak memory of a run."""
         weights = self.width * self.features * self.itemsize * int(self.anchored)
+        if tracker == "certificate":
+            # Instead of W₀: certificates for some pairs, and what is known of every neuron.
+            weights = int(self.width * (8 * _CERTIFIED * self.samples + 60))
         row = min(self.samples / 8, 4 * self.firing * self.samples) + 12
         patterns = int(2 * self.width * row)
         block = max(64, min(1024, (1 << 20) // self.samples))
@@ -101,6 +113,87 @@ class TwoLayerShape:
         fired = self.firing * self.samples
         solve = self.samples**3 / 3 if solver == "cholesky" else 200 * self.samples**2
         return 2.0 * self.width * self.samples * self.features + self.width * fired**2 + self.outputs * solve
+
+
+@dataclass(frozen=True)
+class DeepShape:
+    """Sizes that decide the cost of training a deep network.
+
+    Attributes
+    ----------
+    samples, features, outputs
+        n, d, k.
+    widths
+        m_1, …, m_L.
+    firing
+        p of every layer, the expected part of the pairs that fire.
+    itemsize
+        Bytes a weight.
+    """
+
+    samples: int
+    features: int
+    widths: tuple[int, ...]
+    outputs: int
+    firing: tuple[float, ...]
+    itemsize: int
+
+    def bytes_needed(self, solver: str) -> int:
+        """Peak memory of a run beside the network."""
+        widths, rows = self.widths, self.samples * self.outputs
+        packed = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+        moved = 2 * sum(widths) * self.features
+        fired = sum(p * m for p, m in zip(self.firing, widths, strict=True)) * self.samples
+        dense = 2 * self.samples * max(widths)
+        # Activations before and after a step; signals by row and by column, for every output.
+        entries = fired * (2 * (self.itemsize + 4) + self.outputs * 2 * (self.itemsize + 20))
+        square = 8 * self.samples**2 * len(widths) + rows**2 * (16 + (16 if solver == "cholesky" else 0))
+        return int(self.itemsize * (packed + moved + dense) + entries + square)
+
+    def flops_per_step(self, solver: str) -> float:
+        """Forward, backward and update of every layer, H, and the solve."""
+        n, rows, before = self.samples, self.samples * self.outputs, 0.0
+        total = rows**3 / 3 if solver == "cholesky" else 200.0 * rows**2
+        for p, m in zip(self.firing, self.widths, strict=True):
+            total += 2.0 * n * self.features * m * (1 + p)
+            total += 2.0 * n * before * m + (2.0 * self.outputs + 4.0) * n * before * p * m
+            total += m * (p * rows) ** 2 + m * (p * n) ** 2
+            before = p * m
+        return total
+
+    def flips(self) -> float:
+        """Pairs that flip in a Gauss-Newton run, from runs on digits: they grow as √m in all."""
+        group = self.width / self.outputs
+        return self.outputs * 1.1e6 * math.sqrt(group / 2**18) * (self.samples / 1000) ** 1.5 / self.readout_scale
+
+    def seconds_of_a_pass(self, threads: int) -> float:
+        """Products W Xᵀ and a scan of what comes out."""
+        pair = 2 * self.features / _FLOPS + _SCAN
+        return self.width * self.samples * pair / threads
+
+
+# Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
+# certificate tracker with all that is looked at for it, and seconds a run takes it whatever the width. Two cores.
+_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.5e-6, 0.35
+# Passes of a dense Gauss-Newton run, and pairs that hold a certificate.
+_PASSES, _CERTIFIED = 6, 0.08
+
+
+def _choose_tracker(
+    shape: TwoLayerShape, solver: "str | solvers.Solver", threads: int, memory: int
+) -> "tuple[type[trackers.Tracker], str]":
+    """The tracker that the cost model predicts to be faster, and why."""
+    one = shape.seconds_of_a_pass(threads)
+    if not shape.stored:
+        return trackers.Certificate, "the weights are not stored"
+    if not shape.second_order:
+        return trackers.Dense, f"many steps that flip pairs; a pass takes about {one:.2g} s"
+    dense, sparse = _PASSES * one, 1.1 * one + _FLIP * shape.flips() / threads + _FIXED
+    said = f"about {dense:.2g} s of passes against {sparse:.2g} s with one pass and certificates"
+    name = solver if isinstance(solver, str) and solver != "auto" else "cholesky"
+    if sparse < dense and shape.bytes_needed(name, threads, "certificate") > memory:
+        return trackers.Dense, f"{said}, which do not fit in memory"
+    return (trackers.Certificate if sparse < dense else trackers.Dense), said
 
 
 def firing_probability(threshold: float, norm: float) -> float:
@@ -140,8 +233,8 @@ def plan_two_layer(
     memory = available_memory() if memory is None else memory
     choices = []
     if tracker == "auto":
-        tracker = trackers.Dense()
-        reason = f"a pass over {shape.width:,} neurons is {2 * shape.width * shape.samples * shape.features:.1e} flops"
+        chosen, reason = _choose_tracker(shape, solver, threads, memory)
+        tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
     tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
     if solver == "auto":
@@ -151,10 +244,43 @@ def plan_two_layer(
         reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
         choices.append(Choice("solver", solver.name, reason))
     solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
-    needed = shape.bytes_needed(solver.name, threads)
+    needed = shape.bytes_needed(solver.name, threads, tracker.name)
     if needed > memory:
         raise MemoryError(_refusal(shape, solver.name, threads, needed, memory))
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
+
+
+def plan_deep(
+    shape: DeepShape, solver: "str | solvers.Solver", memory: int | None = None
+) -> "tuple[Plan, solvers.Solver]":
+    """Choose the solver for a deep network, and refuse what cannot fit.
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    MemoryError
+        The prediction exceeds the memory; the message gives the number and how many samples fit.
+    """
+    memory = available_memory() if memory is None else memory
+    fired = ", ".join(f"{p:.1%}" for p in shape.firing)
+    choices = [Choice("tracker", "sparse", f"about {fired} of the neurons fire, layer by layer")]
+    rows = shape.samples * shape.outputs
+    if solver == "auto":
+        direct = shape.bytes_needed("cholesky") <= memory
+        solver = solvers.Cholesky() if direct else solvers.CG()
+        need = f"{8 * rows**2 / 1e9:.2g} GB for H in float64"
+        reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
+        choices.append(Choice("solver", solver.name, reason))
+    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    needed = shape.bytes_needed(solver.name)
+    if needed > memory:
+        fits = int(shape.samples * math.sqrt(memory / needed))
+        raise MemoryError(
+            f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free; its outputs share layers, "
+            f"so that H has {rows:,} × {rows:,} numbers: about {fits:,} samples fit"
+        )
+    return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
 
 
 _TRACKERS: dict[str, type[trackers.Tracker]] = {

@@ -19,7 +19,7 @@ from widefit.callbacks import Callback
 from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.memory import available_memory
-from widefit.nn import TwoLayer
+from widefit.nn import Deep, TwoLayer
 from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.rules import Linearization, Objective, Rule
 from widefit.trackers import Minibatches, Trial, Update
@@ -30,83 +30,8 @@ _SCOUT = 4096
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def train(
-    network: TwoLayer,
-    X: ArrayLike | Tensor,
-    y: ArrayLike | Tensor,
-    *,
-    rule: str | Rule = "gauss-newton",
-    tracker: str | trackers.Tracker = "auto",
-    solver: str | solvers.Solver = "auto",
-    max_iter: int = 20,
-    tol: float = 1e-6,
-    alpha: float = 0.0,
-    sample_weight: ArrayLike | Tensor | None = None,
-    metric: Callable[[TwoLayer], float] | None = None,
-    callbacks: Sequence[Callback] = (),
-    resume: State | None = None,
-    threads: int | None = None,
-    memory: int | None = None,
-) -> History:
-    """Fit the first layer of a two-layer network to data, in place.
-
-    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has. Rules of first
-    order take other losses as well: then Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².
-
-    Parameters
-    ----------
-    network
-        Its `weight` is trained.
-    X
-        Shape (n, d); taken as it is, cast to the dtype of the network.
-    y
-        Shape (n,) or (n, k).
-    rule
-        "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
-    tracker
-        "auto", "dense", or a tracker of `widefit.trackers`.
-    solver
-        "auto", "cholesky", "cg", or a solver of `widefit.solvers`.
-    max_iter
-        Largest number of steps, rejected ones included; of epochs with "sgd". Rules of first order want hundreds.
-    tol
-        Training stops when the loss, the weighted mean over samples of the squared residual or of ℓ, is no larger.
-    alpha
-        α ≥ 0, pull towards the initial weights in the units of Q.
-    sample_weight
-        ω ≥ 0, shape (n,); None: ones.
-    metric
-        Called with the network after every step; its value is recorded in `StepInfo.metric`.
-    callbacks
-        See `widefit.callbacks`.
-    resume
-        A state from `Training.state`: training goes on from there to the same bits.
-    threads
-        Cores to use, None: `torch.get_num_threads()`. The result does not depend on it.
-    memory
-        Bytes the training may take, None: what is free.
-
-    Returns
-    -------
-    History
-        One StepInfo a step, the first for the state before training.
-
-    Raises
-    ------
-    ValueError
-        An argument of the wrong shape or value, numbers that are not finite, a state that belongs to other data.
-    MemoryError
-        The work cannot fit; said before it starts.
-    """
-    training = Training(
-        network, X, y, rule=rule, tracker=tracker, solver=solver, max_iter=max_iter, tol=tol, alpha=alpha,
-        sample_weight=sample_weight, metric=metric, callbacks=callbacks, threads=threads, memory=memory,
-    )  # fmt: skip
-    return training.run(resume)
-
-
 class Training:
-    """One run of `train`, which documents the arguments.
+    """One run of `widefit.train`, which documents the arguments.
 
     Attributes
     ----------
@@ -116,9 +41,13 @@ class Training:
         What "auto" chose, and the predicted cost.
     """
 
+    network: Any
+    _tracker: Any
+    _tracking: Any
+
     def __init__(
         self,
-        network: TwoLayer,
+        network: TwoLayer | Deep,
         X: ArrayLike | Tensor,
         y: ArrayLike | Tensor,
         *,
@@ -129,7 +58,7 @@ class Training:
         tol: float = 1e-6,
         alpha: float = 0.0,
         sample_weight: ArrayLike | Tensor | None = None,
-        metric: Callable[[TwoLayer], float] | None = None,
+        metric: Callable[[Any], float] | None = None,
         callbacks: Sequence[Callback] = (),
         threads: int | None = None,
         memory: int | None = None,
@@ -163,11 +92,7 @@ class Training:
         announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
         with self._phase("pass"):
-            self._tracking = self._tracker.start(
-                self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
-                expected=self._forecast(),
-            )  # fmt: skip
-        self._grams = self._count_co_firing()
+            self._start_tracking()
         try:
             if resume is None:
                 self._memory = self._rule.start(self.view())
@@ -185,8 +110,7 @@ class Training:
 
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
-        # The tracker's state says how far weights that are not stored have moved.
-        tensors = {"weight": self.network.weight.detach()} if self.network.store == "array" else {}
+        tensors = self._trained()
         if self._anchor is not None:
             tensors["anchor"] = torch.from_numpy(self._anchor)
         for name, array in self._tracking.state().items():
@@ -297,11 +221,26 @@ class Training:
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
 
-    def _count_co_firing(self) -> gram.CurrentGrams:
+    def _start_tracking(self) -> None:
+        self._tracking = self._tracker.start(
+            self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
+            expected=self._forecast(),
+        )  # fmt: skip
         samples = self._inputs.shape[0]
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
-        return gram.CurrentGrams(self._tracking, inputs @ inputs.T, self.network.coefficients, held, self._threads)
+        self._grams = gram.CurrentGrams(
+            self._tracking, inputs @ inputs.T, self.network.coefficients, held, self._threads
+        )
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The tensors that training changes."""
+        # The tracker's state says how far weights that are not stored have moved.
+        return {"weight": self.network.weight.detach()} if self.network.store == "array" else {}
+
+    def _fixed(self) -> tuple[Any, bytes]:
+        """What else decides the outputs: settings, and the bytes of what training leaves alone."""
+        return self.network.threshold, self.network.readout_identity()
 
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
         norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))
@@ -313,6 +252,10 @@ class Training:
             firing=firing_probability(self.network.threshold, norm),
             itemsize=self._inputs.itemsize,
             anchored=self._objective.alpha > 0,
+            readout_scale=max(1e-6, float(np.abs(self.network.coefficients(0, 2)).max()))
+            * float(np.sqrt(self.network.width / self.network.out_features)),
+            second_order=isinstance(self._rule, rules.GaussNewton),
+            stored=self.network.store == "array",
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
 
@@ -331,8 +274,9 @@ class Training:
         digest = hashlib.sha256()
         for array in (self._inputs, self._objective.targets, self._objective.sample_weight):
             digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(repr((self._objective.alpha, self.network.threshold, self._rule)).encode())
-        digest.update(self.network.readout_identity())
+        settings, identity = self._fixed()
+        digest.update(repr((self._objective.alpha, settings, self._rule)).encode())
+        digest.update(identity)
         return digest.hexdigest()
 
     def _restore(self, state: State) -> None:
@@ -341,9 +285,9 @@ class Training:
             raise ValueError(
                 "resume: the checkpoint belongs to other data or settings; resume with those it was made with"
             )
-        if "weight" in tensors:
-            with torch.no_grad():
-                self.network.weight.copy_(tensors["weight"])
+        with torch.no_grad():
+            for name, weight in self._trained().items():
+                weight.copy_(tensors[name])
         if document["tracker"] != self._tracker.name:
             raise ValueError(f'resume: the checkpoint was made with tracker="{document["tracker"]}"; resume with it')
         if "anchor" in tensors:
@@ -364,7 +308,7 @@ def _rule(rule: str | Rule) -> Rule:
 
 
 def _problem(
-    network: TwoLayer,
+    network: TwoLayer | Deep,
     X: ArrayLike | Tensor,
     y: ArrayLike | Tensor,
     sample_weight: ArrayLike | Tensor | None,
@@ -372,7 +316,7 @@ def _problem(
     loss: str,
 ) -> tuple[np.ndarray, Objective]:
     """Inputs in the dtype of the network and the objective in float64, checked."""
-    dtype = network.rows(0, 0).dtype
+    dtype = torch.empty(0, dtype=network.dtype).numpy().dtype
     inputs = np.ascontiguousarray(_array(X, "X"), dtype=dtype)
     targets = np.ascontiguousarray(_array(y, "y"), dtype=np.float64)
     targets = targets[:, None] if targets.ndim == 1 else targets

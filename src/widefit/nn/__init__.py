@@ -1,7 +1,35 @@
 """The networks, as nn.Modules."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from widefit.nn.delta import Delta, restorable
 from widefit.nn.shifted_relu import ShiftedReLU
 from widefit.nn.two_layer import TwoLayer, automatic_threshold
 
-__all__ = ["Delta", "ShiftedReLU", "TwoLayer", "automatic_threshold", "restorable"]
+if TYPE_CHECKING:
+    from widefit.nn.deep import Deep
+    from widefit.nn.low_rank import LowRankLinear
+    from widefit.nn.packed import Packed
+    from widefit.nn.sparse_rows import SparseRows
+
+# Imported on first use: they need Numba.
+_HOME = {"Deep": "deep", "LowRankLinear": "low_rank", "Packed": "packed", "SparseRows": "sparse_rows"}
+
+__all__ = [
+    "Deep",
+    "Delta",
+    "LowRankLinear",
+    "Packed",
+    "ShiftedReLU",
+    "SparseRows",
+    "TwoLayer",
+    "automatic_threshold",
+    "restorable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"widefit.nn.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'widefit.nn' has no attribute {name!r}")

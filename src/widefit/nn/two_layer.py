@@ -287,13 +287,16 @@ class TwoLayer(nn.Module):
             Neurons to take, at least 2 an output and at most all.
         """
         edges = [self.neurons_of(output) for output in range(self.out_features)]
-        smaller = [2 * (group * width // (2 * self.out_features)) for group in range(self.out_features)] + [width]
-        take = torch.cat(
-            [torch.arange(first, first + smaller[group + 1] - smaller[group]) for group, (first, _) in enumerate(edges)]
-        )
+        sizes = np.diff([group_edge(width, self.out_features, group) for group in range(self.out_features + 1)])
+        taken = [(first, first + int(size)) for (first, _), size in zip(edges, sizes, strict=True)]
+        weight = np.concatenate([self.rows(first, last) for first, last in taken])
+        readout = np.zeros((width, self.out_features), weight.dtype)
+        for output, (first, last) in enumerate(taken):
+            own = slice(group_edge(width, self.out_features, output), group_edge(width, self.out_features, output + 1))
+            readout[own, output] = self.coefficients(first, last) * math.sqrt(self.width)
         return TwoLayer.from_tensors(
-            self.weight.detach()[take],
-            self.readout.detach()[take],
+            torch.from_numpy(weight),
+            torch.from_numpy(readout),
             threshold=self.threshold,
             convention=self.activation.convention,
         )

@@ -63,12 +63,15 @@ class Linearization:
         Of W from W₀; None when α = 0.
     gram
         Returns H of one output; the caller must not change it.
+    piecewise_linear
+        True where f is linear in W as long as no neuron flips, as with one layer.
     """
 
     objective: Objective
     outputs: Float[np.ndarray, "n k"]
     displacement: Displacement | None
     gram: Callable[[int], DenseGram]
+    piecewise_linear: bool = True
 
     @property
     def residual(self) -> Float[np.ndarray, "n k"]:
@@ -202,7 +205,7 @@ class FullBatch(Rule):
         before, after
             Q at the committed weights and at the trial.
         flips
-            Pairs that change in the trial.
+            Pairs that change in the trial; never 0 where the outputs may bend without a flip.
         """
 
     def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
@@ -211,7 +214,8 @@ class FullBatch(Rule):
         trial = run.propose(direction.update)
         before = view.objective.value(view.outputs, view.displacement)
         after = view.objective.value(trial.outputs, trial.displacement)
-        verdict = self.judge(direction, memory, before, after, trial.flips)
+        bends = trial.flips if view.piecewise_linear else max(1, trial.flips)
+        verdict = self.judge(direction, memory, before, after, bends)
         if verdict.accepted:
             run.commit(trial)
         return Outcome(verdict, trial.flips, trial.rebased, direction)

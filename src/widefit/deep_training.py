@@ -1,0 +1,98 @@
+"""Training all layers of a deep network by steps in sample space: W_l ← W_l − Σ_i g_i δ_l,i h_l−1,iᵀ."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from widefit import gram, solvers
+from widefit.nn import Deep
+from widefit.plan import DeepShape, Plan, firing_probability, plan_deep
+from widefit.rules import FullBatch, Linearization, Objective
+from widefit.trackers import Minibatches, Trial, Update
+from widefit.trackers.deep import DeepTracking, Sparse
+from widefit.training import State, Training
+
+
+class DeepTraining(Training):
+    """One run of `widefit.train` on a deep network (arXiv 2112.07628), which documents the arguments.
+
+    The outputs of a sample share layers, so H couples them: one system of n k equations, formed exactly from the sparse
+    factors of every layer. To a rule it is a problem with one output and n k samples.
+    """
+
+    network: Deep
+    _deep: DeepTracking
+    _tracker: Sparse
+    _tracking: DeepTracking
+
+    def _start_tracking(self) -> None:
+        self._deep = self._tracking = self._tracker.start(self.network, self._inputs, self._threads)
+        self._coupled: gram.DenseGram | None = None
+
+    def view(self) -> Linearization:
+        """The problem at the committed weights, sample i and output c in row i k + c."""
+        outputs = self.network.out_features
+        objective = self._objective
+        rows = Objective(
+            objective.targets.reshape(-1, 1), np.repeat(objective.sample_weight, outputs), 0.0, objective.kind
+        )
+        return Linearization(rows, self._deep.outputs.reshape(-1, 1), None, self._gram, piecewise_linear=False)
+
+    def _gram(self, output: int) -> gram.DenseGram:
+        if self._coupled is None:
+            with self._phase("backward"):
+                signals = self._deep.signals()
+            with self._phase("gram"):
+                self._coupled = gram.sparse_khatri_rao(signals, self._deep.similarities(), self._threads)
+        return self._coupled
+
+    def propose(self, update: Update) -> Trial:
+        """What an update would do."""
+        with self._phase("pass"):
+            trial = self._deep.propose(update.g.reshape(self._deep.outputs.shape))
+        return Trial(update, trial.outputs.reshape(-1, 1), trial.flips, True, None, payload=trial)
+
+    def commit(self, trial: Trial) -> None:
+        """Carry a trial out."""
+        self._coupled = None
+        with self._phase("update"):
+            self._deep.commit(trial.payload)
+
+    def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
+        """Never reached: the rule was refused."""
+        raise ValueError("rule must take all samples at once for a deep network")
+
+    def state(self) -> State:
+        """Everything needed to go on from the last step to the same bits."""
+        self._deep.settle()
+        return super().state()
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def _fixed(self) -> tuple[Any, bytes]:
+        network = self.network
+        identity = b"".join(readout.detach().numpy().tobytes() for readout in network.readouts)
+        return (network.thresholds, network.scales, network.input_share), identity
+
+    def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, Sparse, solvers.Solver]":
+        if self._objective.alpha > 0:
+            raise ValueError(f"alpha must be 0 for a deep network, got {self._objective.alpha:g}")
+        if tracker not in ("auto", "sparse"):
+            raise ValueError(f'tracker must be "auto" or "sparse" for a deep network, got {tracker!r}')
+        if not isinstance(self._rule, FullBatch):
+            raise ValueError(f"rule must take all samples at once for a deep network, got {self._rule.name!r}")
+        if self._objective.kind == "softmax" and self.network.out_features > 1:
+            raise ValueError('loss must be "squared" or "logistic" for a deep network, got "softmax"')
+        network = self.network
+        shape = DeepShape(
+            samples=self._inputs.shape[0],
+            features=network.in_features,
+            widths=network.hidden_layer_sizes,
+            outputs=network.out_features,
+            firing=tuple(firing_probability(threshold, 1.0) for threshold in network.thresholds),
+            itemsize=self._inputs.itemsize,
+        )
+        plan, chosen = plan_deep(shape, solver, memory)
+        return plan, Sparse(), chosen

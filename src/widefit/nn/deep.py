@@ -1,0 +1,230 @@
+"""The deep network in the parametrization of the theory: h_l = c_b φ_b(W_l h_{l−1}), read out from every layer."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from widefit.memory import available_memory
+from widefit.nn.initial import gaussian_rows
+from widefit.nn.low_rank import LowRankLinear
+from widefit.nn.two_layer import automatic_threshold
+
+# Beyond it a neuron in a million millions fires, and the scale that keeps the norm has lost its digits.
+_LARGEST_THRESHOLD = 7.0
+
+
+def norm_keeping_scale(width: int, threshold: float) -> float:
+    """c_b = (m E[φ_b(z)²])^(−1/2), z ~ N(0, 1): with it ‖h_l‖ ≈ ‖h_{l−1}‖ for inputs on the unit sphere."""
+    fires = 0.5 * math.erfc(threshold / math.sqrt(2))
+    density = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi)
+    return 1 / math.sqrt(width * ((1 + threshold**2) * fires - threshold * density))
+
+
+class Deep(nn.Module):
+    """L layers of shifted ReLUs, h_l = c_b φ_b(z_l), and the sum of linear read-outs from them.
+
+    z_1 = A_1 x, z_l = √(1 − γ) W_l h_{l−1} + √γ A_l x and f(x) = Σ_l B_lᵀ h_l, with standard normal A_l and W_l: the
+    network of arXiv 2112.07628 with two additions of this project. Stacked shifted layers drive all inner products
+    between samples towards zero, and the network stops generalizing; a share γ of the input in every layer, and
+    read-outs from every layer, keep it as good as plain ReLUs.
+
+    Parameters
+    ----------
+    in_features
+        d. Inputs are taken as they are; the theory has them on the unit sphere.
+    hidden_layer_sizes
+        m_1, …, m_L, each at least 2 out_features.
+    out_features
+        k. An output reads a group of m_l / k neurons of its own from every layer.
+    threshold
+        b, one for all layers or one a layer, or "auto": √(0.4 ln m_l). 0 is plain ReLU.
+    input_share
+        γ in [0, 1): part of the input in the squared norm of what a later layer sees; 0 leaves its A_l out.
+    readouts
+        "all", or "last" for the last layer alone.
+    readout_scale
+        Size of the entries of B before the factor √(k / layers that are read); the larger, the less the layers move.
+    paired
+        Neurons 2j and 2j + 1 of every layer start with equal weights and opposite read-outs: f = 0 before training.
+    seed
+        Fixes all weights, whatever the dtype.
+    dtype
+        torch.float32 or torch.float64.
+
+    Attributes
+    ----------
+    input_weights
+        A_l, shape (m_l, d): one if γ = 0, otherwise L.
+    hidden
+        W_l for l ≥ 2, LowRankLinear of shape (m_l, m_{l−1}).
+    readouts
+        B_l, shape (m_l, k); not trained.
+    thresholds, scales
+        b and c_b of every layer.
+
+    Raises
+    ------
+    ValueError
+        Sizes, thresholds or shares that make no sense; the message names them.
+    MemoryError
+        The weights and their packed copy cannot fit; said before they are drawn.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_layer_sizes: Sequence[int],
+        out_features: int = 1,
+        *,
+        threshold: float | str | Sequence[float] = "auto",
+        input_share: float = 0.5,
+        readouts: str = "all",
+        readout_scale: float = 1.0,
+        paired: bool = True,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        sizes = tuple(hidden_layer_sizes)
+        _check_sizes(in_features, sizes, out_features)
+        _check_settings(input_share, readouts, readout_scale, seed, dtype)
+        self.in_features, self.hidden_layer_sizes, self.out_features = in_features, sizes, out_features
+        self.thresholds = _thresholds(threshold, sizes)
+        self.input_share = float(input_share)
+        self.scales = tuple(norm_keeping_scale(m, b) for m, b in zip(sizes, self.thresholds, strict=True))
+        self._check_memory(torch.finfo(dtype).bits // 8)
+
+        # One stream of random numbers a matrix.
+        seeds = iter(np.random.SeedSequence(seed).generate_state(2 * len(sizes), np.uint64).tolist())
+
+        def draw(rows: int, columns: int) -> Tensor:
+            if not paired:
+                return torch.from_numpy(gaussian_rows(next(seeds), 0, rows, columns)).to(dtype)
+            half = gaussian_rows(next(seeds), 0, -(-rows // 2), columns)
+            return torch.from_numpy(np.repeat(half, 2, axis=0)[:rows]).to(dtype)
+
+        fed = sizes if self.input_share > 0 else sizes[:1]
+        self.input_weights = nn.ParameterList([draw(size, in_features) for size in fed])
+        # Thresholds alone decide how products are done, so that training resumes to the same bits.
+        active = [0.5 * math.erfc(b / math.sqrt(2)) for b in self.thresholds]
+        inner = zip(sizes[1:], sizes[:-1], active[:-1], strict=True)
+        self.hidden = nn.ModuleList(
+            [LowRankLinear.from_weight(draw(size, before), density=p) for size, before, p in inner]
+        )
+        self.readouts = nn.ParameterList()
+        for layer in range(len(sizes)):
+            read = readouts == "all" or layer == len(sizes) - 1
+            size = readout_scale * math.sqrt(out_features / (len(sizes) if readouts == "all" else 1))
+            signs = self._signs(layer, dtype) * size if read else torch.zeros(sizes[layer], out_features, dtype=dtype)
+            self.readouts.append(nn.Parameter(signs, requires_grad=False))
+
+    def _check_memory(self, itemsize: int) -> None:
+        needed, free = self.bytes_needed(itemsize), available_memory()
+        if needed > free:
+            fits = int(self.hidden_layer_sizes[-1] * math.sqrt(free / needed))
+            raise MemoryError(
+                f"layers of {self.hidden_layer_sizes} neurons need about {needed / 1e9:.3g} GB and {free / 1e9:.3g} "
+                f"GB are free; widths of about {fits:,} fit"
+            )
+
+    def bytes_needed(self, itemsize: int) -> int:
+        """The weights, and the packed copy of those between hidden layers."""
+        sizes = self.hidden_layer_sizes
+        between = sum(a * b for a, b in zip(sizes[1:], sizes[:-1], strict=True))
+        fed = sum(sizes) if self.input_share > 0 else sizes[0]
+        return itemsize * (2 * between + fed * self.in_features + sum(sizes) * self.out_features)
+
+    def neurons_of(self, layer: int, output: int) -> tuple[int, int]:
+        """Half-open range of the neurons of a layer that feed an output; it begins at an even neuron."""
+        width = self.hidden_layer_sizes[layer]
+        edges = [2 * (group * width // (2 * self.out_features)) for group in range(self.out_features)] + [width]
+        return edges[output], edges[output + 1]
+
+    def _signs(self, layer: int, dtype: torch.dtype) -> Float[Tensor, "m k"]:
+        width = self.hidden_layer_sizes[layer]
+        signs = torch.zeros(width, self.out_features, dtype=dtype)
+        for output in range(self.out_features):
+            first, last = self.neurons_of(layer, output)
+            signs[first:last, output] = (1 - 2 * (torch.arange(first, last) % 2)).to(dtype)
+        return signs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.input_weights[0].dtype
+
+    def low_rank(self) -> Iterator[LowRankLinear]:
+        """W_2, …, W_L."""
+        for layer in self.hidden:
+            assert isinstance(layer, LowRankLinear)
+            yield layer
+
+    def input_factor(self, layer: int) -> float:
+        """What A_l x is multiplied with: 1 in the first layer, √γ later, 0 where there is no A_l."""
+        return 1.0 if layer == 0 else math.sqrt(self.input_share)
+
+    def hidden_factor(self, layer: int) -> float:
+        """What W_l h_{l−1} is multiplied with: 0 in the first layer, √(1 − γ) later."""
+        return 0.0 if layer == 0 else math.sqrt(1 - self.input_share)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """f(x), computed in the dtype of x."""
+        outputs = x.new_zeros(x.shape[0], self.out_features)
+        h = x
+        for layer in range(len(self.hidden_layer_sizes)):
+            z = x.new_zeros(x.shape[0], self.hidden_layer_sizes[layer])
+            if layer < len(self.input_weights):
+                z = z + self.input_factor(layer) * (x @ self.input_weights[layer].to(x.dtype).T)
+            if layer > 0:
+                z = z + self.hidden_factor(layer) * self.hidden[layer - 1](h)
+            h = self.scales[layer] * torch.relu(z - self.thresholds[layer])
+            outputs = outputs + h @ self.readouts[layer].to(x.dtype)
+        return outputs
+
+    def extra_repr(self) -> str:
+        thresholds = ", ".join(f"{threshold:.3g}" for threshold in self.thresholds)
+        return (
+            f"in_features={self.in_features}, hidden_layer_sizes={self.hidden_layer_sizes}, "
+            f"out_features={self.out_features}, thresholds=({thresholds}), input_share={self.input_share:.3g}"
+        )
+
+
+def _check_sizes(in_features: int, sizes: tuple[int, ...], out_features: int) -> None:
+    for name, value in (("in_features", in_features), ("out_features", out_features)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not sizes or min(sizes) < 2 * out_features:
+        raise ValueError(
+            f"hidden_layer_sizes must be at least one width, each of 2 neurons an output ({2 * out_features} here) or "
+            f"more, got {sizes}"
+        )
+
+
+def _check_settings(input_share: float, readouts: str, readout_scale: float, seed: int, dtype: torch.dtype) -> None:
+    if not 0 <= input_share < 1:
+        raise ValueError(f"input_share must lie in [0, 1), got {input_share!r}")
+    if readouts not in ("all", "last"):
+        raise ValueError(f'readouts must be "all" or "last", got {readouts!r}')
+    if not 0 < readout_scale < math.inf:
+        raise ValueError(f"readout_scale must be a positive number, got {readout_scale!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
+def _thresholds(threshold: float | str | Sequence[float], sizes: tuple[int, ...]) -> tuple[float, ...]:
+    """b of every layer, checked."""
+    if isinstance(threshold, str):
+        if threshold != "auto":
+            raise ValueError(f'threshold must be a number, one number a layer, or "auto", got {threshold!r}')
+        return tuple(automatic_threshold(size) for size in sizes)
+    found = [float(threshold)] * len(sizes) if isinstance(threshold, int | float) else list(map(float, threshold))
+    if len(found) != len(sizes):
+        raise ValueError(f"threshold must have one number for each of {len(sizes)} layers, got {len(found)}")
+    if not all(abs(b) <= _LARGEST_THRESHOLD for b in found):  # NaN fails too
+        raise ValueError(f"threshold must lie between -{_LARGEST_THRESHOLD:g} and {_LARGEST_THRESHOLD:g}, got {found}")
+    return tuple(found)

@@ -1,0 +1,54 @@
+"""H from sparse factors, held against J Jᵀ with J written out."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from widefit.gram import sparse_khatri_rao
+from widefit.nn import SparseRows
+
+
+def sparse(rows: int, columns: int, part: float, seed: int, dtype=np.float64) -> SparseRows:
+    generator = np.random.default_rng(seed)
+    mask = generator.random((rows, columns)) < part
+    return SparseRows.from_dense(np.where(mask, generator.standard_normal((rows, columns)), 0).astype(dtype))
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.floats(0, 1), st.integers(0, 99))
+def test_equals_the_product_of_jacobians(samples, outputs, layers, part, seed):
+    signals = [sparse(samples * outputs, 11, part, seed + layer) for layer in range(layers)]
+    inputs = [sparse(samples, 7, part, seed + 10 + layer) for layer in range(layers)]
+    rows = [
+        np.einsum("ir,ic->irc", delta.dense(), np.repeat(h.dense(), outputs, axis=0)).reshape(samples * outputs, -1)
+        for delta, h in zip(signals, inputs, strict=True)
+    ]
+    jacobian = np.concatenate(rows, axis=1)
+    gram = sparse_khatri_rao(signals, [h.gram() for h in inputs], threads=2)
+    np.testing.assert_allclose(gram.matrix.numpy(), jacobian @ jacobian.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_float32_factors_of_any_size_lose_nothing_in_the_sums(scale):
+    signals, inputs = sparse(130, 400, 0.1, 0, np.float32), sparse(130, 300, 0.1, 1, np.float32)
+    signals, inputs = signals.scaled(np.full(130, scale)), inputs.scaled(np.full(130, 1 / scale))
+    gram = sparse_khatri_rao([signals], [inputs.gram()]).matrix.numpy()
+    delta, h = signals.dense().astype(np.float64), inputs.dense().astype(np.float64)
+    np.testing.assert_allclose(gram, (delta @ delta.T) * (h @ h.T), rtol=1e-10, atol=1e-12)
+    assert np.array_equal(gram, gram.T)
+
+
+def test_duplicates_and_empty_rows():
+    dense = np.zeros((6, 5))
+    dense[::2] = [0, 1.0, 0, -2.0, 0]
+    rows = SparseRows.from_dense(dense)
+    gram = sparse_khatri_rao([rows], [np.ones((6, 6))]).matrix.numpy()
+    np.testing.assert_array_equal(gram, 5.0 * np.outer([1, 0, 1, 0, 1, 0], [1, 0, 1, 0, 1, 0]))
+
+
+def test_refuses_layers_that_do_not_belong_together():
+    a, b = sparse(6, 5, 0.5, 0), sparse(4, 5, 0.5, 1)
+    square = np.ones((3, 3))
+    for signals, similarities in (([], []), ([a], []), ([a, b], [square, square]), ([b], [square])):
+        with pytest.raises(ValueError, match="layer"):
+            sparse_khatri_rao(signals, similarities)

@@ -1,0 +1,151 @@
+"""widefit.train on deep networks, held against Gauss-Newton with dense float64 matrices."""
+
+import numpy as np
+import pytest
+import torch
+from deep_problems import NAMES, DeepReference, make_deep
+
+import widefit
+from widefit.callbacks import Callback
+from widefit.fitting import training_of
+from widefit.nn import Deep
+from widefit.rules import GaussNewton, GradientDescent
+
+FITTED = [name for name in NAMES if name not in ("huge", "shared readout")]
+
+
+def dense_gauss_newton(network: Deep, inputs: np.ndarray, targets: np.ndarray, dampings: list[float]) -> list[float]:
+    """Losses of undoubted Gauss-Newton steps with given dampings."""
+    reference = DeepReference(network, inputs)
+    losses = []
+    for damping in dampings:
+        residual = (reference.forward()[2] - targets).reshape(-1)
+        jacobian = reference.jacobian()
+        gram = jacobian @ jacobian.T
+        gram.flat[:: len(gram) + 1] += damping
+        g = np.linalg.lstsq(gram, residual, rcond=None)[0]
+        reference.step(g.reshape(targets.shape))
+        losses.append(float(((reference.forward()[2] - targets) ** 2).sum(1).mean()))
+    return losses
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_follows_dense_gauss_newton(name):
+    problem = make_deep(name, torch.float64, samples=12)
+    network = problem.fresh()
+    history = widefit.train(network, problem.inputs, problem.targets, max_iter=3, tol=1e-10)
+    steps = [info for info in history[1:] if info.accepted]
+    expected = dense_gauss_newton(problem.fresh(), problem.inputs, problem.targets, [info.damping for info in steps])
+    np.testing.assert_allclose([info.loss for info in steps], expected, rtol=1e-5, atol=1e-9)
+    outputs = network(torch.from_numpy(problem.inputs)).detach().numpy()
+    np.testing.assert_allclose(
+        ((outputs - problem.targets) ** 2).sum(1).mean(), history[-1].loss, rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["random", "three layers", "three outputs", "digits", "no input share"])
+def test_interpolates(name, dtype):
+    problem = make_deep(name, dtype, samples=20)
+    network = problem.fresh()
+    history = widefit.train(network, problem.inputs, problem.targets, tol=1e-9, max_iter=30)
+    assert history.stop_reason == "tol"
+    assert history.losses == sorted(history.losses, reverse=True)
+    assert all(linear.rank == 0 and linear.held_bytes == 0 for linear in network.low_rank())
+    again = Deep(**problem.settings)
+    again.load_state_dict(network.state_dict())
+    x = torch.from_numpy(problem.inputs)
+    assert torch.equal(again(x), network(x))
+
+
+def test_sample_weights_count():
+    problem = make_deep("three outputs", torch.float64, samples=10)
+    doubled, weighted = problem.fresh(), problem.fresh()
+    twice = np.concatenate([problem.inputs, problem.inputs[:4]]), np.concatenate([problem.targets, problem.targets[:4]])
+    weight = np.where(np.arange(10) < 4, 2.0, 1.0)
+    rule = GaussNewton(damping=1e-2)  # repeated rows make H singular
+    a = widefit.train(doubled, *twice, rule=rule, max_iter=2, tol=0)
+    b = widefit.train(weighted, problem.inputs, problem.targets, rule=rule, sample_weight=weight, max_iter=2, tol=0)
+    np.testing.assert_allclose(a.losses[:2], b.losses[:2], rtol=1e-9)
+
+
+def test_gradient_descent_takes_the_gradient_of_autograd():
+    problem = make_deep("three outputs", torch.float64, samples=10)
+    network, twin = problem.fresh(), problem.fresh()
+    widefit.train(network, problem.inputs, problem.targets, rule=GradientDescent(0.01), max_iter=2, tol=0)
+    x, y = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)
+    trained = [weight for weight in twin.parameters() if weight.requires_grad]
+    for _ in range(2):
+        gradients = torch.autograd.grad(0.5 * (twin(x) - y).square().sum(), trained)
+        with torch.no_grad():
+            for weight, gradient in zip(trained, gradients, strict=True):
+                weight -= 0.01 * gradient
+    for name, weight in twin.named_parameters():
+        torch.testing.assert_close(network.get_parameter(name), weight)
+
+
+def test_resumes_to_the_same_bits():
+    problem = make_deep("three layers", torch.float32)
+    whole, part = problem.fresh(), problem.fresh()
+    widefit.train(whole, problem.inputs, problem.targets, max_iter=4, tol=0)
+
+    class Keep(Callback):
+        state = None
+
+        def step(self, run, info):
+            if info.step == 2:
+                tensors, document = run.state()
+                self.state = {name: tensor.clone() for name, tensor in tensors.items()}, document
+
+    keep = Keep()
+    widefit.train(part, problem.inputs, problem.targets, max_iter=2, tol=0, callbacks=[keep])
+    widefit.train(part, problem.inputs, problem.targets, max_iter=4, tol=0, resume=keep.state)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, part.state_dict()[name]), name
+
+
+def test_a_metric_sees_the_committed_weights_and_threads_do_not_matter():
+    problem = make_deep("digits", torch.float32)
+    histories = []
+    for threads in (1, 2):
+        network = problem.fresh()
+        x, y = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)
+
+        def loss(net: Deep, x=x, y=y) -> float:
+            return float((net(x) - y).detach().square().sum(1).mean())
+
+        histories.append(
+            widefit.train(network, problem.inputs, problem.targets, metric=loss, tol=0, max_iter=6, threads=threads)
+        )
+    for info in histories[0]:
+        assert info.metric == pytest.approx(info.loss, rel=1e-3, abs=1e-9)
+    assert histories[0].losses == histories[1].losses
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 0.1}, "alpha must be 0"),
+        ({"tracker": "dense"}, "tracker must be"),
+        ({"solver": "magic"}, "solver must be"),
+        ({"rule": "magic"}, "rule must be"),
+        ({"sample_weight": np.zeros(30)}, "sample_weight"),
+    ],
+)
+def test_refuses(options, message):
+    problem = make_deep("random", torch.float32)
+    with pytest.raises(ValueError, match=message):
+        widefit.train(problem.fresh(), problem.inputs, problem.targets, **options)
+
+
+def test_refuses_what_cannot_fit():
+    problem = make_deep("random", torch.float32)
+    with pytest.raises(MemoryError, match=r"about [0-9,]+ samples fit"):
+        widefit.train(problem.fresh(), problem.inputs, problem.targets, memory=10_000)
+
+
+def test_the_plan_says_what_was_chosen():
+    problem = make_deep("random", torch.float32)
+    training = training_of(problem.fresh())(problem.fresh(), problem.inputs, problem.targets)
+    assert [choice.what for choice in training.plan.choices] == ["tracker", "solver"]
+    assert training.plan.flops_per_step > 0

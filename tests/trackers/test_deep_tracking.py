@@ -1,0 +1,120 @@
+"""Forward, backward, H and steps of deep networks from sparse factors, held against dense float64 matrices."""
+
+import numpy as np
+import pytest
+import torch
+from deep_problems import NAMES, DeepProblem, DeepReference, make_deep
+
+from widefit.gram import sparse_khatri_rao
+from widefit.nn import Deep
+from widefit.trackers.deep import DeepTracking
+
+
+def started(problem: DeepProblem, name: str, threads: int = 1) -> tuple[Deep, DeepTracking, DeepReference]:
+    network = problem.fresh()
+    if name == "shared readout":  # every neuron feeds every output
+        for readout in network.readouts:
+            shape = tuple(readout.shape)
+            readout.data.copy_(torch.from_numpy(np.random.default_rng(0).standard_normal(shape)))
+    return network, DeepTracking(network, problem.inputs, threads), DeepReference(network, problem.inputs)
+
+
+def gram(run: DeepTracking, threads: int = 1) -> np.ndarray:
+    return sparse_khatri_rao(run.signals(), run.similarities(), threads).matrix.numpy()
+
+
+def close(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype, size: float = 0.0) -> None:
+    """Equal to rounding of the largest entry, or of sums whose terms add up to `size` without their signs."""
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-4
+    size = max(size, float(np.abs(expected).max()), 1e-30)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * size)
+
+
+def terms(reference: DeepReference) -> float:
+    """What the outputs are sums of, without signs: a paired network cancels all of it."""
+    _, hs, _ = reference.forward()
+    sums = [np.abs(h) @ np.abs(readout) for h, readout in zip(hs, reference.readouts, strict=True)]
+    return float(np.max(np.sum(sums, axis=0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+class TestDeepTracking:
+    def compare(self, run: DeepTracking, reference: DeepReference, dtype: torch.dtype) -> None:
+        zs, hs, outputs = reference.forward()
+        close(run.outputs, outputs, dtype, terms(reference))
+        for rows, h, z, b in zip(run.activations, hs, zs, reference.network.thresholds, strict=True):
+            close(rows.dense(), h, dtype)
+            fires = np.zeros(z.shape, bool)
+            fires[np.repeat(np.arange(rows.rows), np.diff(rows.start)), rows.index] = True
+            size = max(1.0, float(np.abs(z).max()))
+            assert not np.any((fires != (z > b)) & (np.abs(z - b) > 1e3 * torch.finfo(dtype).eps * size))
+
+    def test_start(self, name, dtype):
+        network, run, reference = started(make_deep(name, dtype), name)
+        self.compare(run, reference, dtype)
+        x = torch.from_numpy(reference.inputs).to(dtype)
+        close(network(x).detach().numpy(), reference.forward()[2], dtype, terms(reference))
+
+    def test_signals_and_gram(self, name, dtype):
+        network, run, reference = started(make_deep(name, dtype), name, threads=2)
+        largest = max(float(np.abs(readout).max()) for readout in reference.readouts) * max(network.scales)
+        for found, expected in zip(run.signals(), reference.signals(), strict=True):
+            close(found.dense(), expected.reshape(found.rows, found.columns), dtype, largest)
+        jacobian = reference.jacobian()
+        close(gram(run, 2), jacobian @ jacobian.T, dtype)
+
+    def test_steps_follow_the_reference(self, name, dtype):
+        problem = make_deep(name, dtype)
+        network, run, reference = started(problem, name, threads=2)
+        generator = np.random.default_rng(1)
+        size = 0.05 / max(1.0, float(np.abs(problem.inputs).max())) ** 2
+        flips = 0
+        for _ in range(3):
+            before = [rows.dense() != 0 for rows in run.activations]
+            run.propose(generator.standard_normal(run.outputs.shape))  # tried, and not carried out
+            g = size * generator.standard_normal(run.outputs.shape)
+            trial = run.propose(g)
+            run.commit(trial)
+            reference.step(g)
+            self.compare(run, reference, dtype)
+            after = [rows.dense() != 0 for rows in run.activations]
+            flips += trial.flips
+            counted = sum(np.count_nonzero(a != b) for a, b in zip(before, after, strict=True))
+            # An entry that underflows to 0 fires all the same.
+            assert abs(trial.flips - counted) <= (0 if dtype == torch.float64 else 2)
+        report = run.report()
+        assert report.flips == flips
+        assert report.full_passes == 7  # at the start, and in every trial
+        assert report.firing_pairs == sum(rows.index.size for rows in run.activations)
+        run.finish()
+        weights = [*network.input_weights, *(linear.weight for linear in network.low_rank())]
+        for weight, expected in zip(weights, (*reference.input_weights, *reference.hidden), strict=True):
+            close(weight.detach().numpy(), expected, dtype)
+        close(
+            network(torch.from_numpy(reference.inputs).to(dtype)).detach().numpy(), run.outputs, dtype, terms(reference)
+        )
+
+    def test_a_trial_changes_nothing(self, name, dtype):
+        problem = make_deep(name, dtype)
+        network, run, _ = started(problem, name)
+        weights = {key: value.clone() for key, value in network.state_dict().items()}
+        outputs, before = run.outputs.copy(), gram(run)
+        for seed in range(2):
+            run.propose(np.random.default_rng(seed).standard_normal(outputs.shape))
+        run.finish()
+        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+        again = DeepTracking(network, problem.inputs)
+        np.testing.assert_array_equal(again.outputs, outputs)
+        np.testing.assert_array_equal(gram(again), before)
+
+    def test_threads_do_not_change_a_bit(self, name, dtype):
+        problem = make_deep(name, dtype)
+        results = []
+        for threads in (1, 3):
+            _, run, _ = started(problem, name, threads)
+            for seed in range(2):
+                run.commit(run.propose(0.01 * np.random.default_rng(seed).standard_normal(run.outputs.shape)))
+            results.append((run.outputs, gram(run, threads)))
+        np.testing.assert_array_equal(results[0][0], results[1][0])
+        np.testing.assert_array_equal(results[0][1], results[1][1])
