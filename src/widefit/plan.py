@@ -114,6 +114,16 @@ class TwoLayerShape:
         solve = self.samples**3 / 3 if solver == "cholesky" else 200 * self.samples**2
         return 2.0 * self.width * self.samples * self.features + self.width * fired**2 + self.outputs * solve
 
+    def flips(self) -> float:
+        """Pairs that flip in a Gauss-Newton run, from runs on digits: they grow as √m in all."""
+        group = self.width / self.outputs
+        return self.outputs * 1.1e6 * math.sqrt(group / 2**18) * (self.samples / 1000) ** 1.5 / self.readout_scale
+
+    def seconds_of_a_pass(self, threads: int) -> float:
+        """Products W Xᵀ and a scan of what comes out."""
+        pair = 2 * self.features / _FLOPS + _SCAN
+        return self.width * self.samples * pair / threads
+
 
 @dataclass(frozen=True)
 class DeepShape:
@@ -160,16 +170,6 @@ class DeepShape:
             total += m * (p * rows) ** 2 + m * (p * n) ** 2
             before = p * m
         return total
-
-    def flips(self) -> float:
-        """Pairs that flip in a Gauss-Newton run, from runs on digits: they grow as √m in all."""
-        group = self.width / self.outputs
-        return self.outputs * 1.1e6 * math.sqrt(group / 2**18) * (self.samples / 1000) ** 1.5 / self.readout_scale
-
-    def seconds_of_a_pass(self, threads: int) -> float:
-        """Products W Xᵀ and a scan of what comes out."""
-        pair = 2 * self.features / _FLOPS + _SCAN
-        return self.width * self.samples * pair / threads
 
 
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
