@@ -56,6 +56,10 @@ class TrackerChoice(StrEnum):
 
     AUTO = "auto"
     DENSE = "dense"
+    CERTIFICATE = "certificate"
+    WEIGHT_TREE = "weight-tree"
+    DATA_TREE = "data-tree"
+    HALF_SPACE_TREE = "half-space-tree"
 
 
 class SolverChoice(StrEnum):
