@@ -49,8 +49,8 @@ def train(
     rule
         "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
     tracker
-        "auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree", or a tracker of `widefit.trackers`;
-        "auto" for a deep network, which has one of its own.
+        "auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree", or a tracker of
+        `widefit.trackers`; "auto" for a deep network, which has one of its own.
     solver
         "auto", "cholesky", "cg", or a solver of `widefit.solvers`.
     max_iter
