@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from widefit.kernels import certificate_look as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
@@ -22,7 +22,7 @@ def look(
     bounds: Bounds,
     step: Float[np.ndarray, "k q n"],
     drift: list[np.ndarray],
-    whole: Sequence[Int[np.ndarray, " w"] | None],
+    whole: Sequence[np.ndarray | None],
 ) -> list[Found]:
     """Evaluate the pairs whose certificates expire, and slots as a whole.
 
