@@ -48,6 +48,8 @@ def issue_anew(
                 own[slots] -= chunk.drift[slots] * np.float32(1 - 2e-7)
                 chunk.drift[slots] = 0
             anew = look_at_slots(geometry, chunk, slots, sums, by_output[chunk.chunk.output])
+            # Certificates are issued for the bucket of the present fire row.
+            chunk.bucket[slots] = geometry.bucket_of[chunk.counts[slots]]
             chunk.certificates.exchange(slots, anew.certificates)
         return own
 
