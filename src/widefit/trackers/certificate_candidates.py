@@ -58,9 +58,38 @@ def issue_anew(
 
 
 def candidates(
+    geometry: Geometry,
+    chunk: CertifiedChunk,
+    bounds: OutputBounds,
+    drift: Float[np.ndarray, " slots"],
+    budget: Float[np.ndarray, " n"],
+) -> tuple[Candidates, Float[np.ndarray, " slots"]]:
+    """Pairs that could flip within the budget, and the drift that it comes to when all of them do.
+
+    Parameters
+    ----------
+    drift
+        Once the budget is used up, as long as fire rows stay as they are.
+    """
+    share = np.abs(chunk.coefficients) * (geometry.steepest * (1 + 1e-6))
+    slots, samples, fires = _expiring(geometry, chunk, bounds, drift)
+    before, most = -1, drift
+    while slots.size > max(before, 0):
+        # A candidate that begins to fire lets its sample move the neuron, which may bring more candidates.
+        added = np.bincount(slots[~fires], weights=budget[samples[~fires]], minlength=drift.size)
+        most = np.nextafter((drift + share * added).astype(np.float32), np.float32(np.inf))
+        before = slots.size
+        slots, samples, fires = _expiring(geometry, chunk, bounds, most)
+    caps = geometry.caps[chunk.bucket[slots]]
+    rate = np.abs(chunk.coefficients[slots]) * np.sqrt(caps) * geometry.peak[samples] * (1 + 1e-9)
+    due = np.zeros(slots.size)
+    return Candidates(slots, samples, fires, rate, due, 0.0 if slots.size else np.inf), most
+
+
+def _expiring(
     geometry: Geometry, chunk: CertifiedChunk, bounds: OutputBounds, drift: Float[np.ndarray, " slots"]
-) -> Candidates:
-    """Pairs whose certificates expire before the drift has come to what is given."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs whose certificates expire before the drift has come to what is given, and whether they fire."""
     held = chunk.certificates
     slots, samples = np.empty(held.used, np.int32), np.empty(held.used, np.int32)
     fires = np.empty(held.used, np.bool_)
@@ -68,10 +97,7 @@ def candidates(
         held.start, held.count, held.soonest, held.sample, held.due, chunk.counts, chunk.start, chunk.words,
         chunk.bucket, drift, bounds.level, bounds.highest, geometry.samples, slots, samples, fires,
     )  # fmt: skip
-    slots, samples, fires = slots[:found].copy(), samples[:found].copy(), fires[:found].copy()
-    caps = geometry.caps[chunk.bucket[slots]]
-    rate = np.abs(chunk.coefficients[slots]) * np.sqrt(caps) * geometry.peak[samples] * (1 + 1e-9)
-    return Candidates(slots, samples, fires, rate, np.zeros(found), 0.0 if found else np.inf)
+    return slots[:found].copy(), samples[:found].copy(), fires[:found].copy()
 
 
 def look_at_due(

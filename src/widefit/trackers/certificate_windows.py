@@ -12,7 +12,7 @@ from widefit.trackers.certificate_candidates import candidates, drift_within, is
 from widefit.trackers.certificate_geometry import Geometry
 from widefit.trackers.certificate_trial import Bounds, FollowedInWindow, Sums
 from widefit.trackers.certified_chunk import CertifiedChunk
-from widefit.trackers.window import CandidateLook, Window
+from widefit.trackers.window import CandidateLook, Candidates, Window
 
 # Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
 _SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1024, 20_000
@@ -99,17 +99,12 @@ class Windows:
         budget_of
             Σ |g| of every sample in so many steps.
         """
-        standing, geometry, steps = self._standing, self._geometry, self._horizon
+        standing, steps = self._standing, self._horizon
         assert standing.bounds is not None
-        bounds = standing.bounds.by_output()
         while steps >= _SHORTEST:
             budget = budget_of(steps)
-            drift = self._covered(standing.bounds, budget)
-            if drift is not None:
-                chosen = [
-                    candidates(geometry, chunk, bounds[chunk.chunk.output], own)
-                    for chunk, own in zip(standing.chunks, drift, strict=True)
-                ]
+            chosen = self._candidates(standing.bounds, budget)
+            if chosen is not None:
                 self.current = Window.starting(standing.sums.collected, budget, chosen, steps)
                 self.opened += 1
                 if self.current.size > _MOST_CANDIDATES:
@@ -119,6 +114,20 @@ class Windows:
         # The radius is used up: the next step makes a pass.
         standing.bounds = None
         return False
+
+    def _candidates(self, bounds: Bounds, budget: Float[np.ndarray, "k n"]) -> list[Candidates] | None:
+        """Pairs of every chunk that could flip within the budget; None where neurons could leave the radius."""
+        drift = self._covered(bounds, budget)
+        if drift is None:
+            return None
+        by_output, chosen, most = bounds.by_output(), [], []
+        for chunk, own in zip(self._standing.chunks, drift, strict=True):
+            output = chunk.chunk.output
+            pairs, farthest = candidates(self._geometry, chunk, by_output[output], own, budget[output])
+            chosen.append(pairs)
+            most.append(farthest)
+        outside = beyond(self._standing.chunks, most, bounds.room())
+        return None if any(slots.size for slots in outside) else chosen
 
     def _covered(self, bounds: Bounds, budget: Float[np.ndarray, "k n"]) -> list[np.ndarray] | None:
         """Drift once the budget is used up, of neurons that stay within the radius; None where too many do not."""
@@ -181,19 +190,23 @@ class Windows:
             moved = movements(self._geometry, chunk, change[output], 0.0)
             chunk.drift = moved + chunk.drift * np.float32(1 + 2e-7) if chunk.drift.size else moved
             if flipped:
-                self._settle_flipped(chunk, np.unique(np.concatenate(flipped)), window.spent[output])
+                self._settle_flipped(chunk, np.concatenate(flipped), window.spent[output])
 
         items = zip(self._standing.chunks, window.flipped, strict=True)
         for _ in ordered_map(settle, items, self._geometry.threads):
             pass
 
     def _settle_flipped(
-        self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"], spent: Float[np.ndarray, " n"]
+        self, chunk: CertifiedChunk, flipped: Int[np.ndarray, " f"], spent: Float[np.ndarray, " n"]
     ) -> None:
-        """Neurons whose fire rows have changed may have followed any part of the path."""
+        """Neurons whose fire rows have changed may have followed any part of the path.
+
+        `flipped` has a slot once for every flip: samples that have moved it are those it fires on now and the flipped.
+        """
         most = np.sort(spent)[::-1].cumsum()
-        caps = np.minimum(self._geometry.caps[chunk.bucket[slots]], chunk.samples)
-        moved = np.abs(chunk.coefficients[slots]) * most[caps - 1] * self._geometry.steepest
+        slots, flips = np.unique(flipped, return_counts=True)
+        moving = np.minimum(chunk.counts[slots] + flips, chunk.samples)
+        moved = np.abs(chunk.coefficients[slots]) * most[moving - 1] * self._geometry.steepest
         chunk.drift[slots] += (moved * (1 + 1e-6)).astype(np.float32)
         if self._standing.bounds is not None:
             rebucket(self._geometry, self._standing.bounds, chunk, slots)

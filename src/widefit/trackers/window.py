@@ -73,6 +73,8 @@ class Window:
         For every chunk.
     steps, planned
         Taken, and expected.
+    flipped
+        For every chunk the slots of flips, look after look.
     """
 
     begun: Float[np.ndarray, "k n"]
@@ -130,4 +132,4 @@ class Window:
         own.fires[look.flipped] = ~own.fires[look.flipped]
         own.next_due = float(own.due.min())
         if look.flipped.size:
-            self.flipped[look.index].append(look.flips.touched())
+            self.flipped[look.index].append(look.flips.slots)
