@@ -8,7 +8,7 @@ from widefit.kernels.cpu import fired_samples
 
 # Terms g_i K_ij of either sign are sorted into this many bins of equal width: sums of the largest are known to a bin.
 _BINS = 256
-# Outward rounding, relative: of a sum of float32 terms, and of what is stored in float32.
+# Outward rounding, relative: of float32 terms that are summed, and of what is stored in float32.
 _UP = 1 + 3e-4
 _UP32 = 1 + 2e-7
 
@@ -21,13 +21,15 @@ def bound_columns(similarity, change, caps, first, last, out):
 
     Parameters
     ----------
-    similarity : (n, n) float32, symmetric
-    change : (n,) float32
+    similarity : (n, n) float32, symmetric, finite
+    change : (n,) float32, finite
     caps : (q,) int64, ascending
     out : (q, n) float64, columns first to last written
     """
     n = similarity.shape[0]
     count, total = np.empty(2 * _BINS, np.int32), np.empty(2 * _BINS, np.float32)
+    # A bin's float32 sum of up to n terms of one sign is off by no more than n roundings.
+    up = _UP + 6e-8 * n
     terms, place = np.empty(n, np.float32), np.empty(n, np.int32)
     for j in range(first, last):
         row = similarity[j]
@@ -56,13 +58,13 @@ def bound_columns(similarity, change, caps, first, last, out):
             b = place[i]
             count[b] += 1
             total[b] += terms[i]
-        _take_largest(count[_BINS:][::-1], total[_BINS:][::-1], 1.0, scale, caps, out[:, j])
+        _take_largest(count[_BINS:][::-1], total[_BINS:][::-1], 1.0, scale, up, caps, out[:, j])
         if low < 0:
-            _take_largest(count[:_BINS], total[:_BINS], -1.0, scale, caps, out[:, j])
+            _take_largest(count[:_BINS], total[:_BINS], -1.0, scale, up, caps, out[:, j])
 
 
 @njit(nogil=True, cache=True)
-def _take_largest(count, total, sign, scale, caps, out):
+def _take_largest(count, total, sign, scale, up, caps, out):
     """out[q] = max(out[q], at least the sum of the caps[q] largest terms); bins come from the largest down."""
     taken, whole, b = 0, 0.0, 0
     for q in range(caps.size):
@@ -73,7 +75,7 @@ def _take_largest(count, total, sign, scale, caps, out):
         part = 0.0
         if b < count.size:
             part = min(sign * np.float64(total[b]), (caps[q] - taken) * (count.size - b) / np.float64(scale))
-        out[q] = max(out[q], (whole + part) * _UP)
+        out[q] = max(out[q], (whole + part) * up)
 
 
 @njit(nogil=True, cache=True)

@@ -22,7 +22,11 @@ def step_bounds(
 ) -> Float[np.ndarray, "k q n"]:
     """How far a neuron of each bucket can move z at each sample, when G changes so and |c_r| is at most `largest`."""
     outputs, samples = change.shape
-    out, narrow = np.empty((outputs, geometry.caps.size, samples)), change.astype(np.float32)
+    with np.errstate(over="ignore"):
+        narrow = change.astype(np.float32)
+    if not (geometry.steepest < np.finfo(np.float32).max and np.all(np.isfinite(narrow))):
+        return np.full((outputs, geometry.caps.size, samples), np.inf)
+    out = np.empty((outputs, geometry.caps.size, samples))
 
     def fill(item: tuple[int, int]) -> None:
         output, first = item

@@ -66,8 +66,11 @@ class Bounds:
         return self.radius - self.level.max(axis=2) * (1 + 1e-6)
 
     def of(self, output: int) -> OutputBounds:
-        level = (self.level[output] * (1 + 2e-7)).astype(np.float32)
-        return OutputBounds(self.radius[output].astype(np.float32), level, level.max(axis=1))
+        # What is too large for float32 is infinite: every pair holds a certificate, or every one has expired.
+        with np.errstate(over="ignore"):
+            level = (self.level[output] * (1 + 2e-7)).astype(np.float32)
+            radius = self.radius[output].astype(np.float32)
+        return OutputBounds(radius, level, level.max(axis=1))
 
     def by_output(self) -> list[OutputBounds]:
         return [self.of(output) for output in range(self.radius.shape[0])]
