@@ -165,7 +165,7 @@ def run_of_small_steps(seed: int) -> tuple[TwoLayer, np.ndarray, Certificate, It
 @example(121)
 @example(353)
 @example(503)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6))
 def test_windows_miss_no_flip(seed):
     network, inputs, tracker, steps = run_of_small_steps(seed)
@@ -310,22 +310,24 @@ def test_an_anchor_elsewhere_is_refused():
         Certificate().start(problem.network, problem.inputs, anchor=problem.network.weight.detach().numpy() + 1)
 
 
-@pytest.mark.parametrize("rule", [GradientDescent(), SGD(batch_size=20)], ids=["gradient descent", "sgd"])
+@pytest.mark.parametrize(
+    ("rule", "epochs"), [(GradientDescent(), 40), (SGD(batch_size=20), 16)], ids=["gradient descent", "sgd"]
+)
 @pytest.mark.parametrize("threshold", ["auto", 0.0], ids=["shifted", "plain"])
-def test_many_small_steps_follow_dense_float64(rule, threshold):
-    """Hundreds of steps in windows: the same losses, and the same pattern but for rounding."""
+def test_many_small_steps_follow_dense_float64(rule, epochs, threshold):
+    """Tens of steps in windows: the same losses, and the same pattern but for rounding."""
     inputs, targets = digits_parity(100)
     networks = [TwoLayer(64, 1 << 12, threshold=threshold, seed=4, dtype=torch.float64) for _ in range(2)]
     histories, runs = [], []
     for network, tracker in zip(networks, (Certificate(), Dense()), strict=True):
-        training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=60, tol=0)
+        training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=epochs, tol=0)
         histories.append(training.run())
         runs.append(training._tracking)
     np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-9)
     assert np.count_nonzero(fires(runs[0]) != fires(runs[1])) <= 2
     if threshold == "auto":
         assert runs[0].windows > 2
-        assert runs[0].report().full_passes < 50
+        assert runs[0].report().full_passes < 40
     torch.testing.assert_close(networks[0].weight, networks[1].weight, rtol=0, atol=1e-9)
 
 

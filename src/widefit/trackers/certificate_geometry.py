@@ -89,7 +89,7 @@ class Geometry:
     inputs, inputs64, inputs32
         X in the dtype of the network, in float64 and in float32.
     similarity
-        K = X Xᵀ, float32.
+        K = X Xᵀ, float32, and infinite beyond its range.
     peak
         max_i |K_ij| for every sample j, rounded up.
     lengths, longest
@@ -128,13 +128,15 @@ class Geometry:
         longest, eps = float(lengths.max()), float(np.finfo(inputs.dtype).eps)
         threshold = float(inputs.dtype.type(network.threshold))
         caps, fired = bucket_caps(samples), np.arange(samples + 1)
+        with np.errstate(over="ignore"):
+            narrow = similarity.astype(np.float32)
         wanted = np.minimum(fired + np.maximum(1, fired // 8), samples)
         return cls(
             initial=InitialWeights(network, features, inputs.dtype),
             inputs=inputs,
             inputs64=inputs64,
             inputs32=inputs.astype(np.float32),
-            similarity=similarity.astype(np.float32),
+            similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),
             lengths=lengths,
             longest=longest,
