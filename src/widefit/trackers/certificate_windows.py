@@ -120,14 +120,19 @@ class Windows:
         drift = self._covered(bounds, budget)
         if drift is None:
             return None
-        by_output, chosen, most = bounds.by_output(), [], []
-        for chunk, own in zip(self._standing.chunks, drift, strict=True):
-            output = chunk.chunk.output
-            pairs, farthest = candidates(self._geometry, chunk, by_output[output], own, budget[output])
-            chosen.append(pairs)
-            most.append(farthest)
-        outside = beyond(self._standing.chunks, most, bounds.room())
-        return None if any(slots.size for slots in outside) else chosen
+        chunks, geometry, by_output = self._standing.chunks, self._geometry, bounds.by_output()
+        for _ in range(2):
+            chosen = [
+                candidates(geometry, chunk, by_output[chunk.chunk.output], own, budget[chunk.chunk.output])
+                for chunk, own in zip(chunks, drift, strict=True)
+            ]
+            outside = beyond(chunks, [most for _, most in chosen], bounds.room())
+            if not any(slots.size for slots in outside):
+                return [pairs for pairs, _ in chosen]
+            if sum(slots.size for slots in outside) > _REISSUED * sum(own.size for own in drift):
+                return None
+            drift = issue_anew(geometry, chunks, self._standing.sums, bounds, outside, drift)
+        return None
 
     def _covered(self, bounds: Bounds, budget: Float[np.ndarray, "k n"]) -> list[np.ndarray] | None:
         """Drift once the budget is used up, of neurons that stay within the radius; None where too many do not."""
