@@ -1,19 +1,22 @@
 """The certificate tracker where it is hard: many steps without a pass, in all the ways that it has to follow one."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from problems import DenseReference, digits_parity, make, sphere
 
 import widefit
 from widefit.gram import CurrentGrams
-from widefit.kernels import certificate as kernels
+from widefit.kernels import certificate_bounds as kernels
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
 from widefit.trackers import Certificate, Dense, Update
-from widefit.trackers.certificate import bucket_caps
+from widefit.trackers.certificate_bounds import movements
+from widefit.trackers.certificate_geometry import bucket_caps
 from widefit.training import Training
 
 
@@ -59,8 +62,17 @@ def schedule(kind: str, steps: int) -> np.ndarray:
 KINDS = ("shrinking", "small", "one long step among small ones", "mixed")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["random", "three outputs", "plain relu", "duplicates", "zero rows", "floored"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("three outputs", kind) for kind in KINDS),
+        *(("plain relu", kind) for kind in KINDS),
+        ("random", "small"),
+        ("duplicates", "mixed"),
+        ("zero rows", "one long step among small ones"),
+        ("floored", "shrinking"),
+    ],
+)
 def test_many_steps_without_a_pass(name, kind):
     problem = make(name, torch.float64)
     network, reference = problem.fresh(), DenseReference.of(problem)
@@ -96,6 +108,7 @@ def test_many_steps_without_a_pass(name, kind):
     np.testing.assert_allclose(network.weight.detach().numpy(), reference.weight, atol=1e-11)
 
 
+@settings(max_examples=25)
 @given(
     st.integers(1, 50), st.integers(1, 4), st.integers(2, 60), st.floats(-1, 2), st.integers(1, 2),
     st.floats(-4, 0.5), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 10**6),
@@ -126,8 +139,72 @@ def test_any_run_follows_dense_matrices(samples, features, width, threshold, out
         np.testing.assert_allclose(run.outputs, reference.outputs(), atol=1e-9 * scale)
 
 
-@given(st.integers(1, 80), st.integers(0, 10**6), st.booleans())
-def test_bounds_bound(samples, seed, absolute):
+def run_of_small_steps(seed: int) -> tuple[TwoLayer, np.ndarray, Certificate, Iterator[np.ndarray]]:
+    """A network, its inputs, and steps alike enough for windows, now and then a longer one."""
+    generator = np.random.default_rng(seed)
+    samples, features, half = (int(generator.integers(low, high)) for low, high in ((4, 40), (1, 5), (4, 200)))
+    inputs = sphere(generator.standard_normal((samples, features)))
+    network = TwoLayer(
+        features, 2 * half, threshold=float(generator.uniform(-0.5, 1.5)), seed=seed, dtype=torch.float64
+    )
+    tracker = Certificate(reach=float(generator.choice([0.5, 2, 30])), most=1.0, least=0.5)
+    size = 10.0 ** generator.uniform(-4, -1.5) * np.sqrt(half)
+    steady = generator.standard_normal((samples, 1)) * np.exp(generator.standard_normal((samples, 1)))
+
+    def steps() -> Iterator[np.ndarray]:
+        for step in range(40):
+            direction = steady if seed % 2 else generator.standard_normal((samples, 1))
+            yield size * direction * generator.uniform(0.8, 1.2) * (20 if step % 13 == 0 else 1)
+
+    return network, inputs, tracker, steps()
+
+
+# Seeds at which pairs flipped unseen before neurons with flips in a window were accounted for, and rebucketed ones.
+@example(93)
+@example(107)
+@example(121)
+@example(353)
+@example(503)
+@settings(max_examples=8)
+@given(st.integers(0, 10**6))
+def test_windows_miss_no_flip(seed):
+    network, inputs, tracker, steps = run_of_small_steps(seed)
+    weight = network.weight.detach().numpy().copy()
+    reference = DenseReference(weight, weight.copy(), network.readout.detach().numpy(), network.threshold, 0.0, inputs)
+    run = tracker.start(network, inputs)
+    gram = current_grams(run, network, inputs)
+    for g in steps:
+        update = Update(g, np.zeros(1))
+        trial = run.propose(update, gram)
+        gram.follow(trial.changes)
+        run.commit(trial)
+        reference.step(update.g, update.shrink)
+        z = reference.preactivations()
+        clear = np.abs(z - reference.threshold) > 1e-11 * (1 + np.abs(z).max())
+        assert np.array_equal(fires(run)[clear], reference.fires()[clear])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e20])
+@pytest.mark.parametrize("size", [1e60, np.inf, np.nan])
+def test_steps_that_overflow_are_followed(scale, size):
+    """Bounds are computed in float32: beyond its range there are none, and others than huge steps stay exact."""
+    inputs = scale * sphere(np.random.default_rng(0).standard_normal((30, 4)))
+    inputs[:15, :2] = inputs[15:, 2:] = 0
+    network = TwoLayer(4, 64, threshold=0.0, seed=1, dtype=torch.float64)
+    run = Certificate(reach=0.1, most=1.0).start(network, inputs, expected=np.full((30, 1), 1e-3))
+    before = fires(run)
+    g = np.zeros((30, 1))
+    g[3] = size / scale**2
+    with np.errstate(all="ignore"):
+        run.commit(run.propose(Update(g, np.zeros(1)), current_grams(run, network, inputs)))
+    # Sample 3 does not touch the other half of the inputs.
+    assert np.array_equal(fires(run)[:, 15:], before[:, 15:]) or not np.isfinite(size)
+    assert np.isfinite(run.outputs[3, 0]) == np.isfinite(size)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 80), st.integers(0, 10**6))
+def test_bounds_bound(samples, seed):
     """At least the sum over any set, and at most a little above the sum of the largest terms."""
     generator = np.random.default_rng(seed)
     rows = sphere(generator.standard_normal((samples, 3)))
@@ -136,10 +213,8 @@ def test_bounds_bound(samples, seed, absolute):
     change[generator.random(samples) < 0.3] = 0
     caps = bucket_caps(samples)
     out = np.empty((caps.size, samples))
-    kernels.bound_columns(similarity, change.astype(np.float32), caps, absolute, 0, samples, out)
+    kernels.bound_columns(similarity, change.astype(np.float32), caps, 0, samples, out)
     terms = change[:, None] * similarity.astype(np.float64)
-    if absolute:
-        terms = np.abs(terms)
     ordered = np.sort(terms, axis=0)
     for q, cap in enumerate(caps):
         largest = np.maximum(np.maximum(ordered, 0)[-cap:].sum(0), np.maximum(-ordered, 0)[:cap].sum(0))
@@ -154,8 +229,8 @@ def test_own_movements_are_upper_bounds_and_tight():
     g = np.random.default_rng(0).standard_normal((120, 1))
     reference.step(g, np.zeros(1))
     moved = np.linalg.norm(reference.weight - reference.initial, axis=1)
-    for chunk in run._chunks:
-        bound = run._movements(chunk, g[:, 0], 0.0)
+    for chunk in run.chunks:
+        bound = movements(run.geometry, chunk, g[:, 0], 0.0)
         exact = moved[chunk.chunk.first + chunk.neurons]
         assert np.all(bound >= exact)
         assert np.all(bound <= exact * 1.001 + 1e-4)
@@ -235,22 +310,24 @@ def test_an_anchor_elsewhere_is_refused():
         Certificate().start(problem.network, problem.inputs, anchor=problem.network.weight.detach().numpy() + 1)
 
 
-@pytest.mark.parametrize("rule", [GradientDescent(), SGD(batch_size=20)], ids=["gradient descent", "sgd"])
+@pytest.mark.parametrize(
+    ("rule", "epochs"), [(GradientDescent(), 40), (SGD(batch_size=20), 16)], ids=["gradient descent", "sgd"]
+)
 @pytest.mark.parametrize("threshold", ["auto", 0.0], ids=["shifted", "plain"])
-def test_many_small_steps_follow_dense_float64(rule, threshold):
-    """Hundreds of steps in windows: the same losses, and the same pattern but for rounding."""
+def test_many_small_steps_follow_dense_float64(rule, epochs, threshold):
+    """Tens of steps in windows: the same losses, and the same pattern but for rounding."""
     inputs, targets = digits_parity(100)
     networks = [TwoLayer(64, 1 << 12, threshold=threshold, seed=4, dtype=torch.float64) for _ in range(2)]
     histories, runs = [], []
     for network, tracker in zip(networks, (Certificate(), Dense()), strict=True):
-        training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=60, tol=0)
+        training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=epochs, tol=0)
         histories.append(training.run())
         runs.append(training._tracking)
     np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-9)
     assert np.count_nonzero(fires(runs[0]) != fires(runs[1])) <= 2
     if threshold == "auto":
         assert runs[0].windows > 2
-        assert runs[0].report().full_passes < 50
+        assert runs[0].report().full_passes < 40
     torch.testing.assert_close(networks[0].weight, networks[1].weight, rtol=0, atol=1e-9)
 
 

@@ -67,13 +67,14 @@ class CoFiringGram(DenseGram):
 
     def _recount(self, patterns: Sequence[FirePattern]) -> None:
         self.counts = co_firing_counts(patterns, self._squares, self._threads)
-        gram = np.empty(self._similarity.shape)
+        samples = self._similarity.shape[0]
+        gram = np.empty((samples, samples))
 
         def fill(first: int) -> None:
-            last = min(first + _TILE, gram.shape[0])
+            last = min(first + _TILE, samples)
             cpu.gram_rows(self.counts, self._similarity, self._scale, first, last, gram)
 
-        for _ in ordered_map(fill, range(0, gram.shape[0], _TILE), self._threads):
+        for _ in ordered_map(fill, range(0, samples, _TILE), self._threads):
             pass
         super().__init__(torch.from_numpy(gram))
 

@@ -1,36 +1,31 @@
 """The certificate tracker: nothing is looked at until it could have changed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from widefit.kernels import certificate as kernels
-from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.kernels.threads import serial_blas
 from widefit.nn import TwoLayer
+from widefit.trackers import certificate_state
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.certificate_bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
+from widefit.trackers.certificate_commit import carry_out
 from widefit.trackers.certificate_delta import CertificateDelta
-from widefit.trackers.certified_chunk import Certificates, CertifiedChunk, ChunkFlips, Corrections
-from widefit.trackers.dense import block_rows
-from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
-from widefit.trackers.minibatches import LOSSES, Minibatches, gradient
-from widefit.trackers.window import CandidateLook, Candidates, Window
-
-# Slots on which movements and margins are surveyed before certificates are issued.
-_SURVEY = 192
-# Part of the slots that may have expired certificates before their own movements are worth computing (measured).
-_OPEN = 0.35
-# Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
-_DRAWN = 4096
-# Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
-_SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1024, 20_000
-# Part of the slots that may be looked at as a whole to open a window.
-_REISSUED = 0.02
-# Part of the slots of a bucket that may move farther than the radius is made for.
-_TAIL = 0.1
+from widefit.trackers.certificate_geometry import Geometry
+from widefit.trackers.certificate_look import look
+from widefit.trackers.certificate_pass import pass_over
+from widefit.trackers.certificate_radius import Reach, choose_radius
+from widefit.trackers.certificate_start import open_run
+from widefit.trackers.certificate_trial import Bounds, Followed, FollowedInWindow, Sums
+from widefit.trackers.certificate_walk import budget_for, walk
+from widefit.trackers.certificate_windows import Pace, Standing, Windows
+from widefit.trackers.certified_chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.fire_pattern import FirePattern
+from widefit.trackers.minibatches import Minibatches
 
 
 @dataclass(frozen=True)
@@ -86,74 +81,14 @@ class Certificate(Tracker):
         return CertificateTracking(self, network, inputs, threads, state, expected)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a trial comes to in a chunk.
+class CertificateTracking(Tracking):
+    """See `Certificate`.
 
     Attributes
     ----------
-    flips
-        In order.
-    expired, due
-        Certificates that have expired, and when they are due again.
-    touched, soonest
-        Their slots, and when the first certificate of each is due.
-    anew
-        Slots that were looked at as a whole.
-    pattern, issued
-        Fire rows and certificates of those.
+    geometry
+        What is fixed in the run.
     """
-
-    flips: ChunkFlips
-    expired: Int[np.ndarray, " e"]
-    due: Float[np.ndarray, " e"]
-    touched: Int[np.ndarray, " t"]
-    soonest: Float[np.ndarray, " t"]
-    anew: Int[np.ndarray, " a"]
-    pattern: FirePattern | None = None
-    issued: Certificates | None = None
-
-
-@dataclass(frozen=True)
-class _Payload:
-    """The run after a trial, as far as it differs."""
-
-    collected: Float[np.ndarray, "k n"]
-    scale: Float[np.ndarray, " k"]
-    level: Float[np.ndarray, "k q n"]
-    drift: list[np.ndarray]
-    radius: Float[np.ndarray, "k q"] | None
-    passed: bool
-    found: list[_Found]
-    looks: list[CandidateLook] | None = None
-
-
-def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
-    """Ascending numbers of samples, in steps of a factor of about √2, the last of them n."""
-    caps, cap = [], 2
-    while cap < samples:
-        caps.append(cap)
-        caps.append(cap + cap // 2)
-        cap *= 2
-    return np.array([*sorted({cap for cap in caps if cap < samples}), samples], np.int64)
-
-
-def _typical_movements(
-    moved: Float[np.ndarray, " slots"], bucket: Int[np.ndarray, " slots"] | np.ndarray, caps: Int[np.ndarray, " q"]
-) -> Float[np.ndarray, " q"]:
-    """A movement that few neurons of each bucket exceed; buckets without an example follow √κ."""
-    relative = moved / np.sqrt(caps[bucket])
-    out = np.empty(caps.size)
-    for q in range(caps.size):
-        own = relative[bucket == q]
-        # Neurons of other buckets count where there are too few examples for a quantile.
-        own = own if own.size >= 1 / _TAIL else relative
-        out[q] = np.quantile(own, 1 - _TAIL) * np.sqrt(caps[q])
-    return np.maximum.accumulate(out)
-
-
-class CertificateTracking(Tracking):
-    """See `Certificate`."""
 
     displacement: Displacement
 
@@ -166,157 +101,35 @@ class CertificateTracking(Tracking):
         state: dict[str, np.ndarray] | None,
         expected: Float[np.ndarray, "n k"] | None,
     ):
-        samples, outputs = inputs.shape[0], network.out_features
-        self._tracker, self._network, self._threads = tracker, network, threads
-        self._dtype = inputs.dtype
-        self._inputs, self._inputs64 = inputs, inputs.astype(np.float64)
-        self._inputs32 = inputs.astype(np.float32)
-        similarity = self._inputs64 @ self._inputs64.T
-        self._similarity = similarity.astype(np.float32)
-        self._kappa = np.abs(similarity).max(axis=0) * (1 + 1e-12)
-        self._lengths = (np.linalg.norm(self._inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
-        self._longest = float(self._lengths.max())
-        self._threshold = float(self._dtype.type(network.threshold))
-        eps = float(np.finfo(inputs.dtype).eps)
-        self._tolerance = (inputs.shape[1] + 8) * eps * self._longest
-        self._floor = 4 * eps * abs(self._threshold)
-        self._caps = bucket_caps(samples)
-        fired = np.arange(samples + 1)
-        wanted = np.minimum(fired + np.maximum(1, fired // 8), samples)
-        self._bucket_of = np.searchsorted(self._caps, wanted).astype(np.uint8)
-        self._collected, self._scale = np.zeros((outputs, samples)), np.ones(outputs)
-        self._level = np.zeros((outputs, self._caps.size, samples))
-        self._radius: np.ndarray | None = None
-        self._window: Window | None = None
-        self._steady, self._last_size, self._horizon = 0, 0.0, 8
-        self.windows = 0
-        self._passes = self._evaluated = self._looked_at = self._renewed = self._flips = 0
+        self._tracker, self._network = tracker, network
+        self.geometry = Geometry.of(network, inputs, threads)
+        reach = Reach(1 + tracker.reach, tracker.most, tracker.least)
+        opened = open_run(self.geometry, network, expected, reach)
+        samples, outputs = opened.outputs.shape
+        sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
+        self._standing = Standing(opened.chunks, sums, opened.bounds)
+        self._windows, self._pace, self._largest = Windows(self.geometry, self._standing), Pace(), opened.largest
+        self.outputs = opened.outputs
         self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
-        self._open(network, expected)
+        self._passes, self._evaluated = 1, network.width * samples
+        self._looked_at = self._renewed = self._flips = 0
         if state is not None:
             self._restore(state)
 
-    # The start: who fires, and the slots.
+    @property
+    def chunks(self) -> list[CertifiedChunk]:
+        """The neurons that can move."""
+        return self._standing.chunks
 
-    def _open(self, network: TwoLayer, expected: np.ndarray | None) -> None:
-        chunks = partition([network.neurons_of(output) for output in range(network.out_features)])
-        groups = [network.neurons_of(output) for output in range(network.out_features)]
-        self._largest = np.zeros(len(groups))
-        if network.store == "array":
-            network.coefficients()  # refuses readouts that couple outputs
-        self.outputs = np.tile(network.silent_outputs(), (self._inputs.shape[0], 1))
-        self._chunks: list[CertifiedChunk] = []
-
-        def open_chunk(chunk: Chunk, radius: np.ndarray | None) -> tuple[CertifiedChunk, np.ndarray]:
-            own = network.coefficients(chunk.first, chunk.last)
-            pattern, certificates, outputs = self._scan(chunk, own, self._initial_blocks(chunk), radius, idle=False)
-            alive = np.flatnonzero(pattern.counts).astype(np.int32)
-            counts, start = pattern.counts[alive], pattern.start[:-1][alive]
-            held = CertifiedChunk(
-                chunk, self._inputs.shape[0], alive, own[alive], counts, start, pattern.words,
-                np.diff(pattern.start)[alive].astype(np.int32), pattern.words.size, self._bucket_of[counts],
-                certificates.of(alive),
-                Corrections(np.full(alive.size, -1, np.int32)), np.empty(0, np.float32),
-            )  # fmt: skip
-            return held, outputs
-
-        with serial_blas():
-            if expected is not None:
-                survey = [
-                    open_chunk(Chunk(middle, min(middle + _SURVEY, last), output), None)[0]
-                    for output, (first, last) in enumerate(groups)
-                    for middle in [(first + last) // 2]
-                ]
-                update = np.ascontiguousarray(expected.T)
-                self._radius = self._choose_radius(survey, update, np.zeros_like(update), 1 + self._tracker.reach)
-            radius = [None] * len(groups) if self._radius is None else self._radius
-            for held, outputs in ordered_map(
-                lambda chunk: open_chunk(chunk, radius[chunk.output]), chunks, self._threads
-            ):
-                self._chunks.append(held)
-                output, largest = held.chunk.output, np.abs(held.coefficients).max(initial=0)
-                self.outputs[:, output] += outputs
-                self._largest[output] = max(self._largest[output], float(largest))
-        self._passes += 1
-        self._evaluated += network.width * self._inputs.shape[0]
-
-    def _initial_blocks(self, chunk: Chunk) -> Iterator[Float[np.ndarray, "rows d"]]:
-        """Weights of a chunk at the start, block by block."""
-        size = chunk.last - chunk.first if self._network.store == "array" else _DRAWN
-        out = None if self._network.store == "array" else np.empty((size, self._inputs.shape[1]), self._dtype)
-        for first in range(chunk.first, chunk.last, size):
-            last = min(first + size, chunk.last)
-            yield self._network.rows(first, last, None if out is None else out[: last - first])
-
-    def _initial_rows(self, chunk: CertifiedChunk, slots: np.ndarray) -> Float[np.ndarray, "s d"]:
-        """Weights of slots at the start."""
-        neurons = chunk.neurons[slots]
-        if neurons.size == 0:
-            return np.empty((0, self._inputs.shape[1]), self._dtype)
-        low = int(neurons.min())
-        return self._network.rows(chunk.chunk.first + low, chunk.chunk.first + int(neurons.max()) + 1)[neurons - low]
-
-    def _spans(self, chunk: CertifiedChunk, slots: np.ndarray) -> Iterator[tuple[int, int, np.ndarray, int]]:
-        """Ranges of slots with their initial weights: all at once, or where `slots` are, drawn anew."""
-        if self._network.store == "array":
-            yield 0, chunk.neurons.size, self._network.rows(chunk.chunk.first, chunk.chunk.last), 0
-            return
-        size = chunk.chunk.last - chunk.chunk.first
-        for block in np.unique(chunk.neurons[slots] // _DRAWN):
-            first, last = int(block) * _DRAWN, min((int(block) + 1) * _DRAWN, size)
-            low, high = np.searchsorted(chunk.neurons, [first, last])
-            rows = self._network.rows(chunk.chunk.first + first, chunk.chunk.first + last)
-            yield int(low), int(high), rows, first
-
-    def _scan(
-        self,
-        chunk: Chunk,
-        coefficients: np.ndarray,
-        weights: Iterator[np.ndarray],
-        radius: np.ndarray | None,
-        level: np.ndarray | None = None,
-        *,
-        idle: bool = True,
-    ) -> tuple[FirePattern, Certificates, np.ndarray]:
-        """Fire rows, certificates and outputs of neurons whose weights come block by block."""
-        samples, limit = self._inputs.shape[0], (self._inputs.shape[0] + 31) // 32
-        size, rows = coefficients.size, min(block_rows(self._inputs.shape[0]), coefficients.size)
-        z = np.empty((rows, samples), self._dtype)
-        words, scratch = np.empty(rows * limit, np.uint32), np.empty((2, samples + 1), np.int32)
-        radius = np.empty(0, np.float32) if radius is None else radius.astype(np.float32)
-        most = rows * samples if radius.size else 0
-        pair_sample, due = np.empty(most, np.int32), np.empty(most, np.float32)
-        issued, soonest = np.empty(size, np.int32), np.empty(size, np.float32)
-        bound = np.zeros((self._caps.size, samples), np.float32) if level is None else level
-        counts, start, outputs = np.empty(size, np.int32), np.zeros(size + 1, np.int64), np.zeros(samples)
-        pieces = [(np.empty(0, np.uint32), np.empty(0, np.int32), np.empty(0, np.float32))]
-        first = 0
-        for given in weights:
-            for low in range(0, given.shape[0], rows):
-                block = given[low : low + rows]
-                last = first + block.shape[0]
-                values = z[: last - first]
-                np.matmul(block.astype(self._dtype, copy=False), self._inputs.T, out=values)
-                block_start = np.empty(last - first + 1, np.int64)
-                pairs = kernels.pass_block(
-                    values, block, self._inputs64, self._threshold, self._tolerance, self._floor,
-                    coefficients[first:last], self._bucket_of, radius, bound, idle, counts[first:last], block_start,
-                    words, scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
-                )  # fmt: skip
-                pieces.append((words[: block_start[-1]].copy(), pair_sample[:pairs].copy(), due[:pairs].copy()))
-                start[first + 1 : last + 1] = start[first] + block_start[1:]
-                first = last
-        all_words, all_samples, all_due = (np.concatenate(part) for part in zip(*pieces, strict=True))
-        pattern = FirePattern(chunk, samples, counts, start, all_words)
-        return pattern, Certificates.issued(issued, soonest, all_samples, all_due), outputs
+    @property
+    def windows(self) -> int:
+        """Windows that have been opened."""
+        return self._windows.opened
 
     # A trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
-        keep = 1 - update.shrink
-        collected = keep[:, None] * self._collected + update.g.T
-        scale = self._scale * keep
-        displacement = self.displacement
+        keep, displacement = 1 - update.shrink, self.displacement
         image = np.stack([gram(output).matrix.numpy() @ update.g[:, output] for output in range(keep.size)], axis=1)
         outputs = self.outputs - update.shrink * displacement.response - image
         response = keep * displacement.response - image
@@ -325,13 +138,11 @@ class CertificateTracking(Tracking):
             - 2 * keep * np.einsum("ik,ik->k", update.g, displacement.response)
             + np.einsum("ik,ik->k", update.g, image)
         )
-        payload = self._follow(collected, scale, collected - self._collected, in_small_steps=bool(np.all(keep == 1)))
-        if payload.looks is None:
-            flipped = [(chunk, found.flips) for chunk, found in zip(self._chunks, payload.found, strict=True)]
-        else:
-            flipped = [(self._chunks[look.index], look.flips) for look in payload.looks]
+        payload = self._follow(self._standing.sums.after(update), in_small_steps=bool(np.all(keep == 1)))
+        self._evaluated += payload.evaluated
+        flipped = payload.flips(self.chunks)
         for chunk, flips in flipped:
-            self._add_flips(chunk, flips, outputs[:, chunk.chunk.output], response[:, chunk.chunk.output])
+            self._add_flips(chunk, flips, outputs, response)
         return Trial(
             update=update,
             outputs=outputs,
@@ -339,640 +150,151 @@ class CertificateTracking(Tracking):
             rebased=payload.passed,
             displacement=Displacement(response, np.maximum(squared_norm, 0)),
             payload=payload,
-            changes=self._changes(flipped),
+            changes=_changes(flipped),
         )
 
-    def _add_flips(self, chunk: CertifiedChunk, flips: ChunkFlips, outputs: np.ndarray, response: np.ndarray) -> None:
-        """What flips change f and J (W − W₀) by, beyond the linear model."""
-        if len(flips) == 0:
-            return
-        signed = np.where(flips.fires, 1.0, -1.0) * chunk.coefficients[flips.slots]
-        np.add.at(outputs, flips.samples, signed * (flips.z - self._threshold))
-        np.add.at(response, flips.samples, signed * flips.y)
-
-    def _follow(
-        self, collected: np.ndarray, scale: np.ndarray, change: np.ndarray, *, in_small_steps: bool
-    ) -> _Payload:
+    def _follow(self, after: Sums, *, in_small_steps: bool) -> Followed | FollowedInWindow:
         """Find the flips of a step, in the cheapest way that is safe."""
-        if in_small_steps and self._ready_for(change):
-            looks = self._look_at_candidates(collected, self._window_path(change))
-            return _Payload(collected, scale, self._level, [], self._radius, False, [], looks)
-        self._close_window()
-        if self._radius is not None:
-            step = self._bounds(change)
-            level = self._level + step
-            drift = [self._drift_of_shrinking(chunk, scale) for chunk in self._chunks]
-            if self._within(level, drift) and self._few_expire(level, drift):
-                found = self._look(collected, scale, change, step, level, drift, [None] * len(drift))
-                return _Payload(collected, scale, level, drift, self._radius, False, found)
-            drift, beyond = self._own_movements(change, scale)
-            if sum(slots.size for slots in beyond) <= self._tracker.most * sum(own.size for own in drift):
-                found = self._look(collected, scale, change, np.zeros_like(step), self._level, drift, beyond)
-                return _Payload(collected, scale, self._level, drift, self._radius, False, found)
-        with serial_blas():
-            radius = self._choose_radius(self._chunks, change, collected, self._tracker.reach, scale)
-        found = self._pass(collected, scale, radius)
-        drift = [np.empty(0, np.float32)] * len(found)
-        return _Payload(collected, scale, np.zeros_like(self._level), drift, radius, True, found)
+        change = after.since(self._standing.sums)
+        if in_small_steps and self._windows.covers(change.collected, self._pace):
+            return self._windows.follow(after)
+        self._windows.close()
+        bounds = self._standing.bounds
+        if bounds is not None:
+            followed = self._follow_by_bounds(after, change, bounds) or self._follow_by_movements(after, change, bounds)
+            if followed is not None:
+                return followed
+        return self._pass(after, change)
 
-    def _bounds(self, change: Float[np.ndarray, "k n"], *, absolute: bool = False) -> Float[np.ndarray, "k q n"]:
-        """How far a neuron of each bucket can move z at each sample."""
-        outputs, samples = change.shape
-        out = np.empty((outputs, self._caps.size, samples))
-        narrow, tile = change.astype(np.float32), 128
+    def _follow_by_bounds(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
+        """None where a pair without a certificate could flip, or too many certificates expire."""
+        step = step_bounds(self.geometry, change.collected, self._largest)
+        raised = bounds.raised(step)
+        drift = [
+            drift_of_shrinking(self.geometry, chunk, abs(change.scale[chunk.chunk.output])) for chunk in self.chunks
+        ]
+        if any(slots.size for slots in beyond(self.chunks, drift, raised.room())):
+            return None
+        if not few_expire(self.chunks, raised.level, drift):
+            return None
+        return self._look(after, change, raised, step, drift, [None] * len(drift))
 
-        def fill(item: tuple[int, int]) -> None:
-            output, first = item
-            last = min(first + tile, samples)
-            kernels.bound_columns(self._similarity, narrow[output], self._caps, absolute, first, last, out[output])
-
-        items = [(output, first) for output in range(outputs) for first in range(0, samples, tile)]
-        for _ in ordered_map(fill, items, self._threads):
-            pass
-        return out * self._largest[:, None, None]
-
-    def _drift_of_shrinking(self, chunk: CertifiedChunk, scale: np.ndarray) -> np.ndarray:
-        """Drift once corrections have shrunk, which no bound covers."""
-        corrections, output = chunk.corrections, chunk.chunk.output
-        shrinking = abs(self._scale[output] - scale[output])
-        if shrinking == 0 or corrections.used == 0:
-            return chunk.drift
-        drift = chunk.drift.copy() if chunk.drift.size else np.zeros(chunk.neurons.size, np.float32)
-        kernels.drift_of_corrections(
-            corrections.owner, corrections.value, corrections.used, chunk.coefficients,
-            shrinking * float(self._kappa.max()), drift,
-        )  # fmt: skip
-        return drift
-
-    def _within(self, level: np.ndarray, drift: list[np.ndarray]) -> bool:
-        """True when the bounds leave every pair without a certificate safe."""
-        assert self._radius is not None
-        room = self._radius - level.max(axis=2) * (1 + 1e-6)
-        for chunk, own in zip(self._chunks, drift, strict=True):
-            if chunk.neurons.size == 0:
-                continue
-            left = room[chunk.chunk.output][chunk.bucket]
-            if not np.all(left > (own if own.size else 0)):
-                return False
-        return True
-
-    def _few_expire(self, level: np.ndarray, drift: list[np.ndarray]) -> bool:
-        """True when looking at what the bounds leave open takes less than the movements of all neurons."""
-        highest, opened, seen = level.max(axis=2), 0, 0
-        for chunk, own in zip(self._chunks, drift, strict=True):
-            sample = slice(0, None, 1 + chunk.neurons.size // _SURVEY)
-            extra = own[sample] if own.size else 0
-            soonest = chunk.certificates.soonest[sample]
-            opened += np.count_nonzero(highest[chunk.chunk.output][chunk.bucket[sample]] + extra >= soonest)
-            seen += soonest.size
-        return bool(opened <= _OPEN * seen)
-
-    def _own_movements(self, change: np.ndarray, scale: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Drift once every neuron's own movement is counted, and the slots that it takes beyond the radius."""
-        assert self._radius is not None
-        room = self._radius - self._level.max(axis=2) * (1 + 1e-6)
-
-        def walk(chunk: CertifiedChunk) -> tuple[np.ndarray, np.ndarray]:
-            output = chunk.chunk.output
-            moved = self._movements(chunk, change[output], scale[output] - self._scale[output])
-            if chunk.drift.size:
-                moved += chunk.drift * np.float32(1 + 2e-7)
-            beyond = np.flatnonzero(~(moved < room[output][chunk.bucket])).astype(np.int32)
-            return moved, beyond
-
-        walked = list(ordered_map(walk, self._chunks, self._threads))
-        return [moved for moved, _ in walked], [beyond for _, beyond in walked]
-
-    def _movements(
-        self, chunk: CertifiedChunk, change: np.ndarray, scale_change: float, slots: slice = slice(None)
-    ) -> Float[np.ndarray, " slots"]:
-        """How far the slots' pre-activations move at most."""
-        span = range(chunk.neurons.size)[slots]
-        moved, corrections = np.empty(len(span), np.float32), chunk.corrections
-        kernels.own_movements(
-            chunk.coefficients, chunk.counts, chunk.start, chunk.words, span.start, span.stop,
-            change.astype(np.float32), corrections.head, corrections.following, corrections.sample,
-            corrections.value, float(scale_change), self._inputs32, self._lengths, moved,
-        )  # fmt: skip
-        return moved * np.float32(self._longest * (1 + 2e-7))
+    def _follow_by_movements(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
+        """None where too many neurons leave the radius."""
+        drift = own_drift(self.geometry, self.chunks, change)
+        whole = beyond(self.chunks, drift, bounds.room())
+        if sum(slots.size for slots in whole) > self._tracker.most * sum(own.size for own in drift):
+            return None
+        return self._look(after, change, bounds, np.zeros_like(bounds.level), drift, whole)
 
     def _look(
         self,
-        collected: np.ndarray,
-        scale: np.ndarray,
-        change: np.ndarray,
-        step: np.ndarray,
-        level: np.ndarray,
+        after: Sums,
+        change: Sums,
+        bounds: Bounds,
+        step: Float[np.ndarray, "k q n"],
         drift: list[np.ndarray],
-        beyond: Sequence[np.ndarray | None],
-    ) -> list[_Found]:
-        """Evaluate the pairs whose certificates expire, and the slots beyond the radius as a whole."""
-        bound = (level * (1 + 2e-7)).astype(np.float32)
+        whole: Sequence[np.ndarray | None],
+    ) -> Followed:
+        found = look(self.geometry, self.chunks, after, change, bounds, step, drift, whole)
+        followed = Followed(after, bounds, found, passed=False)
+        self._looked_at += followed.expired
+        return followed
 
-        def look(item: tuple[CertifiedChunk, np.ndarray, np.ndarray | None]) -> tuple[_Found, int]:
-            chunk, own, anew = item
-            output = chunk.chunk.output
-            whole = None
-            if anew is not None and anew.size:
-                whole = self._look_at(chunk, anew, collected, scale, bound[output])
-                own[anew] = -np.inf
-            found, evaluated = self._expired(
-                chunk, own, bound[output], step[output], change[output], collected[output], float(scale[output])
-            )
-            if whole is None:
-                return found, evaluated
-            own[whole.anew] = 0
-            found = replace(
-                found,
-                flips=found.flips.merged(whole.flips),
-                anew=whole.anew,
-                pattern=whole.pattern,
-                issued=whole.issued,
-            )
-            return found, evaluated + whole.anew.size * self._inputs.shape[0]
-
-        with serial_blas():
-            looks = list(ordered_map(look, zip(self._chunks, drift, beyond, strict=True), self._threads))
-        self._looked_at += sum(found.expired.size for found, _ in looks)
-        self._evaluated += sum(evaluated for _, evaluated in looks)
-        return [found for found, _ in looks]
-
-    def _expired(
-        self,
-        chunk: CertifiedChunk,
-        drift: np.ndarray,
-        bound: np.ndarray,
-        step: np.ndarray,
-        change: np.ndarray,
-        collected: np.ndarray,
-        scale: float,
-    ) -> tuple[_Found, int]:
-        held, corrections = chunk.certificates, chunk.corrections
-        highest = bound.max(axis=1)
-        opened = np.flatnonzero(highest[chunk.bucket] + (drift if drift.size else 0) >= held.soonest)
-        size = int(held.count[opened].sum(dtype=np.int64))
-        position, due = np.empty(size, np.int64), np.empty(size, np.float32)
-        touched, soonest = np.empty(opened.size, np.int32), np.empty(opened.size, np.float32)
-        pairs = (np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.bool_))
-        values = (np.empty(size), np.empty(size))
-        expired = visited = flipped = evaluated = 0
-        for low, high, base, base_first in self._spans(chunk, opened):
-            found = kernels.look_at_certificates(
-                low, high, held.start, held.count, held.soonest, held.sample, held.due, chunk.neurons, base, base_first,
-                chunk.coefficients, chunk.counts, chunk.start, chunk.words, chunk.bucket, drift, bound, highest, step,
-                change, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
-                scale, self._kappa, self._inputs64, self._threshold, position[expired:], due[expired:],
-                touched[visited:], soonest[visited:], *(array[flipped:] for array in (*pairs, *values)),
-            )  # fmt: skip
-            expired, visited, flipped, evaluated = (
-                have + more for have, more in zip((expired, visited, flipped, evaluated), found, strict=True)
-            )
-        return _Found(
-            ChunkFlips(*(array[:flipped].copy() for array in (*pairs, *values))).ordered(),
-            position[:expired].copy(), due[:expired].copy(), touched[:visited].copy(), soonest[:visited].copy(),
-            np.empty(0, np.int32),
-        ), evaluated  # fmt: skip
-
-    def _look_at(
-        self, chunk: CertifiedChunk, slots: np.ndarray, collected: np.ndarray, scale: np.ndarray, level: np.ndarray
-    ) -> _Found:
-        """Look at slots as a whole: they get new rows and certificates, from the present radius and level."""
-        assert self._radius is not None
-        return self._scan_slots(chunk, slots, collected, scale, self._radius, level)
-
-    def _pass(self, collected: np.ndarray, scale: np.ndarray, radius: np.ndarray | None) -> list[_Found]:
-        """Look at all slots at the weights after the update."""
-
-        def look(chunk: CertifiedChunk) -> _Found:
-            slots = np.arange(chunk.neurons.size, dtype=np.int32)
-            return self._scan_slots(chunk, slots, collected, scale, radius, None)
-
-        with serial_blas():
-            passed = list(ordered_map(look, self._chunks, self._threads))
-        self._passes += 1
-        self._evaluated += sum(chunk.neurons.size for chunk in self._chunks) * self._inputs.shape[0]
-        return passed
-
-    def _scan_slots(
-        self,
-        chunk: CertifiedChunk,
-        slots: np.ndarray,
-        collected: np.ndarray,
-        scale: np.ndarray,
-        radius: np.ndarray | None,
-        level: np.ndarray | None,
-    ) -> _Found:
-        output, samples = chunk.chunk.output, self._inputs.shape[0]
-        own = None if radius is None else radius[output]
-        weights = self._weights(chunk, slots, collected[output], float(scale[output]))
-        pattern, issued, _ = self._scan(chunk.chunk, chunk.coefficients[slots], weights, own, level)
-        most = int(chunk.counts[slots].sum(dtype=np.int64) + pattern.counts.sum(dtype=np.int64))
-        slot, sample, fires = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.bool_)
-        count = kernels.differing_pairs(
-            chunk.counts, chunk.start, chunk.words, slots, pattern.counts, pattern.start, pattern.words, samples, slot,
-            sample, fires,
-        )  # fmt: skip
-        slot, sample = slot[:count].copy(), sample[:count].copy()
-        z, y = self._exact(chunk, slot, sample, collected[output], float(scale[output]))
-        flips = ChunkFlips(slot, sample, fires[:count].copy(), z, y)
-        none, never = np.empty(0, np.int32), np.empty(0, np.float32)
-        return _Found(flips, none.astype(np.int64), never, none, never, slots, pattern, issued)
-
-    def _exact(
-        self, chunk: CertifiedChunk, slots: np.ndarray, samples: np.ndarray, collected: np.ndarray, scale: float
-    ) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-        """z of pairs, those of a slot together, and how far it is from the one at the start."""
-        z, y, corrections = np.empty(slots.size), np.empty(slots.size), chunk.corrections
-        for low, high, base, base_first in self._spans(chunk, slots):
-            part = slice(*np.searchsorted(slots, [low, high]))
-            kernels.exact_pairs(
-                slots[part], samples[part], chunk.neurons, base, base_first, chunk.coefficients, chunk.counts,
-                chunk.start, chunk.words, collected, corrections.head, corrections.following, corrections.sample,
-                corrections.value, scale, self._inputs64, z[part], y[part],
-            )  # fmt: skip
-        return z, y
-
-    def _weights(
-        self, chunk: CertifiedChunk, slots: np.ndarray, collected: np.ndarray, scale: float
-    ) -> Iterator[Float[np.ndarray, "rows d"]]:
-        """Weights of slots in float64, block by block."""
-        corrections, rows = chunk.corrections, block_rows(self._inputs.shape[0])
-        for first in range(0, slots.size, rows):
-            block = slots[first : first + rows]
-            out = np.empty((block.size, self._inputs.shape[1]))
-            kernels.materialize(
-                block, self._initial_rows(chunk, block), chunk.coefficients, chunk.counts, chunk.start, chunk.words,
-                collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
-                self._inputs64, out,
-            )  # fmt: skip
-            yield out
-
-    def _choose_radius(
-        self,
-        chunks: list[CertifiedChunk],
-        change: np.ndarray,
-        collected: np.ndarray,
-        reach: float,
-        scale: np.ndarray | None = None,
-    ) -> Float[np.ndarray, "k q"] | None:
-        """How far around the threshold pairs get certificates: wide enough for steps to come, few enough to pay."""
-        outputs, buckets = change.shape[0], self._caps.size
-        scale = self._scale if scale is None else scale
-        total = max(1, sum(chunk.neurons.size for chunk in chunks))
-        moved: list[list[np.ndarray]] = [[] for _ in range(outputs)]
-        held: list[list[np.ndarray]] = [[] for _ in range(outputs)]
-        margins: list[list[np.ndarray]] = [[] for _ in range(outputs)]
-        for chunk in chunks:
-            output, size = chunk.chunk.output, chunk.neurons.size
-            take = slice(0, min(size, 1 + _SURVEY * outputs * size // total))
-            if size == 0:
-                continue
-            slots = np.arange(take.stop, dtype=np.int32)
-            moved[output].append(self._movements(chunk, change[output], scale[output] - self._scale[output], take))
-            held[output].append(chunk.bucket[take])
-            weights = np.concatenate(list(self._weights(chunk, slots, collected[output], float(scale[output]))))
-            margins[output].append(np.abs(weights @ self._inputs64.T - self._threshold))
-        unit = np.zeros((outputs, buckets))
-        ratios = [np.empty(0)]
-        for output in range(outputs):
-            if moved[output]:
-                own, bucket = np.concatenate(moved[output]), np.concatenate(held[output])
-                unit[output] = _typical_movements(own, bucket, self._caps)
-                ratio = np.concatenate(margins[output]) / np.maximum(unit[output][bucket], 1e-300)[:, None]
-                ratios.append(ratio.ravel())
-        ratio = np.concatenate(ratios)
-        if ratio.size == 0 or not np.all(np.isfinite(unit)):
-            return None
-        widest = float(np.quantile(ratio, self._tracker.most))
-        if widest < reach:
-            return None
+    def _pass(self, after: Sums, change: Sums) -> Followed:
+        """Look at all slots, and issue certificates where they will pay."""
+        tracker = self._tracker
         # Many steps like the last are to come when it was like the one before.
-        factor = min(widest / 2, 32 * _SHORTEST) if self._steady else 0.0
-        return unit * max(reach, factor, float(np.quantile(ratio, self._tracker.least)))
-
-    def _changes(self, flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
-        pairs = [(chunk, flips) for chunk, flips in flipped if len(flips)]
-        none = np.empty(0, np.int64)
-        neurons = [chunk.chunk.first + chunk.neurons[flips.slots].astype(np.int64) for chunk, flips in pairs]
-        samples, fires = [flips.samples for _, flips in pairs], [flips.fires for _, flips in pairs]
-        return Flips(
-            np.concatenate([none, *neurons]),
-            np.concatenate([none.astype(np.int32), *samples]),
-            np.concatenate([none.astype(np.bool_), *fires]),
-        )
-
-    # Small steps, in windows.
-
-    def _ready_for(self, change: np.ndarray) -> bool:
-        """True when a window covers the step; opens one where steps have become small and steady."""
-        if self._radius is None or self._network.store != "array":
-            return False
-        if self._window is not None:
-            if self._fits(change):
-                return True
-            self._close_window()
-        if self._steady < 2 or not 0.5 < np.abs(change).sum() / self._last_size < 2:
-            return False
-        size = np.abs(change)
-        return self._open_window(lambda steps: steps * (1.25 * size + 0.25 * size.mean(axis=1, keepdims=True)))
-
-    def _fits(self, change: np.ndarray) -> bool:
-        assert self._window is not None
-        return bool(np.all(self._window.spent + np.abs(change) <= self._window.budget))
-
-    def _window_path(self, change: np.ndarray) -> np.ndarray:
-        """Path length after a step."""
-        assert self._window is not None
-        return self._window.path + np.linalg.norm(change, axis=1)
-
-    def _open_window(self, budget_of: Callable[[int], np.ndarray]) -> bool:
-        """Choose candidates for the longest window that the radius allows, up to the horizon."""
-        assert self._radius is not None
-        steps = self._horizon
-        room = self._radius - self._level.max(axis=2) * (1 + 1e-6)
-        while steps >= _SHORTEST:
-            budget = budget_of(steps)
-            drift = self._drift_within(budget)
-            beyond = [
-                np.flatnonzero(~(own < room[chunk.chunk.output][chunk.bucket])).astype(np.int32)
-                for chunk, own in zip(self._chunks, drift, strict=True)
-            ]
-            if sum(slots.size for slots in beyond) <= _REISSUED * sum(own.size for own in drift):
-                drift = self._issue_anew(beyond, drift)
-                if self._all_within(drift, room):
-                    break
-            steps //= 4
-        else:
-            # The radius is used up: the next step makes a pass.
-            self._radius = None
-            return False
-        bound = (self._level * (1 + 2e-7)).astype(np.float32)
-        candidates = [
-            self._candidates(chunk, bound[chunk.chunk.output], own)
-            for chunk, own in zip(self._chunks, drift, strict=True)
-        ]
-        zero = np.zeros_like(self._collected)
-        self._window = Window(self._collected.copy(), budget, zero, np.zeros(len(zero)), candidates, steps)
-        self.windows += 1
-        if self._window.size > _MOST_CANDIDATES:
-            self._horizon = max(_SHORTEST, steps // 2)
-        return True
-
-    def _drift_within(self, budget: np.ndarray) -> list[np.ndarray]:
-        """Drift once a window has used up its budget."""
-        narrow = np.nextafter(budget.astype(np.float32), np.float32(np.inf))
-
-        def walk(chunk: CertifiedChunk) -> np.ndarray:
-            moved = np.empty(chunk.neurons.size, np.float32)
-            kernels.own_budgets(
-                chunk.coefficients, chunk.counts, chunk.start, chunk.words, narrow[chunk.chunk.output],
-                float(self._kappa.max()), moved,
-            )  # fmt: skip
-            return moved + chunk.drift * np.float32(1 + 2e-7) if chunk.drift.size else moved
-
-        return list(ordered_map(walk, self._chunks, self._threads))
-
-    def _issue_anew(self, beyond: list[np.ndarray], drift: list[np.ndarray]) -> list[np.ndarray]:
-        """Give slots certificates from where they stand now, and take the drift so far off what is to come."""
-        level = (self._level * (1 + 2e-7)).astype(np.float32)
-
-        def issue(item: tuple[CertifiedChunk, np.ndarray, np.ndarray]) -> np.ndarray:
-            chunk, slots, own = item
-            if slots.size:
-                if chunk.drift.size:
-                    own[slots] -= chunk.drift[slots] * np.float32(1 - 2e-7)
-                    chunk.drift[slots] = 0
-                found = self._look_at(chunk, slots, self._collected, self._scale, level[chunk.chunk.output])
-                assert found.issued is not None
-                chunk.certificates.exchange(slots, found.issued)
-            return own
-
+        reach = Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike > 0)
         with serial_blas():
-            return list(ordered_map(issue, zip(self._chunks, beyond, drift, strict=True), self._threads))
+            radius = choose_radius(self.geometry, self.chunks, change, after, reach)
+        bounds = None if radius is None else Bounds.after_pass(radius, self.geometry.samples)
+        found = pass_over(self.geometry, self.chunks, after, bounds)
+        self._passes += 1
+        return Followed(after, bounds, found, passed=True)
 
-    def _all_within(self, drift: list[np.ndarray], room: np.ndarray) -> bool:
-        pairs = zip(self._chunks, drift, strict=True)
-        return all(bool(np.all(own < room[chunk.chunk.output][chunk.bucket])) for chunk, own in pairs)
-
-    def _candidates(self, chunk: CertifiedChunk, bound: np.ndarray, drift: np.ndarray) -> Candidates:
-        held = chunk.certificates
-        slots, samples = np.empty(held.used, np.int32), np.empty(held.used, np.int32)
-        fires = np.empty(held.used, np.bool_)
-        found = kernels.open_certificates(
-            held.start, held.count, held.soonest, held.sample, held.due, chunk.counts, chunk.start, chunk.words,
-            chunk.bucket, drift, bound, bound.max(axis=1), self._inputs.shape[0], slots, samples, fires,
-        )  # fmt: skip
-        slots, samples, fires = slots[:found].copy(), samples[:found].copy(), fires[:found].copy()
-        caps = self._caps[chunk.bucket[slots]]
-        rate = np.abs(chunk.coefficients[slots]) * np.sqrt(caps) * self._kappa[samples] * (1 + 1e-9)
-        return Candidates(slots, samples, fires, rate, np.zeros(found), 0.0 if found else np.inf)
-
-    def _look_at_candidates(self, collected: np.ndarray, path: np.ndarray) -> list[CandidateLook]:
-        """Evaluate the candidates that are due."""
-        assert self._window is not None
-        looks = []
-        for index, (chunk, own) in enumerate(zip(self._chunks, self._window.candidates, strict=True)):
-            output = chunk.chunk.output
-            now = path[output] * (1 + 1e-12)
-            if own.next_due > now:
-                continue
-            size, corrections = own.slots.size, chunk.corrections
-            position, due, flips = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-            z, y = np.empty(size), np.empty(size)
-            # What is due soon is looked at along with it.
-            found, flipped = kernels.look_at_candidates(
-                own.slots, own.samples, own.fires, own.rate, own.due, float(path[output]),
-                float(now + 0.1 * (now - own.next_due)), chunk.neurons,
-                self._network.rows(chunk.chunk.first, chunk.chunk.last), 0,
-                chunk.coefficients, chunk.counts, chunk.start, chunk.words, collected[output], corrections.head,
-                corrections.following, corrections.sample, corrections.value, float(self._scale[output]),
-                self._inputs64, self._threshold, position, due, flips, z, y,
-            )  # fmt: skip
-            pairs = flips[:flipped]
-            changed = ChunkFlips(own.slots[pairs], own.samples[pairs], ~own.fires[pairs], z[:flipped], y[:flipped])
-            looks.append(CandidateLook(index, position[:found], due[:found], changed, pairs))
-            self._evaluated += found
-        return looks
-
-    def _renew_candidates(self, looks: list[CandidateLook]) -> None:
-        assert self._window is not None
-        outgrown = False
-        for look in looks:
-            self._window.renew(look)
-            if len(look.flips):
-                chunk = self._chunks[look.index]
-                output = chunk.chunk.output
-                chunk.apply(look.flips, self._collected[output], float(self._scale[output]))
-                slots = look.flips.touched()
-                outgrown |= bool(np.any(chunk.counts[slots] > self._caps[chunk.bucket[slots]]))
-        if outgrown:
-            self._close_window()
-
-    def _close_window(self) -> None:
-        """Go back to bounds: those of what the window has moved in all, which is less than the path."""
-        window, self._window = self._window, None
-        if window is None:
+    def _add_flips(
+        self,
+        chunk: CertifiedChunk,
+        flips: ChunkFlips,
+        outputs: Float[np.ndarray, "n k"],
+        response: Float[np.ndarray, "n k"],
+    ) -> None:
+        """What flips change f and J (W − W₀) by, beyond the linear model."""
+        if len(flips) == 0:
             return
-        if window.steps >= window.planned // 2 and window.size < _MOST_CANDIDATES // 2:
-            self._horizon = min(2 * self._horizon, _LONGEST)
-        change = self._collected - window.begun
+        output = chunk.chunk.output
+        signed = np.where(flips.fires, 1.0, -1.0) * chunk.coefficients[flips.slots]
+        np.add.at(outputs[:, output], flips.samples, signed * (flips.z - self.geometry.threshold))
+        np.add.at(response[:, output], flips.samples, signed * flips.y)
 
-        def settle(item: tuple[CertifiedChunk, list[np.ndarray]]) -> None:
-            chunk, flipped = item
-            output = chunk.chunk.output
-            moved = self._movements(chunk, change[output], 0.0)
-            chunk.drift = moved + chunk.drift * np.float32(1 + 2e-7) if chunk.drift.size else moved
-            if flipped:
-                self._drift_of_flipped(chunk, np.unique(np.concatenate(flipped)), window.spent[output])
+    # Carrying it out.
 
-        for _ in ordered_map(settle, zip(self._chunks, window.flipped, strict=True), self._threads):
-            pass
+    def commit(self, trial: Trial) -> None:
+        payload: Followed | FollowedInWindow = trial.payload
+        self._pace.record(payload.sums.collected - self._standing.sums.collected)
+        if isinstance(payload, FollowedInWindow):
+            self._windows.commit(payload)
+        else:
+            carry_out(self.geometry, self._standing, payload)
+            self._renewed += payload.expired
+        self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
+        self._flips += trial.flips
 
-    def _drift_of_flipped(self, chunk: CertifiedChunk, slots: np.ndarray, spent: np.ndarray) -> None:
-        """Neurons whose fire rows have changed may have followed any part of the path."""
-        most = np.sort(spent)[::-1].cumsum()
-        caps = np.minimum(self._caps[chunk.bucket[slots]], chunk.samples)
-        moved = np.abs(chunk.coefficients[slots]) * most[caps - 1] * float(self._kappa.max())
-        chunk.drift[slots] += (moved * (1 + 1e-6)).astype(np.float32)
-        self._rebucket(chunk, slots)
+    # Stochastic steps.
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Stochastic steps in windows: a step costs b n operations, whatever the width (this project)."""
-        if minibatches.shrinks or self._network.store != "array":
+        if minibatches.shrinks or not self.geometry.initial.stored:
             return super().descend(minibatches, gram)
-        flips, step, done = 0, 0, 0
+        flips, step = 0, 0
         while step < len(minibatches):
-            if self._window is None and (self._radius is None or not self._open_for(minibatches, step)):
+            if not self._in_window_for(minibatches, step):
                 flips += super().descend(minibatches.part(step, step + 1), gram)
                 step += 1
                 continue
             done = self._walk(minibatches, step, gram)
             flips += self._settle(gram)
             if done == step:
-                self._close_window()
+                self._windows.close()
             step = done
         return flips
 
-    def _open_for(self, minibatches: Minibatches, step: int) -> bool:
-        """Open a window for the coming batches, with a budget from the gradients as they are now."""
-        slope = np.abs(gradient(minibatches.loss, self.outputs, minibatches.targets)).T * minibatches.sample_weight
-        spare = slope.mean(axis=1, keepdims=True)
-
-        def budget_of(steps: int) -> np.ndarray:
-            coming = minibatches.part(step, min(step + steps, len(minibatches)))
-            rates = np.repeat(coming.rates, np.diff(coming.edges))
-            visits = np.bincount(coming.samples, weights=rates, minlength=slope.shape[1])
-            return visits * (1.25 * slope + 0.25 * spare)
-
-        return self._open_window(budget_of)
+    def _in_window_for(self, minibatches: Minibatches, step: int) -> bool:
+        """True when a window is open; opens one for the coming batches where there are certificates."""
+        if self._windows.current is not None:
+            return True
+        if self._standing.bounds is None:
+            return False
+        return self._windows.open(lambda steps: budget_for(minibatches, step, steps, self.outputs))
 
     def _walk(self, minibatches: Minibatches, step: int, gram: Grams) -> int:
-        window = self._window
+        """Go on until a candidate is due or the window ends; returns the step to go on from."""
+        window, standing = self._windows.current, self._standing
         assert window is not None
-        grams = tuple(gram(output).matrix.numpy() for output in range(self._collected.shape[0]))
-        outputs, response = self.outputs.T.copy(), self.displacement.response.T.copy()
-        collected, squared_norm = self._collected.copy(), self.displacement.squared_norm.copy()
-        last = min(step + window.planned - window.steps, len(minibatches))
-        done = kernels.walk_minibatches(
-            minibatches.samples, minibatches.edges, minibatches.rates, step, last, minibatches.targets,
-            minibatches.sample_weight, LOSSES.index(minibatches.loss), grams, outputs, response, collected,
-            window.budget, window.spent, window.path, window.next_due(self._chunks), squared_norm,
-        )  # fmt: skip
-        window.steps += done - step
-        self._collected = collected
-        self.outputs = np.ascontiguousarray(outputs.T)
-        self.displacement = Displacement(np.ascontiguousarray(response.T), squared_norm)
-        return done
+        walked = walk(minibatches, step, gram, window, self.chunks, standing.sums, self.outputs, self.displacement)
+        standing.sums, self.outputs, self.displacement = walked.sums, walked.outputs, walked.displacement
+        return walked.step
 
     def _settle(self, gram: Grams) -> int:
         """Look at the candidates that are due where the walk stands, and carry out their flips."""
-        assert self._window is not None
-        looks = self._look_at_candidates(self._collected, self._window.path)
-        flipped = [(self._chunks[look.index], look.flips) for look in looks if len(look.flips)]
-        gram.follow(self._changes(flipped))
+        window = self._windows.current
+        assert window is not None
+        looks = self._windows.look(self._standing.sums, window.path)
+        self._evaluated += sum(look.looked_at.size for look in looks)
+        flipped = [(self.chunks[look.index], look.flips) for look in looks if len(look.flips)]
+        gram.follow(_changes(flipped))
         for chunk, flips in flipped:
-            output = chunk.chunk.output
-            self._add_flips(chunk, flips, self.outputs[:, output], self.displacement.response[:, output])
-        self._renew_candidates(looks)
+            self._add_flips(chunk, flips, self.outputs, self.displacement.response)
+        self._windows.renew(looks)
         count = sum(len(flips) for _, flips in flipped)
         self._flips += count
         return count
 
-    # Carrying it out.
-
-    def commit(self, trial: Trial) -> None:
-        payload: _Payload = trial.payload
-        size = float(np.abs(payload.collected - self._collected).sum())
-        alike = self._last_size > 0 and 0.5 < size / self._last_size < 2
-        self._steady, self._last_size = (self._steady + 1 if alike else 0), size
-        if payload.looks is not None:
-            self._step_in_window(trial, payload)
-            return
-        reset = payload.scale == 0
-        self._collected, self._scale = payload.collected, np.where(reset, 1.0, payload.scale)
-        self._level, self._radius = payload.level, payload.radius
-
-        def carry_out(item: tuple[CertifiedChunk, _Found, np.ndarray]) -> None:
-            chunk, found, drift = item
-            output = chunk.chunk.output
-            own, scale = self._collected[output], float(self._scale[output])
-            if reset[output]:
-                chunk.corrections.clear()
-            chunk.drift = drift
-            if payload.passed:
-                assert found.pattern is not None
-                assert found.issued is not None
-                chunk.replace(
-                    found.pattern, found.issued, self._bucket_of[found.pattern.counts], found.flips, own, scale
-                )
-                return
-            chunk.certificates.due[found.expired] = found.due
-            chunk.certificates.soonest[found.touched] = found.soonest
-            chunk.apply(found.flips, own, scale)
-            if found.issued is not None:
-                chunk.bucket[found.anew] = self._bucket_of[chunk.counts[found.anew]]
-                chunk.certificates.exchange(found.anew, found.issued)
-            self._rebucket(chunk, found.flips.touched())
-
-        with serial_blas():
-            work = zip(self._chunks, payload.found, payload.drift, strict=True)
-            for _ in ordered_map(carry_out, work, self._threads):
-                pass
-        self._renewed += sum(found.expired.size for found in payload.found)
-        self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
-        self._flips += trial.flips
-
-    def _step_in_window(self, trial: Trial, payload: _Payload) -> None:
-        window = self._window
-        assert window is not None
-        assert payload.looks is not None
-        change = payload.collected - self._collected
-        window.path = self._window_path(change)
-        window.spent = window.spent + np.abs(change)
-        window.steps += 1
-        self._collected = payload.collected
-        self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
-        self._flips += trial.flips
-        self._renew_candidates(payload.looks)
-
-    def _rebucket(self, chunk: CertifiedChunk, slots: np.ndarray) -> None:
-        """Neurons that fire on more samples than their bucket allows move to another."""
-        outgrown = slots[chunk.counts[slots] > self._caps[chunk.bucket[slots]]]
-        if outgrown.size == 0 or self._radius is None:
-            return
-        if chunk.drift.size == 0:
-            chunk.drift = np.zeros(chunk.neurons.size, np.float32)
-        output, held = chunk.chunk.output, chunk.certificates
-        bound = (self._level[output] * (1 + 2e-7)).astype(np.float32)
-        kernels.move_to_bucket(
-            outgrown, self._bucket_of[chunk.counts[outgrown]], chunk.bucket, self._radius[output].astype(np.float32),
-            bound, chunk.drift, held.start, held.count, held.soonest, held.sample, held.due,
-        )  # fmt: skip
-
     # What others see.
 
     def patterns(self) -> Sequence[FirePattern]:
-        return [chunk.pattern() for chunk in self._chunks]
+        return [chunk.pattern() for chunk in self.chunks]
 
     def report(self) -> TrackerReport:
         return TrackerReport(
@@ -980,28 +302,19 @@ class CertificateTracking(Tracking):
             full_passes=self._passes,
             pairs_evaluated=self._evaluated,
             flips=self._flips,
-            firing_pairs=int(sum(int(chunk.counts.sum(dtype=np.int64)) for chunk in self._chunks)),
-            bytes_held=sum(chunk.nbytes for chunk in self._chunks),
+            firing_pairs=int(sum(int(chunk.counts.sum(dtype=np.int64)) for chunk in self.chunks)),
+            bytes_held=sum(chunk.nbytes for chunk in self.chunks),
             nodes_visited=self._looked_at,
             keys_updated=self._renewed,
         )
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        def write(chunk: CertifiedChunk) -> None:
-            target, output, first = out[chunk.chunk.rows], chunk.chunk.output, 0
-            slots = np.arange(chunk.neurons.size, dtype=np.int32)
-            if not np.shares_memory(out, self._network.rows(0, 1)):
-                self._network.rows(chunk.chunk.first, chunk.chunk.last, target)
-            for block in self._weights(chunk, slots, self._collected[output], float(self._scale[output])):
-                target[chunk.neurons[first : first + block.shape[0]]] = block
-                first += block.shape[0]
-
-        for _ in ordered_map(write, self._chunks, self._threads):
-            pass
+        certificate_state.write_weights(self.geometry, self._standing, out)
 
     def _delta(self) -> CertificateDelta:
+        sums = self._standing.sums
         return CertificateDelta(
-            tuple(self._chunks), self._collected, self._scale, self._inputs64, before=self._network.delta
+            tuple(self.chunks), sums.collected, sums.scale, self.geometry.inputs64, before=self._network.delta
         )
 
     @contextmanager
@@ -1029,37 +342,26 @@ class CertificateTracking(Tracking):
             self.write_weights(self._network.rows(0, self._network.width))
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays: dict[str, list[np.ndarray]] = {}
-        for chunk in self._chunks:
-            for name, array in chunk.state().items():
-                arrays.setdefault(name, []).append(array)
-        return {
-            "collected": self._collected,
-            "scale": self._scale,
+        return certificate_state.save(self._standing) | {
             "outputs": self.outputs,
             "response": self.displacement.response,
             "squared_norm": self.displacement.squared_norm,
-            **{name: np.concatenate(parts) for name, parts in arrays.items()},
         }
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from a state: the patterns are those it holds, certificates are issued by the next pass."""
-        self._collected, self._scale = state["collected"].copy(), state["scale"].copy()
+        certificate_state.restore(self.geometry, self._standing, state)
         self.outputs = state["outputs"].copy()
         self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())
-        self._radius = None
-        rows = entries = words = 0
-        for chunk in self._chunks:
-            size = chunk.neurons.size
-            counts, used = state["counts"][rows : rows + size], state["corrections"][rows : rows + size]
-            own = slice(entries, entries + int(used.sum()))
-            length = int(counts.sum(dtype=np.int64))
-            chunk.restore(
-                counts,
-                state["fired"][words : words + length],
-                used,
-                state["entry_sample"][own],
-                state["entry_value"][own],
-            )
-            rows, entries, words = rows + size, own.stop, words + length
-            chunk.bucket = self._bucket_of[chunk.counts]
+
+
+def _changes(flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
+    """Flips of the network."""
+    pairs = [(chunk, flips) for chunk, flips in flipped if len(flips)]
+    none = np.empty(0, np.int64)
+    neurons = [chunk.chunk.first + chunk.neurons[flips.slots].astype(np.int64) for chunk, flips in pairs]
+    samples, fires = [flips.samples for _, flips in pairs], [flips.fires for _, flips in pairs]
+    return Flips(
+        np.concatenate([none, *neurons]),
+        np.concatenate([none.astype(np.int32), *samples]),
+        np.concatenate([none.astype(np.bool_), *fires]),
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import certificate as kernels
+from widefit.kernels import certificate_slots as kernels
 from widefit.nn import Delta
 from widefit.trackers.certified_chunk import CertifiedChunk
 

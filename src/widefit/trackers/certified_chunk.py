@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from widefit.kernels import certificate as kernels
+from widefit.kernels import certificate_rows as kernels
 from widefit.trackers.fire_pattern import Chunk, FirePattern
 
 

@@ -73,6 +73,8 @@ class Window:
         For every chunk.
     steps, planned
         Taken, and expected.
+    flipped
+        For every chunk the slots of flips, look after look.
     """
 
     begun: Float[np.ndarray, "k n"]
@@ -85,6 +87,32 @@ class Window:
 
     def __post_init__(self) -> None:
         self.flipped: list[list[np.ndarray]] = [[] for _ in self.candidates]
+
+    @classmethod
+    def starting(
+        cls,
+        collected: Float[np.ndarray, "k n"],
+        budget: Float[np.ndarray, "k n"],
+        candidates: list[Candidates],
+        planned: int,
+    ) -> "Window":
+        """A window before its first step."""
+        zero = np.zeros_like(collected)
+        return cls(collected.copy(), budget, zero, np.zeros(len(zero)), candidates, planned)
+
+    def holds(self, change: Float[np.ndarray, "k n"]) -> bool:
+        """True when the budget covers a step."""
+        return bool(np.all(self.spent + np.abs(change) <= self.budget))
+
+    def path_after(self, change: Float[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
+        """Path length after a step."""
+        return self.path + np.linalg.norm(change, axis=1)
+
+    def advance(self, change: Float[np.ndarray, "k n"]) -> None:
+        """Take a step."""
+        self.path = self.path_after(change)
+        self.spent = self.spent + np.abs(change)
+        self.steps += 1
 
     @property
     def size(self) -> int:
@@ -104,4 +132,4 @@ class Window:
         own.fires[look.flipped] = ~own.fires[look.flipped]
         own.next_due = float(own.due.min())
         if look.flipped.size:
-            self.flipped[look.index].append(look.flips.touched())
+            self.flipped[look.index].append(look.flips.slots)

@@ -1,0 +1,107 @@
+"""Numba kernel of the certificate tracker: the pass over pre-activations that issues certificates."""
+
+import numpy as np
+from numba import njit
+
+from widefit.kernels.certificate_rows import store_row
+from widefit.kernels.certificate_slots import dot
+
+# Outward rounding, relative, of what is stored in float32.
+_DOWN32 = 1 - 2e-7
+
+
+@njit(nogil=True, cache=True)
+def pass_block(
+    z, weights, inputs, threshold, tolerance, floor, coefficients, bucket_of, radius, level, idle, counts, start, words,
+    scratch, issued, soonest, pair_sample, due, outputs,
+):  # fmt: skip
+    """Who fires in a block of pre-activations, and certificates for the pairs near the threshold.
+
+    Parameters
+    ----------
+    z : (rows, n) pre-activations in the dtype of the network
+    weights : (rows, d) float64 or the dtype of the network; decides where z is too near to the threshold
+    inputs : (n, d) float64
+    threshold : float64
+    tolerance, floor : the rounding of z_ri is at most tolerance · ‖w_r‖ + floor
+    coefficients : (rows,) float64
+    bucket_of : (n + 1,) uint8, bucket of a neuron that fires on k samples
+    radius : (q,) float32, pairs get a certificate when it ends below that of their bucket; of size 0 for none
+    level : (q, n) float32, the bounds so far, to which the margin is added
+    idle : True when neurons that fire on nothing get certificates, too
+    counts, start, words : fire rows, written
+    scratch : (2, n + 1) int32
+    issued, soonest : (rows,) int32 and float32, written: certificates of each row, and when the first of them is due
+    pair_sample, due : written: the samples of the certificates, row after row, and the levels at which they are due
+    outputs : (n,) float64, added to
+
+    Returns
+    -------
+    pairs : number of certificates
+    """
+    rows, n = z.shape
+    fired, near = scratch[0], scratch[1]
+    dtype = z.dtype.type
+    pairs = 0
+    start[0] = 0
+    for r in range(rows):
+        w, row = weights[r], z[r]
+        slack = tolerance * np.sqrt(dot(w, w)) + floor
+        low, high = dtype(threshold - slack), threshold + slack
+        # Counting first, which is vectorized, tells how far around the threshold the one scan has to look.
+        k = 0
+        for i in range(n):
+            k += row[i] >= low
+        cut = low
+        if radius.size > 0:
+            # Twice the slack: the rounding of the threshold and of the cut itself are part of it.
+            cut = dtype(threshold - 2 * slack - np.float64(radius[bucket_of[k]]))
+        found = 0
+        for i in range(n):
+            # Branchless: the index is always written and kept only when it counts.
+            near[found] = i
+            found += row[i] >= cut
+        k = 0
+        for p in range(found):
+            i = near[p]
+            if row[i] >= low and (row[i] > high or dot(w, inputs[i]) > threshold):
+                fired[k] = i
+                k += 1
+        a = coefficients[r]
+        for p in range(k):
+            i = fired[p]
+            outputs[i] += a * (np.float64(row[i]) - threshold)
+
+        counts[r] = k
+        start[r + 1] = start[r] + store_row(fired, k, n, start[r], words)
+        issued[r] = 0
+        soonest[r] = np.inf
+        if (k > 0 or idle) and radius.size > 0:
+            q = bucket_of[k]
+            issued[r], soonest[r] = _issue(
+                row, threshold, slack, radius[q], level[q], near[:found], pair_sample[pairs:], due[pairs:]
+            )
+            pairs += issued[r]
+    return pairs
+
+
+@njit(nogil=True, cache=True)
+def _issue(z, threshold, slack, reach, spent, near, pair_sample, due):
+    """Certificates of a neuron for the samples near the threshold; returns how many, and when the first is due.
+
+    z : (n,) pre-activations, known up to slack
+    reach : float32, the radius; spent : (n,) float32, the bounds so far
+    near : samples among which those near the threshold are
+    """
+    found = 0
+    first = np.float32(np.inf)
+    for p in range(near.size):
+        i = near[p]
+        margin = abs(np.float64(z[i]) - threshold) - slack
+        if margin + spent[i] < reach:
+            at = np.float32((spent[i] + max(margin, 0.0)) * _DOWN32)
+            pair_sample[found] = i
+            due[found] = at
+            first = min(first, at)
+            found += 1
+    return found, first

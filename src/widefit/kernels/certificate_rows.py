@@ -1,0 +1,139 @@
+"""Numba kernels of the certificate tracker: fire rows as flips change them."""
+
+import numpy as np
+from numba import njit
+
+from widefit.kernels.cpu import fired_samples
+
+
+@njit(nogil=True, cache=True)
+def store_row(fired, k, n, base, words):
+    """Store a fire row at `base`; returns the words it takes."""
+    limit = (n + 31) // 32
+    if k <= limit:
+        for p in range(k):
+            words[base + p] = fired[p]
+        return k
+    for w in range(limit):
+        words[base + w] = 0
+    for p in range(k):
+        words[base + (fired[p] >> 5)] |= np.uint32(1) << np.uint32(fired[p] & 31)
+    return limit
+
+
+@njit(nogil=True, cache=True)
+def _write_row(fired, k, n, row, counts, start, words, room, free):
+    """Store a fire row where it stood, or at `free` when it has outgrown its room; returns the new `free`."""
+    limit = (n + 31) // 32
+    need = k if k <= limit else limit
+    if need > room[row]:
+        room[row] = min(limit, need + need // 4 + 4)
+        start[row] = free
+        free += room[row]
+    counts[row] = k
+    store_row(fired, k, n, start[row], words)
+    return free
+
+
+@njit(nogil=True, cache=True)
+def pack_rows(counts, start, words, n, fired):
+    """Store fire rows given as index lists, one after the other, with room for each where it begins."""
+    room = np.empty(counts.size, np.int32)
+    room[:] = n
+    first = 0
+    for row in range(counts.size):
+        _write_row(fired[first : first + counts[row]], counts[row], n, row, counts, start, words, room, 0)
+        first += counts[row]
+
+
+@njit(nogil=True, cache=True)
+def differing_pairs(old_counts, old_start, old_words, slots, counts, start, words, n, slot, sample, fires):
+    """Pairs in which fire rows differ from those of their `slots` before; returns their number.
+
+    slot, sample, fires : written, in the order of the rows and then by sample; what they do in the new rows
+    """
+    before, after = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+    found = 0
+    for r in range(counts.size):
+        k_before = fired_samples(old_counts, old_start, old_words, slots[r], n, before)
+        k_after = fired_samples(counts, start, words, r, n, after)
+        before[k_before] = n
+        after[k_after] = n
+        p = q = 0
+        while p < k_before or q < k_after:
+            if before[p] == after[q]:
+                p += 1
+                q += 1
+                continue
+            slot[found] = slots[r]
+            fires[found] = after[q] < before[p]
+            if before[p] < after[q]:
+                sample[found] = before[p]
+                p += 1
+            else:
+                sample[found] = after[q]
+                q += 1
+            found += 1
+    return found
+
+
+@njit(nogil=True, cache=True)
+def apply_flips(
+    slots, samples, fires, collected, scale, rewrite, counts, start, words, room, free, head, entry_owner, following,
+    entry_sample, entry_value, used, n,
+):  # fmt: skip
+    """Carry flips into the fire rows and the corrections.
+
+    Parameters
+    ----------
+    slots, samples, fires : (q,) flips, ordered by slot
+    collected, scale : G and P after the update
+    rewrite : False leaves the fire rows as they are
+    words : its first `free` entries are taken; needs room for the rows that grow
+    room : (slots,) int32, words that a row may take where it stands
+    entry_owner, following, entry_sample, entry_value : corrections; the first `used` are taken
+
+    Returns
+    -------
+    free, used : after the flips
+    """
+    fired, after = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+    p = 0
+    while p < slots.size:
+        slot, begun = slots[p], p
+        while p < slots.size and slots[p] == slot:
+            j = samples[p]
+            value = (-collected[j] if fires[p] else collected[j]) / scale
+            e = head[slot]
+            while e >= 0 and entry_sample[e] != j:
+                e = following[e]
+            if e >= 0:
+                entry_value[e] += value
+            else:
+                entry_owner[used] = slot
+                entry_sample[used] = j
+                entry_value[used] = value
+                following[used] = head[slot]
+                head[slot] = used
+                used += 1
+            p += 1
+        if rewrite:
+            k = fired_samples(counts, start, words, slot, n, fired)
+            fired[k] = n
+            size, t = 0, 0
+            for f in range(begun, p):
+                while fired[t] < samples[f]:
+                    after[size] = fired[t]
+                    size += 1
+                    t += 1
+                if fires[f]:
+                    after[size] = samples[f]
+                    size += 1
+                else:
+                    t += 1
+            while t < k:
+                after[size] = fired[t]
+                size += 1
+                t += 1
+            free = _write_row(after, size, n, slot, counts, start, words, room, free)
+    return free, used

@@ -1,0 +1,158 @@
+"""What is fixed in a run of the certificate tracker: samples, rounding, buckets, and the weights at the start."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from widefit.nn import TwoLayer
+from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.fire_pattern import Chunk
+
+# Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
+_DRAWN = 4096
+
+
+def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
+    """Ascending numbers of samples, in steps of a factor of about √2, the last of them n."""
+    caps, cap = [], 2
+    while cap < samples:
+        caps.append(cap)
+        caps.append(cap + cap // 2)
+        cap *= 2
+    return np.array([*sorted({cap for cap in caps if cap < samples}), samples], np.int64)
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """W₀, which a network with an array holds until the run ends, and another draws anew.
+
+    Attributes
+    ----------
+    network
+        The network; its weights do not change before the end of the run.
+    features, dtype
+        d, and of the weights.
+    """
+
+    network: TwoLayer
+    features: int
+    dtype: np.dtype
+
+    @property
+    def stored(self) -> bool:
+        return self.network.store == "array"
+
+    def of_chunk(self, chunk: Chunk) -> Float[np.ndarray, "neurons d"]:
+        """All neurons of a chunk at once."""
+        return self.network.rows(chunk.first, chunk.last)
+
+    def blocks(self, chunk: Chunk) -> Iterator[Float[np.ndarray, "rows d"]]:
+        """Weights of a chunk, block by block; what was yielded is overwritten by the next block."""
+        size = chunk.last - chunk.first if self.stored else _DRAWN
+        out = None if self.stored else np.empty((size, self.features), self.dtype)
+        for first in range(chunk.first, chunk.last, size):
+            last = min(first + size, chunk.last)
+            yield self.network.rows(first, last, None if out is None else out[: last - first])
+
+    def of(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> Float[np.ndarray, "s d"]:
+        """Weights of slots."""
+        neurons = chunk.neurons[slots]
+        if neurons.size == 0:
+            return np.empty((0, self.features), self.dtype)
+        low, first = int(neurons.min()), chunk.chunk.first
+        return self.network.rows(first + low, first + int(neurons.max()) + 1)[neurons - low]
+
+    def spans(
+        self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]
+    ) -> Iterator[tuple[int, int, Float[np.ndarray, "rows d"], int]]:
+        """Ranges of slots, their weights, and the neuron those begin with: all at once, or where `slots` are, drawn."""
+        if self.stored:
+            yield 0, chunk.neurons.size, self.of_chunk(chunk.chunk), 0
+            return
+        size, origin = chunk.chunk.last - chunk.chunk.first, chunk.chunk.first
+        for block in np.unique(chunk.neurons[slots] // _DRAWN):
+            first, last = int(block) * _DRAWN, min((int(block) + 1) * _DRAWN, size)
+            low, high = np.searchsorted(chunk.neurons, [first, last])
+            yield int(low), int(high), self.network.rows(origin + first, origin + last), first
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Samples, threshold, rounding and buckets.
+
+    Attributes
+    ----------
+    initial
+        W₀.
+    inputs, inputs64, inputs32
+        X in the dtype of the network, in float64 and in float32.
+    similarity
+        K = X Xᵀ, float32, and infinite beyond its range.
+    peak
+        max_i |K_ij| for every sample j, rounded up.
+    lengths, longest
+        ‖x_i‖, rounded up, float32, and the largest of them.
+    threshold
+        b, as the dtype of the network has it.
+    tolerance, floor
+        The rounding of z_rj in that dtype is at most tolerance · ‖w_r‖ + floor.
+    caps, bucket_of
+        Most samples that a neuron of each bucket may fire on, and the bucket of one that fires on k, with room to grow.
+    threads
+        Cores to use.
+    """
+
+    initial: InitialWeights
+    inputs: Float[np.ndarray, "n d"]
+    inputs64: Float[np.ndarray, "n d"]
+    inputs32: Float[np.ndarray, "n d"]
+    similarity: Float[np.ndarray, "n n"]
+    peak: Float[np.ndarray, " n"]
+    lengths: Float[np.ndarray, " n"]
+    longest: float
+    threshold: float
+    tolerance: float
+    floor: float
+    caps: Int[np.ndarray, " q"]
+    bucket_of: Int[np.ndarray, " n_plus_one"] | np.ndarray
+    threads: int
+
+    @classmethod
+    def of(cls, network: TwoLayer, inputs: Float[np.ndarray, "n d"], threads: int) -> "Geometry":
+        samples, features = inputs.shape
+        inputs64 = inputs.astype(np.float64)
+        similarity = inputs64 @ inputs64.T
+        lengths = (np.linalg.norm(inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
+        longest, eps = float(lengths.max()), float(np.finfo(inputs.dtype).eps)
+        threshold = float(inputs.dtype.type(network.threshold))
+        caps, fired = bucket_caps(samples), np.arange(samples + 1)
+        with np.errstate(over="ignore"):
+            narrow = similarity.astype(np.float32)
+        wanted = np.minimum(fired + np.maximum(1, fired // 8), samples)
+        return cls(
+            initial=InitialWeights(network, features, inputs.dtype),
+            inputs=inputs,
+            inputs64=inputs64,
+            inputs32=inputs.astype(np.float32),
+            similarity=narrow,
+            peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),
+            lengths=lengths,
+            longest=longest,
+            threshold=threshold,
+            tolerance=(features + 8) * eps * longest,
+            floor=4 * eps * abs(threshold),
+            caps=caps,
+            bucket_of=np.searchsorted(caps, wanted).astype(np.uint8),
+            threads=threads,
+        )
+
+    @property
+    def samples(self) -> int:
+        return self.inputs.shape[0]
+
+    @property
+    def steepest(self) -> float:
+        """max |K_ij|, rounded up."""
+        return float(self.peak.max())

@@ -1,0 +1,145 @@
+"""Looking at slots of the certificate tracker as a whole: who fires, and new certificates."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from widefit.kernels import certificate_pass as kernels
+from widefit.kernels import certificate_rows as rows_kernels
+from widefit.kernels import certificate_slots as slots_kernels
+from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.trackers.certificate_geometry import Geometry
+from widefit.trackers.certificate_trial import Anew, Bounds, Found, OutputBounds, Sums
+from widefit.trackers.certified_chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.dense import block_rows
+from widefit.trackers.fire_pattern import Chunk, FirePattern
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Fire rows, certificates, and what the neurons add to the outputs."""
+
+    pattern: FirePattern
+    certificates: Certificates
+    outputs: Float[np.ndarray, " n"]
+
+
+def scan(
+    geometry: Geometry,
+    chunk: Chunk,
+    coefficients: Float[np.ndarray, " size"],
+    weights: Iterable[Float[np.ndarray, "rows d"]],
+    bounds: OutputBounds | None,
+    *,
+    idle: bool = True,
+) -> Scan:
+    """Evaluate neurons of a chunk whose weights come block by block.
+
+    Without bounds no certificates are issued; with `idle` they are issued to neurons that fire on nothing, too.
+    """
+    samples, size = geometry.samples, coefficients.size
+    rows = min(block_rows(samples), size)
+    z = np.empty((rows, samples), geometry.inputs.dtype)
+    words, scratch = np.empty(rows * ((samples + 31) // 32), np.uint32), np.empty((2, samples + 1), np.int32)
+    if bounds is None:
+        radius, level, most = np.empty(0, np.float32), np.empty((0, samples), np.float32), 0
+    else:
+        radius, level, most = bounds.radius, bounds.level, rows * samples
+    pair_sample, due = np.empty(most, np.int32), np.empty(most, np.float32)
+    issued, soonest = np.empty(size, np.int32), np.empty(size, np.float32)
+    counts, start, outputs = np.empty(size, np.int32), np.zeros(size + 1, np.int64), np.zeros(samples)
+    pieces = [(np.empty(0, np.uint32), np.empty(0, np.int32), np.empty(0, np.float32))]
+    first = 0
+    for block in _cut(weights, rows):
+        last = first + block.shape[0]
+        values, block_start = z[: last - first], np.empty(last - first + 1, np.int64)
+        np.matmul(block.astype(geometry.inputs.dtype, copy=False), geometry.inputs.T, out=values)
+        pairs = kernels.pass_block(
+            values, block, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
+            coefficients[first:last], geometry.bucket_of, radius, level, idle, counts[first:last], block_start, words,
+            scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
+        )  # fmt: skip
+        pieces.append((words[: block_start[-1]].copy(), pair_sample[:pairs].copy(), due[:pairs].copy()))
+        start[first + 1 : last + 1] = start[first] + block_start[1:]
+        first = last
+    all_words, all_samples, all_due = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    pattern = FirePattern(chunk, samples, counts, start, all_words)
+    return Scan(pattern, Certificates.issued(issued, soonest, all_samples, all_due), outputs)
+
+
+def _cut(weights: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    for given in weights:
+        for low in range(0, given.shape[0], rows):
+            yield given[low : low + rows]
+
+
+def weights_of(
+    geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"], sums: Sums
+) -> Iterator[Float[np.ndarray, "rows d"]]:
+    """Weights of slots in float64, block by block."""
+    corrections, rows = chunk.corrections, block_rows(geometry.samples)
+    collected, scale = sums.of(chunk.chunk.output)
+    for first in range(0, slots.size, rows):
+        block = slots[first : first + rows]
+        out = np.empty((block.size, geometry.inputs.shape[1]))
+        slots_kernels.materialize(
+            block, geometry.initial.of(chunk, block), chunk.coefficients, chunk.counts, chunk.start, chunk.words,
+            collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
+            geometry.inputs64, out,
+        )  # fmt: skip
+        yield out
+
+
+def look_at_slots(
+    geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " a"], sums: Sums, bounds: OutputBounds | None
+) -> Anew:
+    """Fire rows and certificates of slots at the weights that the sums come to."""
+    weights = weights_of(geometry, chunk, slots, sums)
+    found = scan(geometry, chunk.chunk, chunk.coefficients[slots], weights, bounds)
+    return Anew(slots, found.pattern, found.certificates)
+
+
+def flips_of(geometry: Geometry, chunk: CertifiedChunk, anew: Anew, sums: Sums) -> ChunkFlips:
+    """Where new fire rows differ from those of the chunk."""
+    pattern = anew.pattern
+    most = int(chunk.counts[anew.slots].sum(dtype=np.int64) + pattern.counts.sum(dtype=np.int64))
+    slots, samples, fires = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.bool_)
+    count = rows_kernels.differing_pairs(
+        chunk.counts, chunk.start, chunk.words, anew.slots, pattern.counts, pattern.start, pattern.words,
+        geometry.samples, slots, samples, fires,
+    )  # fmt: skip
+    slots, samples = slots[:count].copy(), samples[:count].copy()
+    z, y = _exact(geometry, chunk, slots, samples, sums)
+    return ChunkFlips(slots, samples, fires[:count].copy(), z, y)
+
+
+def _exact(
+    geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " q"], samples: Int[np.ndarray, " q"], sums: Sums
+) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+    """z of pairs, those of a slot together, and how far it is from the one at the start."""
+    z, y, corrections = np.empty(slots.size), np.empty(slots.size), chunk.corrections
+    collected, scale = sums.of(chunk.chunk.output)
+    for low, high, base, base_first in geometry.initial.spans(chunk, slots):
+        part = slice(*np.searchsorted(slots, [low, high]))
+        slots_kernels.exact_pairs(
+            slots[part], samples[part], chunk.neurons, base, base_first, chunk.coefficients, chunk.counts, chunk.start,
+            chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
+            scale, geometry.inputs64, z[part], y[part],
+        )  # fmt: skip
+    return z, y
+
+
+def pass_over(geometry: Geometry, chunks: list[CertifiedChunk], sums: Sums, bounds: Bounds | None) -> list[Found]:
+    """Look at all slots at the weights that the sums come to."""
+    by_output: Sequence[OutputBounds | None] = [None] * len(sums.scale) if bounds is None else bounds.by_output()
+
+    def look(chunk: CertifiedChunk) -> Found:
+        slots = np.arange(chunk.neurons.size, dtype=np.int32)
+        anew = look_at_slots(geometry, chunk, slots, sums, by_output[chunk.chunk.output])
+        flips = flips_of(geometry, chunk, anew, sums)
+        return Found(flips, np.empty(0, np.float32), slots.size * geometry.samples, anew=anew)
+
+    with serial_blas():
+        return list(ordered_map(look, chunks, geometry.threads))

@@ -1,0 +1,103 @@
+"""How far around the threshold the certificate tracker issues certificates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from widefit.trackers.certificate_bounds import movements
+from widefit.trackers.certificate_geometry import Geometry
+from widefit.trackers.certificate_pass import weights_of
+from widefit.trackers.certificate_trial import Sums
+from widefit.trackers.certified_chunk import CertifiedChunk
+
+# Slots on which movements and margins are surveyed before certificates are issued.
+SURVEY = 192
+# Part of the slots of a bucket that may move farther than the radius is made for.
+_TAIL = 0.1
+# Radius at most after steps that were alike, in units of a step.
+_FARTHEST = 128
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which radius is wanted.
+
+    Attributes
+    ----------
+    steps
+        In units of the movement of the step.
+    most, least
+        Part of the pairs that may hold certificates.
+    widely
+        As wide as `most` allows without waste: many steps like the last are to come.
+    """
+
+    steps: float
+    most: float
+    least: float
+    widely: bool = False
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Some slots of an output: how far they move, their buckets, and |z − b| after the step."""
+
+    moved: Float[np.ndarray, " s"]
+    bucket: Int[np.ndarray, " s"] | np.ndarray
+    margins: Float[np.ndarray, "s n"]
+
+
+def choose_radius(
+    geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, after: Sums, reach: Reach
+) -> Float[np.ndarray, "k q"] | None:
+    """Wide enough for steps to come, few enough certificates to pay; None where there is no such radius."""
+    unit, ratios = np.zeros((after.scale.size, geometry.caps.size)), [np.empty(0)]
+    for output, survey in enumerate(_surveys(geometry, chunks, change, after)):
+        if survey is not None:
+            unit[output] = _typical_movements(survey, geometry.caps)
+            ratios.append((survey.margins / np.maximum(unit[output][survey.bucket], 1e-300)[:, None]).ravel())
+    ratio = np.concatenate(ratios)
+    if ratio.size == 0 or not np.all(np.isfinite(unit)):
+        return None
+    widest = float(np.quantile(ratio, reach.most))
+    if widest < reach.steps:
+        return None
+    factor = min(widest / 2, _FARTHEST) if reach.widely else 0.0
+    return unit * max(reach.steps, factor, float(np.quantile(ratio, reach.least)))
+
+
+def _surveys(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, after: Sums) -> list[_Survey | None]:
+    """About `SURVEY` slots of each output, from all of its chunks."""
+    outputs, total = after.scale.size, max(1, sum(chunk.neurons.size for chunk in chunks))
+    surveyed: list[list[_Survey]] = [[] for _ in range(outputs)]
+    for chunk in chunks:
+        output, size = chunk.chunk.output, chunk.neurons.size
+        if size == 0:
+            continue
+        take = min(size, 1 + SURVEY * outputs * size // total)
+        moved = movements(geometry, chunk, *change.of(output), slice(0, take))
+        weights = np.concatenate(list(weights_of(geometry, chunk, np.arange(take, dtype=np.int32), after)))
+        margins = np.abs(weights @ geometry.inputs64.T - geometry.threshold)
+        surveyed[output].append(_Survey(moved, chunk.bucket[:take], margins))
+    return [_joined(parts) if parts else None for parts in surveyed]
+
+
+def _joined(parts: list[_Survey]) -> _Survey:
+    return _Survey(
+        np.concatenate([part.moved for part in parts]),
+        np.concatenate([part.bucket for part in parts]),
+        np.concatenate([part.margins for part in parts]),
+    )
+
+
+def _typical_movements(survey: _Survey, caps: Int[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
+    """A movement that few neurons of each bucket exceed; buckets without an example follow √κ."""
+    relative = survey.moved / np.sqrt(caps[survey.bucket])
+    out = np.empty(caps.size)
+    for q in range(caps.size):
+        own = relative[survey.bucket == q]
+        # Neurons of other buckets count where there are too few examples for a quantile.
+        own = own if own.size >= 1 / _TAIL else relative
+        out[q] = np.quantile(own, 1 - _TAIL) * np.sqrt(caps[q])
+    return np.maximum.accumulate(out)
