@@ -15,8 +15,9 @@ from numba import njit
 from widefit.kernels.cpu import fired_samples
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def dot(a, b):
+    # Summed in any order, the same on every call: otherwise every term would wait for the one before.
     total = 0.0
     for c in range(a.size):
         total += np.float64(a[c]) * np.float64(b[c])

@@ -13,6 +13,7 @@ from widefit.nn import TwoLayer
 from widefit.trackers import certificate_state
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.certificate_bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
+from widefit.trackers.certificate_candidates import issue_anew
 from widefit.trackers.certificate_commit import carry_out
 from widefit.trackers.certificate_delta import CertificateDelta
 from widefit.trackers.certificate_geometry import Geometry
@@ -79,6 +80,10 @@ class Certificate(Tracker):
         if anchor is not None and not np.array_equal(anchor, network.rows(0, network.width)):
             raise ValueError("the certificate tracker starts from W₀: anchor must be the network's weights")
         return CertificateTracking(self, network, inputs, threads, state, expected)
+
+
+# Part of the slots that may be looked at as a whole so that the bounds hold for all.
+_REISSUED = 0.02
 
 
 class CertificateTracking(Tracking):
@@ -173,9 +178,14 @@ class CertificateTracking(Tracking):
         drift = [
             drift_of_shrinking(self.geometry, chunk, abs(change.scale[chunk.chunk.output])) for chunk in self.chunks
         ]
-        if any(slots.size for slots in beyond(self.chunks, drift, raised.room())):
-            return None
         if not few_expire(self.chunks, raised.level, drift):
+            return None
+        leaving = beyond(self.chunks, drift, raised.room())
+        if 0 < sum(slots.size for slots in leaving) <= _REISSUED * sum(own.size for own in drift):
+            # A few have drifted far: from where they stand now the bounds cover them, too.
+            drift = issue_anew(self.geometry, self.chunks, self._standing.sums, bounds, leaving, drift)
+            leaving = beyond(self.chunks, drift, raised.room())
+        if any(slots.size for slots in leaving):
             return None
         return self._look(after, change, raised, step, drift, [None] * len(drift))
 
