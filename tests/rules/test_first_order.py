@@ -109,7 +109,7 @@ def test_epochs_differ_from_each_other():
 class StepByStep(Dense):
     """A tracker that takes every minibatch step with all samples in view."""
 
-    def start(self, network, inputs, *, anchor=None, threads=1, state=None):
+    def start(self, network, inputs, *, anchor=None, threads=1, state=None, expected=None):
         return StepByStepTracking(network, inputs, anchor, threads)
 
 

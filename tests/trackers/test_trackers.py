@@ -20,13 +20,18 @@ def grams(run, inputs: np.ndarray, network) -> CurrentGrams:
     return CurrentGrams(run, similarity, network.coefficients, held=network.out_features)
 
 
-@pytest.fixture(params=TRACKERS, ids=lambda tracker: tracker.name)
-def tracker(request):
-    return request.param
+# Rounding is what float32 adds: where it is large or hides nothing, and everywhere for the two that "auto" takes.
+ROUNDED = ("random", "huge", "tiny", "digits")
+CASES = [
+    pytest.param(tracker, name, dtype, id=f"{tracker.name}-{index}-{name}-{str(dtype).removeprefix('torch.')}")
+    for index, tracker in enumerate(TRACKERS)
+    for name in NAMES
+    for dtype in (torch.float64, torch.float32)
+    if dtype == torch.float64 or index < 2 or name in ROUNDED
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("tracker", "name", "dtype"), CASES)
 class TestTracker:
     """What any tracker must do; a new one joins by its line in TRACKERS."""
 
