@@ -174,7 +174,7 @@ class DeepShape:
 
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it, and seconds a run takes it whatever the width. Two cores.
-_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.5e-6, 0.35
+_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 2e-6, 0.6
 # Passes of a dense Gauss-Newton run, and pairs that hold a certificate.
 _PASSES, _CERTIFIED = 6, 0.08
 
@@ -188,7 +188,9 @@ def _choose_tracker(
         return trackers.Certificate, "the weights are not stored"
     if not shape.second_order:
         return trackers.Dense, f"many steps that flip pairs; a pass takes about {one:.2g} s"
-    dense, sparse = _PASSES * one, 1.1 * one + _FLIP * shape.flips() / threads + _FIXED
+    # A dense pass with a ridge multiplies twice: W and W − W₀.
+    dense = _PASSES * one * (2 if shape.anchored else 1)
+    sparse = 1.1 * one + _FLIP * shape.flips() / threads + _FIXED
     said = f"about {dense:.2g} s of passes against {sparse:.2g} s with one pass and certificates"
     name = solver if isinstance(solver, str) and solver != "auto" else "cholesky"
     if sparse < dense and shape.bytes_needed(name, threads, "certificate") > memory:
