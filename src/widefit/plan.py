@@ -173,7 +173,7 @@ class DeepShape:
 
 
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
-# certificate tracker with all that is looked at for it, and seconds a run takes it whatever the width. Two cores.
+# certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
 _FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 2e-6, 0.6
 # Passes of a dense Gauss-Newton run, and pairs that hold a certificate.
 _PASSES, _CERTIFIED = 6, 0.08
@@ -248,7 +248,7 @@ def plan_two_layer(
     solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name, threads, tracker.name)
     if needed > memory:
-        raise MemoryError(_refusal(shape, solver.name, threads, needed, memory))
+        raise MemoryError(_refusal(shape, tracker.name, solver.name, threads, needed, memory))
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
 
 
@@ -303,14 +303,14 @@ def _named(value, names: dict, kind: type, argument: str):
     raise ValueError(f"{argument} must be one of {known} or a {kind.__name__}, got {value!r}")
 
 
-def _refusal(shape: TwoLayerShape, solver: str, threads: int, needed: int, memory: int) -> str:
+def _refusal(shape: TwoLayerShape, tracker: str, solver: str, threads: int, needed: int, memory: int) -> str:
     """What does not fit, and the nearest setting that does."""
     said = f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free"
     width = shape.width
     while width > 64:
         width //= 2
         smaller = TwoLayerShape(**{**shape.__dict__, "width": width})
-        if smaller.bytes_needed(solver, threads) <= memory:
+        if smaller.bytes_needed(solver, threads, tracker) <= memory:
             return f"{said}; a width of {width:,} fits"
     samples = int(math.sqrt(memory / 40))
     return f"{said}; its {shape.samples:,} × {shape.samples:,} Gram matrices fit for about {samples:,} samples"

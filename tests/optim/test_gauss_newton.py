@@ -282,8 +282,11 @@ def test_momentum_that_is_asked_for_is_used() -> None:
 def test_low_memory_takes_the_same_step() -> None:
     x, y = regression(200)
     rich, poor = mlp(3, 40, 40, 1), mlp(3, 40, 40, 1)
-    # A transform of the residual's own hides the layers, so that J has to be differentiated for.
-    block = lambda: Residual(lambda network, point, value: torch.vmap(network)(point[None])[0] - value, x, y)  # noqa: E731
+
+    def block() -> Residual:
+        # A transform of the residual's own hides the layers, so that J has to be differentiated for.
+        return Residual(lambda network, point, value: torch.vmap(network)(point[None])[0] - value, x, y)
+
     first, second = GaussNewton(rich, solver="cholesky"), GaussNewton(poor, solver="cholesky", memory=4_000_000)
     first.step(block())
     second.step(block())

@@ -15,8 +15,8 @@ from widefit.kernels import certificate_bounds as kernels
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
 from widefit.trackers import Certificate, Dense, Update
-from widefit.trackers.certificate_bounds import movements
-from widefit.trackers.certificate_geometry import bucket_caps
+from widefit.trackers.certificate.bounds import movements
+from widefit.trackers.certificate.geometry import bucket_caps
 from widefit.training import Training
 
 

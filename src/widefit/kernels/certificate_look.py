@@ -152,7 +152,7 @@ def look_at_candidates(
 
     Parameters
     ----------
-    slots, samples, fires, rate, due : the candidates, see `widefit.trackers.window`
+    slots, samples, fires, rate, due : the candidates, see `widefit.trackers.certificate.window`
     position, new_due : written: those that were looked at, and when they are due again
     flips, flip_z, flip_y : written: candidates that flip, z and what it has moved by since the start
     The other arguments are those of `look_at_certificates`.

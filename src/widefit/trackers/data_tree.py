@@ -2,50 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from widefit.kernels import steps, trees
-from widefit.nn import TwoLayer
-from widefit.trackers.base import Tracker
-from widefit.trackers.search_tree import NEURONS_A_TASK, Moved, Rows, TreeTracking, refuse_what_cannot_fit
+from widefit.trackers.search_tree import NEURONS_A_TASK, Moved, Rows, SearchTree, TreeTracking
 
 # Samples whose inputs stay in the second-level cache while neurons stream by.
 _SAMPLES_A_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class DataTree(Tracker):
-    """For each neuron a max-tree over its n pre-activations (DTree, arXiv 2211.14227).
-
-    Built in O(n m d). The q samples that a neuron fires on are found in O(q log n), in one comparison where there are
-    none; a neuron is moved in O(n d), its tree rebuilt in O(n). The neurons that fire on a given sample are found by
-    looking at every tree's root and, where it exceeds the threshold, at the sample's key: O(m) a sample, where
-    `WeightTree` looks at those that fire. Memory as for `WeightTree`.
-    """
-
-    name: str = "data-tree"
-
-    def start(
-        self,
-        network: TwoLayer,
-        inputs: Float[np.ndarray, "n d"],
-        *,
-        anchor: Float[np.ndarray, "m d"] | None = None,
-        threads: int = 1,
-        state: dict[str, np.ndarray] | None = None,
-        expected: Float[np.ndarray, "n k"] | None = None,
-    ) -> "DataTreeTracking":
-        """See `Tracker.start`.
-
-        Raises
-        ------
-        MemoryError
-            The keys exceed what is free; said before they are allocated.
-        """
-        refuse_what_cannot_fit(self.name, network, inputs.shape[0], anchor is not None)
-        return DataTreeTracking(self.name, network, inputs, anchor, threads, state)
 
 
 class DataTreeTracking(TreeTracking):
@@ -138,3 +104,17 @@ class DataTreeTracking(TreeTracking):
             return trees.write_by_neuron(self._forest, moved.neurons, moved.keys, self._threshold, first, last)
 
         return sum(self._in_ranges(write, moved.neurons.size, NEURONS_A_TASK, 10.0 * moved.keys.size))
+
+
+@dataclass(frozen=True)
+class DataTree(SearchTree):
+    """For each neuron a max-tree over its n pre-activations (DTree, arXiv 2211.14227).
+
+    Built in O(n m d). The q samples that a neuron fires on are found in O(q log n), in one comparison where there are
+    none; a neuron is moved in O(n d), its tree rebuilt in O(n). The neurons that fire on a given sample are found by
+    looking at every tree's root and, where it exceeds the threshold, at the sample's key: O(m) a sample, where
+    `WeightTree` looks at those that fire. Memory as for `WeightTree`.
+    """
+
+    name: str = "data-tree"
+    tracking: ClassVar[type[TreeTracking]] = DataTreeTracking

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,7 @@ from widefit.kernels import steps
 from widefit.kernels.threads import ordered_map
 from widefit.memory import available_memory
 from widefit.nn import TwoLayer
-from widefit.trackers.base import Displacement, Flips, Grams, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.fire_pattern import FirePattern, partition
 from widefit.trackers.minibatches import Minibatches
 
@@ -334,3 +334,29 @@ class TreeTracking(Tracking):
 def _supported(g: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " b"]:
     """Samples with g ≠ 0, ascending."""
     return np.flatnonzero(np.any(g != 0, axis=1)).astype(np.int32)
+
+
+class SearchTree(Tracker):
+    """A tracker with a search tree for each sample, or for each neuron."""
+
+    tracking: ClassVar[type[TreeTracking]]
+
+    def start(
+        self,
+        network: TwoLayer,
+        inputs: Float[np.ndarray, "n d"],
+        *,
+        anchor: Float[np.ndarray, "m d"] | None = None,
+        threads: int = 1,
+        state: dict[str, np.ndarray] | None = None,
+        expected: Float[np.ndarray, "n k"] | None = None,
+    ) -> TreeTracking:
+        """See `Tracker.start`.
+
+        Raises
+        ------
+        MemoryError
+            The keys exceed what is free; said before they are allocated.
+        """
+        refuse_what_cannot_fit(self.name, network, inputs.shape[0], anchor is not None)
+        return self.tracking(self.name, network, inputs, anchor, threads, state)

@@ -2,58 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from widefit.kernels import steps, trees
-from widefit.nn import TwoLayer
-from widefit.trackers.base import Tracker
 from widefit.trackers.search_tree import (
     NEURONS_A_TASK,
     SAMPLES_A_TASK,
     Moved,
     Rows,
+    SearchTree,
     TreeTracking,
-    refuse_what_cannot_fit,
 )
 
 # Keys of −∞ at the end of a tree: trees a power of two apart would fight for the same lines of the cache.
 _SPARE = 8
-
-
-@dataclass(frozen=True)
-class WeightTree(Tracker):
-    """For each sample a max-tree over the m pre-activations (threshold search, arXiv 2208.04508; WTree, arXiv
-    2211.14227).
-
-    Built in O(n m d). The q neurons that fire on a sample are found in O(q log m), a neuron is moved in
-    O(n (d + log m)). So a step on a few samples, `Tracking.descend` above all, costs what the neurons that fire on them
-    cost; a step on all samples moves nearly every neuron and is cheaper with `Dense`. Memory: 2 m n numbers, and m n
-    more while a step that moves every neuron is tried.
-    """
-
-    name: str = "weight-tree"
-
-    def start(
-        self,
-        network: TwoLayer,
-        inputs: Float[np.ndarray, "n d"],
-        *,
-        anchor: Float[np.ndarray, "m d"] | None = None,
-        threads: int = 1,
-        state: dict[str, np.ndarray] | None = None,
-        expected: Float[np.ndarray, "n k"] | None = None,
-    ) -> "WeightTreeTracking":
-        """See `Tracker.start`.
-
-        Raises
-        ------
-        MemoryError
-            The keys exceed what is free; said before they are allocated.
-        """
-        refuse_what_cannot_fit(self.name, network, inputs.shape[0], anchor is not None)
-        return WeightTreeTracking(self.name, network, inputs, anchor, threads, state)
 
 
 class WeightTreeTracking(TreeTracking):
@@ -136,3 +101,18 @@ class WeightTreeTracking(TreeTracking):
             return trees.write_by_sample(self._forest, moved.neurons, moved.keys, self._threshold, first, last)
 
         return sum(self._in_ranges(write, self._inputs.shape[0], SAMPLES_A_TASK, 10.0 * moved.keys.size))
+
+
+@dataclass(frozen=True)
+class WeightTree(SearchTree):
+    """For each sample a max-tree over the m pre-activations (threshold search, arXiv 2208.04508; WTree, arXiv
+    2211.14227).
+
+    Built in O(n m d). The q neurons that fire on a sample are found in O(q log m), a neuron is moved in
+    O(n (d + log m)). So a step on a few samples, `Tracking.descend` above all, costs what the neurons that fire on them
+    cost; a step on all samples moves nearly every neuron and is cheaper with `Dense`. Memory: 2 m n numbers, and m n
+    more while a step that moves every neuron is tried.
+    """
+
+    name: str = "weight-tree"
+    tracking: ClassVar[type[TreeTracking]] = WeightTreeTracking

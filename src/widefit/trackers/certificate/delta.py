@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from widefit.kernels import certificate_slots as kernels
 from widefit.nn import Delta
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.chunk import CertifiedChunk
 
 # Slots whose displacement is summed at a time.
 _SLOTS = 1024

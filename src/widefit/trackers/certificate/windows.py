@@ -7,17 +7,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.kernels.threads import ordered_map
-from widefit.trackers.certificate_bounds import beyond, movements, rebucket
-from widefit.trackers.certificate_candidates import candidates, drift_within, issue_anew, look_at_due
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_trial import Bounds, FollowedInWindow, Sums
-from widefit.trackers.certified_chunk import CertifiedChunk
-from widefit.trackers.window import CandidateLook, Candidates, Window
+from widefit.trackers.certificate.bounds import beyond, movements, rebucket
+from widefit.trackers.certificate.candidates import REISSUED, candidates, drift_within, issue_anew, look_at_due
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.trial import Bounds, FollowedInWindow, Sums
+from widefit.trackers.certificate.window import CandidateLook, Candidates, Window
 
 # Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
 _SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1024, 20_000
-# Part of the slots that may be looked at as a whole to open a window.
-_REISSUED = 0.02
 
 
 @dataclass
@@ -129,7 +127,7 @@ class Windows:
             outside = beyond(chunks, [most for _, most in chosen], bounds.room())
             if not any(slots.size for slots in outside):
                 return [pairs for pairs, _ in chosen]
-            if sum(slots.size for slots in outside) > _REISSUED * sum(own.size for own in drift):
+            if sum(slots.size for slots in outside) > REISSUED * sum(own.size for own in drift):
                 return None
             drift = issue_anew(geometry, chunks, self._standing.sums, bounds, outside, drift)
         return None
@@ -139,7 +137,7 @@ class Windows:
         chunks, room = self._standing.chunks, bounds.room()
         drift = drift_within(self._geometry, chunks, budget)
         outside = beyond(chunks, drift, room)
-        if sum(slots.size for slots in outside) > _REISSUED * sum(own.size for own in drift):
+        if sum(slots.size for slots in outside) > REISSUED * sum(own.size for own in drift):
             return None
         drift = issue_anew(self._geometry, chunks, self._standing.sums, bounds, outside, drift)
         return None if any(slots.size for slots in beyond(chunks, drift, room)) else drift

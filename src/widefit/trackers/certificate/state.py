@@ -4,11 +4,11 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.kernels.threads import ordered_map
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_pass import weights_of
-from widefit.trackers.certificate_trial import Sums
-from widefit.trackers.certificate_windows import Standing
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.passes import weights_of
+from widefit.trackers.certificate.trial import Sums
+from widefit.trackers.certificate.windows import Standing
 
 
 def save(standing: Standing) -> dict[str, np.ndarray]:

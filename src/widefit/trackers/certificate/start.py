@@ -8,11 +8,11 @@ from jaxtyping import Float
 
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_pass import scan
-from widefit.trackers.certificate_radius import SURVEY, Reach, choose_radius
-from widefit.trackers.certificate_trial import Bounds, OutputBounds, Sums
-from widefit.trackers.certified_chunk import CertifiedChunk, Corrections
+from widefit.trackers.certificate.chunk import CertifiedChunk, Corrections
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.passes import scan
+from widefit.trackers.certificate.radius import SURVEY, Reach, choose_radius
+from widefit.trackers.certificate.trial import Bounds, OutputBounds, Sums
 from widefit.trackers.fire_pattern import Chunk, partition
 
 

@@ -6,11 +6,14 @@ from jaxtyping import Float
 from widefit.kernels import certificate_bounds as bounds_kernels
 from widefit.kernels import certificate_look as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_pass import look_at_slots
-from widefit.trackers.certificate_trial import Bounds, OutputBounds, Sums
-from widefit.trackers.certified_chunk import CertifiedChunk, ChunkFlips
-from widefit.trackers.window import CandidateLook, Candidates
+from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.passes import look_at_slots
+from widefit.trackers.certificate.trial import Bounds, OutputBounds, Sums
+from widefit.trackers.certificate.window import CandidateLook, Candidates
+
+# Part of the slots that may be looked at as a whole so that a step or a window is safe for all.
+REISSUED = 0.02
 
 
 def drift_within(

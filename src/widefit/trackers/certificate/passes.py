@@ -10,9 +10,9 @@ from widefit.kernels import certificate_pass as kernels
 from widefit.kernels import certificate_rows as rows_kernels
 from widefit.kernels import certificate_slots as slots_kernels
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_trial import Anew, Bounds, Found, OutputBounds, Sums
-from widefit.trackers.certified_chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.trial import Anew, Bounds, Found, OutputBounds, Sums
 from widefit.trackers.dense import block_rows
 from widefit.trackers.fire_pattern import Chunk, FirePattern
 

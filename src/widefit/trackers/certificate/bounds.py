@@ -5,9 +5,9 @@ from jaxtyping import Float, Int
 
 from widefit.kernels import certificate_bounds as kernels
 from widefit.kernels.threads import ordered_map
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_trial import Bounds, Sums
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.trial import Bounds, Sums
 
 # Samples whose bounds a task computes.
 _TILE = 128

@@ -8,10 +8,10 @@ from jaxtyping import Float
 
 from widefit.kernels import certificate_look as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_pass import flips_of, look_at_slots
-from widefit.trackers.certificate_trial import Bounds, Found, OutputBounds, Renewal, Sums
-from widefit.trackers.certified_chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.passes import flips_of, look_at_slots
+from widefit.trackers.certificate.trial import Bounds, Found, OutputBounds, Renewal, Sums
 
 
 def look(

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.trackers.base import Update
-from widefit.trackers.certified_chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.window import CandidateLook
 from widefit.trackers.fire_pattern import FirePattern
-from widefit.trackers.window import CandidateLook
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.trackers.certificate_bounds import rebucket
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_trial import Bounds, Followed, Found, Sums
-from widefit.trackers.certificate_windows import Standing
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.bounds import rebucket
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.trial import Bounds, Followed, Found, Sums
+from widefit.trackers.certificate.windows import Standing
 
 
 def carry_out(geometry: Geometry, standing: Standing, step: Followed) -> None:

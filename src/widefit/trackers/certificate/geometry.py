@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.nn import TwoLayer
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.fire_pattern import Chunk
 
 # Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from widefit.trackers.certified_chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
 
 
 @dataclass

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.trackers.certificate_bounds import movements
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_pass import weights_of
-from widefit.trackers.certificate_trial import Sums
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.bounds import movements
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.passes import weights_of
+from widefit.trackers.certificate.trial import Sums
 
 # Slots on which movements and margins are surveyed before certificates are issued.
 SURVEY = 192

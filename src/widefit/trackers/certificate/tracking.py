@@ -10,21 +10,21 @@ from jaxtyping import Float
 
 from widefit.kernels.threads import serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers import certificate_state
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
-from widefit.trackers.certificate_bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
-from widefit.trackers.certificate_candidates import issue_anew
-from widefit.trackers.certificate_commit import carry_out
-from widefit.trackers.certificate_delta import CertificateDelta
-from widefit.trackers.certificate_geometry import Geometry
-from widefit.trackers.certificate_look import look
-from widefit.trackers.certificate_pass import pass_over
-from widefit.trackers.certificate_radius import Reach, choose_radius
-from widefit.trackers.certificate_start import open_run
-from widefit.trackers.certificate_trial import Bounds, Followed, FollowedInWindow, Sums
-from widefit.trackers.certificate_walk import budget_for, walk
-from widefit.trackers.certificate_windows import Pace, Standing, Windows
-from widefit.trackers.certified_chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate import state as certificate_state
+from widefit.trackers.certificate.bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
+from widefit.trackers.certificate.candidates import REISSUED, issue_anew
+from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.commit import carry_out
+from widefit.trackers.certificate.delta import CertificateDelta
+from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.look import look
+from widefit.trackers.certificate.passes import pass_over
+from widefit.trackers.certificate.radius import Reach, choose_radius
+from widefit.trackers.certificate.start import open_run
+from widefit.trackers.certificate.trial import Bounds, Followed, FollowedInWindow, Sums
+from widefit.trackers.certificate.walk import budget_for, walk
+from widefit.trackers.certificate.windows import Pace, Standing, Windows
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.minibatches import Minibatches
 
@@ -80,10 +80,6 @@ class Certificate(Tracker):
         if anchor is not None and not np.array_equal(anchor, network.rows(0, network.width)):
             raise ValueError("the certificate tracker starts from W₀: anchor must be the network's weights")
         return CertificateTracking(self, network, inputs, threads, state, expected)
-
-
-# Part of the slots that may be looked at as a whole so that the bounds hold for all.
-_REISSUED = 0.02
 
 
 class CertificateTracking(Tracking):
@@ -181,7 +177,7 @@ class CertificateTracking(Tracking):
         if not few_expire(self.chunks, raised.level, drift):
             return None
         leaving = beyond(self.chunks, drift, raised.room())
-        if 0 < sum(slots.size for slots in leaving) <= _REISSUED * sum(own.size for own in drift):
+        if 0 < sum(slots.size for slots in leaving) <= REISSUED * sum(own.size for own in drift):
             # A few have drifted far: from where they stand now the bounds cover them, too.
             drift = issue_anew(self.geometry, self.chunks, self._standing.sums, bounds, leaving, drift)
             leaving = beyond(self.chunks, drift, raised.room())

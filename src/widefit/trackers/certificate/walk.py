@@ -7,10 +7,10 @@ from jaxtyping import Float
 
 from widefit.kernels import certificate_walk as kernels
 from widefit.trackers.base import Displacement, Grams
-from widefit.trackers.certificate_trial import Sums
-from widefit.trackers.certified_chunk import CertifiedChunk
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.trial import Sums
+from widefit.trackers.certificate.window import Window
 from widefit.trackers.minibatches import LOSSES, Minibatches, gradient
-from widefit.trackers.window import Window
 
 
 @dataclass(frozen=True)
