@@ -76,7 +76,7 @@ EXAMPLES = [
 @pytest.mark.parametrize("block", EXAMPLES)
 def test_python_examples_run(block: str, folder: Path, processes: BaseContext, tmp_path_factory) -> None:
     errors = tmp_path_factory.mktemp("errors") / "traceback"
-    process = processes.Process(target=run_in, args=(folder, block, errors))
+    process = processes.Process(target=run_in, args=(folder, block, errors), daemon=True)
     process.start()
     process.join()
     assert process.exitcode == 0, errors.read_text()
