@@ -82,6 +82,7 @@ def test_python_examples_run(block: str, folder: Path, processes: BaseContext, t
     assert process.exitcode == 0, errors.read_text()
 
 
+@pytest.mark.slow  # trains at the default width, as the pages do
 def test_commands_run(folder: Path) -> None:
     every = [command for page in PAGES for command in commands(page)]
     for command in dict.fromkeys(every):  # the pages repeat one another
