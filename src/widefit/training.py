@@ -230,7 +230,7 @@ class Training:
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
         self._grams = gram.CurrentGrams(
-            self._tracking, inputs @ inputs.T, self.network.coefficients, held, self._threads
+            self._tracking, lambda: inputs @ inputs.T, self.network.coefficients, held, self._threads
         )
 
     def _trained(self) -> dict[str, Tensor]:
