@@ -128,7 +128,7 @@ def cases(size: str) -> list[Case]:
 
 
 def run(size: str, trackers: str = "", limit: float = 0.0) -> dict:
-    """A step is a mean over a run, the fastest of three (two for torch), without the pass that gives the loss at its end.
+    """A step is the mean of a run, the fastest of three (two for torch), without the pass for the loss at its end.
 
     Parameters
     ----------
