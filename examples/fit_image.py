@@ -1,11 +1,11 @@
 """A photograph from the coordinates of its pixels: SGD that touches only the neurons that fire."""
 
+import math
 import time
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.stats import norm
 from sklearn.datasets import load_sample_image
 
 import widefit
@@ -13,18 +13,16 @@ from widefit.callbacks import Callback
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
 from widefit.trackers import HalfSpaceTree
+from widefit.training import Training
 
 STRIDE, WIDTH, THRESHOLD, BATCH_SIZE, SHOWN = 5, 3 << 16, 2.5, 32, (1, 4, 16, 64)
 
 picture = load_sample_image("flower.jpg")[::STRIDE, ::STRIDE] / 255
 height, width, channels = picture.shape
-# As on a globe: longitudes from -1.8 to 1.8, latitudes in proportion. Three features, all pixels on the unit sphere.
-longitude = np.linspace(-1.8, 1.8, width)[None, :]
-latitude = np.linspace(1.8, -1.8, height)[:, None] * height / width
-x = np.cos(latitude) * np.cos(longitude)
-y = np.cos(latitude) * np.sin(longitude)
-z = np.broadcast_to(np.sin(latitude), x.shape)
-pixels = np.stack([x, y, z], axis=-1).reshape(-1, 3).astype(np.float32)
+# Rows and columns become angles, on circles that do not quite close: four features, all pixels on the unit sphere.
+rows, columns = np.meshgrid(np.linspace(0, 5.6 * height / width, height), np.linspace(0, 5.6, width), indexing="ij")
+circles = [wave(angle) for angle in (rows, columns) for wave in (np.cos, np.sin)]
+pixels = np.stack(circles, axis=-1).reshape(-1, 4).astype(np.float32) / np.float32(math.sqrt(2))
 mean = picture.mean((0, 1))
 colours = picture.reshape(-1, channels) - mean
 
@@ -35,7 +33,7 @@ class Gallery(Callback):
     def __init__(self):
         self.shown = {}
 
-    def step(self, run, info):
+    def step(self, run: Training, info):
         if info.step in SHOWN:
             # The loss sums over the channels, whose values lie in [0, 1].
             psnr = 10 * np.log10(channels / info.loss)
@@ -45,9 +43,10 @@ class Gallery(Callback):
             self.shown[title] = (run.view().outputs + mean).reshape(picture.shape).clip(0, 1)
 
 
-network = TwoLayer(3, WIDTH, channels, threshold=THRESHOLD, paired=True)
+network = TwoLayer(4, WIDTH, channels, threshold=THRESHOLD, paired=True)
 # A step of 1 / p cancels the error of a pixel, p the probability that a neuron fires.
-rule = SGD(lr=0.4 / norm.sf(THRESHOLD), batch_size=BATCH_SIZE, schedule="cosine", period=SHOWN[-1])
+p = math.erfc(THRESHOLD / math.sqrt(2)) / 2
+rule = SGD(lr=0.4 / p, batch_size=BATCH_SIZE, schedule="cosine", period=SHOWN[-1])
 gallery = Gallery()
 begun = time.perf_counter()
 widefit.train(

@@ -81,6 +81,8 @@ class TwoLayerShape:
         True for rules that converge in a handful of long steps.
     stored
         False when the weights are drawn again whenever they are needed.
+    perturbed
+        True when steps are taken at points that differ from the samples.
     """
 
     samples: int
@@ -93,6 +95,7 @@ class TwoLayerShape:
     readout_scale: float = 1.0
     second_order: bool = True
     stored: bool = True
+    perturbed: bool = False
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
@@ -186,6 +189,8 @@ def _choose_tracker(
     one = shape.seconds_of_a_pass(threads)
     if not shape.stored:
         return trackers.Certificate, "the weights are not stored"
+    if shape.perturbed:
+        return trackers.Dense, "steps at points that no tracker has followed"
     if not shape.second_order:
         return trackers.Dense, f"many steps that flip pairs; a pass takes about {one:.2g} s"
     # A dense pass with a ridge multiplies twice: W and W − W₀.

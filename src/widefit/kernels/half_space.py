@@ -272,3 +272,15 @@ def step_slots(queries, g, coefficients, start, slots, tree):
                 out[size] = leaf
                 size += 1
     return out[:size].copy()
+
+
+@njit(nogil=True, cache=True)
+def pull_back(slope, coefficients, start, slots, tree, out):
+    """out[i] += slope_i Σ a_r w_r over the answers of query i; out (q, d), slope (q,) float64, see `step_slots`."""
+    _, d, cap = tree.blocks.shape
+    for i in range(slope.size):
+        for slot in slots[start[i] : start[i + 1]]:
+            leaf, j = slot // cap, slot % cap
+            factor = slope[i] * coefficients[slot]
+            for c in range(d):
+                out[i, c] += factor * tree.blocks[leaf, c, j]

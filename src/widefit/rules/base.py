@@ -178,6 +178,11 @@ class Rule(ABC):
     name: str
     loss: str = "squared"
 
+    @property
+    def perturbs(self) -> bool:
+        """True for rules that step at points which differ from the samples."""
+        return False
+
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:
         """The memory before the first step."""

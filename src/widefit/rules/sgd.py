@@ -9,7 +9,7 @@ import numpy as np
 from widefit.rules.base import Linearization, Objective, Outcome, Rule, Run, Verdict
 from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Minibatches
+from widefit.trackers import LOSSES, Adversary, Minibatches
 
 # Training that has lost this factor to its start has left the region where its steps are stable.
 _DIVERGED = 1e3
@@ -26,6 +26,13 @@ class SGD(Rule):
 
     There is no averaging of the iterates. Where the network interpolates, a constant step converges without it (arXiv
     1712.06559); where it does not, "cosine" lets the noise die out.
+
+    With an adversary this is adversarial training (Madry et al. 2018, arXiv 1706.06083; for two layers over half-space
+    reporting arXiv 2208.05395): every batch is first perturbed so as to raise its loss, and the step is taken at the
+    perturbed points. That costs `adversary.steps` more evaluations of the batch and as many gradients in its inputs,
+    which `TrackerReport` counts. Only trackers that answer points they have not seen can do it: `Dense` and
+    `HalfSpaceTree` over the weights. The loss of the history stays that of the samples themselves; give
+    `RobustAccuracy` as the metric to see what adversaries leave.
 
     Parameters
     ----------
@@ -47,6 +54,8 @@ class SGD(Rule):
         0 ≤ seed < 2⁶⁴.
     decay, period
         Of the schedules that use them.
+    adversary
+        Such as `PGD`; None: the samples stay where they are.
 
     Raises
     ------
@@ -62,6 +71,7 @@ class SGD(Rule):
     seed: int = 0
     decay: float = 0.1
     period: int = 20
+    adversary: Adversary | None = None
     name: str = "sgd"
 
     def __post_init__(self) -> None:
@@ -72,6 +82,10 @@ class SGD(Rule):
                 raise ValueError(f"{name} must be {bound}, got {value!r}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+
+    @property
+    def perturbs(self) -> bool:
+        return self.adversary is not None
 
     def start(self, view: Linearization) -> dict[str, float]:
         batch = min(self.batch_size, view.outputs.shape[0])
@@ -111,4 +125,6 @@ class SGD(Rule):
         time = number + np.arange(sizes.size) / sizes.size
         eta = rates(lr, self.schedule, time, self.decay, self.period)
         shrink = eta * objective.alpha * sizes / samples if objective.alpha > 0 else None
-        return Minibatches(order, edges, eta, objective.targets, objective.sample_weight, objective.kind, shrink)
+        return Minibatches(
+            order, edges, eta, objective.targets, objective.sample_weight, objective.kind, shrink, self.adversary
+        )

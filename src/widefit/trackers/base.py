@@ -249,6 +249,11 @@ class Tracker(ABC):
     # True where the network's weights stay as they were at the start until `Tracking.finish`.
     lazy: ClassVar[bool] = False
 
+    @property
+    def anywhere(self) -> bool:
+        """True where a run can take steps at points that it was not started with."""
+        return False
+
     @abstractmethod
     def start(
         self,

@@ -29,6 +29,10 @@ class Dense(Tracker):
 
     name: str = "dense"
 
+    @property
+    def anywhere(self) -> bool:
+        return True
+
     def start(
         self,
         network: TwoLayer,

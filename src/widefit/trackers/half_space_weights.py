@@ -122,6 +122,8 @@ class WeightHalfSpaces(FollowedRows):
         The flips are the pairs that differ in the end.
         """
         if minibatches.shrinks:
+            if minibatches.adversary is not None:
+                raise ValueError(f'alpha must be 0 for an adversary and tracker="{self._name}"; or use tracker="dense"')
             return super().descend(minibatches, gram)
         if not self._fresh:
             # The steps sum in the order of the tree: begin with the one that a resumed run would have.
@@ -131,9 +133,21 @@ class WeightHalfSpaces(FollowedRows):
         self._changed()
         by_slot = [self._coefficients_by_slot(output) for output in range(len(self._trees))]
         for step in range(len(minibatches)):
-            batch = minibatches.batch(step)
-            x, f = self._inputs[batch], np.tile(self._silent, (batch.size, 1))
-            answers = [self._answer(output, x, by_slot[output], f) for output in range(len(self._trees))]
+            x = self._inputs[minibatches.batch(step)]
+            answers: list[tuple[np.ndarray, np.ndarray]] = []
+
+            def evaluate(points: np.ndarray, answers=answers) -> np.ndarray:
+                f = np.tile(self._silent, (points.shape[0], 1))
+                answers[:] = [self._answer(output, points, own, f) for output, own in enumerate(by_slot)]
+                return f
+
+            def pull_back(slope: np.ndarray, answers=answers) -> np.ndarray:
+                out = np.zeros((slope.shape[0], self._weight.shape[1]))
+                for tree, (start, slots), own, column in zip(self._trees, answers, by_slot, slope.T, strict=True):
+                    half_space.pull_back(np.ascontiguousarray(column), own, start, slots, tree.tree, out)
+                return out
+
+            x, f = minibatches.attacked(step, x, evaluate(x), evaluate, pull_back)
             g = np.ascontiguousarray(minibatches.g(step, f).T)
             for output, (tree, answer) in enumerate(zip(self._trees, answers, strict=True)):
                 leaves = half_space.step_slots(x, g[output], by_slot[output], *answer, tree.tree)
