@@ -233,7 +233,7 @@ def plan_two_layer(
     Raises
     ------
     ValueError
-        An unknown name.
+        An unknown name, or a tracker that cannot follow perturbed samples.
     MemoryError
         The prediction exceeds the memory; the message gives the number and the nearest width that fits.
     """
@@ -244,6 +244,11 @@ def plan_two_layer(
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
     tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
+    if shape.perturbed and not tracker.anywhere:
+        raise ValueError(
+            f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
+            'use "dense" or HalfSpaceTree(over="weights")'
+        )
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()

@@ -77,11 +77,6 @@ class Training:
         self._metric, self._callbacks = metric, tuple(callbacks)
         self._threads = torch.get_num_threads() if threads is None else threads
         self.plan, self._tracker, self._solver = self._make_plan(tracker, solver, memory)
-        if self._rule.perturbs and not self._tracker.anywhere:
-            raise ValueError(
-                f"tracker {self._tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
-                'use "dense" or HalfSpaceTree(over="weights")'
-            )
         self._memory: dict[str, float] = {}
         self._anchor: np.ndarray | None = None
         self._memory_limit = available_memory() if memory is None else memory
