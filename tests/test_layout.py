@@ -20,7 +20,7 @@ FLOORS = [
     {"callbacks"},
     {"plan"},
     {"rules", "trackers", "gram", "solvers", "sketches"},
-    {"nn", "history", "pinn"},
+    {"nn", "history", "pinn", "losses"},
     {"kernels", "memory"},
 ]
 HEIGHT = {part: len(FLOORS) - number for number, floor in enumerate(FLOORS) for part in floor}

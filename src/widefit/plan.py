@@ -160,21 +160,31 @@ class DeepShape:
         dense = 2 * self.samples * max(widths)
         # Activations before and after a step; signals by row and by column, for every output.
         entries = fired * (2 * (self.itemsize + 4) + self.outputs * 2 * (self.itemsize + 20))
-        square = 8 * self.samples**2 * len(widths) + rows**2 * (16 + (16 if solver == "cholesky" else 0))
+        # Similarities, and H: formed for one output or to be factored; else one block of it, and its factor.
+        formed = rows if self.outputs == 1 or solver == "cholesky" else self.samples if solver == "block-cg" else 0
+        square = 8 * self.samples**2 * (len(widths) + 1) + formed**2 * (16 + (16 if solver != "cg" else 0))
         return int(self.itemsize * (packed + moved + dense) + entries + square)
 
     def flops_per_step(self, solver: str) -> float:
         """Forward, backward and update of every layer, H, and the solve."""
-        n, rows, before = self.samples, self.samples * self.outputs, 0.0
-        total = rows**3 / 3 if solver == "cholesky" else 200.0 * rows**2
+        n, rows, before, products = self.samples, self.samples * self.outputs, 0.0, 0.0
+        total = 0.0
         for p, m in zip(self.firing, self.widths, strict=True):
             total += 2.0 * n * self.features * m * (1 + p)
             total += 2.0 * n * before * m + (2.0 * self.outputs + 4.0) * n * before * p * m
-            total += m * (p * rows) ** 2 + m * (p * n) ** 2
+            total += m * (p * n) ** 2
+            products += 2 * m * (p * n) ** 2 + 4 * rows * p * m
             before = p * m
-        return total
+        formed = sum(m * (p * n) ** 2 for p, m in zip(self.firing, self.widths, strict=True))
+        if self.outputs == 1 or solver == "cholesky":
+            return total + formed * self.outputs**2 + (rows**3 / 3 if solver == "cholesky" else 200.0 * rows**2)
+        if solver == "block-cg":
+            return total + formed * self.outputs + n**3 / 3 + _BLOCK_PRODUCTS * (products + 2.0 * n * rows)
+        return total + 200 * products
 
 
+# Products with H that conjugate gradients behind a block of it take, from runs on digits.
+_BLOCK_PRODUCTS = 30
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
 _FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 2e-6, 0.6
@@ -279,20 +289,36 @@ def plan_deep(
     choices = [Choice("tracker", "sparse", f"about {fired} of the neurons fire, layer by layer")]
     rows = shape.samples * shape.outputs
     if solver == "auto":
-        direct = shape.bytes_needed("cholesky") <= memory
-        solver = solvers.Cholesky() if direct else solvers.CG()
-        need = f"{8 * rows**2 / 1e9:.2g} GB for H in float64"
-        reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
+        solver, reason = _deep_solver(shape, memory)
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = _named(solver, _DEEP_SOLVERS, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name)
     if needed > memory:
         fits = int(shape.samples * math.sqrt(memory / needed))
         raise MemoryError(
-            f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free; its outputs share layers, "
-            f"so that H has {rows:,} × {rows:,} numbers: about {fits:,} samples fit"
+            f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free; there are {rows:,} "
+            f"equations, of {shape.samples:,} samples: about {fits:,} samples fit"
         )
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
+
+
+_DEEP_SOLVERS: dict[str, type[solvers.Solver]] = {
+    "cholesky": solvers.Cholesky,
+    "cg": solvers.CG,
+    "block-cg": solvers.BlockCG,
+}
+
+
+def _deep_solver(shape: DeepShape, memory: int) -> "tuple[solvers.Solver, str]":
+    """One block of H stands for all outputs where there are several; what fits decides the rest."""
+    direct, name = solvers.Cholesky if shape.outputs == 1 else solvers.BlockCG, "its factor"
+    need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
+    if shape.outputs > 1:
+        whole, name = 8 * (shape.samples * shape.outputs) ** 2 / 1e9, "the block's factor"
+        need = f"{8 * shape.samples**2 / 1e9:.2g} GB for the block of H of one output, {whole:.2g} GB for all of H"
+    if shape.bytes_needed(direct.name) <= memory:
+        return direct(), f"{need}, and as much for {name}, fit in memory"
+    return solvers.CG(), f"{need}: {name} would not fit"
 
 
 _TRACKERS: dict[str, type[trackers.Tracker]] = {

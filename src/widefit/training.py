@@ -63,6 +63,7 @@ class Training:
         threads: int | None = None,
         memory: int | None = None,
         loss_floor: float = 0.0,
+        loss: str | None = None,
     ):
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
@@ -70,7 +71,7 @@ class Training:
         self.network = network
         self.max_iter, self.tol = max_iter, tol
         self.history = History()
-        self._rule = _rule(rule)
+        self._rule = _rule(rule, loss, network.out_features)
         self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
         # Part of the loss that no weights can remove, left out of the stopping test.
         self._loss_floor = loss_floor
@@ -87,8 +88,8 @@ class Training:
         """Train until tol, convergence, max_iter, a callback or an interrupt ends it."""
         if resume is not None:
             self._restore(resume)
-        elif self._objective.alpha > 0 and not self._tracker.lazy:
-            self._anchor = self.network.weight.detach().numpy().copy()
+        elif self._objective.alpha > 0:
+            self._keep_anchor()
         announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
         with self._phase("pass"):
@@ -221,6 +222,11 @@ class Training:
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
 
+    def _keep_anchor(self) -> None:
+        """Keep W₀, unless the tracker leaves the weights as they are."""
+        if not self._tracker.lazy:
+            self._anchor = self.network.weight.detach().numpy().copy()
+
     def _start_tracking(self) -> None:
         self._tracking = self._tracker.start(
             self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
@@ -299,13 +305,21 @@ class Training:
         self.history = History.from_dict(document["history"])
 
 
-def _rule(rule: str | Rule) -> Rule:
-    if isinstance(rule, Rule):
-        return rule
+def _rule(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
+    chosen = rule if isinstance(rule, Rule) else _named_rule(rule)
+    if loss is None:
+        return chosen
+    known = {name: name for name in trackers.LOSSES} | {"cross_entropy": "logistic" if outputs == 1 else "softmax"}
+    if loss not in known:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, known))}, got {loss!r}")
+    return replace(chosen, loss=known[loss])  # pyright: ignore[reportArgumentType]
+
+
+def _named_rule(name: str) -> Rule:
     named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
-    if rule not in named:
-        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
-    return named[rule]()
+    if name not in named:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {name!r}")
+    return named[name]()
 
 
 def _problem(

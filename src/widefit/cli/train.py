@@ -15,12 +15,14 @@ from widefit.cli.options import (
     ThreadsOption,
     auto_or_number,
     examples,
+    layer_sizes,
     limit_threads,
 )
 
 EXAMPLES = examples(
     "widefit train digits",
     "widefit train houses.csv --target price --drop id --impute",
+    "widefit train digits --hidden-layer-sizes 2048,2048",
     "widefit train openml:adult --width 16384 --test-size 0.3",
     "widefit train big.parquet --checkpoint big.ckpt",
     "widefit train big.parquet --checkpoint big.ckpt --resume",
@@ -118,6 +120,15 @@ SeedOption = Annotated[
     ),
 ]
 WidthOption = Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")]
+SizesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hidden-layer-sizes",
+        metavar="N,N,…",
+        rich_help_panel=MODEL,
+        help="Neurons of several hidden layers, in place of --width.",
+    ),
+]
 ActivationOption = Annotated[ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")]
 # A float or "auto": typer takes no unions.
 ThresholdOption = Annotated[object, auto_or_number_option("What a neuron must exceed to fire.")]
@@ -163,6 +174,7 @@ def command(
     test_size: TestSizeOption = 0.2,
     seed: SeedOption = 0,
     width: WidthOption = 65536,
+    hidden_layer_sizes: SizesOption = None,
     activation: ActivationOption = ActivationChoice.SHIFTED_RELU,
     threshold: ThresholdOption = "auto",
     alpha: AlphaOption = "auto",
@@ -194,7 +206,7 @@ def command(
     from widefit.cli.preparing import Job, prepare
 
     settings = {
-        "hidden_layer_sizes": (width,),
+        "hidden_layer_sizes": (width,) if hidden_layer_sizes is None else layer_sizes(hidden_layer_sizes),
         "activation": activation.value,
         "threshold": threshold,
         "alpha": alpha,

@@ -18,15 +18,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from widefit.callbacks import Callback, Log, Progress
 from widefit.data.duplicates import MergedRows, merge_duplicates
 from widefit.data.sphere import SphereMap
+from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
 from widefit.files.checkpoint import read_checkpoint
+from widefit.fitting import training_of
 from widefit.history import History
-from widefit.nn import TwoLayer, automatic_threshold
+from widefit.nn import Deep, TwoLayer, automatic_threshold
 from widefit.plan import Choice, Plan
 from widefit.readout import refit_readout
-from widefit.training import Training
 from widefit.tuning import Tuning, tune
-
-_ACTIVATIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 
 
 class Wide(BaseEstimator, ABC):
@@ -34,7 +33,7 @@ class Wide(BaseEstimator, ABC):
 
     _numeric_targets: ClassVar[bool]
 
-    network_: TwoLayer
+    network_: TwoLayer | Deep
     sphere_: SphereMap
     alpha_: float
     history_: History
@@ -133,14 +132,14 @@ class Wide(BaseEstimator, ABC):
         MemoryError
             The work cannot fit in memory; said before it starts.
         """
-        width, threshold = self._check_parameters()
+        sizes, thresholds = self._check_parameters()
         rows, targets, weight = self._check_data(X, y, sample_weight)
         monitor = None if validation is None else self._monitor(*validation)
         merged = merge_duplicates(rows, self._encode(targets, weight), weight)
         if not self._continues():
-            self._prepare(merged, width, threshold)
+            self._prepare(merged, sizes, thresholds)
         inputs = self.sphere_(merged.rows)
-        training = Training(
+        training = training_of(self.network_)(
             self.network_, inputs, merged.targets,
             rule=self.rule, tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
             alpha=self._ridge, sample_weight=merged.sample_weight, metric=monitor,
@@ -150,7 +149,7 @@ class Wide(BaseEstimator, ABC):
         self.history_ = training.run(None if resume is None else read_checkpoint(resume))
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
-        if self.refit_readout:
+        if self.refit_readout and isinstance(self.network_, TwoLayer):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, merged.targets, merged.sample_weight))
         self._describe()
         return self
@@ -159,25 +158,17 @@ class Wide(BaseEstimator, ABC):
         """True when a fit goes on from the weights of the last."""
         return bool(self.warm_start) and hasattr(self, "network_")
 
-    def _prepare(self, merged: MergedRows, width: int, threshold: float) -> None:
+    def _prepare(self, merged: MergedRows, sizes: tuple[int, ...], thresholds: tuple[float, ...]) -> None:
         """Decide what is "auto" and draw the network."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         tuning = tune(
-            merged, threshold=threshold, width=width, alpha=self.alpha, readout_scale=self.readout_scale, seed=seed
-        )
-        self.network_ = TwoLayer(
-            tuning.sphere.out_features,
-            width,
-            merged.targets.shape[1],
-            threshold=threshold,
-            convention=_ACTIVATIONS[self.activation],
-            readout_scale=tuning.readout_scale,
-            paired=True,
-            seed=seed,
-        )
+            merged, threshold=thresholds[0], width=min(sizes), alpha=self.alpha, readout_scale=self.readout_scale,
+            seed=seed, kernel=limit_kernel(thresholds),
+        )  # fmt: skip
+        self.network_ = draw(tuning, sizes, thresholds, merged.targets.shape[1], self.activation, seed)
         self.sphere_, self.alpha_ = tuning.sphere, tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (self._threshold_choice(threshold), *tuning.choices)
+        self._choices = (self._threshold_choice(thresholds), *tuning.choices)
         self._after_tuning(merged, tuning)
 
     def _describe(self) -> None:
@@ -202,14 +193,18 @@ class Wide(BaseEstimator, ABC):
             raise ValueError(f"validation has {rows.shape[0]} rows but {truth.shape[0]} targets")
         return lambda network: self._score_outputs(truth, self._network_outputs(rows))
 
-    def _check_parameters(self) -> tuple[int, float]:
+    def _check_parameters(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Widths and thresholds of the hidden layers."""
         sizes = self.hidden_layer_sizes
         sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
-        if len(sizes) != 1 or not isinstance(sizes[0], Integral) or sizes[0] < 2:
-            raise ValueError(f"hidden_layer_sizes must be one width of at least 2 neurons, got {sizes!r}")
-        if self.activation not in _ACTIVATIONS:
-            names = ", ".join(map(repr, _ACTIVATIONS))
+        if not sizes or not all(isinstance(size, Integral) and int(size) >= 2 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be widths of at least 2 neurons, got {sizes!r}")
+        if self.activation not in CONVENTIONS:
+            names = ", ".join(map(repr, CONVENTIONS))
             raise ValueError(f"activation must be one of {names}, got {self.activation!r}")
+        if len(sizes) > 1 and (self.activation == "floored_relu" or self.refit_readout):
+            wrong = "refit_readout must be False" if self.refit_readout else 'activation must not be "floored_relu"'
+            raise ValueError(f"{wrong} with several hidden layers")
         for name in ("threshold", "alpha", "readout_scale"):
             value, least = getattr(self, name), {"threshold": -math.inf, "alpha": 0.0, "readout_scale": 1e-6}[name]
             if isinstance(value, str) and value == "auto":
@@ -227,19 +222,22 @@ class Wide(BaseEstimator, ABC):
             raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
         if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:
             raise ValueError(f"tol must be a finite number ≥ 0, got {self.tol!r}")
-        width = int(sizes[0])
+        widths = tuple(int(size) for size in sizes)
         if self.activation == "relu":
             if self.threshold not in ("auto", 0):
                 raise ValueError('threshold belongs to activation="shifted_relu"; with "relu" it is 0')
-            return width, 0.0
-        return width, automatic_threshold(width) if self.threshold == "auto" else float(self.threshold)
+            return widths, (0.0,) * len(widths)
+        if self.threshold == "auto":
+            return widths, tuple(automatic_threshold(width) for width in widths)
+        return widths, (float(self.threshold),) * len(widths)
 
-    def _threshold_choice(self, threshold: float) -> Choice:
-        share = 0.5 * math.erfc(threshold / math.sqrt(2))
+    def _threshold_choice(self, thresholds: tuple[float, ...]) -> Choice:
+        shares = ", ".join(f"{0.5 * math.erfc(threshold / math.sqrt(2)):.1%}" for threshold in thresholds)
         reason = "plain ReLU" if self.activation == "relu" else "√(0.4 ln width)"
         if self.activation != "relu" and self.threshold != "auto":
             reason = "as asked for"
-        return Choice("threshold", f"{threshold:.3g}", f"{reason}: a neuron fires on {share:.1%} of the samples")
+        chosen = ", ".join(f"{threshold:.3g}" for threshold in thresholds)
+        return Choice("threshold", chosen, f"{reason}: a neuron fires on {shares} of the samples")
 
     def _check_data(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         y = _plain(y)
@@ -259,10 +257,8 @@ class Wide(BaseEstimator, ABC):
     def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
-        network = self.network_
-        tensors = {
-            "weight": network.weight.detach(),
-            "readout": network.readout.detach(),
+        tensors, network = network_parts(self.network_)
+        tensors |= {
             "center": torch.from_numpy(self.sphere_.center),
             "scale": torch.from_numpy(self.sphere_.scale),
             "target_mean": torch.from_numpy(self.target_mean_),
@@ -277,7 +273,7 @@ class Wide(BaseEstimator, ABC):
         document = {
             "estimator": type(self).__name__,
             "parameters": parameters,
-            "network": {"threshold": network.threshold, "convention": network.activation.convention},
+            "network": network,
             "sphere_constant": self.sphere_.constant,
             "alpha": self.alpha_,
             "ridge": self._ridge,
@@ -295,7 +291,7 @@ class Wide(BaseEstimator, ABC):
         parameters = dict(document["parameters"])
         parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
         model = cls(**parameters)
-        model.network_ = TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **document["network"])
+        model.network_ = network_from_parts(tensors, document["network"])
         constant = document["sphere_constant"]
         model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), constant)
         model.target_mean_, model.target_scale_ = tensors["target_mean"].numpy(), tensors["target_scale"].numpy()

@@ -19,11 +19,11 @@ _SHARPEST = 50.0
 
 
 class WideClassifier(ClassifierMixin, Wide):
-    """Classification of tables with a wide two-layer network, trained to convergence in a few Gauss-Newton steps.
+    """Classification of tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 
-    Two classes share one output with targets ±1; more have one output a class, each with neurons of its own. The
-    squared loss is trained; probabilities come from the outputs through one temperature, fitted to leave-one-out
-    predictions.
+    Two classes share one output with targets ±1; more have one output a class, in a two-layer network each with neurons
+    of its own. The squared loss is trained; probabilities come from the outputs through one temperature, fitted to
+    leave-one-out predictions.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from widefit.tuning import Tuning
 
 
 class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
-    """Regression on tables with a wide two-layer network, trained to convergence in a few Gauss-Newton steps.
+    """Regression on tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 
     Rows are centred, scaled and mapped to the unit sphere, targets are standardized; what is "auto" is decided from the
     data by closed-form leave-one-out and told by `plan_`. The network computes in float32, systems are solved in
@@ -20,12 +20,12 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of one int, default (65536,)
-        The width m.
+    hidden_layer_sizes : tuple of ints, default (65536,)
+        The width m of a two-layer network, or the widths of the layers of a deep one (`widefit.nn.Deep`).
     activation : {"shifted_relu", "relu", "floored_relu"}, default "shifted_relu"
-        max(z − b, 0), max(z, 0), or max(z, b).
+        max(z − b, 0), max(z, 0), or max(z, b); the last for one hidden layer only.
     threshold : float or "auto", default "auto"
-        b; "auto" is √(0.4 ln m), at which about two percent of the neurons fire.
+        b of all layers; "auto" is √(0.4 ln m), at which about two percent of the neurons fire.
     alpha : float or "auto", default "auto"
         Ridge towards the initial weights, in the units of kernel ridge regression with the network's kernel; "auto"
         chooses by leave-one-out.
@@ -35,8 +35,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         How a step is chosen. Rules are for the squared loss here.
     tracker : {"auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree"} or Tracker,
         default "auto"
-        How the firing neurons are found.
-    solver : {"auto", "cholesky", "cg"} or Solver, default "auto"
+        How the firing neurons are found; "auto" with several hidden layers.
+    solver : {"auto", "cholesky", "cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20
         Largest number of steps. With rule="sgd" a step is an epoch, as for scikit-learn's stochastic solvers; rules of
@@ -44,7 +44,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     tol : float, default 1e-6
         Training stops when the mean squared residual of the standardized targets is no larger.
     refit_readout : bool, default False
-        Fit the second layer by ridge regression after the first.
+        Fit the second layer of a two-layer network by ridge regression after the first.
     warm_start : bool, default False
         Go on from the weights of the last fit.
     random_state : int, RandomState or None, default 0
@@ -54,7 +54,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     Attributes
     ----------
-    network_ : widefit.nn.TwoLayer
+    network_ : widefit.nn.TwoLayer or widefit.nn.Deep
         The trained network; its inputs are `sphere_(X)`, its outputs standardized targets.
     sphere_ : SphereMap
         The map of rows to the unit sphere.

@@ -14,9 +14,9 @@ from widefit.gram.jacobian import FunctionJacobian, Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.gram.traced import TracedJacobian
 from widefit.history import History, StepInfo
+from widefit.losses import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
-from widefit.optim.losses import output_loss
 from widefit.optim.modules import check_module
 from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
