@@ -66,6 +66,21 @@ def test_every_rule_is_one_of_the_estimators(rule: train_command.RuleChoice) -> 
     assert model.n_iter_ == 1
 
 
+def test_several_hidden_layers_from_training_to_prediction(tmp_path: Path) -> None:
+    sizes = ("--hidden-layer-sizes", "60,50", "--max-iter", 3, "--no-report", "--json", "--quiet")
+    trained = call("train", "iris", *sizes, folder=tmp_path)
+    assert trained.code == 0, trained.stderr
+    document = json.loads(trained.stdout)
+    assert document["settings"]["hidden_layer_sizes"] == [60, 50]
+    assert document["metrics"]["held out"]["accuracy"] > 0.6
+    measured = call("evaluate", "iris.widefit", "iris", "--json", "--quiet", folder=tmp_path)
+    assert measured.code == 0
+    for wrong in ("60,x", "60,,50", "1,60"):
+        refused = call("train", "iris", "--hidden-layer-sizes", wrong, folder=tmp_path)
+        assert refused.code == 2
+        assert "2048,2048" in " ".join(refused.stderr.replace("│", " ").split())
+
+
 class TestTrain:
     def test_says_what_it_did(self, trained: tuple[Path, dict[str, Result]]) -> None:
         folder, (_, said, remarks) = trained[0], trained[1]["houses"]

@@ -85,10 +85,15 @@ def test_one_layer_has_the_limit_of_the_two_layer_network():
 def test_wide_layers_tend_to_the_limit(thresholds, share):
     inputs = np.random.default_rng(1).standard_normal((6, 5))
     inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
-    network = Deep(5, (3000,) * len(thresholds), threshold=thresholds, input_share=share, dtype=torch.float64)
-    run = DeepTracking(network, inputs)
-    found = sparse_khatri_rao(run.signals(), run.similarities()).matrix.numpy()
+    grams = []
+    for seed in range(8):
+        network = Deep(
+            5, (1500,) * len(thresholds), threshold=thresholds, input_share=share, seed=seed, dtype=torch.float64
+        )
+        run = DeepTracking(network, inputs)
+        grams.append(sparse_khatri_rao(run.signals(), run.similarities()).matrix.numpy())
+    # In the units of one layer.
+    found = np.mean(grams, axis=0) * (network.scales[0] ** -2 / 1500)
     expected = deep_limit_gram(inputs, thresholds, share)
-    scale = found.trace() / expected.trace()  # its units are those of one layer
-    assert scale * (network.scales[0] ** -2 / 3000) == pytest.approx(1.0, rel=0.1)
-    assert np.abs(found / scale - expected).max() < 0.1 * expected.max()
+    assert np.abs(found - expected).max() < 0.15 * expected.max()
+    assert np.abs(found - expected).mean() < 0.03 * expected.max()
