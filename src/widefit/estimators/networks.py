@@ -10,7 +10,7 @@ from widefit.nn import Deep, TwoLayer
 from widefit.nn.deep import norm_keeping_scale
 from widefit.tuning import Tuning
 
-CONVENTIONS = {"shifted_relu": "zero", "relu": "zero", "floored_relu": "floor"}
+CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 # γ of `widefit.nn.Deep`.
 _INPUT_SHARE = 0.5
 
