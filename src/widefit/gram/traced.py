@@ -123,6 +123,12 @@ class TracedBlock:
     rows: int
     outputs: int
 
+    def to(self, dtype: torch.dtype) -> "TracedBlock":
+        """The same in another precision."""
+        layers = {key: layer.to(dtype) for key, layer in self.layers.items()}
+        stored = {name: matrix.to(dtype) for name, matrix in self.stored.items()}
+        return TracedBlock(layers, stored, self.rows, self.outputs)
+
 
 class TracedJacobian(Jacobian):
     """J of several blocks, its rows made from layer inputs and signals whenever they are needed.
@@ -135,14 +141,22 @@ class TracedJacobian(Jacobian):
         In the order of the columns.
     row_bytes
         Memory that rows alive at a time may take.
+    dtype
+        Of everything that goes in and comes out; None: that of the parameters.
     """
 
-    def __init__(self, blocks: list[TracedBlock], parameters: dict[str, Tensor], row_bytes: int):
-        self.blocks = blocks
+    def __init__(
+        self,
+        blocks: list[TracedBlock],
+        parameters: dict[str, Tensor],
+        row_bytes: int,
+        dtype: torch.dtype | None = None,
+    ):
+        self.blocks = blocks if dtype is None else [block.to(dtype) for block in blocks]
         self.parameters = parameters
         self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
         first = next(iter(parameters.values()))
-        self.dtype, self.device = first.dtype, first.device
+        self.dtype, self.device = dtype or first.dtype, first.device
         self.shape = (sum(block.rows for block in blocks), sum(self.sizes.values()))
         self.chunk_rows = max(1, row_bytes // (3 * self.shape[1] * first.element_size()))
 

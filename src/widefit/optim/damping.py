@@ -35,6 +35,8 @@ class DampingPolicy:
         Most values of λ tried in one step.
     overfit
         Part of the squared residual that a step leaves over where every step sees few, other data.
+    loosest, tightest
+        Range of the accuracy to which an iteration solves the equations of a step.
     """
 
     start: float = 1e-8
@@ -46,6 +48,8 @@ class DampingPolicy:
     probe: float = 0.1
     attempts: int = 12
     overfit: float = 0.1
+    loosest: float = 0.03
+    tightest: float = 1e-6
 
     def length(self, bending: float) -> float:
         """α for a path that bends by `bending` at full length."""
@@ -64,6 +68,24 @@ class DampingPolicy:
         if left_over < self.overfit:
             return min(self.largest, level * self.rise)
         return level if left_over < 3 * self.overfit else following
+
+    def tolerance(self, previous: float, accepted: bool, ratio: float) -> float:
+        """How exactly the next step's equations are to be solved by an iteration, as a part of the right-hand side.
+
+        A tenth of the factor by which the residual has just fallen, so that the solve is never what holds a step back
+        (Eisenstat and Walker, SIAM J. Sci. Comput. 17, 1996); tighter after a step that did not lower the loss.
+
+        Parameters
+        ----------
+        previous
+            Of the step just taken.
+        accepted
+            Whether that lowered the loss.
+        ratio
+            Loss after it over loss before.
+        """
+        wanted = 0.1 * max(ratio, 0.0) ** 0.5 if accepted else 0.1 * previous
+        return min(self.loosest, max(self.tightest, wanted))
 
     def after_failure(self, level: float, failures: int) -> float:
         """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.
