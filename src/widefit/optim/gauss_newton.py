@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from widefit.history import History, StepInfo
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.losses import output_loss
+from widefit.optim.memory import StepMemory
 from widefit.optim.minimization import Minimization
 from widefit.optim.modules import check_module
 from widefit.optim.options import check_options
@@ -33,17 +34,6 @@ _MOMENTUM = 0.9
 # So many times fewer residuals than parameters are few: a batch of them says little about the others. (Poisson 5d:
 # leaving a part of the residual over gains at 0.17 residuals a parameter and loses at 0.29.)
 _FEW = 5
-
-
-@dataclass
-class _Memory:
-    """What one step hands to the next; all of it is in the state dict."""
-
-    level: float
-    step: int = 0
-    seconds: float = 0.0
-    changing: bool = False
-    tolerance: float = 1e-3
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -127,7 +117,7 @@ class GaussNewton(torch.optim.Optimizer):
         self.policy = DampingPolicy()
         self.history = History()
         self.plan: StepPlan | None = None
-        self._memory = _Memory(level=self.policy.start if damping == "auto" else float(damping))
+        self._memory = StepMemory(level=self.policy.start if damping == "auto" else float(damping))
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
         self._preconditioner: Preconditioner | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
@@ -235,7 +225,7 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError("this is not the state of a widefit.GaussNewton: it has no entry 'widefit'")
         own = state_dict["widefit"]
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "widefit"})
-        self._memory = _Memory(*(own[name] for name in _Memory.__dataclass_fields__))
+        self._memory = StepMemory(**{field.name: own[field.name] for field in fields(StepMemory)})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
         self._preconditioner = None if kept is None else Preconditioner(**kept)
@@ -253,18 +243,23 @@ class GaussNewton(torch.optim.Optimizer):
             )
 
         curvature = self._curvature(system, parameters, expansion, scale, changes)
+        few = changes and _FEW * len(expansion.residual) < len(flat)
+        memory = self._memory
+        memory.pace, memory.trend = (
+            self.policy.pace(memory.pace, memory.trend, expansion.loss) if few else (1.0, math.inf)
+        )
         search = Search(
             evaluate=moved,
             loss=system.loss,
             expansion=expansion,
             curvature=curvature,
             policy=self.policy,
-            rate=rate,
+            rate=rate * memory.pace,
             momentum=self._previous_step(curvature, changes),
             max_norm=self.max_norm,
-            fresh=changes and _FEW * len(expansion.residual) < len(flat),
+            fresh=few,
         )
-        outcome = search.run(self._memory.level, fixed=self.damping != "auto")
+        outcome = search.run(memory.level, fixed=self.damping != "auto")
         self._preconditioner = curvature.preconditioner
         return outcome
 
@@ -361,7 +356,7 @@ class GaussNewton(torch.optim.Optimizer):
         with torch.no_grad():
             for (parameter, _), move, piece in zip(names.values(), moves, change.split(sizes), strict=True):
                 parameter.add_(move.view_as(parameter))
-                self.state[parameter]["change"] = piece.view_as(parameter).clone()
+                self.state[parameter]["change"] = piece.view_as(parameter) / self._memory.pace
 
     def _rates(self, parameters: dict[str, Tensor]) -> tuple[float, Float[Tensor, " P"] | None]:
         """The largest rate, and √(rate / largest) per parameter where groups differ.
