@@ -167,12 +167,14 @@ def test_fresh_points_are_differentiated_in_float32() -> None:
     optimizer = GaussNewton(model, solver="cholesky")
     for _ in range(3):
         optimizer.step(*fixed)
+    assert optimizer.plan is not None
     assert optimizer.plan.dtype == torch.float64
     problem = System([Block.of_residual(model, block) for block in fixed])
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     expansion = problem.expand(problem.outputs(parameters))
     exact = problem.jacobian(parameters, expansion, 10**9).dense().matrix
     narrow = problem.traced(parameters, expansion, Traces(), 10**6, 10**9, torch.float32)
+    assert narrow is not None
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.dense().matrix.double(), exact, rtol=1e-4, atol=1e-6 * float(exact.abs().max()))
     for _ in range(20):

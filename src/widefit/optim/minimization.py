@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Minimization:
             raise ValueError(f"tol must be at least 0, got {tol}")
         self._optimizer, self._model = optimizer, model
         self._fixed = not (len(data) == 1 and callable(data[0]))
-        self._draw: Callable[[], tuple[Any, ...]] = (lambda: data) if self._fixed else data[0]
+        self._draw = (lambda: data) if self._fixed else cast(Callable[[], tuple[Any, ...]], data[0])
         self._waiting: tuple[Any, ...] | None = self._draw()
         self._metric, self._callbacks = metric, tuple(callbacks)
         self.history = optimizer.history
