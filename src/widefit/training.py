@@ -1,7 +1,6 @@
 """The loop: a rule chooses g, the tracker finds out who fires after W ← W − Jᵀ g, the rule keeps the step or not."""
 
 import hashlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from widefit import gram, rules, solvers, trackers
-from widefit.callbacks import Callback
+from widefit.callbacks import Callback, interrupt_flag
 from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.memory import available_memory
@@ -100,7 +99,7 @@ class Training:
                 self.history.steps.append(self._info(0, self._objective.loss(self._tracking.outputs)))
             for callback in self._callbacks:
                 callback.start(self)
-            with _interrupt_flag() as interrupted:
+            with interrupt_flag() as interrupted:
                 self.history.stop_reason = self._loop(interrupted)
             for callback in self._callbacks:
                 callback.finish(self, self.history)
@@ -356,24 +355,3 @@ def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
     return array
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """Ctrl-C sets the flag, so that the step in progress ends whole; a second Ctrl-C interrupts as usual."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number, frame):
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
