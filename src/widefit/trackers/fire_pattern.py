@@ -54,9 +54,15 @@ class FirePattern:
         return self.counts.nbytes + self.start.nbytes + self.words.nbytes + neurons
 
     @property
+    def limit(self) -> int:
+        """Samples that an index row holds at most."""
+        bits = 8 * self.words.itemsize
+        return (self.samples + bits - 1) // bits
+
+    @property
     def heavy(self) -> Bool[np.ndarray, " rows"]:
         """Rows stored as bitsets."""
-        return self.counts > (self.samples + 31) // 32
+        return self.counts > self.limit
 
     def fired(self, neuron: int) -> Int[np.ndarray, " k_r"]:
         """Ascending indices of the samples that a neuron of this chunk fires on."""

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from widefit.kernels import certificate_pass as kernels
 from widefit.kernels import certificate_rows as rows_kernels
 from widefit.kernels import certificate_slots as slots_kernels
+from widefit.kernels.products import BLOCK, block_for
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
 from widefit.trackers.certificate.geometry import Geometry
@@ -41,7 +42,7 @@ def scan(
     """
     samples, size = geometry.samples, coefficients.size
     rows = min(block_rows(samples), size)
-    z = np.empty((rows, samples), geometry.inputs.dtype)
+    z, held = block_for(geometry.panels), np.zeros((BLOCK, geometry.inputs.shape[1]), geometry.inputs.dtype)
     words, scratch = np.empty(rows * ((samples + 31) // 32), np.uint32), np.empty((2, samples + 1), np.int32)
     if bounds is None:
         radius, level, most = np.empty(0, np.float32), np.empty((0, samples), np.float32), 0
@@ -54,10 +55,9 @@ def scan(
     first = 0
     for block in _cut(weights, rows):
         last = first + block.shape[0]
-        values, block_start = z[: last - first], np.empty(last - first + 1, np.int64)
-        np.matmul(block.astype(geometry.inputs.dtype, copy=False), geometry.inputs.T, out=values)
+        block_start = np.empty(last - first + 1, np.int64)
         pairs = kernels.pass_block(
-            values, block, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
+            block, geometry.panels, z, held, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
             coefficients[first:last], geometry.bucket_of, radius, level, idle, counts[first:last], block_start, words,
             scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip

@@ -187,7 +187,7 @@ class CertificateTracking(Tracking):
 
     def _follow_by_movements(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
         """None where too many neurons leave the radius."""
-        drift = own_drift(self.geometry, self.chunks, change)
+        drift = own_drift(self.geometry, self.chunks, change, bounds)
         whole = beyond(self.chunks, drift, bounds.room())
         if sum(slots.size for slots in whole) > self._tracker.most * sum(own.size for own in drift):
             return None
