@@ -4,36 +4,42 @@ Every kernel is serial and releases the GIL: the callers run fixed chunks of neu
 and combine them in order, so a result never depends on the number of threads, and no second thread pool competes with
 that of torch.
 
-**Fire rows.** Which of n samples a neuron fires on is stored in uint32 words, in the cheaper of two forms: the
-ascending sample indices when there are at most ⌈n/32⌉ of them, a bitset of ⌈n/32⌉ words otherwise. A block of rows is
-three arrays: ``counts`` int32 (rows,), ``start`` int64, where each row begins, and ``words`` uint32; rows may stand in
-any order and with gaps. So a pattern takes at most rows · n / 8 bytes, and 4 bytes a firing pair when few pairs fire.
+**Fire rows.** Which of n samples a neuron fires on is stored in words of w bits, in the cheaper of two forms: the
+ascending sample indices when there are at most ⌈n/w⌉ of them, a bitset of ⌈n/w⌉ words otherwise. A block of rows is
+three arrays: ``counts`` (rows,), ``start``, where each row begins, and ``words``, uint32 or, where noted, uint16; rows
+may stand in any order and with gaps. So a pattern takes at most rows · n / 8 bytes, and w / 8 bytes a firing pair when
+few pairs fire.
 """
 
 import numpy as np
 from numba import njit
 
+from widefit.kernels.products import lowest_bit
+
 
 @njit(nogil=True, cache=True)
 def fired_samples(counts, start, words, row, samples, out):
     """Ascending indices of the samples that `row` fires on, into out[:k]; returns k."""
-    limit = (samples + 31) // 32
-    k = counts[row]
-    base = start[row]
+    limit = row_limit(words, samples)
+    k, base = np.int64(counts[row]), np.int64(start[row])
     if k <= limit:
         for p in range(k):
             out[p] = words[base + p]
         return k
     k = 0
     for w in range(limit):
-        bits = words[base + w]
-        offset = 32 * w
+        bits = np.uint64(words[base + w])
         while bits != 0:
-            low = bits & (~bits + np.uint32(1))
-            out[k] = offset + _popcount32(low - np.uint32(1))
+            out[k] = 8 * words.itemsize * w + lowest_bit(bits)
             k += 1
-            bits ^= low
+            bits &= bits - np.uint64(1)
     return k
+
+
+@njit(nogil=True, cache=True)
+def row_limit(words, samples):
+    """Samples that a row holds as indices at most; words that it takes otherwise."""
+    return (samples + 8 * words.itemsize - 1) // (8 * words.itemsize)
 
 
 @njit(nogil=True, cache=True, inline="always")
