@@ -201,7 +201,7 @@ class DeepShape:
 
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
-_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 2e-6, 0.6
+_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.2e-6, 0.3
 # Passes of a dense Gauss-Newton run.
 _PASSES = 6
 # Certificates for every pair that flips in a run, of which so many are looked at, and part of the pairs from which the
