@@ -187,6 +187,7 @@ class CertificateTracking(Tracking):
         if 0 < sum(slots.size for slots in leaving) <= REISSUED * sum(own.size for own in drift):
             # A few have drifted far: from where they stand now the bounds cover them, too.
             drift = issue_anew(self.geometry, self.chunks, self._standing.sums, bounds, leaving, drift)
+            self._evaluated += sum(slots.size for slots in leaving) * self.geometry.samples
             leaving = beyond(self.chunks, drift, raised.room())
         if any(slots.size for slots in leaving):
             return None
