@@ -83,6 +83,8 @@ class TwoLayerShape:
         False when the weights are drawn again whenever they are needed.
     perturbed
         True when steps are taken at points that differ from the samples.
+    alive
+        Part of the neurons that fire on some sample.
     """
 
     samples: int
@@ -96,20 +98,42 @@ class TwoLayerShape:
     second_order: bool = True
     stored: bool = True
     perturbed: bool = False
+    alive: float = 1.0
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
-        weights = self.width * self.features * self.itemsize * int(self.anchored)
-        if tracker == "certificate":
-            # Instead of W₀: certificates for some pairs, and what is known of every neuron.
-            weights = int(self.width * (8 * _CERTIFIED * self.samples + 60))
-        row = min(self.samples / 8, 4 * self.firing * self.samples) + 12
-        patterns = int(2 * self.width * row)
+        patterns = self._certificate_bytes() if tracker == "certificate" else self._pattern_bytes(tracker)
         block = max(64, min(1024, (1 << 20) // self.samples))
         blocks = threads * block * (self.samples * self.itemsize + self.samples // 8 + self.features * self.itemsize)
         # K, N and H are held at once, and a factorization works on a copy of H.
         square = self.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
-        return weights + patterns + blocks + square
+        return patterns + blocks + square
+
+    def _pattern_bytes(self, tracker: str) -> int:
+        """W₀ where it is kept, fire patterns before and after a step, and what a tree holds beside them."""
+        row = min(self.samples / 8, 4 * self.firing * self.samples) + 12
+        pairs, weights = self.width * self.samples, self.width * self.features * self.itemsize
+        trees = {
+            # Keys twice over and those of a step, or fire patterns as bits both ways.
+            "weight-tree": 3 * pairs * self.itemsize,
+            "data-tree": 3 * pairs * self.itemsize,
+            "half-space-tree": 3 * weights + pairs // 4,
+        }
+        return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
+
+    def _certificate_bytes(self) -> int:
+        """Neurons that are alive with their fire rows, certificates, and the first and longest step in the making."""
+        word = 2 if self.samples < 1 << 16 else 4
+        slots, flips = self.width * self.alive, self.flips()
+        rows = self.width * min(self.samples / 8, word * self.firing * self.samples)
+        fixed = slots * (26 + 3 * word)
+        if _CERTIFIED * flips > _MOST_CERTIFIED * slots * self.samples:
+            # The first step is another pass: everything of every slot once more.
+            certificates, trial = _CERTIFIED / 3 * flips, rows + 24 * slots
+        else:
+            certificates, trial = _CERTIFIED * flips, (word + 6) * _LOOKED_AT * flips + 4 * slots
+        # A flip is a correction of its neuron, and is told to others while the step is tried.
+        return int(fixed + rows + (word + 4) * certificates + trial + (16 + word + 38) * flips)
 
     def flops_per_step(self, solver: str) -> float:
         """Products W Xᵀ, additions into N, and the solve."""
@@ -187,9 +211,12 @@ class DeepShape:
 _BLOCK_PRODUCTS = 30
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
-_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 2e-6, 0.6
-# Passes of a dense Gauss-Newton run, and pairs that hold a certificate.
-_PASSES, _CERTIFIED = 6, 0.08
+_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.2e-6, 0.3
+# Passes of a dense Gauss-Newton run.
+_PASSES = 6
+# Certificates for every pair that flips in a run, of which so many are looked at, and part of the pairs from which the
+# tracker rather makes another pass (measured).
+_CERTIFIED, _LOOKED_AT, _MOST_CERTIFIED = 14.0, 6.0, 0.04
 
 
 def _choose_tracker(

@@ -25,6 +25,8 @@ from widefit.trackers import Minibatches, Trial, Update
 
 # Neurons of every output from which the length of the first step is foretold.
 _SCOUT = 4096
+# Neurons that tell how many fire at all.
+_SEEN = 1024
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -262,6 +264,7 @@ class Training:
             second_order=isinstance(self._rule, rules.GaussNewton),
             stored=self.network.store == "array",
             perturbed=self._rule.perturbs,
+            alive=_alive(self.network, self._inputs),
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
 
@@ -302,6 +305,14 @@ class Training:
         self._tracker_state = {name.removeprefix("tracker."): value.numpy() for name, value in held.items()} or None
         self._memory = dict(document["memory"])
         self.history = History.from_dict(document["history"])
+
+
+def _alive(network: TwoLayer, inputs: np.ndarray) -> float:
+    """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
+    seen = min(network.width, _SEEN)
+    fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
+    alive = float(np.count_nonzero(fire))
+    return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)
 
 
 def _rule(rule: str | Rule, loss: str | None, outputs: int) -> Rule:

@@ -28,6 +28,9 @@ from widefit.trackers.certificate.windows import Pace, Standing, Windows
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.minibatches import Minibatches
 
+# Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
+_WHOLE = 0.2
+
 
 @dataclass(frozen=True)
 class Certificate(Tracker):
@@ -59,11 +62,15 @@ class Certificate(Tracker):
     most, least
         Part of the pairs that may hold certificates: above `most` a pass issues none, and the next step is another
         pass; below `least` the radius is widened.
+    first
+        Part of the pairs that may hold certificates before the first step, the longest: above it another pass is
+        cheaper than to look at so many (measured).
     """
 
     reach: float = 0.5
     most: float = 0.2
     least: float = 0.005
+    first: float = 0.04
     name: str = "certificate"
     lazy: ClassVar[bool] = True
 
@@ -104,7 +111,7 @@ class CertificateTracking(Tracking):
     ):
         self._tracker, self._network = tracker, network
         self.geometry = Geometry.of(network, inputs, threads)
-        reach = Reach(1 + tracker.reach, tracker.most, tracker.least)
+        reach = Reach(1 + tracker.reach, tracker.first, tracker.least)
         opened = open_run(self.geometry, network, expected, reach)
         samples, outputs = opened.outputs.shape
         sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
@@ -180,6 +187,7 @@ class CertificateTracking(Tracking):
         if 0 < sum(slots.size for slots in leaving) <= REISSUED * sum(own.size for own in drift):
             # A few have drifted far: from where they stand now the bounds cover them, too.
             drift = issue_anew(self.geometry, self.chunks, self._standing.sums, bounds, leaving, drift)
+            self._evaluated += sum(slots.size for slots in leaving) * self.geometry.samples
             leaving = beyond(self.chunks, drift, raised.room())
         if any(slots.size for slots in leaving):
             return None
@@ -187,9 +195,9 @@ class CertificateTracking(Tracking):
 
     def _follow_by_movements(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
         """None where too many neurons leave the radius."""
-        drift = own_drift(self.geometry, self.chunks, change)
+        drift = own_drift(self.geometry, self.chunks, change, bounds)
         whole = beyond(self.chunks, drift, bounds.room())
-        if sum(slots.size for slots in whole) > self._tracker.most * sum(own.size for own in drift):
+        if sum(slots.size for slots in whole) > _WHOLE * sum(own.size for own in drift):
             return None
         return self._look(after, change, bounds, np.zeros_like(bounds.level), drift, whole)
 
