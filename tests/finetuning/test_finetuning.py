@@ -274,7 +274,6 @@ def test_an_interrupt_keeps_the_best():
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 GOOD = perceptron(5, 8, 8, 3, dtype=torch.float32)
 BAD = {
-    "not a module": (lambda: widefit.finetune([1], X, X), "model must be a torch.nn.Module, got list"),
     "no linear layer": (lambda: widefit.finetune(nn.ReLU(), X, X), "model has no linear layer"),
     "weights not finite": (
         lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 1), nn.Linear(1, 1)).apply(spoil), X, X[:, 0]),

@@ -108,7 +108,9 @@ class _Observer(TorchFunctionMode):
         if func is functional.linear and id(args[1]) in self.names:
             source = self._linear(self.names[id(args[1])], args[0], given[0])
         else:
-            source = _followed(func, given)
+            # nn.ReLU6 is a hardtanh from 0 on.
+            activation = "relu6" if func is functional.hardtanh and args[1] == 0 else _ACTIVATIONS.get(func)
+            source = _followed(func, activation, given)
         if source is not None:
             self.sources[id(output)] = source
         return output
@@ -177,14 +179,14 @@ def _unusable(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, str]:
     return skipped
 
 
-def _followed(func: Any, given: list[_Source | None]) -> _Source | None:
+def _followed(func: Any, activation: str | None, given: list[_Source | None]) -> _Source | None:
     """Where the result of a call comes from."""
     known = [source for source in given if source is not None]
     if not known:
         return None
     source = known[0]
-    if source.obstacle is None and func in _ACTIVATIONS and source.activation is None:
-        return _Source(source.layer, _ACTIVATIONS[func])
+    if source.obstacle is None and activation is not None and source.activation is None:
+        return _Source(source.layer, activation)
     if func in _CARRIERS:
         return source
     name = getattr(func, "__name__", type(func).__name__).strip("_")
