@@ -1,4 +1,4 @@
-"""A ReLU network trained on handwritten digits, adapted to rotated and to relabelled ones: widefit beside tuned Adam."""
+"""A trained ReLU network adapted to rotated and to relabelled handwritten digits: widefit beside tuned Adam."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from widefit.data.table import TableError
 
 # Widths, adaptation rows, and epochs of the training that comes before.
 SIZES = {
-    "quick": ((256,), (100, 1000), 5),
+    "quick": ((256,), (300,), 3),
     "default": ((1024, 4096), (100, 300, 1000, 3000), 4),
     "full": ((512, 1024, 2048, 4096), (100, 300, 1000, 3000, 10_000), 6),
 }
@@ -67,8 +67,8 @@ class Reached:
 def run(size: str, data: str = "", widths: str = "", samples: str = "", limit: float = 60.0) -> dict:
     """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting.
 
-    `data` is an NPZ file with X_train, y_train, X_test, y_test; otherwise MNIST comes from OpenML, and where that cannot
-    be reached the small digits of scikit-learn take its place. `limit`: seconds an Adam run may take.
+    `data` is an NPZ file with X_train, y_train, X_test, y_test; otherwise MNIST comes from OpenML, and where that
+    cannot be reached the small digits of scikit-learn take its place. `limit`: seconds an Adam run may take.
     """
     chosen_widths, chosen_samples, epochs = SIZES[size]
     chosen_widths = _numbers(widths) or chosen_widths

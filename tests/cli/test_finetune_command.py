@@ -1,16 +1,20 @@
 """`widefit finetune`: a module path, weights and a table in; weights and a delta out."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import run, run_all
+from command_line import run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import widefit
+from widefit.cli.adapting import Job, load_model
+from widefit.cli.adapting import run as adapt
+from widefit.cli.output import Output
 
 MODELS = """
 from torch import nn
@@ -92,32 +96,47 @@ def test_safetensors(folder: Path):
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"2.weight", "2.bias"}
 
 
-BAD = {
-    "no colon": (["my_models", "weights.pt", "kinds.csv"], "'my_models' is not MODULE:FACTORY"),
-    "no module": (["nothing:build", "weights.pt", "kinds.csv"], "there is no module 'nothing'"),
-    "no factory": (["my_models:number", "weights.pt", "kinds.csv"], "has no function or class 'number'"),
-    "arguments": (["my_models:needs", "weights.pt", "kinds.csv"], "cannot be called without arguments"),
-    "not a model": (["my_models:one", "weights.pt", "kinds.csv"], "gives a int, not a torch.nn.Module"),
-    "no weights": (["my_models:build", "none.pt", "kinds.csv"], "there is no file none.pt"),
-    "a list": (["my_models:build", "list.pt", "kinds.csv"], "it holds a list, not tensors by name"),
-    "a whole model": (["my_models:build", "whole.pt", "kinds.csv"], "whole.pt is not a state dict"),
-    "text": (["my_models:build", "text.pt", "kinds.csv"], "text.pt is not a state dict"),
-    "keys": (["my_models:build", "k.pt", "kinds.csv"], "it lacks '2.bias' and it has also 'x'"),
-    "shapes": (["my_models:build", "shape.pt", "kinds.csv"], "'0.weight' has shape (31, 3)"),
-    "columns": (["my_models:build", "weights.pt", "two_columns.csv"], "in_features=3"),
-    "classes": (["my_models:build", "weights.pt", "four.csv"], "class numbers must lie in 0 … 1"),
-    "words": (["my_models:build", "weights.pt", "words.csv"], "hold no numbers: 'a'"),
-    "gaps": (["my_models:build", "weights.pt", "gaps.csv"], "column 'b' has 1 missing value (first in row 5)"),
-    "no layer": (["my_models:plain", "empty.pt", "kinds.csv"], "there is no file empty.pt"),
-    "layer": (["my_models:build", "weights.pt", "kinds.csv", "--layers", "1"], "'1' cannot be adapted"),
-    "target": (["my_models:build", "weights.pt", "kinds.csv", "--target", "z"], "there is no column 'z'"),
-    "out": (["my_models:build", "weights.pt", "kinds.csv", "--out", "kinds.csv"], "is the same file as the data"),
+MODELS_REFUSED = {
+    "no colon": ("my_models", "weights.pt", "'my_models' is not MODULE:FACTORY"),
+    "no module": ("nothing:build", "weights.pt", "there is no module 'nothing'"),
+    "no factory": ("my_models:number", "weights.pt", "has no function or class 'number'"),
+    "arguments": ("my_models:needs", "weights.pt", "cannot be called without arguments"),
+    "not a model": ("my_models:one", "weights.pt", "gives a int, not a torch.nn.Module"),
+    "no weights": ("my_models:build", "none.pt", "there is no file"),
+    "a list": ("my_models:build", "list.pt", "it holds a list, not tensors by name"),
+    "a whole model": ("my_models:build", "whole.pt", "whole.pt is not a state dict"),
+    "text": ("my_models:build", "text.pt", "text.pt is not a state dict"),
+    "keys": ("my_models:build", "k.pt", "it lacks '2.bias' and it has also 'x'"),
+    "shapes": ("my_models:build", "shape.pt", "'0.weight' has shape (31, 3)"),
+}
+
+ROWS_REFUSED = {
+    "columns": ("two_columns.csv", {}, "in_features=3"),
+    "classes": ("four.csv", {}, "class numbers must lie in 0 … 1"),
+    "words": ("words.csv", {}, "hold no numbers: 'a'"),
+    "gaps": ("gaps.csv", {}, "column 'b' has 1 missing value (first in row 5)"),
+    "layer": ("kinds.csv", {"layers": ("1",)}, "'1' cannot be adapted"),
 }
 
 
-def test_bad_input(folder: Path):
-    found = run_all({name: ["finetune", *arguments] for name, (arguments, _) in BAD.items()}, folder)
-    for name, result in found.items():
-        assert result.code == 2, (name, result.stderr)
-        assert BAD[name][1] in " ".join(result.stderr.split()), (name, result.stderr)
-        assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("name", MODELS_REFUSED)
+def test_models_that_are_refused(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    factory, weights, message = MODELS_REFUSED[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_model(factory, Path(weights))
+
+
+@pytest.mark.parametrize("name", ROWS_REFUSED)
+def test_rows_that_are_refused(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    data, settings, message = ROWS_REFUSED[name]
+    job = Job("my_models:build", Path("weights.pt"), data, "kind", None, settings, Path("never.pt"), None)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adapt(job, Output(quiet=True))
+    assert not Path("never.pt").exists()
+
+
+def test_a_refusal_is_one_line(folder: Path):
+    found = run("finetune", "my_models:build", "list.pt", "kinds.csv", folder=folder, code=2)
+    assert found.stderr.startswith("widefit: error: list.pt is not a state dict")
