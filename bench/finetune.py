@@ -65,7 +65,7 @@ class Reached:
 
 
 def run(size: str, data: str = "", widths: str = "", samples: str = "", limit: float = 60.0) -> dict:
-    """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting.
+    """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting; two kinds of peer.
 
     `data` is an NPZ file with X_train, y_train, X_test, y_test; otherwise MNIST comes from OpenML, and where that
     cannot be reached the small digits of scikit-learn take its place. `limit`: seconds an Adam run may take.
@@ -74,6 +74,7 @@ def run(size: str, data: str = "", widths: str = "", samples: str = "", limit: f
     chosen_widths = _numbers(widths) or chosen_widths
     chosen_samples = _numbers(samples) or chosen_samples
     digits = _digits(data)
+    _warm_up()
     figures, skipped = [], []
     for width in chosen_widths:
         model = _trained(digits, width, epochs)
@@ -91,34 +92,41 @@ def run(size: str, data: str = "", widths: str = "", samples: str = "", limit: f
 
 
 def _compared(name: str, model: nn.Module, task: Task, limit: float) -> list[dict]:
+    """Each kind of peer against widefit, to the lower of the two bests."""
     ours = list(_widefit_runs(model, task))
     peers = [Reached(*found) for found in adam_runs(model, task.inputs, task.targets, task.accuracy, limit)]
-    best, peer_best = max(ours, key=_accuracy), max(peers, key=_accuracy)
-    goal = min(best.accuracy, peer_best.accuracy)
-    fastest, peer_fastest = (
-        min((found for found in side if found.accuracy >= goal), key=lambda found: found.seconds)
-        for side in (ours, peers)
-    )
-    default = ours[0]
-    return [
+    best, default = max(found.accuracy for found in ours), ours[0]
+    figures = [
         entry(f"{name}, accuracy before", task.accuracy(model), "%"),
-        entry(f"{name}, widefit, best accuracy", best.accuracy, "%"),
-        entry(f"{name}, Adam, best accuracy ({peer_best.setting})", peer_best.accuracy, "%"),
+        entry(f"{name}, widefit, best accuracy", best, "%"),
         entry(f"{name}, widefit, defaults, accuracy", default.accuracy, "%"),
         entry(f"{name}, widefit, defaults, time", default.seconds, "s"),
-        entry(f"{name}, Adam, to {goal:.1f}% ({peer_fastest.setting})", peer_fastest.seconds, "s"),
-        entry(
-            f"{name}, widefit, to {goal:.1f}% ({fastest.setting})",
-            fastest.seconds,
-            "s",
-            "Adam",
-            peer_fastest.seconds / fastest.seconds,
-        ),
     ]
+    for kind in ("all layers", "read-out"):
+        side = [found for found in peers if found.setting.endswith(kind)]
+        peer_best = max(found.accuracy for found in side)
+        goal = min(best, peer_best)
+        mine, theirs = _fastest(ours, goal), _fastest(side, goal)
+        ratio = theirs.seconds / mine.seconds
+        against = f"Adam, {kind}"
+        figures += [
+            entry(f"{name}, {against}, best accuracy", peer_best, "%"),
+            entry(f"{name}, {against}, to {goal:.1f}% ({theirs.setting})", theirs.seconds, "s"),
+            entry(f"{name}, widefit, to {goal:.1f}% ({mine.setting})", mine.seconds, "s", against, ratio),
+        ]
+    return figures
 
 
-def _accuracy(found: Reached) -> float:
-    return found.accuracy
+def _fastest(found: list[Reached], goal: float) -> Reached:
+    return min((one for one in found if one.accuracy >= goal), key=lambda one: one.seconds)
+
+
+def _warm_up() -> None:
+    """Import what is imported at the first call, on both sides."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs, targets = torch.randn(40, 4), torch.arange(40) % 3
+    widefit.finetune(model, inputs, targets, loss="cross_entropy")
+    next(adam_runs(model, inputs, targets, lambda _: 0.0, 1.0))
 
 
 def _widefit_runs(model: nn.Module, task: Task) -> Iterator[Reached]:
@@ -211,12 +219,14 @@ def draw(result: dict, path: Path) -> None:
     for line in result["figures"]:
         if line["ratio"] is not None:
             kind, width, rows = line["name"].split(", ")[:3]
-            lines.setdefault(f"{kind}, {width}", []).append((int(rows.removeprefix("n = ")), line["ratio"]))
+            lines.setdefault(f"{kind}, {width}, {line['against']}", []).append(
+                (int(rows.removeprefix("n = ")), line["ratio"])
+            )
     figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.axhline(1, color="grey", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="rows to adapt to", ylabel="times sooner than tuned Adam")
+    axes.set(xscale="log", yscale="log", xlabel="rows to adapt to", ylabel="times sooner")
     axes.legend()
     figure.savefig(path)
 

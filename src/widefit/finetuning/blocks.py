@@ -108,8 +108,9 @@ class _Observer(TorchFunctionMode):
         if func is functional.linear and id(args[1]) in self.names:
             source = self._linear(self.names[id(args[1])], args[0], given[0])
         else:
-            # nn.ReLU6 is a hardtanh from 0 on.
-            activation = "relu6" if func is functional.hardtanh and args[1] == 0 else _ACTIVATIONS.get(func)
+            activation = _ACTIVATIONS.get(func)
+            if func is functional.hardtanh and (kwargs or {}).get("min_val") == 0:  # as nn.ReLU6 calls it
+                activation = "relu6"
             source = _followed(func, activation, given)
         if source is not None:
             self.sources[id(output)] = source
