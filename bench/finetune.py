@@ -65,7 +65,7 @@ class Reached:
 
 
 def run(size: str, data: str = "", widths: str = "", samples: str = "", limit: float = 60.0) -> dict:
-    """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting; two kinds of peer.
+    """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting.
 
     `data` is an NPZ file with X_train, y_train, X_test, y_test; otherwise MNIST comes from OpenML, and where that
     cannot be reached the small digits of scikit-learn take its place. `limit`: seconds an Adam run may take.

@@ -11,7 +11,7 @@ from torch.nn import functional
 RATES = (3e-4, 1e-3, 3e-3)
 BATCHES = (32, 128)
 EPOCHS = 20
-# Accuracy is looked at each of so many steps, and then after half as many more each time; the clock stands still meanwhile.
+# Accuracy is looked at each of so many steps, then after half as many more each time; the clock stands still meanwhile.
 EVERY_STEP = 8
 
 

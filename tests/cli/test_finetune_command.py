@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import run
+from command_line import call
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -74,7 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_and_delta(folder: Path):
     source = "my_models:build", "weights.pt", "kinds.csv"
-    found = run("finetune", *source, "--target", "kind", "--delta", "d.delta", "--json", folder=folder)
+    found = call("finetune", *source, "--target", "kind", "--delta", "d.delta", "--json", folder=folder)
+    assert found.code == 0
     document = json.loads(found.stdout)
     assert document["loss"] == "cross_entropy"
     assert document["classes"] == ["ant", "bee"]
@@ -89,7 +90,7 @@ def test_weights_and_delta(folder: Path):
 
 def test_safetensors(folder: Path):
     source = "my_models:build", "weights.safetensors", "kinds.csv"
-    found = run("finetune", *source, "--layers", "2", "--out", "new.safetensors", folder=folder)
+    found = call("finetune", *source, "--layers", "2", "--out", "new.safetensors", folder=folder)
     assert "held-out loss" in found.stdout
     assert "weights in new.safetensors" in found.stderr
     before, after = load_file(folder / "weights.safetensors"), load_file(folder / "new.safetensors")
@@ -138,5 +139,6 @@ def test_rows_that_are_refused(folder: Path, name: str, monkeypatch: pytest.Monk
 
 
 def test_a_refusal_is_one_line(folder: Path):
-    found = run("finetune", "my_models:build", "list.pt", "kinds.csv", folder=folder, code=2)
+    found = call("finetune", "my_models:build", "list.pt", "kinds.csv", folder=folder)
+    assert found.code == 2
     assert found.stderr.startswith("widefit: error: list.pt is not a state dict")
