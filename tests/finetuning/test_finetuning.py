@@ -16,7 +16,7 @@ from widefit.finetuning.blocks import observe
 from widefit.finetuning.cut import cut
 from widefit.finetuning.stage import Stage, parameters_of
 from widefit.finetuning.system import Factored, Readout, system_of
-from widefit.optim.losses import CrossEntropy, MeanSquare
+from widefit.losses import CrossEntropy, MeanSquare
 
 
 def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch.Tensor:

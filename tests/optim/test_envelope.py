@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from widefit.losses import BinaryCrossEntropy, CrossEntropy
 from widefit.optim.envelope import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
-from widefit.optim.losses import BinaryCrossEntropy, CrossEntropy
 
 
 def cases():

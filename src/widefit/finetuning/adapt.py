@@ -17,10 +17,10 @@ from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.run import FineTuningRun, Problem
 from widefit.finetuning.stage import Stage, parameters_of
 from widefit.history import History
+from widefit.losses import BinaryCrossEntropy, CrossEntropy, OutputLoss, output_loss
 from widefit.memory import available_memory
 from widefit.nn.dense_blocks import DENSE
 from widefit.optim.envelope import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
-from widefit.optim.losses import BinaryCrossEntropy, CrossEntropy, OutputLoss, output_loss
 
 # Rows a step of more layers than the read-out takes, where there are more.
 _BATCH = 1000

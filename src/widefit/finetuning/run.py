@@ -15,7 +15,7 @@ from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.stage import Point, Stage, objective
 from widefit.finetuning.system import System, system_of
 from widefit.history import History, StepInfo
-from widefit.optim.losses import OutputLoss
+from widefit.losses import OutputLoss
 
 logger = logging.getLogger("widefit")
 

@@ -13,7 +13,7 @@ from widefit.finetuning.delta import LayerDelta, LowRankDelta
 from widefit.finetuning.direct import Direct
 from widefit.gram.khatri_rao import OuterPart, backward_signals, record_calls
 from widefit.gram.layers import LayerCall, outer_inputs, outer_signals
-from widefit.optim.losses import OutputLoss
+from widefit.losses import OutputLoss
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from widefit.optim.losses import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares, OutputLoss
+from widefit.losses import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares, OutputLoss
 
 # Newton steps of the proximal point, and the slope at which it is found.
 _STEPS = 50
