@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from widefit import gram, nn, pinn, rules, sketches, solvers, trackers
     from widefit.estimators import WideClassifier, WideRegressor
     from widefit.files import load, save
+    from widefit.finetuning import LowRankDelta, finetune
     from widefit.fitting import train
     from widefit.history import History, StepInfo
     from widefit.optim import GaussNewton, Residual
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 _HOME = {
     "GaussNewton": "widefit.optim",
     "History": "widefit.history",
+    "LowRankDelta": "widefit.finetuning",
     "Residual": "widefit.optim",
     "StepInfo": "widefit.history",
     "WideClassifier": "widefit.estimators",
     "WideRegressor": "widefit.estimators",
+    "finetune": "widefit.finetuning",
     "load": "widefit.files",
     "save": "widefit.files",
     "train": "widefit.fitting",
@@ -30,11 +33,13 @@ _MODULES = ("gram", "nn", "pinn", "rules", "sketches", "solvers", "trackers")
 __all__ = [
     "GaussNewton",
     "History",
+    "LowRankDelta",
     "Residual",
     "StepInfo",
     "WideClassifier",
     "WideRegressor",
     "__version__",
+    "finetune",
     "gram",
     "load",
     "nn",

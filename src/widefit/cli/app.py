@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from widefit.cli import bench, evaluate, info, predict, train
+from widefit.cli import bench, evaluate, finetune, info, predict, train
 from widefit.cli.options import examples
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
         "widefit evaluate houses.widefit test.csv",
     ),
 )
-for part in (train, predict, evaluate, info, bench):
+for part in (train, predict, evaluate, finetune, info, bench):
     app.command(part.__name__.rpartition(".")[2], epilog=part.EXAMPLES)(part.command)
 
 
