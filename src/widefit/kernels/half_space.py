@@ -272,3 +272,29 @@ def step_slots(queries, g, coefficients, start, slots, tree):
                 out[size] = leaf
                 size += 1
     return out[:size].copy()
+
+
+@njit(nogil=True, cache=True)
+def readout_moves(queries, threshold, g, tree, start, slots):
+    """g_i (⟨w_r, x_i⟩ − b) for every answer r of every query i, in the order of the slots: (slots.size,) float64.
+
+    The arguments are those of `report` and `step_slots`; w_r as it is now.
+    """
+    _, d, cap = tree.blocks.shape
+    moves = np.empty(slots.size)
+    for i in range(queries.shape[0]):
+        query = queries[i]
+        for p in range(start[i], start[i + 1]):
+            leaf, j = slots[p] // cap, slots[p] % cap
+            z = query[0] * tree.blocks[leaf, 0, j]
+            for c in range(1, d):
+                z += query[c] * tree.blocks[leaf, c, j]
+            moves[p] = g[i] * (np.float64(z) - np.float64(threshold))
+    return moves
+
+
+@njit(nogil=True, cache=True)
+def move_coefficients(slots, moves, coefficients):
+    """coefficients[slot] −= what `readout_moves` gave for it."""
+    for p in range(slots.size):
+        coefficients[slots[p]] -= moves[p]

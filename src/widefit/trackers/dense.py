@@ -10,8 +10,9 @@ from widefit.kernels import cpu
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
-from widefit.trackers.descent import Layer, descend
+from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.layer import Layer, write_readout
 from widefit.trackers.minibatches import Minibatches
 
 # Pre-activations of a block: 4 MB in float32, which the third-level cache holds for every core.
@@ -108,7 +109,8 @@ class DenseTracking(Tracking):
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Take stochastic steps on the samples of each batch alone; the flips are the pairs that differ in the end."""
         layer = Layer(self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups)
-        self._sampled += descend(layer, self._inputs, minibatches, self._threads)
+        descend(layer, self._inputs, minibatches, self._threads)
+        self._sampled += self._weight.shape[0] * minibatches.samples.size
         gram.follow(None)
         after = self._pass(None)
         self._patterns, self.outputs, self.displacement = after.payload, after.outputs, after.displacement
