@@ -71,12 +71,15 @@ class Training:
         self.max_iter, self.tol = max_iter, tol
         self.history = History()
         self._rule = _rule(rule)
-        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
+        self._inputs, self._objective = checked_problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
         # Part of the loss that no weights can remove, left out of the stopping test.
         self._loss_floor = loss_floor
         self._metric, self._callbacks = metric, tuple(callbacks)
         self._threads = torch.get_num_threads() if threads is None else threads
         self.plan, self._tracker, self._solver = self._make_plan(tracker, solver, memory)
+        self._refuse_readout()
+        # As it was before training, which may change the readout.
+        self._identity = self._fixed()
         self._memory: dict[str, float] = {}
         self._anchor: np.ndarray | None = None
         self._memory_limit = available_memory() if memory is None else memory
@@ -175,7 +178,10 @@ class Training:
     def view(self) -> Linearization:
         """The problem at the committed weights."""
         tracking = self._tracking
-        return Linearization(self._objective, tracking.outputs, tracking.displacement, self._gram)
+        return Linearization(
+            self._objective, tracking.outputs, tracking.displacement, self._gram,
+            features_squared=lambda: trackers.features_squared(self.network, self._inputs),
+        )  # fmt: skip
 
     def propose(self, update: Update) -> Trial:
         """What an update would do."""
@@ -194,6 +200,8 @@ class Training:
         with self._phase("pass"):
             passes = self._tracking.report().full_passes
             flips = self._tracking.descend(minibatches, self._grams)
+            if minibatches.trains_readout:
+                self._start_grams()
             return flips, self._tracking.report().full_passes > passes
 
     def _info(self, number: int, loss: float) -> StepInfo:
@@ -226,6 +234,10 @@ class Training:
             self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
             expected=self._forecast(),
         )  # fmt: skip
+        self._start_grams()
+
+    def _start_grams(self) -> None:
+        """H as it follows from the network's readout."""
         samples = self._inputs.shape[0]
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
@@ -236,7 +248,10 @@ class Training:
     def _trained(self) -> dict[str, Tensor]:
         """The tensors that training changes."""
         # The tracker's state says how far weights that are not stored have moved.
-        return {"weight": self.network.weight.detach()} if self.network.store == "array" else {}
+        if self.network.store != "array":
+            return {}
+        trained = {"weight": self.network.weight.detach()}
+        return trained | ({"readout": self.network.readout.detach()} if self._rule.train_readout else {})
 
     def _fixed(self) -> tuple[Any, bytes]:
         """What else decides the outputs: settings, and the bytes of what training leaves alone."""
@@ -259,6 +274,19 @@ class Training:
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
 
+    def _refuse_readout(self) -> None:
+        """Say at once where the second layer cannot be trained."""
+        if not self._rule.train_readout:
+            return
+        name = self._tracker.name
+        if not self._tracker.trains_readout or (self._objective.alpha > 0 and name != trackers.Dense.name):
+            ridge = " with a ridge" if self._tracker.trains_readout else ""
+            raise ValueError(
+                f'tracker "{name}" keeps the second layer as it is{ridge}: train_readout takes "dense" or, without a '
+                'ridge, "half-space-tree" over the weights'
+            )
+        refuse_floor(self.network)
+
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """Add the time spent inside to `history.phases`, without counting a phase inside it twice."""
@@ -274,7 +302,7 @@ class Training:
         digest = hashlib.sha256()
         for array in (self._inputs, self._objective.targets, self._objective.sample_weight):
             digest.update(np.ascontiguousarray(array).tobytes())
-        settings, identity = self._fixed()
+        settings, identity = self._identity
         digest.update(repr((self._objective.alpha, settings, self._rule)).encode())
         digest.update(identity)
         return digest.hexdigest()
@@ -307,7 +335,7 @@ def _rule(rule: str | Rule) -> Rule:
     return named[rule]()
 
 
-def _problem(
+def checked_problem(
     network: TwoLayer | Deep,
     X: ArrayLike | Tensor,
     y: ArrayLike | Tensor,
@@ -334,6 +362,12 @@ def _problem(
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
     trackers.check_targets(loss, targets)
     return inputs, Objective(targets, weight, alpha, loss)
+
+
+def refuse_floor(network: TwoLayer) -> None:
+    """Raise a ValueError where silent neurons have a part in the outputs, so that each step would move them all."""
+    if network.activation.silent != 0:
+        raise ValueError('train_readout takes networks whose silent neurons give 0, not convention="floor"')
 
 
 def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -65,6 +65,9 @@ class Linearization:
         Returns H of one output; the caller must not change it.
     piecewise_linear
         True where f is linear in W as long as no neuron flips, as with one layer.
+    features_squared
+        Returns the largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output, shape (n,): the
+        curvature of the second layer, for rules that train it.
     """
 
     objective: Objective
@@ -72,6 +75,7 @@ class Linearization:
     displacement: Displacement | None
     gram: Callable[[int], DenseGram]
     piecewise_linear: bool = True
+    features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
 
     @property
     def residual(self) -> Float[np.ndarray, "n k"]:
@@ -173,10 +177,13 @@ class Rule(ABC):
         What users call it.
     loss
         What it descends: "squared", "logistic" or "softmax".
+    train_readout
+        True where it trains the second layer as well.
     """
 
     name: str
     loss: str = "squared"
+    train_readout: bool = False
 
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:

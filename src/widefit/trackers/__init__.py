@@ -1,11 +1,23 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
-from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.base import (
+    Displacement,
+    Flips,
+    Gram,
+    Grams,
+    Stream,
+    Tracker,
+    TrackerReport,
+    Tracking,
+    Trial,
+    Update,
+)
 from widefit.trackers.certificate import Certificate
 from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
+from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
 from widefit.trackers.weight_tree import WeightTree
 
@@ -22,6 +34,7 @@ __all__ = [
     "Grams",
     "HalfSpaceTree",
     "Minibatches",
+    "Stream",
     "Tracker",
     "TrackerReport",
     "Tracking",
@@ -29,5 +42,6 @@ __all__ = [
     "Update",
     "WeightTree",
     "check_targets",
+    "features_squared",
     "partition",
 ]

@@ -9,7 +9,7 @@ from widefit.trackers.base import Grams
 from widefit.trackers.counters import Counters
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.followed_rows import FollowedRows, Moved
-from widefit.trackers.layer import Layer
+from widefit.trackers.layer import Layer, write_readout
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.neuron_trees import Blocks, NeuronTrees
 
@@ -27,6 +27,7 @@ class WeightHalfSpaces(FollowedRows):
         threads: int,
     ):
         super().__init__(name, network, inputs, anchor, threads)
+        self._network = network
         layer = Layer(self._weight, anchor, self._coefficients, self._threshold, self._silent, self._groups)
         self._trees = NeuronTrees(layer, leaf_size, threads)
         self._adopt(self._look([]))
@@ -48,11 +49,17 @@ class WeightHalfSpaces(FollowedRows):
         The flips are the pairs that differ in the end.
         """
         if minibatches.shrinks:
+            if minibatches.trains_readout:
+                raise ValueError(
+                    'steps that shrink move every neuron; to train the second layer as well take tracker="dense"'
+                )
             return super().descend(minibatches, gram)
         # The steps sum in the order of the trees: begin with those that a resumed run would have.
         self._trees.refresh()
         self._trees.descend(self._inputs, minibatches)
         self._trees.write_weights(self._weight)
+        if minibatches.trains_readout:
+            write_readout(self._coefficients, self._network)
         return self._descended(self._look([]), gram)
 
     def _look(self, moved: list[Moved]) -> list[FirePattern]:

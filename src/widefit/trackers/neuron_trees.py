@@ -181,11 +181,11 @@ class NeuronTrees:
                     moves = half_space.readout_moves(
                         x, layer.threshold, g[output] / layer.weight.shape[0], tree.tree, *answer
                     )
-                leaves = half_space.step_slots(x, g[output], own, *answer, tree.tree)
+                leaves, moved = half_space.step_slots(x, g[output], own, *answer, tree.tree)
                 if moves is not None:
                     half_space.move_coefficients(answer[1], moves, own)
                 slots = tree.slots
-                if self._count(tree.settle(leaves)).rebuilt:
+                if self._count(tree.settle(leaves, moved)).rebuilt:
                     self._keep(output, own, slots)
                     by_slot[output] = self._of_output(output)
         if minibatches.trains_readout:
