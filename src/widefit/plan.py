@@ -238,14 +238,14 @@ def plan_two_layer(
         chosen, reason = _choose_tracker(shape, solver, threads, memory)
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
+    tracker = named(tracker, TRACKERS, trackers.Tracker, "tracker")
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()
         need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
         reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name, threads, tracker.name)
     if needed > memory:
         raise MemoryError(_refusal(shape, tracker.name, solver.name, threads, needed, memory))
@@ -274,7 +274,7 @@ def plan_deep(
         need = f"{8 * rows**2 / 1e9:.2g} GB for H in float64"
         reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name)
     if needed > memory:
         fits = int(shape.samples * math.sqrt(memory / needed))
@@ -285,7 +285,7 @@ def plan_deep(
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
 
 
-_TRACKERS: dict[str, type[trackers.Tracker]] = {
+TRACKERS: dict[str, type[trackers.Tracker]] = {
     "dense": trackers.Dense,
     "certificate": trackers.Certificate,
     "weight-tree": trackers.WeightTree,
@@ -294,7 +294,8 @@ _TRACKERS: dict[str, type[trackers.Tracker]] = {
 }
 
 
-def _named(value, names: dict, kind: type, argument: str):
+def named(value, names: dict, kind: type, argument: str):
+    """What goes by a name, or itself."""
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and value in names:

@@ -70,7 +70,7 @@ class Training:
         self.network = network
         self.max_iter, self.tol = max_iter, tol
         self.history = History()
-        self._rule = _rule(rule)
+        self._rule = rule_of(rule)
         self._inputs, self._objective = checked_problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
         # Part of the loss that no weights can remove, left out of the stopping test.
         self._loss_floor = loss_floor
@@ -102,7 +102,7 @@ class Training:
                 self.history.steps.append(self._info(0, self._objective.loss(self._tracking.outputs)))
             for callback in self._callbacks:
                 callback.start(self)
-            with _interrupt_flag() as interrupted:
+            with interrupt_flag() as interrupted:
                 self.history.stop_reason = self._loop(interrupted)
             for callback in self._callbacks:
                 callback.finish(self, self.history)
@@ -326,7 +326,8 @@ class Training:
         self.history = History.from_dict(document["history"])
 
 
-def _rule(rule: str | Rule) -> Rule:
+def rule_of(rule: str | Rule) -> Rule:
+    """A rule by its name, or itself."""
     if isinstance(rule, Rule):
         return rule
     named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
@@ -378,7 +379,7 @@ def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
+def interrupt_flag() -> Iterator[threading.Event]:
     """Ctrl-C sets the flag, so that the step in progress ends whole; a second Ctrl-C interrupts as usual."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -283,8 +283,12 @@ class Stream(ABC):
         """f at some inputs, float64."""
 
     @abstractmethod
+    def publish(self) -> None:
+        """Bring the network up to date."""
+
     def settle(self) -> None:
-        """Bring the network up to date; what follows is what would follow from that network to the last bit."""
+        """Let what follows be what would follow from the network as it is now, to the last bit."""
+        self.publish()
 
 
 class Tracker(ABC):

@@ -61,7 +61,7 @@ def write_readout(coefficients: Float[np.ndarray, " m"], network: TwoLayer) -> N
 
 
 def features_squared(network: TwoLayer, inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    """The largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output: diag of the Gram matrix of a."""
+    """The largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output."""
     totals = np.zeros((network.out_features, inputs.shape[0]))
     rows = max(64, _BLOCK_NUMBERS // inputs.shape[0])
     for output in range(network.out_features):

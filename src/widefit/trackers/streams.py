@@ -19,8 +19,10 @@ class DenseStream(Stream):
         refuse_unstored(name, network)
         self.name, self.counters = name, Counters()
         self._network, self._layer, self._threads = network, Layer.of(network), threads
+        self._moves_readout = False
 
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
+        self._moves_readout |= minibatches.trains_readout
         self.counters += Counters(pairs_evaluated=self._layer.weight.shape[0] * minibatches.samples.size)
         return descend(self._layer, inputs, minibatches, self._threads)
 
@@ -32,8 +34,9 @@ class DenseStream(Stream):
         )  # fmt: skip
         return self.descend(x, looks)
 
-    def settle(self) -> None:
-        write_readout(self._layer.coefficients, self._network)
+    def publish(self) -> None:
+        if self._moves_readout:
+            write_readout(self._layer.coefficients, self._network)
 
 
 class TreeStream(Stream):
@@ -43,18 +46,24 @@ class TreeStream(Stream):
         refuse_unstored(name, network)
         self.name, self._network, self._layer = name, network, Layer.of(network)
         self._trees = NeuronTrees(self._layer, leaf_size, threads)
+        self._moves_readout = False
 
     @property
     def counters(self) -> Counters:
         return self._trees.counters
 
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
+        self._moves_readout |= minibatches.trains_readout
         return self._trees.descend(inputs, minibatches)
 
     def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
         return self._trees.evaluate(x)
 
-    def settle(self) -> None:
-        self._trees.refresh()
+    def publish(self) -> None:
         self._trees.write_weights(self._layer.weight)
-        write_readout(self._layer.coefficients, self._network)
+        if self._moves_readout:
+            write_readout(self._layer.coefficients, self._network)
+
+    def settle(self) -> None:
+        self.publish()
+        self._trees.refresh()
