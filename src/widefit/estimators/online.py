@@ -83,6 +83,11 @@ def settle(model: Any) -> None:
         model._streaming.settle()
 
 
+def progress(model: Any) -> StepInfo:
+    """What the last batch came to."""
+    return model._recorder.last
+
+
 def stream_document(model: Any) -> dict[str, Any] | None:
     """What a stream needs to go on, as plain values."""
     if not hasattr(model, "_recorder"):
