@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "widefit"
 FLOORS = [
     {"cli", "__main__"},
     {"estimators", "report"},
-    {"tuning", "relevance", "readout", "finetuning"},
+    {"tuning", "relevance", "readout", "finetuning", "prediction"},
     {"files", "data"},
     {"fitting", "deep_training", "training", "streaming", "stream_training", "optim"},
     {"callbacks"},

@@ -114,7 +114,8 @@ class TableBlocks:
                 lines.append(line)
                 quotes += line.count('"')
                 # Of a quote that is never closed the parser finds the line.
-                if len(lines) > 2 * self.rows or (len(lines) > self.rows and quotes % 2 == 0):
+                wanted = self.rows + (number == 1)
+                if len(lines) > 2 * wanted or (len(lines) >= wanted and quotes % 2 == 0):
                     yield number, "".join(lines)
                     number, lines, quotes = number + len(lines), [], 0
         if lines:

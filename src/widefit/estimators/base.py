@@ -24,6 +24,7 @@ from widefit.files.checkpoint import read_checkpoint
 from widefit.history import History
 from widefit.nn import TwoLayer, automatic_threshold
 from widefit.plan import Choice, Plan
+from widefit.prediction import Predictor
 from widefit.readout import refit_readout
 from widefit.rules import SGD
 from widefit.rules.step_size import CURVATURE
@@ -172,6 +173,7 @@ class Wide(BaseEstimator, ABC):
         self.history_ = training.run(None if resume is None else read_checkpoint(resume))
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
+        self._predict_from_now_on()
         if self.refit_readout:
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
         self._describe()
@@ -225,6 +227,11 @@ class Wide(BaseEstimator, ABC):
         self._choices = (self._threshold_choice(threshold), *tuning.choices)
         return tuning
 
+    def _predict_from_now_on(self) -> None:
+        """The weights are what they are: decide how to find the neurons that fire."""
+        self._predictor = Predictor(self.network_)
+        self.plan_ = self.plan_.then(self._predictor.choice)
+
     def _describe(self) -> None:
         self.loss_curve_ = self.history_.losses
         self.n_iter_ = len(self.history_) - 1
@@ -233,9 +240,10 @@ class Wide(BaseEstimator, ABC):
         """Network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
         rows = validate_data(self, _plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
-        return self._network_outputs(_dense(rows))
+        return self._predictor(self.sphere_(_dense(rows)))
 
     def _network_outputs(self, rows: np.ndarray) -> np.ndarray:
+        """In the middle of a training."""
         with torch.no_grad():
             return self.network_(torch.from_numpy(self.sphere_(rows))).numpy()
 
@@ -353,6 +361,7 @@ class Wide(BaseEstimator, ABC):
         model.history_, model.plan_ = History.from_dict(document["history"]), Plan.from_dict(document["plan"])
         model._choices = ()
         model.loss_, model._seed = document.get("loss", "squared"), document.get("seed", 0)
+        model._predictor = Predictor(model.network_)
         restore_stream(model, document.get("stream"))
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:

@@ -67,6 +67,7 @@ def learn(
     outputs = streaming.learn(model.sphere_(rows), encoded, weight)
     model._streaming, model._stream_memory = streaming, streaming.memory
     model.plan_ = streaming.plan.after(model._choices)
+    model._predict_from_now_on()
     model.progressive_predictions_ = model._predictions(outputs)
     _record(model, outputs, encoded, weight, time.perf_counter() - started)
 
