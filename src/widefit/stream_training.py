@@ -18,9 +18,6 @@ from widefit.rules import Rule
 from widefit.streaming import BLOCK, Recorder, Streaming
 from widefit.training import State, interrupt_flag
 
-# A stream whose loss is this factor above its first has left the region where its steps are stable.
-_DIVERGED = 1e3
-
 Samples = tuple[Any, Any] | tuple[Any, Any, Any]
 
 
@@ -57,7 +54,7 @@ class StreamRun:
         }
         return tensors, document
 
-    def run(self, blocks: Iterable[Samples], resume: State | None) -> History:
+    def run(self, blocks: Iterable[Any], resume: State | None) -> History:
         size = -(-BLOCK // self.streaming.rule.batch_size) * self.streaming.rule.batch_size
         pieces = _of_size(blocks, size)
         first = next(pieces, None)
@@ -85,9 +82,6 @@ class StreamRun:
             before = self.streaming.learn(*piece)
             last = self._record(before, piece)
             ended = [bool(callback.step(self, last)) for callback in self._callbacks]
-            if last.loss > _DIVERGED * max(self.history[0].loss, np.finfo(float).tiny):
-                self._recorder.close(last)
-                return "diverged"
             if interrupted.is_set() or any(ended):
                 self._recorder.close(last)
                 return "interrupted" if interrupted.is_set() else "callback"
@@ -137,7 +131,7 @@ class StreamRun:
 
 def train_stream(
     network: TwoLayer,
-    blocks: Iterable[Samples],
+    blocks: Iterable[Any],
     *,
     rule: str | Rule = "sgd",
     tracker: str | trackers.Tracker = "auto",
@@ -188,7 +182,7 @@ def train_stream(
     return StreamRun(streaming, metric, callbacks).run(blocks, resume)
 
 
-def _of_size(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
+def _of_size(blocks: Iterable[Any], size: int) -> Iterator[Samples]:
     """The same samples in blocks of one size, the last one shorter; weights are None where no block has had any."""
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     held = 0

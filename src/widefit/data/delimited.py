@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -174,7 +173,8 @@ def parse(
             try_parse_dates=True,
             decimal_comma=dialect.decimal_comma,
             raise_if_empty=False,
-            schema_overrides=_overrides(dialect, named, text_columns),
+            schema_overrides=dict.fromkeys(text_columns, pl.String),
+            new_columns=None if named else list(dialect.names),
         )
     except pl.exceptions.PolarsError as error:
         _refuse_ragged(text, separator, width, path, first_line)
@@ -189,13 +189,6 @@ def parse(
             if column.dtype == pl.String
         ]
     )
-
-
-def _overrides(dialect: Dialect, named: bool, text_columns: Sequence[str]) -> dict[str, Any]:
-    """Types by the name that a column has where it is read."""
-    if named:
-        return dict.fromkeys(text_columns, pl.String)
-    return {f"column_{index + 1}": pl.String for index, name in enumerate(dialect.names) if name in text_columns}
 
 
 def _without_blank_lines(text: str, separator: str) -> str:
