@@ -81,6 +81,8 @@ class TwoLayerShape:
         True for rules that converge in a handful of long steps.
     stored
         False when the weights are drawn again whenever they are needed.
+    perturbed
+        True when steps are taken at points that differ from the samples.
     """
 
     samples: int
@@ -93,6 +95,7 @@ class TwoLayerShape:
     readout_scale: float = 1.0
     second_order: bool = True
     stored: bool = True
+    perturbed: bool = False
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
@@ -186,6 +189,8 @@ def _choose_tracker(
     one = shape.seconds_of_a_pass(threads)
     if not shape.stored:
         return trackers.Certificate, "the weights are not stored"
+    if shape.perturbed:
+        return trackers.Dense, "steps at points that no tracker has followed"
     if not shape.second_order:
         return trackers.Dense, f"many steps that flip pairs; a pass takes about {one:.2g} s"
     # A dense pass with a ridge multiplies twice: W and W − W₀.
@@ -228,7 +233,7 @@ def plan_two_layer(
     Raises
     ------
     ValueError
-        An unknown name.
+        An unknown name, or a tracker that cannot follow perturbed samples.
     MemoryError
         The prediction exceeds the memory; the message gives the number and the nearest width that fits.
     """
@@ -239,6 +244,11 @@ def plan_two_layer(
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
     tracker = named(tracker, TRACKERS, trackers.Tracker, "tracker")
+    if shape.perturbed and not tracker.anywhere:
+        raise ValueError(
+            f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
+            'use "dense" or HalfSpaceTree(over="weights")'
+        )
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()

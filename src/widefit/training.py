@@ -242,7 +242,7 @@ class Training:
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
         self._grams = gram.CurrentGrams(
-            self._tracking, inputs @ inputs.T, self.network.coefficients, held, self._threads
+            self._tracking, lambda: inputs @ inputs.T, self.network.coefficients, held, self._threads
         )
 
     def _trained(self) -> dict[str, Tensor]:
@@ -271,6 +271,7 @@ class Training:
             * float(np.sqrt(self.network.width / self.network.out_features)),
             second_order=isinstance(self._rule, rules.GaussNewton),
             stored=self.network.store == "array",
+            perturbed=self._rule.perturbs,
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import typer
-from command_line import ENVIRONMENT, Result, run, run_all, write_houses
+from command_line import ENVIRONMENT, Result, call, call_all, run, write_houses
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -123,7 +123,7 @@ def said(houses: Path) -> dict[str, Result]:
     frame.select(*reversed(frame.columns)).write_parquet(houses / "shuffled.parquet")
     (houses / "rome.csv").write_text((houses / "new.csv").read_text().replace("Bonn", "Rome"))
     (houses / "renamed.csv").write_text((houses / "test.csv").read_text().replace("price", "sold_for", 1))
-    found = run_all(
+    found = call_all(
         {
             "new": ["predict", "houses.widefit", "new.csv"],
             "shuffled": ["predict", "houses.widefit", "shuffled.parquet", "-o", "out.parquet"],
@@ -246,7 +246,9 @@ class TestBench:
         assert sys.path == before
 
     def test_unknown_name(self, tmp_path: Path) -> None:
-        assert "there is no bench 'no-such'" in run("bench", "no-such", folder=tmp_path, code=2).stderr
+        code, _, stderr = call("bench", "no-such", folder=tmp_path)
+        assert code == 2
+        assert "there is no bench 'no-such'" in stderr
 
 
 def test_warnings_and_log_records_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,12 +24,13 @@ for part in (train, predict, evaluate, info, bench):
     app.command(part.__name__.rpartition(".")[2], epilog=part.EXAMPLES)(part.command)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         from widefit import __version__
 
         typer.echo(f"widefit {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

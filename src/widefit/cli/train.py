@@ -138,8 +138,9 @@ SeedOption = Annotated[
 ]
 WidthOption = Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")]
 ActivationOption = Annotated[ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")]
-ThresholdOption = Annotated[str, auto_or_number_option("What a neuron must exceed to fire.")]
-AlphaOption = Annotated[str, auto_or_number_option("Ridge: the pull towards the initial weights.")]
+# A float or "auto": typer takes no unions.
+ThresholdOption = Annotated[object, auto_or_number_option("What a neuron must exceed to fire.")]
+AlphaOption = Annotated[object, auto_or_number_option("Ridge: the pull towards the initial weights.")]
 RuleOption = Annotated[RuleChoice, typer.Option(rich_help_panel=MODEL, help="How a step is chosen.")]
 TrackerOption = Annotated[TrackerChoice, typer.Option(rich_help_panel=MODEL, help="How firing neurons are found.")]
 SolverOption = Annotated[

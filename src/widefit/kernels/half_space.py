@@ -319,3 +319,15 @@ def move_coefficients(slots, moves, coefficients):
     """coefficients[slot] −= what `readout_moves` gave for it."""
     for p in range(slots.size):
         coefficients[slots[p]] -= moves[p]
+
+
+@njit(nogil=True, cache=True)
+def pull_back(slope, coefficients, start, slots, tree, out):
+    """out[i] += slope_i Σ a_r w_r over the answers of query i; out (q, d), slope (q,) float64, see `step_slots`."""
+    _, d, cap = tree.blocks.shape
+    for i in range(slope.size):
+        for slot in slots[start[i] : start[i + 1]]:
+            leaf, j = slot // cap, slot % cap
+            factor = slope[i] * coefficients[slot]
+            for c in range(d):
+                out[i, c] += factor * tree.blocks[leaf, c, j]

@@ -185,6 +185,11 @@ class Rule(ABC):
     loss: str = "squared"
     train_readout: bool = False
 
+    @property
+    def perturbs(self) -> bool:
+        """True for rules that step at points which differ from the samples."""
+        return False
+
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:
         """The memory before the first step."""

@@ -9,7 +9,7 @@ import numpy as np
 from widefit.rules.base import Linearization, Objective, Outcome, Rule, Run, Verdict
 from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Minibatches
+from widefit.trackers import LOSSES, Adversary, Minibatches
 
 # What the schedules of a stream count as one.
 _SAMPLES_A_TIME = 1000
@@ -31,6 +31,13 @@ class SGD(Rule):
 
     There is no averaging of the iterates. Where the network interpolates, a constant step converges without it (arXiv
     1712.06559); where it does not, "cosine" lets the noise die out.
+
+    With an adversary this is adversarial training (Madry et al. 2018, arXiv 1706.06083; for two layers over half-space
+    reporting arXiv 2208.05395): every batch is first perturbed so as to raise its loss, and the step is taken at the
+    perturbed points. That costs `adversary.steps` more evaluations of the batch and as many gradients in its inputs,
+    which `TrackerReport` counts. Only trackers that answer points they have not seen can do it: `Dense` and
+    `HalfSpaceTree` over the weights. The loss of the history stays that of the samples themselves; give
+    `RobustAccuracy` as the metric to see what adversaries leave.
 
     Parameters
     ----------
@@ -56,6 +63,8 @@ class SGD(Rule):
         Take the same step in the second layer, a_r ← a_r − lr ∂/∂a_r [...], from the same outputs: gradient descent on
         both layers. For trackers "dense" and, without a ridge, "half-space-tree" over the weights. The ridge pulls at
         the first layer alone.
+    adversary
+        Such as `PGD`; None: the samples stay where they are.
 
     Raises
     ------
@@ -72,6 +81,7 @@ class SGD(Rule):
     decay: float = 0.1
     period: int = 20
     train_readout: bool = False
+    adversary: Adversary | None = None
     name: str = "sgd"
 
     def __post_init__(self) -> None:
@@ -85,6 +95,10 @@ class SGD(Rule):
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
         if not isinstance(self.train_readout, bool):
             raise ValueError(f"train_readout must be True or False, got {self.train_readout!r}")
+
+    @property
+    def perturbs(self) -> bool:
+        return self.adversary is not None
 
     def start(self, view: Linearization) -> dict[str, float]:
         batch = min(self.batch_size, view.outputs.shape[0])
@@ -125,7 +139,15 @@ class SGD(Rule):
         eta = rates(lr, self.schedule, time, self.decay, self.period)
         shrink = eta * objective.alpha * sizes / samples if objective.alpha > 0 else None
         return Minibatches(
-            order, edges, eta, objective.targets, objective.sample_weight, objective.kind, shrink, self.train_readout
+            order,
+            edges,
+            eta,
+            objective.targets,
+            objective.sample_weight,
+            objective.kind,
+            shrink,
+            self.train_readout,
+            self.adversary,
         )
 
     def stretch(self, objective: Objective, seen: int, lr: float) -> Minibatches:
@@ -145,7 +167,7 @@ class SGD(Rule):
         eta = rates(lr, self.schedule, (seen + edges[:-1]) / _SAMPLES_A_TIME, self.decay, self.period)
         return Minibatches(
             np.arange(samples), edges, eta, objective.targets, objective.sample_weight, objective.kind, None,
-            self.train_readout,
+            self.train_readout, self.adversary,
         )  # fmt: skip
 
     def _edges(self, samples: int) -> np.ndarray:

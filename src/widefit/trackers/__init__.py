@@ -18,11 +18,12 @@ from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared
-from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
+from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
 from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
     "LOSSES",
+    "Adversary",
     "Certificate",
     "Chunk",
     "DataTree",
@@ -41,6 +42,7 @@ __all__ = [
     "Trial",
     "Update",
     "WeightTree",
+    "attack",
     "check_targets",
     "features_squared",
     "partition",

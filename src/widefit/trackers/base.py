@@ -303,6 +303,11 @@ class Tracker(ABC):
         """True where stochastic steps can train the second layer as well."""
         return False
 
+    @property
+    def anywhere(self) -> bool:
+        """True where a run can take steps at points that it was not started with."""
+        return False
+
     def stream(self, network: TwoLayer, *, threads: int = 1) -> Stream:
         """Start to learn from samples that are seen once.
 

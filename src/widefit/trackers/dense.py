@@ -31,6 +31,10 @@ class Dense(Tracker):
 
     name: str = "dense"
 
+    @property
+    def anywhere(self) -> bool:
+        return True
+
     def start(
         self,
         network: TwoLayer,
@@ -115,7 +119,8 @@ class DenseTracking(Tracking):
         """Take stochastic steps on the samples of each batch alone; the flips are the pairs that differ in the end."""
         layer = Layer(self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups)
         descend(layer, self._inputs, minibatches, self._threads)
-        self._sampled += self._weight.shape[0] * minibatches.samples.size
+        looks = 1 if minibatches.adversary is None else 1 + minibatches.adversary.steps
+        self._sampled += looks * self._weight.shape[0] * minibatches.samples.size
         if minibatches.trains_readout:
             write_readout(self._coefficients, self._network)
         gram.follow(None)

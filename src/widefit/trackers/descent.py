@@ -24,13 +24,14 @@ _DENSE_SHARE = 1 / 8
 
 @dataclass
 class _Block:
-    """Neurons of one output: who fired on the last batch, and what they add to its outputs."""
+    """Neurons of one output: who fired on the last batch, what they add to its outputs and to their gradient in x."""
 
     rows: slice
     output: int
     bits: np.ndarray
     fired: int = 0
     outputs: np.ndarray | None = None
+    pulled: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,27 @@ def descend(
     before = np.tile(layer.silent, (minibatches.samples.size, 1))
     with serial_blas(), team(threads) as for_each:
         last: _Step | None = None
-        for step in range(len(minibatches)):
-            batch = minibatches.batch(step)
-            sampled = inputs[batch]
+
+        def evaluate(sampled: np.ndarray, last: _Step | None = None) -> np.ndarray:
             for_each(partial(_advance, layer, last, sampled), shares)
-            outputs = before[minibatches.edges[step] : minibatches.edges[step + 1]]
+            outputs = np.tile(layer.silent, (sampled.shape[0], 1))
             for block in blocks:
                 outputs[:, block.output] += block.outputs
-            g = minibatches.g(step, outputs)
-            last = _Step(sampled, g, minibatches.pull(step), minibatches.trains_readout)
+            return outputs
+
+        def pull_back(slope: np.ndarray) -> np.ndarray:
+            for_each(partial(_pull_back, layer, slope), shares)
+            total = np.zeros((slope.shape[0], layer.weight.shape[1]))
+            for block in blocks:
+                total += np.asarray(block.pulled)
+            return total
+
+        for step in range(len(minibatches)):
+            sampled = inputs[minibatches.batch(step)]
+            outputs = evaluate(sampled, last)
+            before[minibatches.edges[step] : minibatches.edges[step + 1]] = outputs
+            sampled, outputs = minibatches.attacked(step, sampled, outputs, evaluate, pull_back)
+            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step), minibatches.trains_readout)
         for_each(partial(_advance, layer, last, None), shares)
     return before
 
@@ -134,6 +147,16 @@ def _evaluate(layer: Layer, sampled: Float[np.ndarray, "b d"], block: _Block, sh
     block.outputs = np.zeros(size)
     coefficients = layer.coefficients[block.rows]
     block.fired = int(minibatch.fire_batch(z, layer.threshold, coefficients, block.bits, block.outputs))
+
+
+def _pull_back(layer: Layer, slope: Float[np.ndarray, "b k"], share: _Share) -> None:
+    """What the blocks of a thread add to ∂ Σ s_ic f_c(x_i) / ∂x at the batch last evaluated."""
+    for block in share.blocks:
+        weights, size = layer.weight[block.rows], slope.shape[0]
+        factors = share.values[: weights.shape[0] * size].reshape(-1, size)
+        own = np.ascontiguousarray(slope[:, block.output])
+        minibatch.spread_batch(layer.coefficients[block.rows], own, block.bits, factors)
+        block.pulled = factors.T @ weights
 
 
 def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:

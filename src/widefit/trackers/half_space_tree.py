@@ -46,6 +46,10 @@ class HalfSpaceTree(Tracker):
         if self.leaf_size < 1:
             raise ValueError(f"leaf_size must be at least 1, got {self.leaf_size}")
 
+    @property
+    def anywhere(self) -> bool:
+        return self.over == "weights"
+
     def start(
         self,
         network: TwoLayer,

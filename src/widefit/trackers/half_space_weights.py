@@ -49,6 +49,8 @@ class WeightHalfSpaces(FollowedRows):
         The flips are the pairs that differ in the end.
         """
         if minibatches.shrinks:
+            if minibatches.adversary is not None:
+                raise ValueError(f'alpha must be 0 for an adversary and tracker="{self._name}"; or use tracker="dense"')
             if minibatches.trains_readout:
                 raise ValueError(
                     'steps that shrink move every neuron; to train the second layer as well take tracker="dense"'

@@ -171,8 +171,22 @@ class NeuronTrees:
         before = np.tile(layer.silent, (minibatches.samples.size, 1))
         for step in range(len(minibatches)):
             x = inputs[minibatches.batch(step)]
-            f = before[minibatches.edges[step] : minibatches.edges[step + 1]]
-            answers = [self._answer(output, x, by_slot[output], f) for output in range(len(self._trees))]
+            answers: list[tuple[np.ndarray, np.ndarray]] = []
+
+            def evaluate(points: np.ndarray, answers=answers) -> np.ndarray:
+                f = np.tile(layer.silent, (points.shape[0], 1))
+                answers[:] = [self._answer(output, points, own, f) for output, own in enumerate(by_slot)]
+                return f
+
+            def pull_back(slope: np.ndarray, answers=answers) -> np.ndarray:
+                out = np.zeros((slope.shape[0], layer.weight.shape[1]))
+                for tree, (start, slots), own, column in zip(self._trees, answers, by_slot, slope.T, strict=True):
+                    half_space.pull_back(np.ascontiguousarray(column), own, start, slots, tree.tree, out)
+                return out
+
+            f = evaluate(x)
+            before[minibatches.edges[step] : minibatches.edges[step + 1]] = f
+            x, f = minibatches.attacked(step, x, f, evaluate, pull_back)
             g = np.ascontiguousarray(minibatches.g(step, f).T)
             for output, (tree, answer) in enumerate(zip(self._trees, answers, strict=True)):
                 own = by_slot[output]
