@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from widefit.fitting import train
     from widefit.history import History, StepInfo
     from widefit.optim import GaussNewton, Residual
+    from widefit.stream_training import train_stream
 
 # Imported on first use: scikit-learn, SciPy and Numba would otherwise double the time of `import widefit`.
 _HOME = {
@@ -27,6 +28,7 @@ _HOME = {
     "load": "widefit.files",
     "save": "widefit.files",
     "train": "widefit.fitting",
+    "train_stream": "widefit.stream_training",
 }
 _MODULES = ("gram", "nn", "pinn", "rules", "sketches", "solvers", "trackers")
 
@@ -50,6 +52,7 @@ __all__ = [
     "solvers",
     "trackers",
     "train",
+    "train_stream",
 ]
 
 

@@ -89,7 +89,9 @@ class Progress(Callback):
 
 def describe(info: StepInfo) -> str:
     """A step in one short line."""
-    parts = [f"step {info.step}", f"loss {info.loss:.3e}"]
+    parts = [f"step {info.step}" if info.samples is None else f"{info.samples:,} rows", f"loss {info.loss:.3e}"]
+    if info.samples and info.seconds > 0:
+        parts.append(f"{info.samples / info.seconds:,.0f} rows/s")
     if info.metric is not None:
         parts.append(f"metric {info.metric:.4f}")
     if info.flips is not None and info.step:

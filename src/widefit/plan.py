@@ -280,7 +280,7 @@ def plan_two_layer(
         chosen, reason = _choose_tracker(shape, solver, threads, memory)
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
+    tracker = named(tracker, TRACKERS, trackers.Tracker, "tracker")
     if shape.perturbed and not tracker.anywhere:
         raise ValueError(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
@@ -292,7 +292,7 @@ def plan_two_layer(
         need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
         reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name, threads, tracker.name)
     if needed > memory:
         raise MemoryError(_refusal(shape, tracker.name, solver.name, threads, needed, memory))
@@ -318,7 +318,7 @@ def plan_deep(
     if solver == "auto":
         solver, reason = _deep_solver(shape, memory)
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, _DEEP_SOLVERS, solvers.Solver, "solver")
+    solver = named(solver, _DEEP_SOLVERS, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name)
     if needed > memory:
         fits = int(shape.samples * math.sqrt(memory / needed))
@@ -348,7 +348,7 @@ def _deep_solver(shape: DeepShape, memory: int) -> "tuple[solvers.Solver, str]":
     return solvers.CG(), f"{need}: {name} would not fit"
 
 
-_TRACKERS: dict[str, type[trackers.Tracker]] = {
+TRACKERS: dict[str, type[trackers.Tracker]] = {
     "dense": trackers.Dense,
     "certificate": trackers.Certificate,
     "weight-tree": trackers.WeightTree,
@@ -357,7 +357,8 @@ _TRACKERS: dict[str, type[trackers.Tracker]] = {
 }
 
 
-def _named(value, names: dict, kind: type, argument: str):
+def named(value, names: dict, kind: type, argument: str):
+    """What goes by a name, or itself."""
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and value in names:

@@ -1,13 +1,16 @@
 """WideRegressor."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
+from sklearn.utils.metaestimators import available_if
 
 from widefit.data.duplicates import MergedRows
 from widefit.estimators.base import Wide
+from widefit.estimators.online import can_stream
 from widefit.tuning import Tuning
 
 
@@ -48,7 +51,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     warm_start : bool, default False
         Go on from the weights of the last fit.
     random_state : int, RandomState or None, default 0
-        Fixes the result, whatever the number of threads.
+        Fixes the result, whatever the number of threads: the initial weights and the order of an SGD without a seed.
     verbose : bool, default False
         Show a progress bar.
 
@@ -68,17 +71,62 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         What "auto" chose and why.
     alpha_ : float
         The ridge in use.
+    progressive_predictions_ : ndarray
+        After `partial_fit`: what was predicted for each row of the batch before it was learnt, as `predict` has it.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
     """
 
     _numeric_targets = True
+    _losses = ("squared",)
 
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+    @available_if(can_stream)
+    def partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from a batch of a stream, each row once and in its order; needs rule="sgd" or an SGD.
+
+        The first batch fixes the map of the inputs, the units of y and, with lr="auto", the rate: let it be
+        representative, a few hundred rows or more. There is no ridge. A fit that came before is gone on from.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d), as for `fit`.
+        y
+            Shape (n,) or (n, k).
+        sample_weight
+            Weights ≥ 0, shape (n,).
+
+        Raises
+        ------
+        ValueError
+            No rows, other columns or outputs than in the first batch, numbers that are not finite, a y that is constant
+            in the first batch, a ridge, steps that diverge.
+        """
+        return self._partial_fit(X, y, sample_weight)
+
+    def _loss(self) -> str:
+        return "squared"
+
+    def _encode_batch(self, y: np.ndarray, sample_weight: np.ndarray, first: bool) -> np.ndarray:
+        """Targets of a batch of a stream; the first fixes their units."""
+        try:
+            return self._encode(y, sample_weight, known=not first)
+        except ValueError as error:
+            if not first:
+                raise
+            raise ValueError(f"{error}; the first batch fixes the units of y, so let its values differ") from error
+
+    def _as_scores(self, encoded: np.ndarray, loss: str) -> np.ndarray:
+        return encoded
+
+    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
+        return self._decode(outputs)
+
+    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
         targets = np.asarray(y, dtype=np.float64)
         flat = targets.ndim == 1
         targets = targets[:, None] if flat else targets
-        if self._continues():
+        if known:
             if targets.shape[1] != self.target_mean_.size:
                 raise ValueError(
                     f"y has {targets.shape[1]} outputs, the model was fitted with {self.target_mean_.size}"

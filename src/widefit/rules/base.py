@@ -115,6 +115,9 @@ class Linearization:
         Returns H of one output; the caller must not change it.
     piecewise_linear
         True where f is linear in W as long as no neuron flips, as with one layer.
+    features_squared
+        Returns the largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output, shape (n,): the
+        curvature of the second layer, for rules that train it.
     """
 
     objective: Objective
@@ -122,6 +125,7 @@ class Linearization:
     displacement: Displacement | None
     gram: Callable[[int], GramOperator]
     piecewise_linear: bool = True
+    features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
 
     @property
     def residual(self) -> Float[np.ndarray, "n k"]:
@@ -223,10 +227,13 @@ class Rule(ABC):
         What users call it.
     loss
         What it descends: "squared", "logistic" or "softmax".
+    train_readout
+        True where it trains the second layer as well.
     """
 
     name: str
     loss: str = "squared"
+    train_readout: bool = False
 
     @property
     def perturbs(self) -> bool:

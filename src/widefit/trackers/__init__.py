@@ -1,11 +1,23 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
-from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.base import (
+    Displacement,
+    Flips,
+    Gram,
+    Grams,
+    Stream,
+    Tracker,
+    TrackerReport,
+    Tracking,
+    Trial,
+    Update,
+)
 from widefit.trackers.certificate import Certificate
 from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
+from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
 from widefit.trackers.weight_tree import WeightTree
 
@@ -23,6 +35,7 @@ __all__ = [
     "Grams",
     "HalfSpaceTree",
     "Minibatches",
+    "Stream",
     "Tracker",
     "TrackerReport",
     "Tracking",
@@ -31,5 +44,6 @@ __all__ = [
     "WeightTree",
     "attack",
     "check_targets",
+    "features_squared",
     "partition",
 ]

@@ -4,7 +4,6 @@ A step reads the weights once. Per block of neurons that fits the cache: the upd
 with the samples of this batch, who fires on them, and what that adds to their outputs; g follows from the sum.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,40 +13,13 @@ from jaxtyping import Float
 
 from widefit.kernels import minibatch
 from widefit.kernels.threads import serial_blas, team
+from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
 
 # Numbers in a block, weights and pre-activations together: half of a second-level cache in float32.
 _BLOCK_NUMBERS = 1 << 17
 # Share of firing pairs from which a dense product is faster than row by row.
 _DENSE_SHARE = 1 / 8
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What the steps act on.
-
-    Attributes
-    ----------
-    weight
-        W, changed in place.
-    anchor
-        W₀ for steps that shrink towards it.
-    coefficients
-        a_r / √m.
-    threshold
-        b, in the dtype of W.
-    silent
-        Outputs where nothing fires.
-    groups
-        Half-open range of the neurons of each output.
-    """
-
-    weight: Float[np.ndarray, "m d"]
-    anchor: Float[np.ndarray, "m d"] | None
-    coefficients: Float[np.ndarray, " m"]
-    threshold: np.floating
-    silent: Float[np.ndarray, " k"]
-    groups: Sequence[tuple[int, int]]
 
 
 @dataclass
@@ -73,15 +45,18 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Step:
-    """W ← W − shrink (W − W₀) − Jᵀ g on a batch."""
+    """W ← W − shrink (W − W₀) − Jᵀ g on a batch, and the readout likewise if it is trained."""
 
     inputs: np.ndarray
     g: np.ndarray
     shrink: float
+    trains_readout: bool
 
 
-def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches, threads: int) -> int:
-    """Take the steps; the weights are up to date when it returns.
+def descend(
+    layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches, threads: int
+) -> Float[np.ndarray, "visits k"]:
+    """Take the steps; the layer is up to date when it returns.
 
     Parameters
     ----------
@@ -96,7 +71,7 @@ def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibat
 
     Returns
     -------
-    Pre-activations that were computed.
+    f at every visited sample before the step of its batch, in the order of the visits; m pre-activations each.
 
     Raises
     ------
@@ -107,6 +82,7 @@ def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibat
         raise ValueError("minibatches shrink towards initial weights, and the run was started without an anchor")
     shares = _shares(layer, int(np.diff(minibatches.edges).max(initial=1)), threads)
     blocks = [block for share in shares for block in share.blocks]
+    before = np.tile(layer.silent, (minibatches.samples.size, 1))
     with serial_blas(), team(threads) as for_each:
         last: _Step | None = None
 
@@ -127,11 +103,11 @@ def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibat
         for step in range(len(minibatches)):
             sampled = inputs[minibatches.batch(step)]
             outputs = evaluate(sampled, last)
+            before[minibatches.edges[step] : minibatches.edges[step + 1]] = outputs
             sampled, outputs = minibatches.attacked(step, sampled, outputs, evaluate, pull_back)
-            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step))
+            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step), minibatches.trains_readout)
         for_each(partial(_advance, layer, last, None), shares)
-    looks = 1 if minibatches.adversary is None else 1 + minibatches.adversary.steps
-    return looks * layer.weight.shape[0] * minibatches.samples.size
+    return before
 
 
 def _shares(layer: Layer, batch: int, threads: int) -> list[_Share]:
@@ -187,6 +163,10 @@ def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
     """Move the neurons of a block."""
     weights, coefficients = layer.weight[block.rows], layer.coefficients[block.rows]
     g, size = np.ascontiguousarray(step.g[:, block.output]), step.inputs.shape[0]
+    moves = None
+    if step.trains_readout and block.fired:
+        moves = np.empty(weights.shape[0])
+        minibatch.readout_moves(weights, layer.threshold, g / layer.weight.shape[0], step.inputs, block.bits, moves)
     if step.shrink != 0 and layer.anchor is not None:
         minibatch.shrink_rows(weights, layer.anchor[block.rows], weights.dtype.type(step.shrink))
     if block.fired > _DENSE_SHARE * size * weights.shape[0]:
@@ -197,3 +177,5 @@ def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
         weights -= move
     elif block.fired:
         minibatch.step_batch(weights, coefficients, g, step.inputs, block.bits)
+    if moves is not None:
+        coefficients -= moves

@@ -46,6 +46,9 @@ class Minibatches:
         "squared": ½ ‖f − y‖². "logistic": Σ_c log(1 + exp(−y_c f_c)). "softmax": log Σ_c exp f_c − ⟨y, f⟩.
     shrink
         s_t, shape (batches,): pull of all neurons towards their initial weights; None: 0.
+    trains_readout
+        The same steps for the second layer: a_r ← a_r − η_t Σ_{i ∈ B} ω_i ∂ℓ/∂f_i φ(⟨w_r, x_i⟩) / √m, with both layers
+        as they were before the step.
     adversary
         Perturbs the samples of a batch at the weights before its step, which is then taken at the perturbed points;
         None: the samples stay where they are.
@@ -58,6 +61,7 @@ class Minibatches:
     sample_weight: Float[np.ndarray, " n"]
     loss: str = "squared"
     shrink: Float[np.ndarray, " batches"] | None = None
+    trains_readout: bool = False
     adversary: Adversary | None = None
 
     def __len__(self) -> int:
