@@ -26,10 +26,10 @@ class WideClassifier(ClassifierMixin, Wide):
     """Classification of tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 
     Two classes share one output with targets ±1; more have one output a class, in a two-layer network each with neurons
-    of its own. Gauss-Newton trains the squared loss; probabilities come from the outputs through one temperature, fitted to
-    leave-one-out predictions. rule="sgd" trains the softmax loss (logistic for two classes), as does a rule with that
-    loss, and the outputs are logits. Its ridge is that of the squared loss times the largest second derivative of the
-    loss, ½ or ¼.
+    of its own. Gauss-Newton trains the squared loss; probabilities come from the outputs through one temperature,
+    fitted to leave-one-out predictions. rule="sgd" trains the softmax loss (logistic for two classes), as does a rule
+    with that loss, and the outputs are logits. Its ridge is that of the squared loss times the largest second
+    derivative of the loss, ½ or ¼.
 
     Parameters
     ----------
