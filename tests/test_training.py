@@ -237,7 +237,7 @@ def test_what_cannot_fit_is_refused_before_it_starts():
         widefit.train(problem.fresh(), problem.inputs, problem.targets, memory=10_000)
     network = TwoLayer(5, 1 << 20)
     with pytest.raises(MemoryError, match=r"a width of [\d,]+ fits"):
-        Training(network, problem.inputs, problem.targets, memory=20_000_000)
+        Training(network, problem.inputs, problem.targets, memory=4_000_000)
 
 
 def test_readouts_that_couple_outputs_are_refused():

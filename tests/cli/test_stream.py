@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Result, run_all
+from command_line import Result, call_all
 from safetensors.torch import load_file
 
 COMMON = ["--stream", "--width", 256, "--block", 300]
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, Result]:
     numbers, labels = ["--target", "y", "--drop", "kind"], ["--target", "kind", "--drop", "y"]
-    first = run_all(
+    first = call_all(
         {
             "numbers": ["train", "data.csv", *COMMON, *numbers, "--checkpoint", "a.ckpt", "--checkpoint-every", 0],
             "labels": ["train", "data.csv", *COMMON, *labels, "--json", "--no-report", "-q", "--out", "labels.widefit"],
@@ -55,7 +55,7 @@ def said(folder: Path) -> dict[str, Result]:
         "--out",
         "resumed.widefit",
     ]
-    return first | run_all({"resumed": arguments}, folder=folder)
+    return first | call_all({"resumed": arguments}, folder=folder)
 
 
 def test_numbers(said: dict[str, Result], folder: Path) -> None:

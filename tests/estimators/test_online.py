@@ -16,7 +16,15 @@ SMALL = (256,)
 FEW = {"hidden_layer_sizes": (64,), "rule": "sgd", "max_iter": 5}
 
 
-@parametrize_with_checks([WideRegressor(**FEW), WideClassifier(**FEW)])
+def not_promised(estimator) -> dict[str, str]:
+    """A row of weight 2 is not two rows to a rule that draws minibatches; the regressor merges equal rows first."""
+    if isinstance(estimator, WideRegressor):
+        return {}
+    reason = "minibatches of a log loss take rows one by one"
+    return dict.fromkeys((f"check_sample_weight_equivalence_on_{kind}_data" for kind in ("dense", "sparse")), reason)
+
+
+@parametrize_with_checks([WideRegressor(**FEW), WideClassifier(**FEW)], expected_failed_checks=not_promised)
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 

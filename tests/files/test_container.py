@@ -248,7 +248,7 @@ def test_a_document_too_long_for_metadata(tmp_path: Path) -> None:
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind must be one of model, checkpoint, got 'pickle'"):
+    with pytest.raises(ValueError, match="kind must be one of model, checkpoint, delta, got 'pickle'"):
         write_container(tmp_path / "x", {}, {}, "pickle")
 
 
