@@ -146,7 +146,7 @@ class Windows:
         for chunk, end in zip(chunks, drift_within(self._geometry, chunks, budget), strict=True):
             used = chunk.drift if chunk.drift.size else np.zeros_like(end)
             left = room[chunk.chunk.output][chunk.bucket] - used
-            ratios.append(left / np.maximum(end - used, 1e-30))
+            ratios.append(left / np.maximum(end - used, left * np.float32(1e-6) + 1e-30))
         ratio = np.concatenate(ratios)
         return int(self._horizon * min(1.0, float(np.quantile(ratio, REISSUED)))) if ratio.size else self._horizon
 
