@@ -50,6 +50,7 @@ class Rows(NamedTuple):
     weights : W₀ of all neurons
     neuron, coefficient, bucket : (rows,) which one, c_r, and the path that it follows
     first, count, fired : F_r is fired[first[r]:first[r] + count[r]], in any order
+    spare : (rows,) Σ |c_r g_j| over samples j that it has begun to fire on in the window: what is left for them
     head : (rows,) its latest hot pair, −1 for none
     stamp : (rows,) changes whenever the bases of its pairs do
     corrected_first, corrected_sample, corrected_value : corrections P ê of pairs that are not hot
@@ -62,6 +63,7 @@ class Rows(NamedTuple):
     first: np.ndarray
     count: np.ndarray
     fired: np.ndarray
+    spare: np.ndarray
     head: np.ndarray
     stamp: np.ndarray
     corrected_first: np.ndarray
@@ -96,6 +98,7 @@ class Hot(NamedTuple):
     origin : (room,) float64, z at W₀
     following : (room,) the next hot pair of the row, −1 for none
     fires, recorded : (room,) as the tracker's fire rows and corrections P ê have it
+    silent : (room,) True where it did not fire as a cold pair
     """
 
     first: np.ndarray
@@ -110,6 +113,7 @@ class Hot(NamedTuple):
     following: np.ndarray
     fires: np.ndarray
     recorded: np.ndarray
+    silent: np.ndarray
 
 
 class Now(NamedTuple):
@@ -298,7 +302,7 @@ def _add_hot(plane, rows, hot, now, threshold, r, j, z, fires):
     hot.row[at], hot.sample[at] = r, j
     hot.base[at], hot.z[at], hot.origin[at] = _base(plane, rows, r, j, origin), z, origin
     hot.collected[at], hot.begun[at] = own + extra, begun + extra
-    hot.fires[at], hot.recorded[at] = fires, extra
+    hot.fires[at], hot.recorded[at], hot.silent[at] = fires, extra, not fires
     hot.following[at] = rows.head[r]
     rows.head[r] = at
 
@@ -395,6 +399,27 @@ def _push_sample(plane, rows, hot, threshold, j, g, z, collected, share, out):
         for i in range(out.size):
             out[i] -= g * gram[i]
     return some
+
+
+@njit(nogil=True, cache=True)
+def _charge_sample(rows, hot, threshold, j, g):
+    """Take what a step moves neurons by, that have begun to fire on sample j, off what they have to spare."""
+    enough = True
+    for p in range(hot.first[j], hot.first[j] + hot.count[j]):
+        if hot.silent[p] and hot.z[p] > threshold:
+            r = hot.row[p]
+            rows.spare[r] -= abs(rows.coefficient[r] * g)
+            enough &= rows.spare[r] >= 0
+    return enough
+
+
+@njit(nogil=True, cache=True)
+def charge(rows, hot, threshold, g):
+    """`_charge_sample` for all samples, g (n,); False where a neuron has not enough to spare: the window is over."""
+    enough = True
+    for j in range(g.size):
+        enough &= _charge_sample(rows, hot, threshold, j, g[j])
+    return enough
 
 
 @njit(nogil=True, cache=True)
@@ -585,6 +610,8 @@ def descend_minibatches(
             for o in range(k):
                 g[b, o] = rates[t] * sample_weight[j] * slope[o]
                 if not spent[o, j] + abs(g[b, o]) <= budget[o, j]:
+                    return t, k
+                if not _charge_sample(rowses[o], hots[o], threshold, j, g[b, o]):
                     return t, k
         for o in range(k):
             plane, rows, hot, now = planes[o], rowses[o], hots[o], nows[o]

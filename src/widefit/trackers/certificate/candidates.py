@@ -15,6 +15,8 @@ from widefit.trackers.certificate.trial import Bounds, OutputBounds, Sums
 
 # Part of the slots that may be looked at as a whole so that a step or a window is safe for all.
 REISSUED = 0.02
+# Samples at least that a slot may begin to fire on for as long as a window lasts.
+_MORE_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Candidates:
         The pairs, and whether they fire.
     left
         How far z is from the threshold at least; below 0 where nothing is known.
+    spare
+        Movement beyond the budget that every slot of the chunk can make.
     """
 
     slots: Int[np.ndarray, " c"]
     samples: Int[np.ndarray, " c"]
     fires: Bool[np.ndarray, " c"]
     left: Float[np.ndarray, " c"]
+    spare: Float[np.ndarray, " slots"]
 
     def __len__(self) -> int:
         return self.slots.size
@@ -82,29 +87,33 @@ def candidates(
     chunk: CertifiedChunk,
     bounds: OutputBounds,
     drift: Float[np.ndarray, " slots"],
+    room: Float[np.ndarray, " slots"],
     budget: Float[np.ndarray, " n"],
-) -> tuple[Candidates, Float[np.ndarray, " slots"]]:
-    """Pairs that could flip within the budget, and the drift that it comes to when all of them do.
+) -> Candidates:
+    """Pairs that could flip within the budget.
+
+    Samples on which a slot begins to fire move it, too: it has something to spare for them, as much as the budget moves
+    it by and a few samples' worth, where the radius allows that.
 
     Parameters
     ----------
     drift
         Once the budget is used up, as long as fire rows stay as they are.
+    room
+        Drift at which pairs without a certificate could flip.
     """
-    share = np.abs(chunk.coefficients) * (geometry.steepest * (1 + 1e-6))
-    found = _expiring(geometry, chunk, bounds, drift)
-    before, most = -1, drift
-    while len(found) > max(before, 0):
-        # A candidate that begins to fire lets its sample move the neuron, which may bring more candidates.
-        silent = ~found.fires
-        added = np.bincount(found.slots[silent], weights=budget[found.samples[silent]], minlength=drift.size)
-        most = np.nextafter((drift + share * added).astype(np.float32), np.float32(np.inf))
-        before, found = len(found), _expiring(geometry, chunk, bounds, most)
-    return found, most
+    own = drift - chunk.drift if chunk.drift.size else drift
+    few = np.abs(chunk.coefficients) * (geometry.steepest * _MORE_SAMPLES * float(budget.mean()))
+    most = np.minimum(drift + own + few, room * (1 - 1e-6)).astype(np.float32)
+    return _expiring(geometry, chunk, bounds, np.maximum(most, drift), np.maximum(most - drift * (1 + 1e-6), 0.0))
 
 
 def _expiring(
-    geometry: Geometry, chunk: CertifiedChunk, bounds: OutputBounds, drift: Float[np.ndarray, " slots"]
+    geometry: Geometry,
+    chunk: CertifiedChunk,
+    bounds: OutputBounds,
+    drift: Float[np.ndarray, " slots"],
+    spare: Float[np.ndarray, " slots"],
 ) -> Candidates:
     """Pairs whose certificates expire before the drift has come to what is given."""
     held = chunk.certificates
@@ -114,4 +123,4 @@ def _expiring(
         held.start, held.count, held.soonest, held.sample, held.due, chunk.counts, chunk.start, chunk.words,
         chunk.bucket, chunk.drift, drift, bounds.level, bounds.highest, geometry.samples, slots, samples, fires, left,
     )  # fmt: skip
-    return Candidates(*(array[:found].copy() for array in (slots, samples, fires, left)))
+    return Candidates(slots[:found].copy(), samples[:found].copy(), fires[:found].copy(), left[:found].copy(), spare)

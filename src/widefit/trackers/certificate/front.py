@@ -107,6 +107,7 @@ class Front:
             first=np.cumsum(counts, dtype=np.int64) - counts,
             count=counts,
             fired=np.concatenate([part.fired for part in parts]),
+            spare=np.concatenate([part.spare for part in parts]) / geometry.steepest,
             head=np.full(counts.size, -1, np.int32),
             stamp=np.zeros(counts.size, np.int32),
             corrected_first=np.concatenate([[0], np.cumsum(corrections, dtype=np.int64)]),
@@ -143,14 +144,20 @@ class Front:
 
     # Full-batch steps.
 
-    def propose(self, g: Float[np.ndarray, " n"], response: Float[np.ndarray, " n"], squared_norm: float) -> FrontTrial:
+    def propose(
+        self, g: Float[np.ndarray, " n"], response: Float[np.ndarray, " n"], squared_norm: float
+    ) -> FrontTrial | None:
         """What a step would do; pairs that it could flip become hot, which changes nothing yet.
+
+        None where neurons have nothing to spare for the samples that they have begun to fire on.
 
         `response` and `squared_norm` are J (W − W₀) and ‖W − W₀‖² before it.
         """
         caps, threshold = self.geometry.caps, self.geometry.threshold
         step = np.sort(np.abs(g))[::-1].cumsum()[caps - 1] * (1 + 1e-12)
         self.look(self.path + step, _CLOSE * step)
+        if not kernels.charge(self.rows, self.hot, threshold, g):
+            return None
         hot, now, samples = self.hot, self.now, g.size
         collected, z = hot.collected.copy(), hot.z.copy()
         total, cold = now.collected + g, now.outputs.copy()
@@ -211,7 +218,7 @@ class Front:
         new = np.repeat(larger.first[:-1], count) + np.arange(old.size) - np.repeat(np.cumsum(count) - count, count)
         place = np.full(self.hot.row.size + 1, -1, np.int32)
         place[old] = new
-        for name in ("row", "sample", "base", "z", "collected", "begun", "origin", "fires", "recorded"):
+        for name in ("row", "sample", "base", "z", "collected", "begun", "origin", "fires", "silent", "recorded"):
             getattr(larger, name)[new] = getattr(self.hot, name)[old]
         larger.following[new] = place[self.hot.following[old]]
         self.rows.head[:] = place[self.rows.head]
@@ -278,6 +285,7 @@ class _RowsOfChunk:
     coefficients: Float[np.ndarray, " rows"]
     counts: Int[np.ndarray, " rows"]
     most: Int[np.ndarray, " rows"]
+    spare: Float[np.ndarray, " rows"]
     fired: Int[np.ndarray, " fired"] | np.ndarray
     corrections: Int[np.ndarray, " rows"]
     corrected_sample: Int[np.ndarray, " e"]
@@ -305,7 +313,7 @@ class _RowsOfChunk:
             sample, value = (sample, value) if total == sample.size else (np.empty(total, np.int32), np.empty(total))
         return cls(
             slots, rows, chunk.chunk.first + chunk.neurons[slots].astype(np.int64), chunk.coefficients[slots], counts,
-            counts + silent, fired, np.diff(edges), sample, value,
+            counts + silent, held.spare[slots], fired, np.diff(edges), sample, value,
         )  # fmt: skip
 
 
@@ -340,4 +348,11 @@ def _room_for(count: Int[np.ndarray, " n"]) -> Hot:
     room = int(first[-1])
     numbers = {name: np.empty(room) for name in ("base", "z", "collected", "begun", "origin", "recorded")}
     whole = {name: np.empty(room, np.int32) for name in ("row", "sample", "following")}
-    return Hot(first=first, count=count.copy(), fires=np.empty(room, np.bool_), **numbers, **whole)
+    return Hot(
+        first=first,
+        count=count.copy(),
+        fires=np.empty(room, np.bool_),
+        silent=np.empty(room, np.bool_),
+        **numbers,
+        **whole,
+    )

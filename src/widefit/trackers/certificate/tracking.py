@@ -138,8 +138,8 @@ class CertificateTracking(Tracking):
         after, here = self._standing.sums.after(update), Here(self.outputs, self.displacement, gram)
         if np.any(update.shrink):
             self._windows.close()
-        elif self._windows.covers(after.collected - self._standing.sums.collected, self._pace, here):
-            return self._propose_in_window(update, after)
+        elif (step := self._windows.propose(after, self._pace, here)) is not None:
+            return _trial_in_window(update, step)
         keep, displacement = 1 - update.shrink, self.displacement
         image = np.stack([gram(output).matrix.numpy() @ update.g[:, output] for output in range(keep.size)], axis=1)
         outputs = self.outputs - update.shrink * displacement.response - image
@@ -162,20 +162,6 @@ class CertificateTracking(Tracking):
             displacement=Displacement(response, np.maximum(squared_norm, 0)),
             payload=payload,
             changes=_changes(flipped),
-        )
-
-    def _propose_in_window(self, update: Update, after: Sums) -> Trial:
-        window = self._windows.current
-        assert window is not None
-        step = window.propose(after, self._standing.sums, self.displacement)
-        response = np.stack([front.response for front in step.fronts], axis=1)
-        return Trial(
-            update=update,
-            outputs=np.stack([front.outputs for front in step.fronts], axis=1),
-            flips=sum(front.flips for front in step.fronts),
-            rebased=False,
-            displacement=Displacement(response, np.array([front.squared_norm for front in step.fronts])),
-            payload=step,
         )
 
     def _follow(self, after: Sums) -> Followed:
@@ -294,6 +280,9 @@ class CertificateTracking(Tracking):
             flips += seen
             if done < len(minibatches):
                 self._windows.close()
+            if done == step:
+                flips += super().descend(minibatches.part(step, step + 1), gram)
+                done += 1
             step = done
         return flips
 
@@ -424,4 +413,16 @@ def _changes(flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
         np.concatenate([none, *neurons]),
         np.concatenate([none.astype(np.int32), *samples]),
         np.concatenate([none.astype(np.bool_), *fires]),
+    )
+
+
+def _trial_in_window(update: Update, step: FollowedInWindow) -> Trial:
+    response = np.stack([front.response for front in step.fronts], axis=1)
+    return Trial(
+        update=update,
+        outputs=np.stack([front.outputs for front in step.fronts], axis=1),
+        flips=sum(front.flips for front in step.fronts),
+        rebased=False,
+        displacement=Displacement(response, np.array([front.squared_norm for front in step.fronts])),
+        payload=step,
     )

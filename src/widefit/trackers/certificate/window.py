@@ -59,14 +59,15 @@ class Window:
         worn = self._excess > _PER_NEURON * self.neurons + _PER_CANDIDATE * self.size
         return not worn and bool(np.all(self.spent + np.abs(change) <= self.budget))
 
-    def propose(self, after: Sums, before: Sums, displacement: Displacement) -> FollowedInWindow:
-        """What a full-batch step would do."""
+    def propose(self, after: Sums, before: Sums, displacement: Displacement) -> FollowedInWindow | None:
+        """What a full-batch step would do; None where the window ends before it."""
         change = after.collected - before.collected
         trials = [
             front.propose(change[output], displacement.response[:, output], float(displacement.squared_norm[output]))
             for output, front in enumerate(self.fronts)
         ]
-        return FollowedInWindow(after, trials)
+        fronts = [trial for trial in trials if trial is not None]
+        return FollowedInWindow(after, fronts) if len(fronts) == len(trials) else None
 
     def commit(self, step: FollowedInWindow, before: Sums) -> None:
         """Carry it out."""

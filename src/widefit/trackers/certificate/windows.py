@@ -14,7 +14,7 @@ from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.front import Front
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.trial import Bounds, Sums
-from widefit.trackers.certificate.window import Window
+from widefit.trackers.certificate.window import FollowedInWindow, Window
 
 # Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
 _SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1 << 14, 4_000_000
@@ -89,19 +89,28 @@ class Windows:
         self.current: Window | None = None
         self.opened, self._horizon, self._wait, self._patience = 0, 8, 0, 1
 
-    def covers(self, change: Float[np.ndarray, "k n"], pace: Pace, here: Here) -> bool:
-        """True when a window covers the step; opens one where steps have become small and steady."""
-        if self._standing.bounds is None or not self._geometry.initial.stored:
-            return False
+    def propose(self, after: Sums, pace: Pace, here: Here) -> FollowedInWindow | None:
+        """What a full-batch step would do, where a window covers it; opens one where steps are small and steady."""
+        standing = self._standing
+        if standing.bounds is None or not self._geometry.initial.stored:
+            return None
+        change = after.collected - standing.sums.collected
         if self.current is not None:
-            if self.current.holds(change):
-                return True
+            step = self.current.propose(after, standing.sums, here.displacement) if self.current.holds(change) else None
+            if step is not None:
+                return step
             self.close()
         self._wait -= 1
         if pace.alike < 2 or self._wait >= 0 or not pace.resembles(change):
-            return False
+            return None
         size = np.abs(change)
-        return self.open(lambda steps: steps * (1.25 * size + 0.25 * size.mean(axis=1, keepdims=True)), here)
+        if self.open(lambda steps: steps * (1.25 * size + 0.25 * size.mean(axis=1, keepdims=True)), here):
+            assert self.current is not None
+            step = self.current.propose(after, standing.sums, here.displacement)
+            if step is None:
+                self.close()
+            return step
+        return None
 
     # Opening.
 
@@ -162,19 +171,14 @@ class Windows:
         drift = self._covered(bounds, budget)
         if drift is None:
             return None
-        chunks, geometry, by_output = self._standing.chunks, self._geometry, bounds.by_output()
-        for _ in range(2):
-            chosen = [
-                candidates(geometry, chunk, by_output[chunk.chunk.output], own, budget[chunk.chunk.output])
-                for chunk, own in zip(chunks, drift, strict=True)
-            ]
-            outside = beyond(chunks, [most for _, most in chosen], bounds.room())
-            if not any(slots.size for slots in outside):
-                return [pairs for pairs, _ in chosen]
-            if sum(slots.size for slots in outside) > REISSUED * sum(own.size for own in drift):
-                return None
-            drift = issue_anew(geometry, chunks, self._standing.sums, bounds, outside, drift)
-        return None
+        geometry, by_output, room = self._geometry, bounds.by_output(), bounds.room()
+
+        def choose(item: tuple[CertifiedChunk, np.ndarray]) -> Candidates:
+            chunk, own = item
+            output = chunk.chunk.output
+            return candidates(geometry, chunk, by_output[output], own, room[output][chunk.bucket], budget[output])
+
+        return list(ordered_map(choose, zip(self._standing.chunks, drift, strict=True), geometry.threads))
 
     def _covered(self, bounds: Bounds, budget: Float[np.ndarray, "k n"]) -> list[np.ndarray] | None:
         """Drift once the budget is used up, of neurons that stay within the radius; None where too many do not."""
