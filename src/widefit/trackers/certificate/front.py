@@ -343,8 +343,8 @@ def _near(
 
 
 def _room_for(count: Int[np.ndarray, " n"]) -> Hot:
-    """Room for twice as many hot pairs; none of it is taken."""
-    first = np.concatenate([[0], np.cumsum(2 * count + 16)])
+    """Room for twice as many hot pairs of every sample as the fullest has; none of it is taken."""
+    first = np.arange(count.size + 1) * (2 * int(count.max()) + 16)
     room = int(first[-1])
     numbers = {name: np.empty(room) for name in ("base", "z", "collected", "begun", "origin", "recorded")}
     whole = {name: np.empty(room, np.int32) for name in ("row", "sample", "following")}
