@@ -1,6 +1,9 @@
 """Deep networks: a Gauss-Newton iteration on sparse layers against the same mathematics dense in torch."""
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,54 +14,102 @@ from harness import describe_machine, entry, main, peak_memory_gb
 from sklearn.datasets import load_digits
 
 import widefit
+from widefit.fitting import training_of
 from widefit.nn import Deep, LowRankLinear, SparseRows
 
 WIDTHS = {"quick": (1024, 2048), "default": (1024, 2048, 4096, 8192), "full": (1024, 2048, 4096, 8192, 16384)}
+LAYERS = {"quick": (2,), "default": (2,), "full": (2, 3)}
 SAMPLES = 1000
 # Iterations timed: after the first two little is left to learn, and what a step costs hardly changes.
 STEPS = 4
 DENSE_STEPS = 3
+# Beyond this width, where an iteration of dense torch takes many seconds, it takes fewer of them.
+MANY_STEPS = 8192
 REPEATS = 5
+# widefit, the same network dense, the network that one would otherwise take (plain ReLUs, the last layer read, no share
+# of the input), and one product of a hidden layer.
+CONTESTANTS = ("widefit", "dense", "plain", "products")
+PLAIN = {"threshold": 0.0, "readouts": "last", "paired": False, "input_share": 0.0}
+# A process for each of them: the peak of a process never falls.
+PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch, deep
+torch.set_num_threads(int(sys.argv[2]))
+print(json.dumps(deep.measure(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6]))))
+"""
 
 
-def run(size: str, layers: int = 2, threshold: float = 0.0) -> dict:
+def run(size: str, widths: str = "", layers: str = "", threshold: float = 0.0, keep: str = "") -> dict:
     """Digits, even against odd, n = 1000, float32; `threshold` 0 stands for the automatic one.
 
-    Every width is fitted by widefit, by dense torch from the same weights, and by dense torch with plain ReLUs, the
-    last layer read and no share of the input: the network that one would otherwise take.
+    `widths` and `layers` are lists such as 1024,2048 in place of those of the size. `keep` is a folder where what was
+    measured is kept, one file a network: a run goes on from what it finds there, so that sizes can be run one by one.
     """
-    train, test = _digits()
-    figures, times = [], {"widefit": [], "dense": []}
-    for width in WIDTHS[size]:
-        settings = {"threshold": threshold or "auto", "seed": 0}
-        sizes = (width,) * layers
-        ours = _ours(Deep(train[0].shape[1], sizes, **settings), train, test)
-        dense = _dense(Deep(train[0].shape[1], sizes, **settings), train, test)
-        plain = Deep(train[0].shape[1], sizes, threshold=0.0, readouts="last", paired=False, input_share=0.0)
-        relu = _dense(plain, train, test)
-        times["widefit"].append(ours["iteration"])
-        times["dense"].append(dense["iteration"])
-        name = f"m = {width}"
-        figures += [
-            entry(f"dense iteration, {name}", dense["iteration"], "s"),
-            entry(
-                f"widefit iteration, {name}", ours["iteration"], "s", "dense", dense["iteration"] / ours["iteration"]
-            ),
-            entry(f"widefit start, packing included, {name}", ours["start"], "s"),
-            entry(f"widefit loss after {STEPS} steps, {name}", ours["loss"], ""),
-            entry(f"dense loss after {DENSE_STEPS} steps, {name}", dense["loss"], ""),
-            entry(f"part of the last layer that fires, {name}", ours["firing"], ""),
-            entry(f"widefit accuracy, {name}", ours["accuracy"], "%"),
-            entry(f"dense accuracy, {name}", dense["accuracy"], "%"),
-            entry(f"dense plain ReLU accuracy, {name}", relu["accuracy"], "%"),
-            *_forward_alone(width, ours["firing"], name),
-        ]
-    for label, seconds in times.items():
-        slope = np.polyfit(np.log(WIDTHS[size]), np.log(seconds), 1)[0]
-        figures.append(entry(f"{label}: exponent of the width in the time of an iteration", float(slope), ""))
-    figures.append(entry("peak memory", peak_memory_gb(), "GB"))
-    chosen = {"samples": SAMPLES, "layers": layers, "threshold": threshold or "auto", "dtype": "float32", "size": size}
+    chosen_widths = tuple(int(width) for width in widths.split(",")) if widths else WIDTHS[size]
+    chosen_layers = tuple(int(count) for count in layers.split(",")) if layers else LAYERS[size]
+    figures = []
+    for count in chosen_layers:
+        times: dict[str, list[float]] = {"widefit": [], "dense": []}
+        for width in chosen_widths:
+            found = {name: _kept(name, count, width, threshold, keep) for name in CONTESTANTS}
+            figures += _figures(f"m = {width}, {count} layers", **found)
+            for label, seconds in times.items():
+                seconds.append(found[label]["iteration"])
+        if len(chosen_widths) > 1:
+            for label, seconds in times.items():
+                slope = float(np.polyfit(np.log(chosen_widths), np.log(seconds), 1)[0])
+                name = f"{label}: exponent of the width in the time of an iteration, {count} layers"
+                figures.append(entry(name, slope, ""))
+    chosen = {"samples": SAMPLES, "threshold": threshold or "auto", "dtype": "float32", "size": size}
     return {"machine": describe_machine(), "settings": chosen, "figures": figures}
+
+
+def _kept(name: str, layers: int, width: int, threshold: float, keep: str) -> dict[str, float]:
+    """What a process of its own measures, or has measured before."""
+    place = Path(keep) / f"deep-{name}-{layers}-{width}-{threshold:g}.json" if keep else None
+    if place is not None and place.exists():
+        return json.loads(place.read_text())
+    arguments = (Path(__file__).parent, torch.get_num_threads(), name, layers, width, threshold)
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(found))
+    return found
+
+
+def measure(name: str, layers: int, width: int, threshold: float) -> dict[str, float]:
+    """One contestant at one size."""
+    train, test = _digits()
+    before, sizes = peak_memory_gb(), (width,) * layers
+    if name == "products":
+        return _products(width, threshold)
+    settings = PLAIN if name == "plain" else {"threshold": threshold or "auto", "seed": 0}
+    network = Deep(train[0].shape[1], sizes, **settings)
+    found = _ours(network, train, test) if name == "widefit" else _dense(network, train, test)
+    return {**found, "memory": peak_memory_gb() - before}
+
+
+def _figures(name: str, widefit: dict, dense: dict, plain: dict, products: dict) -> list[dict]:
+    ratio = dense["iteration"] / widefit["iteration"]
+    return [
+        entry(f"dense iteration, {name}", dense["iteration"], "s"),
+        entry(f"widefit iteration, {name}", widefit["iteration"], "s", "dense", ratio),
+        entry(f"widefit start, packing included, {name}", widefit["start"], "s"),
+        entry(f"widefit loss after {STEPS} steps, {name}", widefit["loss"], ""),
+        entry(f"dense loss after {dense['steps']:.0f} steps, {name}", dense["loss"], ""),
+        entry(f"part of the last layer that fires, {name}", widefit["firing"], ""),
+        entry(f"widefit accuracy, {name}", widefit["accuracy"], "%"),
+        entry(f"dense accuracy, {name}", dense["accuracy"], "%"),
+        entry(f"dense plain ReLU accuracy, {name}", plain["accuracy"], "%"),
+        entry(f"widefit memory, {name}", widefit["memory"], "GB"),
+        entry(f"widefit memory predicted, {name}", widefit["predicted"], "GB"),
+        entry(f"dense memory, {name}", dense["memory"], "GB"),
+        entry(f"dense product, {name}", products["dense"], "s"),
+        entry(f"sparse product, {name}", products["sparse"], "s", "dense", products["dense"] / products["sparse"]),
+        entry(f"sparse product, {name}, operations on active inputs", products["rate"], "GFLOP/s"),
+    ]
 
 
 def _digits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -77,6 +128,8 @@ def _accuracy(network: Deep, data: tuple[torch.Tensor, torch.Tensor]) -> float:
 
 
 def _ours(network: Deep, train: tuple, test: tuple) -> dict[str, float]:
+    plan = training_of(network)(network, *train).plan
+    held = sum(tensor.nbytes for tensor in network.state_dict().values())
     begun = time.perf_counter()
     history = widefit.train(network, *train, max_iter=STEPS, tol=0)
     total = time.perf_counter() - begun
@@ -90,24 +143,26 @@ def _ours(network: Deep, train: tuple, test: tuple) -> dict[str, float]:
         "loss": history[-1].loss,
         "accuracy": _accuracy(network, test),
         "firing": firing,
+        "predicted": (held + plan.bytes_needed) / 1e9,
     }
 
 
 def _dense(network: Deep, train: tuple, test: tuple) -> dict[str, float]:
     peer = DenseGaussNewton(network, *train)
     seconds = []
-    for _ in range(DENSE_STEPS):
+    for _ in range(DENSE_STEPS if network.hidden_layer_sizes[-1] <= MANY_STEPS else DENSE_STEPS - 1):
         begun = time.perf_counter()
         peer.step()
         seconds.append(time.perf_counter() - begun)
-    return {"iteration": statistics.median(seconds), "loss": peer.loss, "accuracy": _accuracy(network, test)}
+    found = {"iteration": statistics.median(seconds), "loss": peer.loss, "steps": len(seconds)}
+    return {**found, "accuracy": _accuracy(network, test)}
 
 
-def _forward_alone(width: int, firing: float, name: str) -> list[dict]:
-    """One product of a hidden layer with sparse inputs against the dense product."""
+def _products(width: int, threshold: float) -> dict[str, float]:
+    """A product of a hidden layer with sparse inputs against the dense product."""
     layer = LowRankLinear(width, width)
     z = torch.randn(SAMPLES, width, generator=torch.Generator().manual_seed(1))
-    rows = SparseRows.above(z.numpy(), float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - firing))))
+    rows = SparseRows.above(z.numpy(), threshold or widefit.nn.automatic_threshold(width))
     dense, weight = torch.from_numpy(rows.dense()), layer.weight.detach()
     threads = torch.get_num_threads()
     contestants = {"sparse": lambda: layer.query(rows, threads), "dense": lambda: dense @ weight.T}
@@ -119,12 +174,7 @@ def _forward_alone(width: int, firing: float, name: str) -> list[dict]:
             times[label].append(time.perf_counter() - begun)
     # The first round packs the weights and warms the caches.
     middle = {label: statistics.median(found[1:]) for label, found in times.items()}
-    flops = 2.0 * rows.index.size * width
-    return [
-        entry(f"dense product, {name}", middle["dense"], "s"),
-        entry(f"sparse product, {name}", middle["sparse"], "s", "dense", middle["dense"] / middle["sparse"]),
-        entry(f"sparse product, {name}, operations on active inputs", flops / middle["sparse"] / 1e9, "GFLOP/s"),
-    ]
+    return {**middle, "rate": 2.0 * rows.index.size * width / middle["sparse"] / 1e9}
 
 
 def draw(result: dict, path: Path) -> None:
@@ -133,9 +183,11 @@ def draw(result: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for label in ("dense", "widefit"):
-        lines = [line for line in result["figures"] if line["name"].startswith(f"{label} iteration, ")]
-        widths = [int(line["name"].split("m = ")[1]) for line in lines]
-        axes.loglog(widths, [line["value"] for line in lines], "o-", label=label)
+        lines = [line for line in result["figures"] if line["name"].startswith(f"{label} iteration, m = ")]
+        for layers in sorted({line["name"].split(", ")[2] for line in lines}):
+            own = [line for line in lines if line["name"].endswith(layers)]
+            widths = [int(line["name"].split("m = ")[1].split(",")[0]) for line in own]
+            axes.loglog(widths, [line["value"] for line in own], "o-", label=f"{label}, {layers}")
     axes.set(xlabel="width m", ylabel="seconds an iteration", title="A Gauss-Newton iteration on deep networks")
     axes.legend()
     figure.savefig(path)

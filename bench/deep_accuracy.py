@@ -1,5 +1,6 @@
-"""Deep networks: accuracy on unseen digits with thresholds, read-outs, input shares and pairs, against plain ReLUs."""
+"""Deep networks: accuracy with thresholds, read-outs, input shares, pairs, ridges and losses, against plain ReLUs."""
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -31,38 +32,107 @@ VARIANTS = {
     "three layers, b = 1.7, last layer read": (3, STACKED),
     "three layers, b = 1.7, every layer read, half input, paired": (3, {"threshold": 1.7}),
 }
+# Ten classes with all outputs reading all neurons; b = 1.645 lets 5% of the neurons fire.
+SPARSE = 1.645
+TEN = {
+    "plain ReLU, last layer read": (2, PLAIN, {}),
+    "5% fire": (2, {"threshold": SPARSE}, {}),
+    "b = √(0.4 ln m)": (2, {}, {}),
+    "5% fire, last layer read": (2, {"threshold": SPARSE, "readouts": "last", "paired": False}, {}),
+    "5% fire, no input share": (2, {"threshold": SPARSE, "input_share": 0.0}, {}),
+    "5% fire, input share 0.8": (2, {"threshold": SPARSE, "input_share": 0.8}, {}),
+    "5% fire, read-outs ten times larger": (2, {"threshold": SPARSE, "readout_scale": 10.0}, {}),
+    "5% fire, ridge": (2, {"threshold": SPARSE}, {"alpha": 0.3}),
+    "5% fire, cross-entropy": (2, {"threshold": SPARSE}, {"loss": "cross_entropy", "tol": 1e-2}),
+    "half of the first layer and 5% of the second fire": (2, {"threshold": (0.0, SPARSE)}, {}),
+    "three layers, 5% fire": (3, {"threshold": SPARSE}, {}),
+}
 
 
-def run(size: str) -> dict:
-    """Digits, even against odd, trained on 1000 to loss 1e-10 or where it gets to; means over splits and seeds."""
-    width, splits = SIZES[size]
-    data = load_digits()
-    rows = data.data - data.data.mean(0)
-    inputs = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
-    targets = torch.from_numpy(np.where(data.target % 2, 1.0, -1.0)).float()[:, None]
+def run(size: str, classes: str = "2,10", mnist: str = "", width: int = 0, splits: int = 0, only: str = "") -> dict:
+    """Digits, even against odd and all ten, trained on 1000 to a small loss; means over splits and seeds.
+
+    `classes` leaves one of the two out. `mnist` is an .npz with X_train, y_train, X_test and y_test: then ten classes
+    are learnt from its first 10,000 rows instead. `only` takes the variants whose names contain it.
+    """
+    width, splits = width or SIZES[size][0], splits or SIZES[size][1]
+    chosen = {"samples": SAMPLES, "width": width, "splits": splits, "size": size, "data": Path(mnist).name or "digits"}
     figures = []
-    for name, (layers, settings) in VARIANTS.items():
-        found = [_fit(Deep(64, (width,) * layers, seed=s, **settings), inputs, targets, s) for s in range(splits)]
-        accuracies, losses, seconds = (list(values) for values in zip(*found, strict=True))
-        figures += [
-            entry(f"{name}, accuracy", statistics.fmean(accuracies), "%"),
-            entry(f"{name}, lowest accuracy", min(accuracies), "%"),
-            entry(f"{name}, largest training loss", max(losses), ""),
-            entry(f"{name}, time of a fit", statistics.median(seconds), "s"),
-        ]
-    chosen = {"samples": SAMPLES, "width": width, "splits": splits, "size": size}
+    if "2" in classes.split(",") and not mnist:
+        data = load_digits()
+        parity = np.where(data.target % 2, 1.0, -1.0)[:, None]
+        for name, (layers, settings) in VARIANTS.items():
+            if only in name:
+                found = [_fit(_split(data.data, parity, s), layers, width, settings, {}, s) for s in range(splits)]
+                figures += _figures(f"parity, {name}", found)
+    if "10" in classes.split(","):
+        for name, (layers, settings, training) in TEN.items():
+            if only in name:
+                tables = [_mnist(mnist) if mnist else _split(*_ten_digits(), s) for s in range(splits)]
+                found = [_fit(t, layers, width, settings, training, s) for s, t in enumerate(tables)]
+                figures += _figures(f"ten classes, {name}", found)
     return {"machine": describe_machine(), "settings": chosen, "figures": figures}
 
 
-def _fit(network: Deep, inputs: torch.Tensor, targets: torch.Tensor, seed: int) -> tuple[float, float, float]:
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:SAMPLES], order[SAMPLES:]
+def _figures(name: str, found: list[tuple[float, float, float, float]]) -> list[dict]:
+    accuracies, losses, seconds, fires = (list(values) for values in zip(*found, strict=True))
+    return [
+        entry(f"{name}, accuracy", statistics.fmean(accuracies), "%"),
+        entry(f"{name}, lowest accuracy", min(accuracies), "%"),
+        entry(f"{name}, largest training loss", max(losses), ""),
+        entry(f"{name}, time of a fit", statistics.median(seconds), "s"),
+        entry(f"{name}, most that fires in a layer", 100 * max(fires), "%"),
+    ]
+
+
+def _ten_digits() -> tuple[np.ndarray, np.ndarray]:
+    data = load_digits()
+    return data.data, _indicators(data.target)
+
+
+def _indicators(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels[:, None] == np.arange(10), 1.0, -1.0)
+
+
+def _split(rows: np.ndarray, targets: np.ndarray, seed: int) -> "Table":
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()
+    return _on_sphere(rows[order], targets[order], SAMPLES)
+
+
+def _mnist(path: str) -> "Table":
+    with np.load(path) as data:
+        rows = np.concatenate([data["X_train"][:10_000], data["X_test"]]).reshape(-1, 784).astype(np.float64)
+        return _on_sphere(rows, _indicators(np.concatenate([data["y_train"][:10_000], data["y_test"]])), 10_000)
+
+
+def _on_sphere(rows: np.ndarray, targets: np.ndarray, training: int) -> "Table":
+    """Unit rows and targets, the first of them to train on."""
+    rows = rows - rows[:training].mean(0)
+    inputs = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+    return inputs, torch.from_numpy(targets).float(), training
+
+
+Table = tuple[torch.Tensor, torch.Tensor, int]
+
+
+def _fit(
+    table: Table, layers: int, width: int, settings: dict, training: dict, seed: int
+) -> tuple[float, float, float, float]:
+    """Accuracy on the rest, training loss, seconds, and the largest part of a layer that fires."""
+    inputs, targets, count = table
+    network = Deep(inputs.shape[1], (width,) * layers, targets.shape[1], seed=seed, **settings)
+    several = targets.shape[1] > 1
+    y, offset = targets[:count], targets[:count].mean(0) if several else torch.zeros(1)
+    y = (y + 1) / 2 if "loss" in training else y - offset
     begun = time.perf_counter()
-    history = widefit.train(network, inputs[train], targets[train], tol=1e-10)
+    history = widefit.train(network, inputs[:count], y, **{"tol": 1e-5 if several else 1e-10, **training})
     seconds = time.perf_counter() - begun
     with torch.no_grad():
-        right = torch.sign(network(inputs[test])) == targets[test]
-    return 100 * float(right.float().mean()), history[-1].loss, seconds
+        outputs = torch.cat([network(part) for part in inputs[count:].split(2000)])
+        outputs = outputs if "loss" in training else outputs + offset
+        right = outputs.argmax(1) == targets[count:].argmax(1) if several else torch.sign(outputs) == targets[count:]
+    fires = max(0.5 * math.erfc(b / math.sqrt(2)) for b in network.thresholds)
+    return 100 * float(right.float().mean()), history[-1].loss, seconds, fires
 
 
 def draw(result: dict, path: Path) -> None:

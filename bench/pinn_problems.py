@@ -57,7 +57,7 @@ class Problem:
     def dimension(self) -> int:
         return self.widths[0]
 
-    def network(self, seed: int) -> nn.Sequential:
+    def network(self, seed: int) -> nn.Module:
         """A fresh network in float64."""
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -75,15 +75,57 @@ class Problem:
         faces = pinn.boundary(low, high, self.boundary - third, generator, torch.float64, axes=self.space)
         return inside, torch.cat([faces, pinn.initial(low, high, third, generator, torch.float64)])
 
-    def blocks(self, generator: torch.Generator) -> tuple[Residual, Residual]:
-        """The two residuals at new points."""
+    def blocks(self, generator: torch.Generator) -> tuple[Residual, ...]:
+        """The residuals at new points."""
         inside, faces = self.points(generator)
         return Residual(self.equation, inside), Residual(difference, faces, self.solution(faces))
+
+    def error(self, network: nn.Module, points: Tensor) -> float:
+        """RMS over points."""
+        with torch.no_grad():
+            return float((network(points)[:, 0] - self.solution(points)).square().mean().sqrt())
 
     def test_points(self) -> Tensor:
         """Unseen points."""
         generator = torch.Generator().manual_seed(10**6)
         return torch.rand(4000, self.dimension, generator=generator, dtype=torch.float64)
+
+
+KAPPA = 2.5
+
+
+class Conducting(nn.Module):
+    """A temperature and an unknown conductivity exp(log_kappa), which begins at 1."""
+
+    def __init__(self, temperature: nn.Module):
+        super().__init__()
+        self.temperature = temperature
+        self.log_kappa = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.temperature(x)
+
+
+@dataclass(frozen=True)
+class InverseProblem(Problem):
+    """−κ Δu = f on the square with κ unknown: 100 readings of u with noise of 1e-3; error = |κ found / κ − 1|."""
+
+    def network(self, seed: int) -> nn.Module:
+        return Conducting(super().network(seed))
+
+    def blocks(self, generator: torch.Generator) -> tuple[Residual, ...]:
+        sensors = pinn.box([0.0, 0.0], [1.0, 1.0], 100, generator, torch.float64)
+        noise = torch.randn(100, generator=generator, dtype=torch.float64)
+        readings = Residual(difference, sensors, self.solution(sensors) + 1e-3 * noise)
+        return (*super().blocks(generator), readings)
+
+    def error(self, network: nn.Module, points: Tensor) -> float:
+        return abs(float(network.get_parameter("log_kappa").detach().exp()) / KAPPA - 1)
+
+
+def conducted(network: Conducting, x: Tensor) -> Tensor:
+    source = KAPPA * 2 * PI**2 * product_of_sines(x)
+    return network.log_kappa.exp() * pinn.laplacian(network, x) + source
 
 
 def difference(network: nn.Module, point: Tensor, value: Tensor) -> Tensor:
@@ -116,6 +158,9 @@ PROBLEMS = {
         (2, 64, 1), 900, 120, False,
         lambda network, x: pinn.derivative(network, x, axis=1) - pinn.derivative(network, x, axis=0, order=2) / 4,
         decaying_sine, (1e-3, 1e-5, 1e-6), 20.0, (0,),
+    ),
+    "conductivity": InverseProblem(
+        (2, 32, 1), 600, 80, False, conducted, product_of_sines, (1e-1, 1e-2, 2e-3), 10.0,
     ),
     "poisson-5d": Problem(
         (5, 64, 64, 48, 48, 1), 3000, 500, True,

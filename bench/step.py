@@ -1,4 +1,8 @@
-"""Time and memory of a Gauss-Newton step on a supervised MLP, by each solver, beside one forward and backward pass."""
+"""Time and memory of a Gauss-Newton step on a supervised MLP, by each solver, beside one forward and backward pass.
+
+Processor time stands beside wall-clock time, and the choice of "auto" is judged by it. A forced solver is stopped when
+it has taken three times as long as "auto": by then it has lost.
+"""
 
 import json
 import statistics
@@ -17,10 +21,12 @@ SIZES = {
     "quick": [(10**4, 300), (10**5, 1000)],
     "default": [(10**4, 300), (10**4, 4000), (10**5, 1000), (10**5, 4000), (10**6, 300), (10**6, 2000)],
     "full": [
-        (10**4, 100), (10**4, 1000), (10**4, 16_000), (10**5, 1000), (10**5, 4000), (10**5, 16_000),
-        (10**6, 300), (10**6, 2000), (10**6, 4000), (10**7, 300), (10**7, 2000),
+        (10**4, 100), (10**4, 1000), (10**4, 16_000), (10**5, 300), (10**5, 1000), (10**5, 4000), (10**6, 100),
+        (10**6, 2000), (10**7, 300), (10**5, 16_000), (10**6, 4000), (10**7, 2000),
     ],
 }  # fmt: skip
+# Seconds after which no further size is begun.
+BUDGETS = {"quick": 40.0, "default": 240.0, "full": 420.0}
 SOLVERS = ("auto", "cholesky", "nystrom-cg", "sketched-cg", "cg", "primal", "svd")
 FEATURES = 64
 
@@ -44,16 +50,19 @@ def measure(parameters: int, samples: int, solver: str, steps: int) -> dict:
         nn.functional.mse_loss(model(x), y).backward()
 
     forward_backward()
-    plain = statistics.median(timed(forward_backward) for _ in range(7))
+    plain, plain_cpu = medians([timed(forward_backward) for _ in range(7)])
     model.zero_grad()
     before = peak_memory_gb()
     optimizer = GaussNewton(model, solver=solver)
     times = [timed(lambda: optimizer.step(x, y)) for _ in range(steps)]
     plan = optimizer.plan
+    wall, cpu = medians(times[1:])
     return {
         "forward_backward": plain,
-        "step": statistics.median(times[1:]),
-        "first": times[0],
+        "forward_backward_cpu": plain_cpu,
+        "step": wall,
+        "cpu": cpu,
+        "first": times[0][0],
         "memory_gb": peak_memory_gb() - before,
         "loss": optimizer.history[-1].loss,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -61,10 +70,16 @@ def measure(parameters: int, samples: int, solver: str, steps: int) -> dict:
     }
 
 
-def timed(action) -> float:
-    began = time.perf_counter()
+def timed(action) -> tuple[float, float]:
+    """Wall-clock and processor seconds."""
+    began, worked = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - worked
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of wall-clock and of processor seconds."""
+    return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
 
 
 def in_own_process(parameters: int, samples: int, solver: str, steps: int, limit: float) -> dict | str:
@@ -77,7 +92,7 @@ def in_own_process(parameters: int, samples: int, solver: str, steps: int, limit
     return json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else ran.stderr.splitlines()[-1]
 
 
-def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peers: str = "") -> dict:
+def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peers: str = "", sizes: str = "") -> dict:
     """Measure every solver on every size.
 
     Parameters
@@ -92,16 +107,27 @@ def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peer
         Comma-separated names instead of all.
     peers
         Interpreter of the environment with torch-levenberg-marquardt; empty: without.
+    sizes
+        P:n, comma-separated, instead of those of the size; these are all measured, however long it takes.
     """
-    figures, refused = [], []
-    for parameters, samples in SIZES[size]:
-        found = {}
+    figures, skipped = [], []
+    chosen = [tuple(map(int, pair.split(":"))) for pair in sizes.split(",")] if sizes else SIZES[size]
+    started = time.perf_counter()
+    for parameters, samples in chosen:
+        place = f"P = {parameters:.0e}, n = {samples}"
+        if not sizes and time.perf_counter() - started > BUDGETS[size]:
+            skipped.append({"name": place, "reason": f"no time left; --sizes {parameters}:{samples} measures it"})
+            continue
+        found, patience = {}, limit
         for solver in solvers.split(",") if solvers else SOLVERS:
-            result = in_own_process(parameters, samples, solver, steps, limit)
+            began = time.perf_counter()
+            result = in_own_process(parameters, samples, solver, steps, patience)
             if isinstance(result, str):
-                refused.append({"parameters": parameters, "samples": samples, "solver": solver, "reason": result})
+                skipped.append({"name": f"{place}: {solver}", "reason": result})
             else:
                 found[solver] = result
+            if solver == "auto":
+                patience = min(limit, 3 * (time.perf_counter() - began))
         if peers and samples * parameters <= 2 * 10**8:
             script = Path(__file__).with_name("step_peers.py")
             ran = subprocess.run(
@@ -115,7 +141,7 @@ def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peer
                 found["torch-levenberg-marquardt"] = json.loads(ran.stdout.splitlines()[-1])
         figures += lines_of(parameters, samples, found)
     settings = {"size": size, "steps": steps, "dtype": "float32", "features": FEATURES}
-    return {"machine": describe_machine(), "settings": settings, "figures": figures, "refused": refused}
+    return {"machine": describe_machine(), "settings": settings, "figures": figures, "skipped": skipped}
 
 
 def lines_of(parameters: int, samples: int, found: dict[str, dict]) -> list[dict]:
@@ -127,16 +153,19 @@ def lines_of(parameters: int, samples: int, found: dict[str, dict]) -> list[dict
         lines.append(
             entry(f"{name}, step", result["step"], "s", "forward + backward", plain / result["step"] if plain else None)
         )
+        if "cpu" in result:
+            ratio = result["forward_backward_cpu"] / result["cpu"]
+            lines.append(entry(f"{name}, step", result["cpu"], "processor s", "forward + backward", ratio))
         dense = 4e-9 * samples * parameters
         memory = max(result["memory_gb"], 1e-3)
         lines.append(entry(f"{name}, memory", memory, "GB", "dense Jacobian", dense / memory))
     if "auto" in found:
         forced = {solver: result for solver, result in found.items() if solver != "auto" and "way" in result}
         if forced:
-            best = min(forced, key=lambda solver: forced[solver]["step"])
-            ratio = forced[best]["step"] / found["auto"]["step"]
+            best = min(forced, key=lambda solver: forced[solver]["cpu"])
+            ratio = forced[best]["cpu"] / found["auto"]["cpu"]
             title = f"P = {parameters:.0e}, n = {samples}: auto against the best forced choice"
-            lines.append(entry(title, found["auto"]["step"], "s", best, ratio))
+            lines.append(entry(title, found["auto"]["cpu"], "processor s", best, ratio))
     return lines
 
 
@@ -144,7 +173,7 @@ def draw(result: dict, path: Path) -> None:
     """Step time of every solver, one group a size."""
     import matplotlib.pyplot as plt
 
-    lines = [line for line in result["figures"] if line["name"].endswith("step")]
+    lines = [line for line in result["figures"] if line["name"].endswith("step") and line["unit"] == "s"]
     figure, panel = plt.subplots(figsize=(8, 0.25 * len(lines) + 1))
     panel.barh([line["name"].removesuffix(", step") for line in lines], [line["value"] for line in lines])
     panel.set(xscale="log", xlabel="seconds a step")

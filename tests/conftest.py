@@ -1,14 +1,38 @@
 """Before widefit is imported: shapes and types are checked at run time, threads and the compilation cache are fixed."""
 
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import hypothesis
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".numba_cache"))
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+CACHE = Path(os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".numba_cache")))
+CACHE.mkdir(parents=True, exist_ok=True)
+# The cores are for the processes of pytest-xdist. Tests of threads ask for their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+from numba.core.caching import IndexDataCacheFile  # noqa: E402  (numba reads the environment when it is imported)
+
+
+def one_process_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba writes index and data one after the other: of two processes one could read the other's kernel."""
+
+    @wraps(method)
+    def locked(*args: Any) -> Any:
+        with FileLock(CACHE / "lock"):
+            return method(*args)
+
+    return locked
+
+
+for name in ("save", "load"):
+    setattr(IndexDataCacheFile, name, one_process_at_a_time(getattr(IndexDataCacheFile, name)))
 
 # The hook wraps every function it meets. Numba and Triton need theirs bare; the estimators have to meet bad input
 # themselves, and return Self, which only a class decorator can check.

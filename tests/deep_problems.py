@@ -143,8 +143,15 @@ class DeepReference:
 
     def step(self, g: np.ndarray) -> None:
         """Every weight ← weight − Jᵀ g."""
-        move = self.jacobian().T @ g.reshape(-1)
+        self.move(-self.jacobian().T @ g.reshape(-1))
+
+    def weights(self) -> np.ndarray:
+        """Every A_l, then every W_l, in one vector: the columns of J."""
+        return np.concatenate([weight.reshape(-1) for weight in (*self.input_weights, *self.hidden)])
+
+    def move(self, change: np.ndarray) -> None:
+        """Every weight ← weight + change."""
         at = 0
         for weight in (*self.input_weights, *self.hidden):
-            weight -= move[at : at + weight.size].reshape(weight.shape)
+            weight += change[at : at + weight.size].reshape(weight.shape)
             at += weight.size

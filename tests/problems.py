@@ -47,8 +47,8 @@ def digits_parity(samples: int) -> tuple[np.ndarray, np.ndarray]:
     return sphere(rows), np.where(data.target[:samples] % 2, 1.0, -1.0)
 
 
-def make(name: str, dtype, width: int = 600) -> Problem:
-    """Build a problem by name; see `NAMES`."""
+def make(name: str, dtype, width: int | None = None) -> Problem:
+    """Build a problem by name; see `NAMES`. The width is 4096 for digits, two blocks of neurons, else 600."""
     generator = np.random.default_rng(5)
     samples, features, outputs, threshold, convention = 40, 5, 1, "auto", "zero"
     if name == "one sample":
@@ -80,7 +80,8 @@ def make(name: str, dtype, width: int = 600) -> Problem:
     targets = generator.standard_normal((samples, outputs))
     if name == "digits":
         rows, parity = digits_parity(120)
-        features, width, targets = rows.shape[1], 4096, parity[:, None]
+        features, targets = rows.shape[1], parity[:, None]
+    width = width or (4096 if name == "digits" else 600)
     network = TwoLayer(features, width, outputs, threshold=threshold, convention=convention, seed=11, dtype=dtype)
     numpy_dtype = network.weight.detach().numpy().dtype
     return Problem(name, network, np.ascontiguousarray(rows, numpy_dtype), targets)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from deep_problems import NAMES, DeepReference, make_deep
+from scipy.linalg import block_diag
 
 import widefit
 from widefit.callbacks import Callback
 from widefit.fitting import training_of
 from widefit.nn import Deep
 from widefit.rules import GaussNewton, GradientDescent
+from widefit.solvers import BlockCG
 
 FITTED = [name for name in NAMES if name not in ("huge", "shared readout")]
 
@@ -58,6 +60,72 @@ def test_interpolates(name, dtype):
     assert torch.equal(again(x), network(x))
 
 
+@pytest.mark.parametrize("alpha", [1e-3, 0.3])
+@pytest.mark.parametrize("name", ["random", "three layers", "three outputs", "plain relu"])
+def test_a_ridge_follows_dense_gauss_newton(name, alpha):
+    problem = make_deep(name, torch.float64, samples=10)
+    history = widefit.train(problem.fresh(), problem.inputs, problem.targets, alpha=alpha, max_iter=4, tol=0)
+    reference = DeepReference(problem.fresh(), problem.inputs)
+    start = reference.weights()
+    for info in history[1:]:
+        if not info.accepted:
+            continue
+        jacobian, moved = reference.jacobian(), reference.weights() - start
+        pull = alpha / info.damping
+        error = (reference.forward()[2] - problem.targets).reshape(-1) - pull * jacobian @ moved
+        gram = jacobian @ jacobian.T + info.damping * np.eye(len(jacobian))
+        reference.move(-pull * moved - jacobian.T @ np.linalg.solve(gram, error))
+        loss = ((reference.forward()[2] - problem.targets) ** 2).sum(1).mean()
+        assert info.loss == pytest.approx(loss, rel=2e-5)
+    assert sum(info.accepted for info in history) >= 2
+
+
+@pytest.mark.parametrize(("name", "loss"), [("three outputs", "softmax"), ("random", "logistic")])
+def test_cross_entropy_steps_are_those_of_the_generalized_gauss_newton_matrix(name, loss):
+    problem = make_deep(name, torch.float64, samples=10)
+    targets = problem.targets
+    y = np.eye(3)[targets.argmax(1)] if loss == "softmax" else np.sign(targets)
+    weight = np.linspace(0.5, 2, 10)
+    options = {"loss": "cross_entropy", "sample_weight": weight, "solver": BlockCG(tolerance=1e-12)}
+    network, alpha = problem.fresh(), 0.05
+    history = widefit.train(network, problem.inputs, y, alpha=alpha, max_iter=1, tol=0, **options)
+
+    reference = DeepReference(problem.fresh(), problem.inputs)
+    outputs, jacobian = reference.forward()[2], reference.jacobian()
+    if loss == "softmax":
+        p = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+        slope, curvature = p - y, [np.diag(row) - np.outer(row, row) for row in p]
+        loss_before = -np.log((p * y).sum(1))
+    else:
+        p = 1 / (1 + np.exp(-outputs))
+        slope, curvature = p - (y + 1) / 2, [np.diag(row * (1 - row)) for row in p]
+        loss_before = np.logaddexp(0, -y * outputs)[:, 0]
+    middle = block_diag(*(w * c for w, c in zip(weight, curvature, strict=True)))
+    # (JᵀMJ + λI)⁻¹ Jᵀ = Jᵀ (M J Jᵀ + λI)⁻¹.
+    system = middle @ jacobian @ jacobian.T + history[1].damping * np.eye(len(jacobian))
+    reference.move(-jacobian.T @ np.linalg.solve(system, (weight[:, None] * slope).reshape(-1)))
+    assert history[0].loss == pytest.approx(weight @ loss_before / weight.sum())
+    assert history[1].accepted
+    trained = np.concatenate([matrix.detach().numpy().reshape(-1) for matrix in _trained(network)])
+    np.testing.assert_allclose(trained, reference.weights(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["random", "three outputs", "digits"])
+def test_cross_entropy_is_learnt(name):
+    problem = make_deep(name, torch.float32, samples=20)
+    outputs = problem.targets.shape[1]
+    y = np.eye(outputs)[problem.targets.argmax(1)] if outputs > 1 else np.where(problem.targets > 0, 1.0, -1.0)
+    network = problem.fresh()
+    history = widefit.train(network, problem.inputs, y, loss="cross_entropy", max_iter=12)
+    assert history.losses[-1] < 0.02 * history.losses[0]
+    f = network(torch.from_numpy(problem.inputs)).detach().numpy()
+    assert np.array_equal(f.argmax(1), y.argmax(1)) if outputs > 1 else np.array_equal(np.sign(f), y)
+
+
+def _trained(network: Deep) -> list[torch.Tensor]:
+    return [*network.input_weights, *(linear.weight for linear in network.low_rank())]
+
+
 def test_sample_weights_count():
     problem = make_deep("three outputs", torch.float64, samples=10)
     doubled, weighted = problem.fresh(), problem.fresh()
@@ -84,10 +152,11 @@ def test_gradient_descent_takes_the_gradient_of_autograd():
         torch.testing.assert_close(network.get_parameter(name), weight)
 
 
-def test_resumes_to_the_same_bits():
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_resumes_to_the_same_bits(alpha):
     problem = make_deep("three layers", torch.float32)
     whole, part = problem.fresh(), problem.fresh()
-    widefit.train(whole, problem.inputs, problem.targets, max_iter=4, tol=0)
+    widefit.train(whole, problem.inputs, problem.targets, alpha=alpha, max_iter=4, tol=0)
 
     class Keep(Callback):
         state = None
@@ -98,8 +167,8 @@ def test_resumes_to_the_same_bits():
                 self.state = {name: tensor.clone() for name, tensor in tensors.items()}, document
 
     keep = Keep()
-    widefit.train(part, problem.inputs, problem.targets, max_iter=2, tol=0, callbacks=[keep])
-    widefit.train(part, problem.inputs, problem.targets, max_iter=4, tol=0, resume=keep.state)
+    widefit.train(part, problem.inputs, problem.targets, alpha=alpha, max_iter=2, tol=0, callbacks=[keep])
+    widefit.train(part, problem.inputs, problem.targets, alpha=alpha, max_iter=4, tol=0, resume=keep.state)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, part.state_dict()[name]), name
 
@@ -125,7 +194,8 @@ def test_a_metric_sees_the_committed_weights_and_threads_do_not_matter():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.1}, "alpha must be 0"),
+        ({"alpha": -0.1}, "alpha must be"),
+        ({"loss": "hinge"}, "loss must be"),
         ({"tracker": "dense"}, "tracker must be"),
         ({"solver": "magic"}, "solver must be"),
         ({"rule": "magic"}, "rule must be"),

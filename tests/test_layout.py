@@ -14,13 +14,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "widefit"
 FLOORS = [
     {"cli", "__main__"},
     {"estimators", "report"},
-    {"tuning", "relevance", "readout", "finetuning"},
+    {"tuning", "relevance", "readout", "finetuning", "prediction"},
     {"files", "data"},
-    {"fitting", "deep_training", "training", "optim"},
+    {"fitting", "deep_training", "training", "streaming", "stream_training", "optim"},
     {"callbacks"},
-    {"plan"},
+    {"plan", "search_plan", "problem"},
     {"rules", "trackers", "gram", "solvers", "sketches"},
-    {"nn", "history", "pinn"},
+    {"nn", "history", "pinn", "losses"},
     {"kernels", "memory"},
 ]
 HEIGHT = {part: len(FLOORS) - number for number, floor in enumerate(FLOORS) for part in floor}

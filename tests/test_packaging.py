@@ -1,9 +1,12 @@
 """The package says the same thing everywhere: versions, pins and ranges."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -41,3 +44,11 @@ def test_version_is_the_same_everywhere() -> None:
 def test_every_public_name_can_be_imported() -> None:
     for name in widefit.__all__:
         assert getattr(widefit, name) is not None, name
+
+
+def test_the_command_is_what_is_installed_under_its_name(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["widefit", "--version"])
+    with pytest.raises(SystemExit) as end:
+        resolve_name(PROJECT["scripts"]["widefit"])()
+    assert not end.value.code
+    assert capsys.readouterr().out == f"widefit {widefit.__version__}\n"

@@ -1,14 +1,16 @@
 """Every example of the README and of the documentation runs as it stands, in an empty folder."""
 
+import multiprocessing
 import os
 import re
-import shutil
-import subprocess
-import sys
+import shlex
+import traceback
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import call
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,16 +33,21 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """With the command `widefit` of this interpreter first on the path."""
-    folder = Path(sys.executable).parent
-    if shutil.which("widefit", path=str(folder)) is None:
-        folder = tmp_path_factory.mktemp("bin")
-        script = folder / "widefit"
-        script.write_text(f"#!{sys.executable}\nimport sys\nfrom widefit.cli import main\nsys.exit(main())\n")
-        script.chmod(0o755)
-    path = os.pathsep.join((str(folder), os.environ["PATH"]))
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src")}
+def processes() -> BaseContext:
+    """Makes processes that have imported what is not widefit's: an example finds widefit as its reader does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "numba", "sklearn.datasets", "sklearn.model_selection"])
+    return context
+
+
+def run_in(folder: Path, block: str, errors: Path) -> None:
+    """Run an example in a folder; what goes wrong is written to a file."""
+    os.chdir(folder)
+    try:
+        exec(compile(block, "<example>", "exec"), {"__name__": "__main__"})
+    except BaseException:
+        errors.write_text(traceback.format_exc())
+        raise
 
 
 @pytest.fixture
@@ -66,21 +73,25 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.slow  # each example is a process of its own, as for its reader
 @pytest.mark.parametrize("block", EXAMPLES)
-def test_python_examples_run(block: str, folder: Path, environment: dict[str, str]) -> None:
-    ran = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+def test_python_examples_run(block: str, folder: Path, processes: BaseContext, tmp_path_factory) -> None:
+    errors = tmp_path_factory.mktemp("errors") / "traceback"
+    process = processes.Process(target=run_in, args=(folder, block, errors), daemon=True)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, errors.read_text()
 
 
-@pytest.mark.slow  # each command is a process of its own, as for its reader
-def test_commands_run(folder: Path, environment: dict[str, str]) -> None:
+@pytest.mark.slow  # trains at the default width, as the pages do
+def test_commands_run(folder: Path) -> None:
     every = [command for page in PAGES for command in commands(page)]
     for command in dict.fromkeys(every):  # the pages repeat one another
-        if command.split()[0] in EXCLUDED:
+        program, *arguments = shlex.split(command)
+        if program in EXCLUDED:
             continue
-        ran = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+        assert program == "widefit"
+        ran = call(*arguments, folder=folder)
+        assert ran.code == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
 
 
 def test_only_known_commands_are_left_out() -> None:

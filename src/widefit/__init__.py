@@ -9,32 +9,39 @@ if TYPE_CHECKING:
     from widefit import gram, nn, pinn, rules, sketches, solvers, trackers
     from widefit.estimators import WideClassifier, WideRegressor
     from widefit.files import load, save
+    from widefit.finetuning import LowRankDelta, finetune
     from widefit.fitting import train
     from widefit.history import History, StepInfo
     from widefit.optim import GaussNewton, Residual
+    from widefit.stream_training import train_stream
 
 # Imported on first use: scikit-learn, SciPy and Numba would otherwise double the time of `import widefit`.
 _HOME = {
     "GaussNewton": "widefit.optim",
     "History": "widefit.history",
+    "LowRankDelta": "widefit.finetuning",
     "Residual": "widefit.optim",
     "StepInfo": "widefit.history",
     "WideClassifier": "widefit.estimators",
     "WideRegressor": "widefit.estimators",
+    "finetune": "widefit.finetuning",
     "load": "widefit.files",
     "save": "widefit.files",
     "train": "widefit.fitting",
+    "train_stream": "widefit.stream_training",
 }
 _MODULES = ("gram", "nn", "pinn", "rules", "sketches", "solvers", "trackers")
 
 __all__ = [
     "GaussNewton",
     "History",
+    "LowRankDelta",
     "Residual",
     "StepInfo",
     "WideClassifier",
     "WideRegressor",
     "__version__",
+    "finetune",
     "gram",
     "load",
     "nn",
@@ -45,6 +52,7 @@ __all__ = [
     "solvers",
     "trackers",
     "train",
+    "train_stream",
 ]
 
 

@@ -1,6 +1,10 @@
 """What can watch a training run and end it."""
 
 import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from widefit.history import History, StepInfo
@@ -85,7 +89,9 @@ class Progress(Callback):
 
 def describe(info: StepInfo) -> str:
     """A step in one short line."""
-    parts = [f"step {info.step}", f"loss {info.loss:.3e}"]
+    parts = [f"step {info.step}" if info.samples is None else f"{info.samples:,} rows", f"loss {info.loss:.3e}"]
+    if info.samples and info.seconds > 0:
+        parts.append(f"{info.samples / info.seconds:,.0f} rows/s")
     if info.metric is not None:
         parts.append(f"metric {info.metric:.4f}")
     if info.flips is not None and info.step:
@@ -93,3 +99,24 @@ def describe(info: StepInfo) -> str:
     if not info.accepted:
         parts.append("rejected")
     return " · ".join(parts)
+
+
+@contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """Ctrl-C sets the flag, so that the step in progress ends whole; a second Ctrl-C interrupts as usual."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number, frame):
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)

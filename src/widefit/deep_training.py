@@ -3,13 +3,14 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from widefit import gram, solvers
 from widefit.nn import Deep
 from widefit.plan import DeepShape, Plan, firing_probability, plan_deep
-from widefit.rules import FullBatch, Linearization, Objective
-from widefit.trackers import Minibatches, Trial, Update
+from widefit.rules import FullBatch, Linearization
+from widefit.trackers import Displacement, Minibatches, Trial, Update
 from widefit.trackers.deep import DeepTracking, Sparse
 from widefit.training import State, Training
 
@@ -17,8 +18,8 @@ from widefit.training import State, Training
 class DeepTraining(Training):
     """One run of `widefit.train` on a deep network (arXiv 2112.07628), which documents the arguments.
 
-    The outputs of a sample share layers, so H couples them: one system of n k equations, formed exactly from the sparse
-    factors of every layer. To a rule it is a problem with one output and n k samples.
+    The outputs of a sample share layers, so H couples them: one system of n k equations, from the sparse factors of
+    every layer. To a rule it is a problem with one output and n k samples.
     """
 
     network: Deep
@@ -26,36 +27,47 @@ class DeepTraining(Training):
     _tracker: Sparse
     _tracking: DeepTracking
 
+    def _keep_anchor(self) -> None:
+        """Nothing of the size of the weights: tracking keeps W − W₀ in factors."""
+
     def _start_tracking(self) -> None:
-        self._deep = self._tracking = self._tracker.start(self.network, self._inputs, self._threads)
-        self._coupled: gram.DenseGram | None = None
+        self._deep = self._tracking = self._tracker.start(
+            self.network, self._inputs, self._threads, self._objective.alpha > 0, self._tracker_state
+        )
+        self._operator: gram.GramOperator | None = None
 
     def view(self) -> Linearization:
         """The problem at the committed weights, sample i and output c in row i k + c."""
-        outputs = self.network.out_features
-        objective = self._objective
-        rows = Objective(
-            objective.targets.reshape(-1, 1), np.repeat(objective.sample_weight, outputs), 0.0, objective.kind
-        )
-        return Linearization(rows, self._deep.outputs.reshape(-1, 1), None, self._gram, piecewise_linear=False)
+        with self._phase("gram"):
+            displacement = self._deep.displacement
+        outputs = self._deep.outputs.reshape(-1, 1)
+        return Linearization(self._objective.stacked(), outputs, displacement, self._gram, piecewise_linear=False)
 
-    def _gram(self, output: int) -> gram.DenseGram:
-        if self._coupled is None:
+    def _gram(self, output: int) -> gram.GramOperator:
+        if self._operator is None:
             with self._phase("backward"):
-                signals = self._deep.signals()
+                self._deep.signals()
             with self._phase("gram"):
-                self._coupled = gram.sparse_khatri_rao(signals, self._deep.similarities(), self._threads)
-        return self._coupled
+                operator = gram.CoupledGram(self._deep.factors(), self._threads)
+                # One output: H takes as much as the similarities that it is made of.
+                self._operator = gram.DenseGram(operator.dense()) if operator.outputs == 1 else operator
+        return self._operator
 
     def propose(self, update: Update) -> Trial:
         """What an update would do."""
+        image = None
+        if self._objective.alpha > 0:
+            with self._phase("gram"):
+                image = self._gram(0).matmul(torch.from_numpy(update.g[:, 0].copy())).numpy()
         with self._phase("pass"):
-            trial = self._deep.propose(update.g.reshape(self._deep.outputs.shape))
-        return Trial(update, trial.outputs.reshape(-1, 1), trial.flips, True, None, payload=trial)
+            trial = self._deep.propose(update, image)
+        # J (W − W₀) there is not asked for unless the trial is kept.
+        moved = None if image is None else Displacement(np.zeros_like(update.g), np.array([trial.squared_norm]))
+        return Trial(update, trial.outputs.reshape(-1, 1), trial.flips, True, moved, payload=trial)
 
     def commit(self, trial: Trial) -> None:
         """Carry a trial out."""
-        self._coupled = None
+        self._operator = None
         with self._phase("update"):
             self._deep.commit(trial.payload)
 
@@ -77,14 +89,10 @@ class DeepTraining(Training):
         return (network.thresholds, network.scales, network.input_share), identity
 
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, Sparse, solvers.Solver]":
-        if self._objective.alpha > 0:
-            raise ValueError(f"alpha must be 0 for a deep network, got {self._objective.alpha:g}")
         if tracker not in ("auto", "sparse"):
             raise ValueError(f'tracker must be "auto" or "sparse" for a deep network, got {tracker!r}')
         if not isinstance(self._rule, FullBatch):
             raise ValueError(f"rule must take all samples at once for a deep network, got {self._rule.name!r}")
-        if self._objective.kind == "softmax" and self.network.out_features > 1:
-            raise ValueError('loss must be "squared" or "logistic" for a deep network, got "softmax"')
         network = self.network
         shape = DeepShape(
             samples=self._inputs.shape[0],

@@ -26,6 +26,7 @@ def train(
     max_iter: int = 20,
     tol: float = 1e-6,
     alpha: float = 0.0,
+    loss: str | None = None,
     sample_weight: ArrayLike | Tensor | None = None,
     metric: Callable[[Any], float] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -35,8 +36,8 @@ def train(
 ) -> History:
     """Fit a network to data, in place: the first layer of a two-layer one, all layers but the read-outs of a deep one.
 
-    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has. Rules of first
-    order take other losses as well: then Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².
+    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has, or for another loss
+    Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².
 
     Parameters
     ----------
@@ -52,13 +53,17 @@ def train(
         "auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree", or a tracker of
         `widefit.trackers`; "auto" for a deep network, which has one of its own.
     solver
-        "auto", "cholesky", "cg", or a solver of `widefit.solvers`.
+        "auto", "cholesky", "cg", "block-cg" (for several outputs of a deep network), or a solver of `widefit.solvers`.
     max_iter
         Largest number of steps, rejected ones included; of epochs with "sgd". Rules of first order want hundreds.
     tol
         Training stops when the loss, the weighted mean over samples of the squared residual or of ℓ, is no larger.
     alpha
-        α ≥ 0, pull towards the initial weights in the units of Q; 0 for a deep network.
+        α ≥ 0, pull towards the initial weights in the units of Q.
+    loss
+        ℓ, in place of that of the rule: "squared", "logistic" (y of ±1), "softmax" (y one-hot rows or probabilities) or
+        "cross_entropy", which is "logistic" for one output and "softmax" for more. Gauss-Newton takes "softmax" for
+        deep networks.
     sample_weight
         ω ≥ 0, shape (n,); None: ones.
     metric
@@ -86,7 +91,7 @@ def train(
     """
     training = training_of(network)(
         network, X, y, rule=rule, tracker=tracker, solver=solver, max_iter=max_iter, tol=tol, alpha=alpha,
-        sample_weight=sample_weight, metric=metric, callbacks=callbacks, threads=threads, memory=memory,
+        loss=loss, sample_weight=sample_weight, metric=metric, callbacks=callbacks, threads=threads, memory=memory,
     )  # fmt: skip
     return training.run(resume)
 

@@ -40,6 +40,9 @@ class StepInfo:
         True when the tracker made a full pass over all neurons.
     seconds
         Wall-clock time from the start of training to the end of the step.
+    samples
+        Samples seen so far, in a stream; None where they come again and again. The loss is then that of the samples
+        since the entry before, each predicted before it was learnt.
     """
 
     step: int
@@ -55,6 +58,7 @@ class StepInfo:
     flips: int | None = None
     rebased: bool = False
     seconds: float = 0.0
+    samples: int | None = None
 
 
 @dataclass
@@ -66,7 +70,8 @@ class History(Sequence[StepInfo]):
     steps
         One StepInfo a step; the first has step 0 and holds the loss before training.
     stop_reason
-        Why training ended: "tol", "converged", "max_iter", "stalled", "diverged", "interrupted" or "callback".
+        Why training ended: "tol", "converged", "max_iter", "stalled", "diverged", "interrupted" or "callback"; "end"
+        for a stream that has come to its end.
     phases
         Seconds spent per phase of the work ("pass", "gram", "solve", …).
     """

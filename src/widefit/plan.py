@@ -81,6 +81,10 @@ class TwoLayerShape:
         True for rules that converge in a handful of long steps.
     stored
         False when the weights are drawn again whenever they are needed.
+    perturbed
+        True when steps are taken at points that differ from the samples.
+    alive
+        Part of the neurons that fire on some sample.
     """
 
     samples: int
@@ -93,20 +97,43 @@ class TwoLayerShape:
     readout_scale: float = 1.0
     second_order: bool = True
     stored: bool = True
+    perturbed: bool = False
+    alive: float = 1.0
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
-        weights = self.width * self.features * self.itemsize * int(self.anchored)
-        if tracker == "certificate":
-            # Instead of W₀: certificates for some pairs, and what is known of every neuron.
-            weights = int(self.width * (8 * _CERTIFIED * self.samples + 60))
-        row = min(self.samples / 8, 4 * self.firing * self.samples) + 12
-        patterns = int(2 * self.width * row)
+        patterns = self._certificate_bytes() if tracker == "certificate" else self._pattern_bytes(tracker)
         block = max(64, min(1024, (1 << 20) // self.samples))
         blocks = threads * block * (self.samples * self.itemsize + self.samples // 8 + self.features * self.itemsize)
         # K, N and H are held at once, and a factorization works on a copy of H.
         square = self.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
-        return weights + patterns + blocks + square
+        return patterns + blocks + square
+
+    def _pattern_bytes(self, tracker: str) -> int:
+        """W₀ where it is kept, fire patterns before and after a step, and what a tree holds beside them."""
+        row = min(self.samples / 8, 4 * self.firing * self.samples) + 12
+        pairs, weights = self.width * self.samples, self.width * self.features * self.itemsize
+        trees = {
+            # Keys twice over and those of a step, or fire patterns as bits both ways.
+            "weight-tree": 3 * pairs * self.itemsize,
+            "data-tree": 3 * pairs * self.itemsize,
+            "half-space-tree": 3 * weights + pairs // 4,
+        }
+        return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
+
+    def _certificate_bytes(self) -> int:
+        """Neurons that are alive with their fire rows, certificates, and the first and longest step in the making."""
+        word = 2 if self.samples < 1 << 16 else 4
+        slots, flips = self.width * self.alive, self.flips()
+        rows = self.width * min(self.samples / 8, word * self.firing * self.samples)
+        fixed = slots * (26 + 3 * word)
+        if _CERTIFIED * flips > _MOST_CERTIFIED * slots * self.samples:
+            # The first step is another pass: everything of every slot once more.
+            certificates, trial = _CERTIFIED / 3 * flips, rows + 24 * slots
+        else:
+            certificates, trial = _CERTIFIED * flips, (word + 6) * _LOOKED_AT * flips + 4 * slots
+        # A flip is a correction of its neuron, and is told to others while the step is tried.
+        return int(fixed + rows + (word + 4) * certificates + trial + (16 + word + 38) * flips)
 
     def flops_per_step(self, solver: str) -> float:
         """Products W Xᵀ, additions into N, and the solve."""
@@ -157,26 +184,39 @@ class DeepShape:
         dense = 2 * self.samples * max(widths)
         # Activations before and after a step; signals by row and by column, for every output.
         entries = fired * (2 * (self.itemsize + 4) + self.outputs * 2 * (self.itemsize + 20))
-        square = 8 * self.samples**2 * len(widths) + rows**2 * (16 + (16 if solver == "cholesky" else 0))
+        # Similarities, and H: formed for one output or to be factored; else one block of it, and its factor.
+        formed = rows if self.outputs == 1 or solver == "cholesky" else self.samples if solver == "block-cg" else 0
+        square = 8 * self.samples**2 * (len(widths) + 1) + formed**2 * (16 + (16 if solver != "cg" else 0))
         return int(self.itemsize * (packed + moved + dense) + entries + square)
 
     def flops_per_step(self, solver: str) -> float:
         """Forward, backward and update of every layer, H, and the solve."""
-        n, rows, before = self.samples, self.samples * self.outputs, 0.0
-        total = rows**3 / 3 if solver == "cholesky" else 200.0 * rows**2
+        n, rows, before, products = self.samples, self.samples * self.outputs, 0.0, 0.0
+        total = 0.0
         for p, m in zip(self.firing, self.widths, strict=True):
             total += 2.0 * n * self.features * m * (1 + p)
             total += 2.0 * n * before * m + (2.0 * self.outputs + 4.0) * n * before * p * m
-            total += m * (p * rows) ** 2 + m * (p * n) ** 2
+            total += m * (p * n) ** 2
+            products += 2 * m * (p * n) ** 2 + 4 * rows * p * m
             before = p * m
-        return total
+        formed = sum(m * (p * n) ** 2 for p, m in zip(self.firing, self.widths, strict=True))
+        if self.outputs == 1 or solver == "cholesky":
+            return total + formed * self.outputs**2 + (rows**3 / 3 if solver == "cholesky" else 200.0 * rows**2)
+        if solver == "block-cg":
+            return total + formed * self.outputs + n**3 / 3 + _BLOCK_PRODUCTS * (products + 2.0 * n * rows)
+        return total + 200 * products
 
 
+# Products with H that conjugate gradients behind a block of it take, from runs on digits.
+_BLOCK_PRODUCTS = 30
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
-_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 2e-6, 0.6
-# Passes of a dense Gauss-Newton run, and pairs that hold a certificate.
-_PASSES, _CERTIFIED = 6, 0.08
+_FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.2e-6, 0.3
+# Passes of a dense Gauss-Newton run.
+_PASSES = 6
+# Certificates for every pair that flips in a run, of which so many are looked at, and part of the pairs from which the
+# tracker rather makes another pass (measured).
+_CERTIFIED, _LOOKED_AT, _MOST_CERTIFIED = 14.0, 6.0, 0.04
 
 
 def _choose_tracker(
@@ -186,6 +226,8 @@ def _choose_tracker(
     one = shape.seconds_of_a_pass(threads)
     if not shape.stored:
         return trackers.Certificate, "the weights are not stored"
+    if shape.perturbed:
+        return trackers.Dense, "steps at points that no tracker has followed"
     if not shape.second_order:
         return trackers.Dense, f"many steps that flip pairs; a pass takes about {one:.2g} s"
     # A dense pass with a ridge multiplies twice: W and W − W₀.
@@ -228,7 +270,7 @@ def plan_two_layer(
     Raises
     ------
     ValueError
-        An unknown name.
+        An unknown name, or a tracker that cannot follow perturbed samples.
     MemoryError
         The prediction exceeds the memory; the message gives the number and the nearest width that fits.
     """
@@ -238,14 +280,19 @@ def plan_two_layer(
         chosen, reason = _choose_tracker(shape, solver, threads, memory)
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = _named(tracker, _TRACKERS, trackers.Tracker, "tracker")
+    tracker = named(tracker, TRACKERS, trackers.Tracker, "tracker")
+    if shape.perturbed and not tracker.anywhere:
+        raise ValueError(
+            f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
+            'use "dense" or HalfSpaceTree(over="weights")'
+        )
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()
         need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
         reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name, threads, tracker.name)
     if needed > memory:
         raise MemoryError(_refusal(shape, tracker.name, solver.name, threads, needed, memory))
@@ -269,23 +316,39 @@ def plan_deep(
     choices = [Choice("tracker", "sparse", f"about {fired} of the neurons fire, layer by layer")]
     rows = shape.samples * shape.outputs
     if solver == "auto":
-        direct = shape.bytes_needed("cholesky") <= memory
-        solver = solvers.Cholesky() if direct else solvers.CG()
-        need = f"{8 * rows**2 / 1e9:.2g} GB for H in float64"
-        reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
+        solver, reason = _deep_solver(shape, memory)
         choices.append(Choice("solver", solver.name, reason))
-    solver = _named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = named(solver, _DEEP_SOLVERS, solvers.Solver, "solver")
     needed = shape.bytes_needed(solver.name)
     if needed > memory:
         fits = int(shape.samples * math.sqrt(memory / needed))
         raise MemoryError(
-            f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free; its outputs share layers, "
-            f"so that H has {rows:,} × {rows:,} numbers: about {fits:,} samples fit"
+            f"training needs about {needed / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free; there are {rows:,} "
+            f"equations, of {shape.samples:,} samples: about {fits:,} samples fit"
         )
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
 
 
-_TRACKERS: dict[str, type[trackers.Tracker]] = {
+_DEEP_SOLVERS: dict[str, type[solvers.Solver]] = {
+    "cholesky": solvers.Cholesky,
+    "cg": solvers.CG,
+    "block-cg": solvers.BlockCG,
+}
+
+
+def _deep_solver(shape: DeepShape, memory: int) -> "tuple[solvers.Solver, str]":
+    """One block of H stands for all outputs where there are several; what fits decides the rest."""
+    direct, name = solvers.Cholesky if shape.outputs == 1 else solvers.BlockCG, "its factor"
+    need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
+    if shape.outputs > 1:
+        whole, name = 8 * (shape.samples * shape.outputs) ** 2 / 1e9, "the block's factor"
+        need = f"{8 * shape.samples**2 / 1e9:.2g} GB for the block of H of one output, {whole:.2g} GB for all of H"
+    if shape.bytes_needed(direct.name) <= memory:
+        return direct(), f"{need}, and as much for {name}, fit in memory"
+    return solvers.CG(), f"{need}: {name} would not fit"
+
+
+TRACKERS: dict[str, type[trackers.Tracker]] = {
     "dense": trackers.Dense,
     "certificate": trackers.Certificate,
     "weight-tree": trackers.WeightTree,
@@ -294,7 +357,8 @@ _TRACKERS: dict[str, type[trackers.Tracker]] = {
 }
 
 
-def _named(value, names: dict, kind: type, argument: str):
+def named(value, names: dict, kind: type, argument: str):
+    """What goes by a name, or itself."""
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and value in names:

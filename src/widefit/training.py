@@ -1,7 +1,6 @@
 """The loop: a rule chooses g, the tracker finds out who fires after W ← W − Jᵀ g, the rule keeps the step or not."""
 
 import hashlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +14,20 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from widefit import gram, rules, solvers, trackers
-from widefit.callbacks import Callback
+from widefit.callbacks import Callback, interrupt_flag
 from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.memory import available_memory
 from widefit.nn import Deep, TwoLayer
 from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
-from widefit.rules import Linearization, Objective, Rule
+from widefit.problem import checked_problem, refuse_floor, rule_for
+from widefit.rules import Linearization, Rule
 from widefit.trackers import Minibatches, Trial, Update
 
 # Neurons of every output from which the length of the first step is foretold.
 _SCOUT = 4096
+# Neurons that tell how many fire at all.
+_SEEN = 1024
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -63,6 +65,7 @@ class Training:
         threads: int | None = None,
         memory: int | None = None,
         loss_floor: float = 0.0,
+        loss: str | None = None,
     ):
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
@@ -70,13 +73,16 @@ class Training:
         self.network = network
         self.max_iter, self.tol = max_iter, tol
         self.history = History()
-        self._rule = _rule(rule)
-        self._inputs, self._objective = _problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
+        self._rule = rule_for(rule, loss, network.out_features)
+        self._inputs, self._objective = checked_problem(network, X, y, sample_weight, float(alpha), self._rule.loss)
         # Part of the loss that no weights can remove, left out of the stopping test.
         self._loss_floor = loss_floor
         self._metric, self._callbacks = metric, tuple(callbacks)
         self._threads = torch.get_num_threads() if threads is None else threads
         self.plan, self._tracker, self._solver = self._make_plan(tracker, solver, memory)
+        self._refuse_readout()
+        # As it was before training, which may change the readout.
+        self._identity = self._fixed()
         self._memory: dict[str, float] = {}
         self._anchor: np.ndarray | None = None
         self._memory_limit = available_memory() if memory is None else memory
@@ -87,8 +93,8 @@ class Training:
         """Train until tol, convergence, max_iter, a callback or an interrupt ends it."""
         if resume is not None:
             self._restore(resume)
-        elif self._objective.alpha > 0 and not self._tracker.lazy:
-            self._anchor = self.network.weight.detach().numpy().copy()
+        elif self._objective.alpha > 0:
+            self._keep_anchor()
         announce_compilation()
         self._started = time.perf_counter() - (self.history[-1].seconds if resume is not None else 0.0)
         with self._phase("pass"):
@@ -99,7 +105,7 @@ class Training:
                 self.history.steps.append(self._info(0, self._objective.loss(self._tracking.outputs)))
             for callback in self._callbacks:
                 callback.start(self)
-            with _interrupt_flag() as interrupted:
+            with interrupt_flag() as interrupted:
                 self.history.stop_reason = self._loop(interrupted)
             for callback in self._callbacks:
                 callback.finish(self, self.history)
@@ -175,7 +181,10 @@ class Training:
     def view(self) -> Linearization:
         """The problem at the committed weights."""
         tracking = self._tracking
-        return Linearization(self._objective, tracking.outputs, tracking.displacement, self._gram)
+        return Linearization(
+            self._objective, tracking.outputs, tracking.displacement, self._gram,
+            features_squared=lambda: trackers.features_squared(self.network, self._inputs),
+        )  # fmt: skip
 
     def propose(self, update: Update) -> Trial:
         """What an update would do."""
@@ -194,6 +203,8 @@ class Training:
         with self._phase("pass"):
             passes = self._tracking.report().full_passes
             flips = self._tracking.descend(minibatches, self._grams)
+            if minibatches.trains_readout:
+                self._start_grams()
             return flips, self._tracking.report().full_passes > passes
 
     def _info(self, number: int, loss: float) -> StepInfo:
@@ -221,22 +232,34 @@ class Training:
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
 
+    def _keep_anchor(self) -> None:
+        """Keep W₀, unless the tracker leaves the weights as they are."""
+        if not self._tracker.lazy:
+            self._anchor = self.network.weight.detach().numpy().copy()
+
     def _start_tracking(self) -> None:
         self._tracking = self._tracker.start(
             self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
             expected=self._forecast(),
         )  # fmt: skip
+        self._start_grams()
+
+    def _start_grams(self) -> None:
+        """H as it follows from the network's readout."""
         samples = self._inputs.shape[0]
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
         self._grams = gram.CurrentGrams(
-            self._tracking, inputs @ inputs.T, self.network.coefficients, held, self._threads
+            self._tracking, lambda: inputs @ inputs.T, self.network.coefficients, held, self._threads
         )
 
     def _trained(self) -> dict[str, Tensor]:
         """The tensors that training changes."""
         # The tracker's state says how far weights that are not stored have moved.
-        return {"weight": self.network.weight.detach()} if self.network.store == "array" else {}
+        if self.network.store != "array":
+            return {}
+        trained = {"weight": self.network.weight.detach()}
+        return trained | ({"readout": self.network.readout.detach()} if self._rule.train_readout else {})
 
     def _fixed(self) -> tuple[Any, bytes]:
         """What else decides the outputs: settings, and the bytes of what training leaves alone."""
@@ -256,8 +279,23 @@ class Training:
             * float(np.sqrt(self.network.width / self.network.out_features)),
             second_order=isinstance(self._rule, rules.GaussNewton),
             stored=self.network.store == "array",
+            perturbed=self._rule.perturbs,
+            alive=_alive(self.network, self._inputs),
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
+
+    def _refuse_readout(self) -> None:
+        """Say at once where the second layer cannot be trained."""
+        if not self._rule.train_readout:
+            return
+        name = self._tracker.name
+        if not self._tracker.trains_readout or (self._objective.alpha > 0 and name != trackers.Dense.name):
+            ridge = " with a ridge" if self._tracker.trains_readout else ""
+            raise ValueError(
+                f'tracker "{name}" keeps the second layer as it is{ridge}: train_readout takes "dense" or, without a '
+                'ridge, "half-space-tree" over the weights'
+            )
+        refuse_floor(self.network)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -274,7 +312,7 @@ class Training:
         digest = hashlib.sha256()
         for array in (self._inputs, self._objective.targets, self._objective.sample_weight):
             digest.update(np.ascontiguousarray(array).tobytes())
-        settings, identity = self._fixed()
+        settings, identity = self._identity
         digest.update(repr((self._objective.alpha, settings, self._rule)).encode())
         digest.update(identity)
         return digest.hexdigest()
@@ -298,67 +336,9 @@ class Training:
         self.history = History.from_dict(document["history"])
 
 
-def _rule(rule: str | Rule) -> Rule:
-    if isinstance(rule, Rule):
-        return rule
-    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
-    if rule not in named:
-        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
-    return named[rule]()
-
-
-def _problem(
-    network: TwoLayer | Deep,
-    X: ArrayLike | Tensor,
-    y: ArrayLike | Tensor,
-    sample_weight: ArrayLike | Tensor | None,
-    alpha: float,
-    loss: str,
-) -> tuple[np.ndarray, Objective]:
-    """Inputs in the dtype of the network and the objective in float64, checked."""
-    dtype = torch.empty(0, dtype=network.dtype).numpy().dtype
-    inputs = np.ascontiguousarray(_array(X, "X"), dtype=dtype)
-    targets = np.ascontiguousarray(_array(y, "y"), dtype=np.float64)
-    targets = targets[:, None] if targets.ndim == 1 else targets
-    if inputs.ndim != 2 or inputs.shape[0] == 0 or inputs.shape[1] != network.in_features:
-        raise ValueError(f"X must have shape (n, {network.in_features}) with n ≥ 1, got {inputs.shape}")
-    samples = inputs.shape[0]
-    if targets.shape != (samples, network.out_features):
-        raise ValueError(f"y must have shape ({samples}, {network.out_features}), got {targets.shape}")
-    weight = np.ones(samples) if sample_weight is None else _array(sample_weight, "sample_weight").astype(np.float64)
-    if weight.shape != (samples,) or np.any(weight < 0) or not np.any(weight > 0):
-        raise ValueError(f"sample_weight must be {samples} numbers ≥ 0, not all 0")
-    for name, array in (("X", inputs), ("y", targets), ("sample_weight", weight)):
-        if not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
-    trackers.check_targets(loss, targets)
-    return inputs, Objective(targets, weight, alpha, loss)
-
-
-def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
-    return array
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """Ctrl-C sets the flag, so that the step in progress ends whole; a second Ctrl-C interrupts as usual."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number, frame):
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _alive(network: TwoLayer, inputs: np.ndarray) -> float:
+    """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
+    seen = min(network.width, _SEEN)
+    fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
+    alive = float(np.count_nonzero(fire))
+    return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)

@@ -1,6 +1,7 @@
 """What the data decide before training, by closed-form leave-one-out: input map, ridge and readout scale."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,14 @@ class Tuning:
 # Matrices of a few hundred rows: handing them to several threads costs more than it brings.
 @serial_blas()
 def tune(
-    merged: MergedRows, *, threshold: float, width: int, alpha: float | str, readout_scale: float | str, seed: int
+    merged: MergedRows,
+    *,
+    threshold: float,
+    width: int,
+    alpha: float | str,
+    readout_scale: float | str,
+    seed: int,
+    kernel: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n n"]] | None = None,
 ) -> Tuning:
     """Decide on the kernel that the network has at infinite width (this project).
 
@@ -80,12 +88,16 @@ def tune(
         Numbers, or "auto".
     seed
         Chooses the rows when there are more than are needed.
+    kernel
+        H at infinite width of a network that is not two-layer, from inputs on the sphere; the input map is chosen as
+        for a two-layer one.
     """
     generator = np.random.default_rng(seed)
     sphere, map_choice = _choose_map(merged, threshold, generator)
     rows = np.sort(generator.permutation(merged.rows.shape[0])[:_RIDGE_ROWS])
     inputs, targets = sphere(merged.rows[rows]), merged.targets[rows]
-    weight, gram = merged.sample_weight[rows], limit_gram(inputs, threshold)
+    weight = merged.sample_weight[rows]
+    gram = limit_gram(inputs, threshold) if kernel is None else kernel(inputs)
     mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
     problem = _Probe(inputs, gram, targets, weight, mean, threshold, width * rows.size / merged.rows.shape[0])
     choices = [map_choice]

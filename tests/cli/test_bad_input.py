@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Result, run, run_all
+from command_line import Result, call_all, run
 
 import widefit
 
@@ -130,12 +130,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, Result]:
-    """Exit code, standard output and standard error of every case, several run at a time."""
+    """Exit code, standard output and standard error of every case."""
     cases = {name: ["train", *arguments] for name, (arguments, _) in TRAIN.items()}
     cases |= {name: arguments for name, (arguments, _) in (USAGE | MODEL).items()}
     assert len(cases) == len(TRAIN) + len(USAGE) + len(MODEL)
-
-    return run_all(cases, folder)
+    return call_all(cases, folder)
 
 
 @pytest.mark.parametrize("name", [*TRAIN, *MODEL])
@@ -180,7 +179,7 @@ def said_with_a_model(houses: Path, tmp_path_factory: pytest.TempPathFactory) ->
     widefit.save(model, folder / "bare.widefit")
     (folder / "lacking.csv").write_text("area,garden,age\n1,True,3\n")
     (folder / "text.csv").write_text("area,rooms,garden,town,age\n1,2,True,Ulm,3\nbig,2,True,Ulm,3\n")
-    found = run_all({name: list(arguments) for name, (arguments, _) in WITH_A_MODEL.items()}, folder)
+    found = call_all({name: list(arguments) for name, (arguments, _) in WITH_A_MODEL.items()}, folder)
     assert not (folder / "out.csv").exists()
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import typer
-from command_line import ENVIRONMENT, Result, run, run_all, write_houses
+from command_line import ENVIRONMENT, Result, call, call_all, run, write_houses
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -64,6 +64,21 @@ def test_every_rule_is_one_of_the_estimators(rule: train_command.RuleChoice) -> 
     rows = np.random.default_rng(0).standard_normal((12, 2))
     model = widefit.WideRegressor(hidden_layer_sizes=(64,), rule=rule.value, max_iter=1, tol=0).fit(rows, rows[:, 0])
     assert model.n_iter_ == 1
+
+
+def test_several_hidden_layers_from_training_to_prediction(tmp_path: Path) -> None:
+    sizes = ("--hidden-layer-sizes", "60,50", "--max-iter", 3, "--no-report", "--json", "--quiet")
+    trained = call("train", "iris", *sizes, folder=tmp_path)
+    assert trained.code == 0, trained.stderr
+    document = json.loads(trained.stdout)
+    assert document["settings"]["hidden_layer_sizes"] == [60, 50]
+    assert document["metrics"]["held out"]["accuracy"] > 0.6
+    measured = call("evaluate", "iris.widefit", "iris", "--json", "--quiet", folder=tmp_path)
+    assert measured.code == 0
+    for wrong in ("60,x", "60,,50", "1,60"):
+        refused = call("train", "iris", "--hidden-layer-sizes", wrong, folder=tmp_path)
+        assert refused.code == 2
+        assert "2048,2048" in " ".join(refused.stderr.replace("│", " ").split())
 
 
 class TestTrain:
@@ -123,7 +138,7 @@ def said(houses: Path) -> dict[str, Result]:
     frame.select(*reversed(frame.columns)).write_parquet(houses / "shuffled.parquet")
     (houses / "rome.csv").write_text((houses / "new.csv").read_text().replace("Bonn", "Rome"))
     (houses / "renamed.csv").write_text((houses / "test.csv").read_text().replace("price", "sold_for", 1))
-    found = run_all(
+    found = call_all(
         {
             "new": ["predict", "houses.widefit", "new.csv"],
             "shuffled": ["predict", "houses.widefit", "shuffled.parquet", "-o", "out.parquet"],
@@ -246,7 +261,9 @@ class TestBench:
         assert sys.path == before
 
     def test_unknown_name(self, tmp_path: Path) -> None:
-        assert "there is no bench 'no-such'" in run("bench", "no-such", folder=tmp_path, code=2).stderr
+        code, _, stderr = call("bench", "no-such", folder=tmp_path)
+        assert code == 2
+        assert "there is no bench 'no-such'" in stderr
 
 
 def test_warnings_and_log_records_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

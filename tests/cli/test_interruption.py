@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import run_all, start, write_houses
+from command_line import call_all, start, write_houses
 from safetensors.torch import load_file
 
 import widefit
@@ -65,7 +65,7 @@ def test_resuming_reaches_the_same_bits(interrupted: tuple[Path, dict]) -> None:
         "resumed": ["train", "h.csv", *ENDLESS, *more, "--checkpoint", "state", "--resume", "--out", "resumed"],
         "straight": ["train", "h.csv", *ENDLESS, *more, "--out", "straight"],
     }
-    ran = run_all(cases, folder)
+    ran = call_all(cases, folder)
     assert [result.code for result in ran.values()] == [0, 0]
     first, second = load_file(folder / "resumed"), load_file(folder / "straight")
     assert first.keys() == second.keys()

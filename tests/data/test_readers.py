@@ -4,10 +4,8 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from datetime import date
@@ -378,7 +376,18 @@ def feature(index: int, name: str, kind: str, *, target: bool = False, row: bool
     }
 
 
-def test_openml_from_its_cache(tmp_path: Path) -> None:
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing downloaded before, and a proxy that refuses every connection, as without a network on any machine."""
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # the one that is kept has read the environment
+
+
+@pytest.mark.filterwarnings("error")
+def test_openml_from_its_cache(tmp_path: Path, no_network: None) -> None:
     """The answers of OpenML as its cache keeps them: no network is touched."""
     arff = (
         "@RELATION towns\n@ATTRIBUTE id NUMERIC\n@ATTRIBUTE size REAL\n@ATTRIBUTE town {Oslo,Rome}\n"
@@ -420,37 +429,19 @@ def test_openml_from_its_cache(tmp_path: Path) -> None:
         path = tmp_path / "openml" / "openml.org" / (name + ".gz")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress((answer if isinstance(answer, str) else json.dumps(answer)).encode()))
-    code = (
-        "from widefit.data.readers import read_table\n"
-        "table = read_table('openml:towns')\nprint(table.name, table.target, table.frame.rows(named=True))"
-    )
-    environment = os.environ | {"SCIKIT_LEARN_DATA": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    table = read_table("openml:towns")
     rows = [
         {"size": 1.5, "town": "Oslo", "rich": "yes"},
         {"size": None, "town": "Rome", "rich": "no"},
         {"size": 2.5, "town": None, "rich": "yes"},
     ]
-    assert ran.stderr == ""
-    assert ran.stdout.strip() == f"towns rich {rows}".replace("'size': None", "'size': nan")
+    assert (table.name, table.target) == ("towns", "rich")
+    assert str(table.frame.rows(named=True)) == str(rows).replace("'size': None", "'size': nan")
 
 
 @pytest.mark.parametrize("name", ["openml:61", "california_housing"])
-def test_without_a_network(tmp_path: Path, name: str) -> None:
-    # A proxy that refuses every connection is what "no network" looks like on any machine.
-    environment = os.environ | {
-        "SCIKIT_LEARN_DATA": str(tmp_path),
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-        "no_proxy": "",
-    }
-    code = (
-        "import sys\nfrom widefit.data.readers import read_table\n"
-        "try: read_table(sys.argv[1])\nexcept ValueError as error: print(error)"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, name], env=environment, capture_output=True, text=True
-    )
-    assert ran.stderr == ""
-    assert ran.stdout.startswith(f"{name} cannot be downloaded (")
-    assert "without a network use digits, diabetes, breast_cancer, wine, iris, or download it elsewhere" in ran.stdout
+@pytest.mark.filterwarnings("ignore")
+def test_without_a_network(no_network: None, name: str) -> None:
+    found = refusal(name)
+    assert found.startswith(f"{name} cannot be downloaded (")
+    assert "without a network use digits, diabetes, breast_cancer, wine, iris, or download it elsewhere" in found

@@ -227,8 +227,8 @@ def test_degenerate_tables():
 
 
 BAD = [
-    ({"hidden_layer_sizes": (4, 4)}, "hidden_layer_sizes must be one width"),
-    ({"hidden_layer_sizes": (1,)}, "hidden_layer_sizes must be one width"),
+    ({"hidden_layer_sizes": (4, 1)}, "hidden_layer_sizes must be widths"),
+    ({"hidden_layer_sizes": (1,)}, "hidden_layer_sizes must be widths"),
     ({"activation": "tanh"}, "activation must be one of 'relu'"),
     ({"threshold": "low"}, 'threshold must be "auto" or a finite number'),
     ({"threshold": float("nan")}, "threshold must be"),
@@ -282,3 +282,44 @@ def test_public_names_are_there():
         assert getattr(widefit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         widefit.nonsense  # noqa: B018
+
+
+def test_several_hidden_layers_classify_and_survive_a_file(tmp_path):
+    X, y = load_digits(return_X_y=True)
+    train, test = slice(0, 150), slice(150, 600)
+    model = WideClassifier(hidden_layer_sizes=(300, 260), max_iter=6).fit(X[train], y[train])
+    assert isinstance(model.network_, widefit.nn.Deep)
+    assert model.network_.hidden_layer_sizes == (300, 260)
+    assert model.score(X[test], y[test]) > 0.6
+    chosen = {what: value for what, value, _ in model.plan_.rows()}
+    assert chosen["solver"] == "block-cg"
+    assert {"threshold", "alpha", "readout scale", "tracker"} <= set(chosen)
+    widefit.save(model, tmp_path / "deep.widefit")
+    again = widefit.load(tmp_path / "deep.widefit")
+    np.testing.assert_array_equal(again.predict_proba(X[test]), model.predict_proba(X[test]))
+    assert again.fit(X[train], y[train]).network_.hidden_layer_sizes == (300, 260)
+
+
+def test_several_hidden_layers_fit_with_the_ridge_that_leave_one_out_chooses():
+    X, y = load_diabetes(return_X_y=True)
+    targets = np.stack([y, -2.0 * y + X[:, 0]], axis=1)
+    model = WideRegressor(hidden_layer_sizes=(400, 300), max_iter=5).fit(X[:150], targets[:150])
+    assert model.alpha_ > 0
+    assert model.predict(X[150:]).shape == (len(X) - 150, 2)
+    assert model.score(X[150:], targets[150:]) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "floored_relu"}, "floored_relu"),
+        ({"refit_readout": True}, "refit_readout"),
+        ({"hidden_layer_sizes": (30, 1)}, "hidden_layer_sizes"),
+        ({"hidden_layer_sizes": ()}, "hidden_layer_sizes"),
+        ({"tracker": "dense"}, "tracker"),
+    ],
+)
+def test_refuses_what_several_hidden_layers_cannot(options, message):
+    X, y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20.0)
+    with pytest.raises(ValueError, match=message):
+        WideRegressor(**{"hidden_layer_sizes": (30, 30), **options}).fit(X, y)

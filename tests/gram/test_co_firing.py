@@ -10,6 +10,7 @@ from widefit.gram import DenseGram, co_firing
 from widefit.gram.limit import co_firing_probability, limit_gram
 from widefit.nn import TwoLayer
 from widefit.trackers import Dense
+from widefit.trackers.base import Flips
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["equal readouts", "any readouts"])
@@ -32,6 +33,36 @@ def test_equals_the_product_of_the_jacobian(name, weighted):
         np.testing.assert_allclose(operator.matrix.numpy(), expected, rtol=1e-11, atol=atol)
         threaded = co_firing(own, similarity, network.coefficients(), threads=3)
         assert torch.equal(operator.matrix, threaded.matrix)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["equal readouts", "any readouts"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_following_many_flips_is_counting_anew(weighted, threshold, threads):
+    generator = np.random.default_rng(1)
+    inputs = generator.standard_normal((90, 4))
+    similarity = inputs @ inputs.T
+    weight = generator.standard_normal((2000, 4))
+    coefficients = generator.uniform(0.5, 2, 2000) if weighted else np.full(2000, 0.5)
+
+    def patterns(at: np.ndarray):
+        network = TwoLayer.from_tensors(
+            torch.from_numpy(at), torch.from_numpy(coefficients[:, None]), threshold=threshold
+        )
+        return Dense().start(network, inputs).patterns()
+
+    before, after = patterns(weight), patterns(weight + 0.3 * generator.standard_normal(weight.shape))
+    fired = [np.concatenate([pattern.dense() for pattern in own]) for own in (before, after)]
+    neurons, samples = np.nonzero(fired[0] != fired[1])
+    assert neurons.size > 2000
+    for taken in (slice(None), slice(0, 300)):
+        fires = fired[1][neurons[taken], samples[taken]]
+        changed = fired[0].copy()
+        changed[neurons[taken], samples[taken]] = fires
+        operator = co_firing(before, similarity, coefficients, threads)
+        operator.flip(before, Flips(neurons[taken], samples[taken].astype(np.int32), fires))
+        expected = similarity * ((changed * coefficients[:, None] ** 2).T @ changed)
+        np.testing.assert_allclose(operator.matrix.numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_operator_views_agree():

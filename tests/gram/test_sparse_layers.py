@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widefit.gram import sparse_khatri_rao
-from widefit.nn import SparseRows
+from widefit.gram import DenseGram, WeightedGram, sparse_khatri_rao
+from widefit.gram.limit import deep_limit_gram, limit_gram
+from widefit.nn import Deep, SparseRows
+from widefit.trackers.deep import DeepTracking
 
 
 def sparse(rows: int, columns: int, part: float, seed: int, dtype=np.float64) -> SparseRows:
@@ -52,3 +55,45 @@ def test_refuses_layers_that_do_not_belong_together():
     for signals, similarities in (([], []), ([a], []), ([a, b], [square, square]), ([b], [square])):
         with pytest.raises(ValueError, match="layer"):
             sparse_khatri_rao(signals, similarities)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99))
+def test_a_weighted_gram_is_the_product_of_its_factors(blocks, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    factor = torch.randn(blocks * size, 4, generator=generator, dtype=torch.float64)
+    root = torch.randn(blocks, size, size, generator=generator, dtype=torch.float64)
+    matrix, whole = factor @ factor.T, torch.block_diag(*root)
+    found, expected = WeightedGram(DenseGram(matrix), root), whole.T @ matrix @ whole
+    torch.testing.assert_close(found.dense(), expected)
+    torch.testing.assert_close(found.diagonal(), expected.diagonal())
+    torch.testing.assert_close(found.matmul(factor), expected @ factor)
+    torch.testing.assert_close(found.columns(torch.tensor([0])), expected[:, :1])
+
+
+def test_a_weighted_gram_refuses_blocks_of_another_size():
+    with pytest.raises(ValueError, match="root must have blocks of 4 rows"):
+        WeightedGram(DenseGram(torch.eye(4, dtype=torch.float64)), torch.ones(3, 1, 1, dtype=torch.float64))
+
+
+def test_one_layer_has_the_limit_of_the_two_layer_network():
+    inputs = np.random.default_rng(0).standard_normal((9, 4))
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    np.testing.assert_allclose(deep_limit_gram(inputs, (1.3,), 0.5), limit_gram(inputs, 1.3), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("thresholds", "share"), [((1.0, 1.2), 0.5), ((0.0, 1.0, 0.5), 0.2), ((0.5, 0.0), 0.0)])
+def test_wide_layers_tend_to_the_limit(thresholds, share):
+    inputs = np.random.default_rng(1).standard_normal((6, 5))
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    grams = []
+    for seed in range(8):
+        network = Deep(
+            5, (1500,) * len(thresholds), threshold=thresholds, input_share=share, seed=seed, dtype=torch.float64
+        )
+        run = DeepTracking(network, inputs)
+        grams.append(sparse_khatri_rao(run.signals(), run.similarities()).matrix.numpy())
+    # In the units of one layer.
+    found = np.mean(grams, axis=0) * (network.scales[0] ** -2 / 1500)
+    expected = deep_limit_gram(inputs, thresholds, share)
+    assert np.abs(found - expected).max() < 0.15 * expected.max()
+    assert np.abs(found - expected).mean() < 0.03 * expected.max()

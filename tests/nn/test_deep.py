@@ -1,7 +1,6 @@
 """The deep network as a module."""
 
 import copy
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,15 +35,18 @@ def test_paired_networks_start_at_zero_and_others_do_not():
     assert Deep(4, (30, 20), 3, paired=False, **options)(x).abs().max() > 1e-3
 
 
-@given(st.integers(1, 4), st.integers(0, 30))
-def test_every_output_has_neurons_of_its_own_in_every_layer(outputs, more):
-    network = Deep(3, (2 * outputs + more, 2 * outputs), outputs)
-    for layer, width in enumerate(network.hidden_layer_sizes):
-        edges = [network.neurons_of(layer, output) for output in range(outputs)]
-        assert edges[0][0] == 0
-        assert edges[-1][1] == width
-        assert all(before[1] == after[0] for before, after in pairwise(edges))
-        assert torch.equal((network.readouts[layer] != 0).sum(1), torch.ones(width, dtype=torch.int64))
+@given(st.integers(1, 4), st.integers(2, 30), st.integers(0, 9))
+def test_every_output_reads_every_neuron_with_signs_of_its_own(outputs, width, seed):
+    network = Deep(3, (width, width + 1), outputs, seed=seed, dtype=torch.float64)
+    for readout in network.readouts:
+        assert torch.allclose(readout.abs(), torch.full_like(readout, 0.5**0.5))
+        assert torch.equal(readout[1::2], -readout[: 2 * (len(readout) // 2) : 2])
+        assert bool((readout[::2, 0] > 0).all())
+
+
+def test_signs_of_different_outputs_are_independent():
+    readout = Deep(3, (8000,), 4).readouts[0].detach().double()
+    assert float((readout.T @ readout / 8000 - torch.eye(4)).abs().max()) < 0.1
 
 
 def test_a_seed_fixes_the_weights_in_every_dtype():

@@ -1,5 +1,7 @@
 """What "auto" chooses, and when it says no."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -72,3 +74,31 @@ def test_damping_leaves_a_part_of_fresh_residuals_over() -> None:
     assert policy.after_fresh(1e-6, 1e-7, 0.2) == 1e-6
     assert policy.after_fresh(1e-6, 1e-7, 0.9) == 1e-7
     assert policy.after_fresh(policy.largest, 1.0, 0.0) == policy.largest
+
+
+def test_pace_slows_where_fresh_losses_no_longer_fall() -> None:
+    policy = DampingPolicy(slowest=0.1)
+    pace, trend = policy.pace(1.0, math.inf, 1.0)
+    assert (pace, trend) == (1.0, 1.0)
+    for _ in range(20):  # each loss well below the trend
+        pace, trend = policy.pace(pace, trend, trend / 2)
+    assert pace == 1.0
+    seen = []
+    for _ in range(100):
+        pace, trend = policy.pace(pace, trend, trend)
+        seen.append(pace)
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == 0.1
+    assert policy.pace(0.5, 2.0, 0.0) == (0.5, 2.0)
+    assert policy.pace(0.5, 2.0, math.inf) == (0.5, 2.0)
+
+
+@given(st.floats(1e-6, 0.1), st.booleans(), st.floats(0, 10))
+def test_tolerance_follows_what_steps_gain(previous: float, accepted: bool, ratio: float) -> None:
+    policy = DampingPolicy()
+    found = policy.tolerance(previous, accepted, ratio)
+    assert policy.tightest <= found <= policy.loosest
+    if not accepted:
+        assert found <= max(previous, policy.tightest)
+    elif policy.tightest < found < policy.loosest:
+        assert found == pytest.approx(0.1 * ratio**0.5)

@@ -154,3 +154,47 @@ def test_every_solver_takes_the_same_step(solver: str) -> None:
         GaussNewton(network, residual=residual, solver=solver, damping=1e-3).step(x)
     flat = [torch.cat([p.detach().reshape(-1) for p in network.parameters()]) for network in networks]
     torch.testing.assert_close(flat[0], flat[1], rtol=1e-4, atol=1e-6)
+
+
+def test_fresh_points_are_differentiated_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def blocks() -> list[Residual]:
+        x = torch.rand(12, 2, generator=generator, dtype=torch.float64)
+        return [Residual(plain, x), Residual(first_output, x[:8], x[:8, 0] * x[:8, 1])]
+
+    fixed, model = blocks(), mlp(2, 20, 10, 1)
+    optimizer = GaussNewton(model, solver="cholesky")
+    for _ in range(3):
+        optimizer.step(*fixed)
+    assert optimizer.plan is not None
+    assert optimizer.plan.dtype == torch.float64
+    problem = System([Block.of_residual(model, block) for block in fixed])
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    expansion = problem.expand(problem.outputs(parameters))
+    exact = problem.jacobian(parameters, expansion, 10**9).dense().matrix
+    narrow = problem.traced(parameters, expansion, Traces(), 10**6, 10**9, torch.float32)
+    assert narrow is not None
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.dense().matrix.double(), exact, rtol=1e-4, atol=1e-6 * float(exact.abs().max()))
+    for _ in range(20):
+        info = optimizer.step(*blocks())
+    assert all(p.dtype == torch.float64 for p in model.parameters())
+    assert info.loss < optimizer.history[0].loss / 10
+
+
+def test_resumes_to_the_same_bits_where_points_are_fresh() -> None:
+    def block(seed: int) -> Residual:
+        return Residual(plain, torch.rand(6, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+    whole, again = mlp(2, 20, 1), mlp(2, 20, 1, seed=5)
+    straight, resumed = GaussNewton(whole), GaussNewton(again)
+    for step in range(4):
+        straight.step(block(step))
+    again.load_state_dict(whole.state_dict())
+    resumed.load_state_dict(straight.state_dict())
+    for step in range(4, 8):
+        straight.step(block(step))
+        resumed.step(block(step))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert resumed.history.losses == straight.history.losses

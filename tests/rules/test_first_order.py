@@ -12,7 +12,7 @@ from problems import NAMES, DenseReference, digits_parity, make
 import widefit
 from widefit.callbacks import Callback
 from widefit.nn import TwoLayer
-from widefit.rules import SGD, GaussNewton, GradientDescent, Linearization, Objective
+from widefit.rules import SGD, GradientDescent, Linearization, Objective
 from widefit.trackers import Dense, Tracking
 from widefit.trackers.dense import DenseTracking
 
@@ -363,7 +363,16 @@ def test_targets_that_a_loss_cannot_take(loss, message):
         widefit.train(problem.fresh(), problem.inputs, problem.targets, rule=SGD(loss=loss))
 
 
-def test_gauss_newton_refuses_another_loss():
-    _, view = linearization(make("random", torch.float64, width=60), np.ones(40), 0.0, "logistic")
-    with pytest.raises(ValueError, match="minimizes the squared loss, not the logistic one"):
-        GaussNewton().start(view)
+def test_gauss_newton_refuses_a_loss_that_couples_outputs_with_neurons_of_their_own():
+    problem = make("three outputs", torch.float32)
+    one_hot = np.eye(3)[problem.targets.argmax(1)]
+    with pytest.raises(ValueError, match="softmax loss for deep networks only"):
+        widefit.train(problem.fresh(), problem.inputs, one_hot, loss="cross_entropy")
+
+
+def test_gauss_newton_takes_the_logistic_loss_output_by_output():
+    problem = make("three outputs", torch.float64)
+    signs = np.where(problem.targets > 0, 1.0, -1.0)
+    history = widefit.train(problem.fresh(), problem.inputs, signs, loss="logistic", max_iter=6)
+    assert history.losses == sorted(history.losses, reverse=True)
+    assert history.losses[-1] < 0.5 * history.losses[0]

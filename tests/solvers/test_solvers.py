@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widefit.gram import DenseGram
-from widefit.solvers import CG, Cholesky
+from widefit.solvers import CG, BlockCG, Cholesky
 from widefit.solvers.leave_one_out import leave_one_out
 
-SOLVERS = [Cholesky(), CG(tolerance=1e-11)]
+SOLVERS = [Cholesky(), CG(tolerance=1e-11), BlockCG(tolerance=1e-11)]
 
 
 def matrices() -> dict[str, torch.Tensor]:

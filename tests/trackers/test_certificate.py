@@ -1,5 +1,6 @@
 """The certificate tracker where it is hard: many steps without a pass, in all the ways that it has to follow one."""
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -309,6 +310,22 @@ def test_an_anchor_elsewhere_is_refused():
     problem = make("random", torch.float32)
     with pytest.raises(ValueError, match="anchor must be the network's weights"):
         Certificate().start(problem.network, problem.inputs, anchor=problem.network.weight.detach().numpy() + 1)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_trained_regenerated_network_is_saved_and_loaded(outputs):
+    inputs, targets = digits_parity(60)
+    targets = np.tile(targets[:, None], (1, outputs)) * np.arange(1, outputs + 1)
+    network = TwoLayer(64, 5000, outputs, seed=3, store="regenerate")
+    for _ in range(2):  # the second displacement has the first beneath it
+        widefit.train(network, inputs, targets, max_iter=2, tol=0)
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    file.seek(0)
+    other = TwoLayer(64, 5000, outputs, seed=8, store="regenerate")
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert np.array_equal(other.rows(0, 5000), network.rows(0, 5000))
+    assert not np.array_equal(other.rows(0, 5000), network.initial_rows(0, 5000))
 
 
 @pytest.mark.parametrize(

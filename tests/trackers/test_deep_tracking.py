@@ -5,9 +5,10 @@ import pytest
 import torch
 from deep_problems import NAMES, DeepProblem, DeepReference, make_deep
 
-from widefit.gram import sparse_khatri_rao
+from widefit.gram import CoupledGram
 from widefit.nn import Deep
-from widefit.trackers.deep import DeepTracking
+from widefit.trackers import Update
+from widefit.trackers.deep import DeepTracking, DeepTrial
 
 
 def started(problem: DeepProblem, name: str, threads: int = 1) -> tuple[Deep, DeepTracking, DeepReference]:
@@ -20,7 +21,12 @@ def started(problem: DeepProblem, name: str, threads: int = 1) -> tuple[Deep, De
 
 
 def gram(run: DeepTracking, threads: int = 1) -> np.ndarray:
-    return sparse_khatri_rao(run.signals(), run.similarities(), threads).matrix.numpy()
+    return CoupledGram(run.factors(), threads).dense().numpy()
+
+
+def propose(run: DeepTracking, g: np.ndarray, shrink: float = 0.0) -> DeepTrial:
+    image = CoupledGram(run.factors()).matmul(torch.from_numpy(g.reshape(-1).copy())).numpy()
+    return run.propose(Update(g.reshape(-1, 1), np.array([shrink])), image)
 
 
 def close(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype, size: float = 0.0) -> None:
@@ -62,7 +68,44 @@ class TestDeepTracking:
         for found, expected in zip(run.signals(), reference.signals(), strict=True):
             close(found.dense(), expected.reshape(found.rows, found.columns), dtype, largest)
         jacobian = reference.jacobian()
-        close(gram(run, 2), jacobian @ jacobian.T, dtype)
+        expected = jacobian @ jacobian.T
+        close(gram(run, 2), expected, dtype)
+        operator, outputs = CoupledGram(run.factors(), 2), network.out_features
+        vectors = np.random.default_rng(3).standard_normal((len(expected), 2))
+        close(operator.matmul(torch.from_numpy(vectors)).numpy(), expected @ vectors, dtype)
+        close(operator.diagonal().numpy(), expected.diagonal(), dtype)
+        blocks = expected.reshape(-1, outputs, len(expected) // outputs, outputs)
+        close(operator.mean_block().numpy(), np.mean([blocks[:, c, :, c] for c in range(outputs)], axis=0), dtype)
+        at = np.arange(len(blocks))
+        close(operator.block_diagonal(outputs).numpy(), blocks[at, :, at, :], dtype)
+
+    def test_the_displacement_follows_the_reference(self, name, dtype):
+        problem = make_deep(name, dtype)
+        network, _, reference = started(problem, name)
+        run = DeepTracking(network, problem.inputs, 2, anchored=True)
+        start, generator = reference.weights(), np.random.default_rng(1)
+        size = 0.05 / max(1.0, float(np.abs(problem.inputs).max())) ** 2
+        for shrink in (0.0, 0.3, 0.0, 1.0, 0.5):
+            g = size * generator.standard_normal(run.outputs.shape)
+            moved = reference.weights() - start
+            reference.step(g)
+            reference.move(-shrink * moved)
+            run.commit(propose(run, g, shrink))
+            moved = reference.weights() - start
+            self.compare(run, reference, dtype)
+            assert run.displacement is not None
+            jacobian = reference.jacobian()
+            # The reference takes the difference of weights, which costs it digits where the moves are tiny.
+            lost = 1e-4 * float((np.abs(jacobian) @ np.abs(start)).max())
+            close(run.displacement.response[:, 0], jacobian @ moved, dtype, lost)
+            tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+            assert float(run.displacement.squared_norm[0]) == pytest.approx(moved @ moved, rel=tolerance, abs=1e-30)
+        state = run.state()
+        assert len(state["scales"]) == 2  # all the way back once: what came before is forgotten
+        run.finish()
+        again = DeepTracking(network, problem.inputs, 1, anchored=True, state=state)
+        assert again.displacement is not None
+        np.testing.assert_array_equal(again.displacement.response, run.displacement.response)
 
     def test_steps_follow_the_reference(self, name, dtype):
         problem = make_deep(name, dtype)
@@ -72,9 +115,9 @@ class TestDeepTracking:
         flips = 0
         for _ in range(3):
             before = [rows.dense() != 0 for rows in run.activations]
-            run.propose(generator.standard_normal(run.outputs.shape))  # tried, and not carried out
+            propose(run, generator.standard_normal(run.outputs.shape))  # tried, and not carried out
             g = size * generator.standard_normal(run.outputs.shape)
-            trial = run.propose(g)
+            trial = propose(run, g)
             run.commit(trial)
             reference.step(g)
             self.compare(run, reference, dtype)
@@ -101,7 +144,7 @@ class TestDeepTracking:
         weights = {key: value.clone() for key, value in network.state_dict().items()}
         outputs, before = run.outputs.copy(), gram(run)
         for seed in range(2):
-            run.propose(np.random.default_rng(seed).standard_normal(outputs.shape))
+            propose(run, np.random.default_rng(seed).standard_normal(outputs.shape))
         run.finish()
         assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
         again = DeepTracking(network, problem.inputs)
@@ -114,7 +157,7 @@ class TestDeepTracking:
         for threads in (1, 3):
             _, run, _ = started(problem, name, threads)
             for seed in range(2):
-                run.commit(run.propose(0.01 * np.random.default_rng(seed).standard_normal(run.outputs.shape)))
+                run.commit(propose(run, 0.01 * np.random.default_rng(seed).standard_normal(run.outputs.shape)))
             results.append((run.outputs, gram(run, threads)))
         np.testing.assert_array_equal(results[0][0], results[1][0])
         np.testing.assert_array_equal(results[0][1], results[1][1])

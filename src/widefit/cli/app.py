@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from widefit.cli import bench, evaluate, info, predict, train
+from widefit.cli import bench, evaluate, finetune, info, predict, train
 from widefit.cli.options import examples
 
 app = typer.Typer(
@@ -20,16 +20,17 @@ app = typer.Typer(
         "widefit evaluate houses.widefit test.csv",
     ),
 )
-for part in (train, predict, evaluate, info, bench):
+for part in (train, predict, evaluate, finetune, info, bench):
     app.command(part.__name__.rpartition(".")[2], epilog=part.EXAMPLES)(part.command)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         from widefit import __version__
 
         typer.echo(f"widefit {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -42,6 +42,17 @@ def auto_or_number(text: str) -> float | Literal["auto"]:
         raise typer.BadParameter(f"{text!r} is neither auto nor a number") from error
 
 
+def layer_sizes(text: str) -> tuple[int, ...]:
+    """Numbers of neurons, separated by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 2 for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers of at least 2 neurons, such as 2048,2048",
+            param_hint="'--hidden-layer-sizes'",
+        )
+    return tuple(int(part) for part in parts)
+
+
 def limit_threads(count: int | None) -> None:
     """Hold every library to `count` threads, before they are imported, which is when they look."""
     if count is None:

@@ -36,6 +36,7 @@ class Job:
     checkpoint: Path | None
     checkpoint_every: float
     resume: bool
+    block_rows: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def prepare(job: Job) -> Prepared:
         Anything that will not work, in words.
     """
     started = time.perf_counter()
-    _refuse_places(job, job.out, job.report)
+    refuse_places(job, job.out, job.report)
     table = read_table(job.data)
     model_path = job.out or Path(f"{table.name}.widefit")
     report_path = (job.report or Path(f"{table.name}.html")) if job.wants_report else None
-    _refuse_places(job, model_path, report_path)
+    refuse_places(job, model_path, report_path)
     frame = table.frame
     target = learn_target(frame, choose_target(table, job.target), job.task)
     y = target.values(frame)
@@ -118,7 +119,8 @@ def _notes(job: Job, table: Table, encoding: TableEncoding) -> tuple[str, ...]:
     return tuple(note for note in notes if note)
 
 
-def _refuse_places(job: Job, model_path: Path | None, report_path: Path | None) -> None:
+def refuse_places(job: Job, model_path: Path | None, report_path: Path | None) -> None:
+    """Check where the results will go, and that a checkpoint is there exactly when it is resumed."""
     places = {"--out": model_path, "--report": report_path, "--checkpoint": job.checkpoint}
     refuse_unwritable(places, {"the data": job.data})
     if job.checkpoint is None:

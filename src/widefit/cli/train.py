@@ -15,13 +15,16 @@ from widefit.cli.options import (
     ThreadsOption,
     auto_or_number,
     examples,
+    layer_sizes,
     limit_threads,
 )
 
 EXAMPLES = examples(
     "widefit train digits",
     "widefit train houses.csv --target price --drop id --impute",
+    "widefit train digits --hidden-layer-sizes 2048,2048",
     "widefit train openml:adult --width 16384 --test-size 0.3",
+    "widefit train endless.csv --stream --target y",
     "widefit train big.parquet --checkpoint big.ckpt",
     "widefit train big.parquet --checkpoint big.ckpt --resume",
     "widefit train digits --json --quiet > result.json",
@@ -103,6 +106,24 @@ ImputeOption = Annotated[
         "--impute", rich_help_panel=TABLE, help="Fill missing values: the median, or the most frequent category."
     ),
 ]
+StreamOption = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        rich_help_panel=TABLE,
+        help="Learn every row of a .csv, .tsv or .parquet file once, in its order and in memory that does not grow "
+        "with the rows. The rule is sgd; nothing is held out: every row is predicted before it is learnt.",
+    ),
+]
+BlockOption = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        metavar="ROWS",
+        rich_help_panel=TABLE,
+        help="Rows that --stream reads at a time. The first of them decide on columns, classes and scales.",
+    ),
+]
 TestSizeOption = Annotated[
     float,
     typer.Option(
@@ -118,9 +139,19 @@ SeedOption = Annotated[
     ),
 ]
 WidthOption = Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")]
+SizesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hidden-layer-sizes",
+        metavar="N,N,…",
+        rich_help_panel=MODEL,
+        help="Neurons of several hidden layers, in place of --width.",
+    ),
+]
 ActivationOption = Annotated[ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")]
-ThresholdOption = Annotated[str, auto_or_number_option("What a neuron must exceed to fire.")]
-AlphaOption = Annotated[str, auto_or_number_option("Ridge: the pull towards the initial weights.")]
+# A float or "auto": typer takes no unions.
+ThresholdOption = Annotated[object, auto_or_number_option("What a neuron must exceed to fire.")]
+AlphaOption = Annotated[object, auto_or_number_option("Ridge: the pull towards the initial weights.")]
 RuleOption = Annotated[RuleChoice, typer.Option(rich_help_panel=MODEL, help="How a step is chosen.")]
 TrackerOption = Annotated[TrackerChoice, typer.Option(rich_help_panel=MODEL, help="How firing neurons are found.")]
 SolverOption = Annotated[
@@ -159,9 +190,12 @@ def command(
     task: TaskOption = None,
     drop: DropOption = None,
     impute: ImputeOption = False,
+    stream: StreamOption = False,
+    block: BlockOption = 10_000,
     test_size: TestSizeOption = 0.2,
     seed: SeedOption = 0,
     width: WidthOption = 65536,
+    hidden_layer_sizes: SizesOption = None,
     activation: ActivationOption = ActivationChoice.SHIFTED_RELU,
     threshold: ThresholdOption = "auto",
     alpha: AlphaOption = "auto",
@@ -188,16 +222,20 @@ def command(
         raise typer.BadParameter("--report and --no-report exclude each other")
     if resume and checkpoint is None:
         raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
+    if stream and tracker not in (TrackerChoice.AUTO, TrackerChoice.DENSE, TrackerChoice.HALF_SPACE_TREE):
+        raise typer.BadParameter(f"--stream takes --tracker auto, dense or half-space-tree, not {tracker.value}")
+    if stream and alpha not in ("auto", 0):
+        raise typer.BadParameter("--stream has no ridge: --alpha is auto or 0")
     limit_threads(threads)
     from widefit.cli.output import Output
     from widefit.cli.preparing import Job, prepare
 
     settings = {
-        "hidden_layer_sizes": (width,),
+        "hidden_layer_sizes": (width,) if hidden_layer_sizes is None else layer_sizes(hidden_layer_sizes),
         "activation": activation.value,
         "threshold": threshold,
         "alpha": alpha,
-        "rule": rule.value,
+        "rule": "sgd" if stream else rule.value,
         "tracker": tracker.value,
         "solver": solver.value,
         "max_iter": max_iter,
@@ -219,9 +257,14 @@ def command(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         resume=resume,
+        block_rows=block,
     )
     output = Output(json, quiet)
     with output.warnings():
+        if stream:
+            from widefit.cli.streaming import stream as run_stream
+
+            return run_stream(job, output)
         prepared = prepare(job)
         for note in prepared.notes:
             output.remark(note)

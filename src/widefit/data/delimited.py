@@ -4,6 +4,8 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -16,11 +18,64 @@ _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 
 
-def read_delimited(data: bytes, path: Path, name: str, *, tabs: bool) -> Table:
-    """Parse delimited text with a header line.
+@dataclass(frozen=True)
+class Dialect:
+    """How delimited text is written.
 
-    A .csv whose first line has no comma but semicolons or tabs is read with those. A first line made of numbers is
-    data, and the columns are then called column_1, column_2, …. Empty fields and `MISSING` are missing values.
+    Attributes
+    ----------
+    separator
+        Between fields.
+    names
+        Of the columns.
+    named
+        True where the first line holds the names; otherwise the columns are called column_1, column_2, ….
+    decimal_comma
+        True where numbers are written as 3,5.
+    """
+
+    separator: str
+    names: tuple[str, ...]
+    named: bool
+    decimal_comma: bool
+
+    @classmethod
+    def of(cls, text: str, path: Path, *, tabs: bool) -> "Dialect":
+        """Seen from the beginning of the text.
+
+        A .csv whose first line has no comma but semicolons or tabs is read with those. A first line made of numbers is
+        data.
+
+        Raises
+        ------
+        TableError
+            Wrong separator, duplicate column names, a quote that is never closed.
+        """
+        try:
+            first = next(csv.reader(io.StringIO(text)), [])
+            separator = _separator(text.partition("\n")[0], first, path, tabs)
+            header = [field.strip() for field in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
+        except csv.Error as error:
+            raise TableError(f"{path}, line 1: {error} (a quote that is not closed?)") from error
+        named = not _is_data(header)
+        if named:
+            _refuse_duplicates(header, path)
+        names = tuple(header) if named else tuple(f"column_{index + 1}" for index in range(len(header)))
+        decimal_comma = separator == ";" and any(
+            _DECIMAL_COMMA.fullmatch(field.strip())
+            for line in _without_blank_lines(text, separator).split("\n", 21)[1:21]
+            for field in line.split(";")
+        )
+        return cls(separator, names, named, decimal_comma)
+
+    @property
+    def notes(self) -> str:
+        """What was decided about the names, "" for nothing."""
+        return "" if self.named else f"no header line: its columns are called column_1 … column_{len(self.names)}"
+
+
+def read_delimited(data: bytes, path: Path, name: str, *, tabs: bool) -> Table:
+    """Parse delimited text with a header line; see `Dialect`. Empty fields and `MISSING` are missing values.
 
     Raises
     ------
@@ -29,22 +84,11 @@ def read_delimited(data: bytes, path: Path, name: str, *, tabs: bool) -> Table:
         that is never closed: each with its line.
     """
     text = _decode(data, path)
-    try:
-        first = next(csv.reader(io.StringIO(text)), [])
-        separator = _separator(text.partition("\n")[0], first, path, tabs)
-        header = [field.strip() for field in next(csv.reader(io.StringIO(text), delimiter=separator), [])]
-    except csv.Error as error:
-        raise TableError(f"{path}, line 1: {error} (a quote that is not closed?)") from error
-    named = not _is_data(header)
-    if named:
-        _refuse_duplicates(header, path)
-    frame = _parse(text, separator, header, named, path)
+    dialect = Dialect.of(text, path, tabs=tabs)
+    frame = parse(text, dialect, path)
     if not frame.height:
         raise TableError(f"{path} has a header and no rows")
-    notes = (
-        () if named else (f"{path.name} has no header line: its columns are called column_1 … column_{frame.width}",)
-    )
-    return Table(frame, name, notes=notes)
+    return Table(frame, name, notes=(f"{path.name} has {dialect.notes}",) if dialect.notes else ())
 
 
 def _decode(data: bytes, path: Path) -> str:
@@ -94,30 +138,57 @@ def _refuse_duplicates(header: list[str], path: Path) -> None:
         )
 
 
-def _parse(text: str, separator: str, header: list[str], named: bool, path: Path) -> pl.DataFrame:
-    body = _without_blank_lines(text, separator)
-    names = header if named else [f"column_{index + 1}" for index in range(len(header))]
-    decimal_comma = separator == ";" and any(
-        _DECIMAL_COMMA.fullmatch(field.strip()) for line in body.split("\n", 21)[1:21] for field in line.split(";")
-    )
+def parse(
+    text: str, dialect: Dialect, path: Path, *, first_line: int = 1, text_columns: Sequence[str] = ()
+) -> pl.DataFrame:
+    """The rows of a text, or of a part of one.
+
+    Parameters
+    ----------
+    text
+        Lines that end in "\\n".
+    dialect
+        How they are written.
+    path
+        For messages.
+    first_line
+        Number of the first line in the file; the line of names stands in the first.
+    text_columns
+        Columns that are text whatever they look like here.
+
+    Raises
+    ------
+    TableError
+        A line with too many or too few fields, a quote that is never closed.
+    """
+    separator, width = dialect.separator, len(dialect.names)
+    named = dialect.named and first_line == 1
     try:
         frame = pl.read_csv(
-            io.BytesIO(body.encode()),
+            io.BytesIO(_without_blank_lines(text, separator).encode()),
             separator=separator,
             has_header=named,
             infer_schema_length=None,
             null_values=list(MISSING),
             try_parse_dates=True,
-            decimal_comma=decimal_comma,
+            decimal_comma=dialect.decimal_comma,
             raise_if_empty=False,
+            schema_overrides=dict.fromkeys(text_columns, pl.String),
+            new_columns=None if named else list(dialect.names),
         )
     except pl.exceptions.PolarsError as error:
-        _refuse_ragged(text, separator, len(header), path)
+        _refuse_ragged(text, separator, width, path, first_line)
         raise TableError(f"{path}: {str(error).splitlines()[0]}") from error
-    if frame.width != len(header) or (frame.height and frame[:, -1].null_count()):
-        _refuse_ragged(text, separator, len(header), path)
-    frame.columns = names
-    return frame.with_columns([_tidy(column) for column in frame if column.dtype == pl.String])
+    if frame.width != width or (frame.height and frame[:, -1].null_count()):
+        _refuse_ragged(text, separator, width, path, first_line)
+    frame.columns = list(dialect.names)
+    return frame.with_columns(
+        [
+            _stripped(column) if column.name in text_columns else _tidy(column)
+            for column in frame
+            if column.dtype == pl.String
+        ]
+    )
 
 
 def _without_blank_lines(text: str, separator: str) -> str:
@@ -134,10 +205,10 @@ def _is_blank(row: list[str]) -> bool:
     return not row or (len(row) == 1 and not row[0].strip())
 
 
-def _refuse_ragged(text: str, separator: str, width: int, path: Path) -> None:
+def _refuse_ragged(text: str, separator: str, width: int, path: Path, first_line: int = 1) -> None:
     """Name the first line whose number of fields is not the header's."""
     rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
-    line = 1
+    line = first_line
     try:
         for row in rows:
             if len(row) != width and not _is_blank(row):
@@ -145,15 +216,14 @@ def _refuse_ragged(text: str, separator: str, width: int, path: Path) -> None:
                     f"{path}, line {line}: {plural(len(row), 'field')} where the first line has {width}; "
                     "quote fields that contain the separator"
                 )
-            line = rows.line_num + 1
+            line = first_line + rows.line_num
     except csv.Error as error:
         raise TableError(f"{path}, line {line}: {error} (a quote that is not closed?)") from error
 
 
 def _tidy(column: pl.Series) -> pl.Series:
     """Text with blanks around it ("39, Private, ?") read as if they were not there."""
-    stripped = column.str.strip_chars()
-    stripped = stripped.set(stripped.is_in(list(MISSING)), None)
+    stripped = _stripped(column)
     if stripped.null_count() == len(stripped):
         return stripped
     for dtype in (pl.Int64, pl.Float64):
@@ -164,3 +234,8 @@ def _tidy(column: pl.Series) -> pl.Series:
     if lower.drop_nulls().is_in(["true", "false"]).all():
         return lower == "true"
     return stripped
+
+
+def _stripped(column: pl.Series) -> pl.Series:
+    stripped = column.str.strip_chars()
+    return stripped.set(stripped.is_in(list(MISSING)), None)

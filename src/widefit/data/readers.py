@@ -93,7 +93,7 @@ def _read_file(path: Path) -> Table:
         raise TableError(f"{path} is empty")
     if compressed:
         data = _decompress(data, path)
-    _refuse_disguise(data, kind, path)
+    refuse_disguise(data, kind, path)
     name = path.name[: -len("".join(path.suffixes[-2:] if compressed else path.suffixes[-1:]))]
     return _FORMATS[kind](data, path, name)
 
@@ -112,7 +112,7 @@ def _decompress(data: bytes, path: Path) -> bytes:
     return plain
 
 
-def _refuse_disguise(data: bytes, kind: str, path: Path) -> None:
+def refuse_disguise(data: bytes, kind: str, path: Path) -> None:
     """Say what a file is when its first bytes contradict its suffix."""
     for signature, description, own_kind in _SIGNATURES:
         if data.startswith(signature) and kind != own_kind:

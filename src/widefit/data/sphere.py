@@ -67,6 +67,12 @@ class SphereMap:
         """d + 1."""
         return self.center.size + 1
 
+    def with_every_column(self) -> "SphereMap":
+        """The same map with a column that was constant scaled by its size: it may vary in rows to come."""
+        size = np.abs(self.center)
+        size[size == 0] = 1.0
+        return SphereMap(self.center, np.where(self.scale == 0, 1 / size, self.scale), self.constant)
+
     def scaled(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Centred and scaled rows, before the constant is appended; what would overflow stays at the largest number."""
         largest = np.finfo(np.float64).max / 4

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,25 +19,30 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from widefit.callbacks import Callback, Log, Progress
 from widefit.data.duplicates import MergedRows, merge_duplicates
 from widefit.data.sphere import SphereMap
+from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
+from widefit.estimators.online import forget, learn, restore_stream, stream_document
 from widefit.files.checkpoint import read_checkpoint
+from widefit.fitting import training_of
 from widefit.history import History
-from widefit.nn import TwoLayer, automatic_threshold
+from widefit.nn import Deep, TwoLayer, automatic_threshold
 from widefit.plan import Choice, Plan
+from widefit.prediction import Predictor
 from widefit.readout import refit_readout
-from widefit.training import Training
+from widefit.rules import SGD
+from widefit.rules.step_size import CURVATURE
 from widefit.tuning import Tuning, tune
-
-_ACTIVATIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 
 
 class Wide(BaseEstimator, ABC):
     """Base of the two estimators."""
 
     _numeric_targets: ClassVar[bool]
+    _losses: ClassVar[tuple[str, ...]]
 
-    network_: TwoLayer
+    network_: TwoLayer | Deep
     sphere_: SphereMap
     alpha_: float
+    loss_: str
     history_: History
     plan_: Plan
     loss_curve_: list[float]
@@ -86,8 +92,16 @@ class Wide(BaseEstimator, ABC):
     # What y means: the two estimators fill these in.
 
     @abstractmethod
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
-        """Learn the targets and return them as the network sees them, shape (n, k), weighted mean 0."""
+    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
+        """Learn the targets unless they are known, and return them for the squared loss, shape (n, k), mean 0."""
+
+    @abstractmethod
+    def _loss(self) -> str:
+        """What the rule descends, once the targets are known."""
+
+    def _as_targets(self, y: np.ndarray, encoded: np.ndarray, loss: str) -> np.ndarray:
+        """Targets as a loss takes them; may change how outputs are read."""
+        return encoded
 
     @abstractmethod
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
@@ -133,52 +147,89 @@ class Wide(BaseEstimator, ABC):
         MemoryError
             The work cannot fit in memory; said before it starts.
         """
-        width, threshold = self._check_parameters()
-        rows, targets, weight = self._check_data(X, y, sample_weight)
+        sizes, thresholds = self._check_parameters()
+        rows, targets, weight = self._check_data(X, y, sample_weight, not self._continues())
         monitor = None if validation is None else self._monitor(*validation)
-        merged = merge_duplicates(rows, self._encode(targets, weight), weight)
+        encoded = self._encode(targets, weight, self._continues())
+        merged = merge_duplicates(rows, encoded, weight)
+        forget(self)
         if not self._continues():
-            self._prepare(merged, width, threshold)
-        inputs = self.sphere_(merged.rows)
-        training = Training(
-            self.network_, inputs, merged.targets,
-            rule=self.rule, tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
-            alpha=self._ridge, sample_weight=merged.sample_weight, metric=monitor,
-            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])), loss_floor=merged.floor,
+            self._after_tuning(merged, self._prepare(merged, sizes, thresholds))
+        self.loss_ = loss = self._loss()
+        problem = merged
+        if loss != "squared":
+            # What is merged is for the squared loss.
+            kept = weight > 0
+            problem = MergedRows(rows[kept], self._as_targets(targets, encoded, loss)[kept], weight[kept], 0.0)
+        inputs = self.sphere_(problem.rows)
+        training = training_of(self.network_)(
+            self.network_, inputs, problem.targets,
+            rule=self._rule(loss), tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
+            alpha=self._ridge * CURVATURE[loss], sample_weight=problem.sample_weight, metric=monitor,
+            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])), loss_floor=problem.floor,
         )  # fmt: skip
         self.plan_ = training.plan.after(self._choices)
         self.history_ = training.run(None if resume is None else read_checkpoint(resume))
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
-        if self.refit_readout:
-            self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, merged.targets, merged.sample_weight))
+        self._predict_from_now_on()
+        if self.refit_readout and isinstance(self.network_, TwoLayer):
+            self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
         self._describe()
         return self
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> Self:
+        """One step along every minibatch of a batch; `partial_fit` of the two estimators documents it."""
+        sizes, thresholds = self._check_parameters()
+        if len(sizes) > 1:
+            raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
+        first = not hasattr(self, "network_")
+        rows, targets, weight = self._check_data(X, y, sample_weight, reset=first)
+        kept = weight > 0
+        learn(self, rows[kept], targets[kept], weight[kept], sizes, thresholds)
+        return self
+
+    def _rule(self, loss: str) -> Any:
+        """The rule with what it leaves open: the loss of one that goes by name, and the seed of the order."""
+        rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
+        if isinstance(rule, SGD):
+            return replace(rule, loss=loss, seed=self._seed if rule.seed is None else rule.seed)
+        return replace(rule, loss=loss) if getattr(rule, "loss", loss) != loss else rule
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the run of a stream, which goes on from the network."""
+        state: dict[str, Any] = dict(super().__getstate__())  # pyright: ignore
+        state.pop("_streaming", None)
+        return state
 
     def _continues(self) -> bool:
         """True when a fit goes on from the weights of the last."""
         return bool(self.warm_start) and hasattr(self, "network_")
 
-    def _prepare(self, merged: MergedRows, width: int, threshold: float) -> None:
-        """Decide what is "auto" and draw the network."""
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+    def _prepare(
+        self,
+        merged: MergedRows,
+        sizes: tuple[int, ...],
+        thresholds: tuple[float, ...],
+        alpha: float | None = None,
+    ) -> Tuning:
+        """Decide what is "auto" and draw the network; `alpha` in place of the parameter."""
+        self._seed = seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         tuning = tune(
-            merged, threshold=threshold, width=width, alpha=self.alpha, readout_scale=self.readout_scale, seed=seed
-        )
-        self.network_ = TwoLayer(
-            tuning.sphere.out_features,
-            width,
-            merged.targets.shape[1],
-            threshold=threshold,
-            convention=_ACTIVATIONS[self.activation],
-            readout_scale=tuning.readout_scale,
-            paired=True,
-            seed=seed,
-        )
+            merged, threshold=thresholds[0], width=min(sizes), alpha=self.alpha if alpha is None else alpha,
+            readout_scale=self.readout_scale, seed=seed, kernel=limit_kernel(thresholds),
+        )  # fmt: skip
+        self.network_ = draw(tuning, sizes, thresholds, merged.targets.shape[1], self.activation, seed)
         self.sphere_, self.alpha_ = tuning.sphere, tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (self._threshold_choice(threshold), *tuning.choices)
-        self._after_tuning(merged, tuning)
+        self._choices = (self._threshold_choice(thresholds), *tuning.choices)
+        return tuning
+
+    def _predict_from_now_on(self) -> None:
+        """The weights are what they are: decide how to find the neurons that fire."""
+        self._predictor = Predictor(self.network_) if isinstance(self.network_, TwoLayer) else None
+        if self._predictor is not None:
+            self.plan_ = self.plan_.then(self._predictor.choice)
 
     def _describe(self) -> None:
         self.loss_curve_ = self.history_.losses
@@ -188,9 +239,12 @@ class Wide(BaseEstimator, ABC):
         """Network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
         rows = validate_data(self, _plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
-        return self._network_outputs(_dense(rows))
+        if self._predictor is None:
+            return self._network_outputs(_dense(rows))
+        return self._predictor(self.sphere_(_dense(rows)))
 
     def _network_outputs(self, rows: np.ndarray) -> np.ndarray:
+        """By all neurons."""
         with torch.no_grad():
             return self.network_(torch.from_numpy(self.sphere_(rows))).numpy()
 
@@ -202,14 +256,18 @@ class Wide(BaseEstimator, ABC):
             raise ValueError(f"validation has {rows.shape[0]} rows but {truth.shape[0]} targets")
         return lambda network: self._score_outputs(truth, self._network_outputs(rows))
 
-    def _check_parameters(self) -> tuple[int, float]:
+    def _check_parameters(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Widths and thresholds of the hidden layers."""
         sizes = self.hidden_layer_sizes
         sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
-        if len(sizes) != 1 or not isinstance(sizes[0], Integral) or sizes[0] < 2:
-            raise ValueError(f"hidden_layer_sizes must be one width of at least 2 neurons, got {sizes!r}")
-        if self.activation not in _ACTIVATIONS:
-            names = ", ".join(map(repr, _ACTIVATIONS))
+        if not sizes or not all(isinstance(size, Integral) and int(size) >= 2 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be widths of at least 2 neurons, got {sizes!r}")
+        if self.activation not in CONVENTIONS:
+            names = ", ".join(map(repr, CONVENTIONS))
             raise ValueError(f"activation must be one of {names}, got {self.activation!r}")
+        if len(sizes) > 1 and (self.activation == "floored_relu" or self.refit_readout):
+            wrong = "refit_readout must be False" if self.refit_readout else 'activation must not be "floored_relu"'
+            raise ValueError(f"{wrong} with several hidden layers")
         for name in ("threshold", "alpha", "readout_scale"):
             value, least = getattr(self, name), {"threshold": -math.inf, "alpha": 0.0, "readout_scale": 1e-6}[name]
             if isinstance(value, str) and value == "auto":
@@ -218,7 +276,7 @@ class Wide(BaseEstimator, ABC):
                 bound = "" if least == -math.inf else f" ≥ {least:g}"
                 raise ValueError(f'{name} must be "auto" or a finite number{bound}, got {value!r}')
         loss = getattr(self.rule, "loss", "squared")
-        if loss != "squared":
+        if loss not in self._losses:
             raise ValueError(
                 f'rule must descend the squared loss in {type(self).__name__}, got one with loss="{loss}"; '
                 "widefit.train takes the others"
@@ -227,26 +285,31 @@ class Wide(BaseEstimator, ABC):
             raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
         if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:
             raise ValueError(f"tol must be a finite number ≥ 0, got {self.tol!r}")
-        width = int(sizes[0])
+        widths = tuple(int(size) for size in sizes)
         if self.activation == "relu":
             if self.threshold not in ("auto", 0):
                 raise ValueError('threshold belongs to activation="shifted_relu"; with "relu" it is 0')
-            return width, 0.0
-        return width, automatic_threshold(width) if self.threshold == "auto" else float(self.threshold)
+            return widths, (0.0,) * len(widths)
+        if self.threshold == "auto":
+            return widths, tuple(automatic_threshold(width) for width in widths)
+        return widths, (float(self.threshold),) * len(widths)
 
-    def _threshold_choice(self, threshold: float) -> Choice:
-        share = 0.5 * math.erfc(threshold / math.sqrt(2))
+    def _threshold_choice(self, thresholds: tuple[float, ...]) -> Choice:
+        shares = ", ".join(f"{0.5 * math.erfc(threshold / math.sqrt(2)):.1%}" for threshold in thresholds)
         reason = "plain ReLU" if self.activation == "relu" else "√(0.4 ln width)"
         if self.activation != "relu" and self.threshold != "auto":
             reason = "as asked for"
-        return Choice("threshold", f"{threshold:.3g}", f"{reason}: a neuron fires on {share:.1%} of the samples")
+        chosen = ", ".join(f"{threshold:.3g}" for threshold in thresholds)
+        return Choice("threshold", chosen, f"{reason}: a neuron fires on {shares} of the samples")
 
-    def _check_data(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _check_data(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, reset: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         y = _plain(y)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         rows, targets = validate_data(
-            self, _plain(X), y, reset=not self._continues(), accept_sparse="csr", dtype=np.float64, multi_output=True,
+            self, _plain(X), y, reset=reset, accept_sparse="csr", dtype=np.float64, multi_output=True,
             y_numeric=self._numeric_targets,
         )  # fmt: skip
         weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
@@ -259,10 +322,8 @@ class Wide(BaseEstimator, ABC):
     def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
-        network = self.network_
-        tensors = {
-            "weight": network.weight.detach(),
-            "readout": network.readout.detach(),
+        tensors, network = network_parts(self.network_)
+        tensors |= {
             "center": torch.from_numpy(self.sphere_.center),
             "scale": torch.from_numpy(self.sphere_.scale),
             "target_mean": torch.from_numpy(self.target_mean_),
@@ -277,12 +338,15 @@ class Wide(BaseEstimator, ABC):
         document = {
             "estimator": type(self).__name__,
             "parameters": parameters,
-            "network": {"threshold": network.threshold, "convention": network.activation.convention},
+            "network": network,
             "sphere_constant": self.sphere_.constant,
             "alpha": self.alpha_,
             "ridge": self._ridge,
             "history": self.history_.to_dict(),
             "plan": self.plan_.to_dict(),
+            "loss": self.loss_,
+            "seed": self._seed,
+            "stream": stream_document(self),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -295,13 +359,16 @@ class Wide(BaseEstimator, ABC):
         parameters = dict(document["parameters"])
         parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
         model = cls(**parameters)
-        model.network_ = TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **document["network"])
+        model.network_ = network_from_parts(tensors, document["network"])
         constant = document["sphere_constant"]
         model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), constant)
         model.target_mean_, model.target_scale_ = tensors["target_mean"].numpy(), tensors["target_scale"].numpy()
         model.alpha_, model._ridge = document["alpha"], document["ridge"]
         model.history_, model.plan_ = History.from_dict(document["history"]), Plan.from_dict(document["plan"])
         model._choices = ()
+        model.loss_, model._seed = document.get("loss", "squared"), document.get("seed", 0)
+        model._predictor = Predictor(model.network_) if isinstance(model.network_, TwoLayer) else None
+        restore_stream(model, document.get("stream"))
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:
             model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)

@@ -1,17 +1,21 @@
 """WideClassifier."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 
 from widefit.data.duplicates import MergedRows
 from widefit.estimators.base import Wide
+from widefit.estimators.online import can_stream
+from widefit.trackers import LOSSES
 from widefit.tuning import Tuning
 
 # Factors between outputs and logits that are tried; at the upper end the held-out predictions make no error.
@@ -19,11 +23,13 @@ _SHARPEST = 50.0
 
 
 class WideClassifier(ClassifierMixin, Wide):
-    """Classification of tables with a wide two-layer network, trained to convergence in a few Gauss-Newton steps.
+    """Classification of tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 
-    Two classes share one output with targets ±1; more have one output a class, each with neurons of its own. The
-    squared loss is trained; probabilities come from the outputs through one temperature, fitted to leave-one-out
-    predictions.
+    Two classes share one output with targets ±1; more have one output a class, in a two-layer network each with neurons
+    of its own. Gauss-Newton trains the squared loss; probabilities come from the outputs through one temperature,
+    fitted to leave-one-out predictions. rule="sgd" trains the softmax loss (logistic for two classes), as does a rule
+    with that loss, and the outputs are logits. Its ridge is that of the squared loss times the largest second
+    derivative of the loss, ½ or ¼.
 
     Parameters
     ----------
@@ -36,19 +42,60 @@ class WideClassifier(ClassifierMixin, Wide):
         The labels, sorted.
     sharpness_ : float
         Factor between outputs and logits.
+    loss_ : {"squared", "logistic", "softmax"}
+        What was trained.
+    progressive_predictions_ : ndarray of shape (n, classes)
+        After `partial_fit`: the probabilities that each row of the batch was given before it was learnt.
     network_, sphere_, history_, loss_curve_, n_iter_, plan_, alpha_, n_features_in_, feature_names_in_
         As for `WideRegressor`.
     """
 
     _numeric_targets = False
+    _losses = LOSSES
 
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+    @available_if(can_stream)
+    def partial_fit(
+        self, X: Any, y: Any, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
+        """Learn from a batch of a stream, each row once and in its order; needs rule="sgd" or an SGD for a log loss.
+
+        The first batch fixes the map of the inputs and, with lr="auto", the rate: let it be representative, a few
+        hundred rows or more. There is no ridge. A fit that came before is gone on from.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d), as for `fit`.
+        y
+            Labels, shape (n,); a batch need not have all of them.
+        classes
+            All labels that will ever come, in any order; in the first call, later only the same ones.
+        sample_weight
+            Weights ≥ 0, shape (n,).
+
+        Raises
+        ------
+        ValueError
+            No classes in the first call or others later, a label that is none of them, no rows, other columns than in
+            the first batch, numbers that are not finite, a ridge, steps that diverge.
+        """
+        if getattr(self.rule, "loss", "softmax") == "squared":
+            raise ValueError('partial_fit trains logits: give rule="sgd" or SGD(loss="softmax"), not the squared loss')
+        _check_partial_fit_first_call(self, classes)
+        if self.classes_.size < 2:
+            raise ValueError(f"classes has one class, {self.classes_[0]!r}: WideClassifier needs at least 2 classes")
+        return self._partial_fit(X, y, sample_weight)
+
+    def _loss(self) -> str:
+        loss = "softmax" if isinstance(self.rule, str) and self.rule == "sgd" else getattr(self.rule, "loss", "squared")
+        # The softmax of (0, f) is the logistic function of f.
+        return "logistic" if loss == "softmax" and self.classes_.size == 2 else loss
+
+    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
         labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
-        if self._continues():
-            unknown = np.setdiff1d(labels, self.classes_)
-            if unknown.size:
-                raise ValueError(f"y has labels {unknown[:5].tolist()} that the first fit has not seen")
+        if known:
+            self._refuse_unknown(labels)
             return self._indicators(labels) - self.target_mean_
         classes = np.unique(labels[sample_weight > 0])
         if classes.size < 2:
@@ -58,6 +105,37 @@ class WideClassifier(ClassifierMixin, Wide):
         self.target_mean_ = sample_weight @ indicators / sample_weight.sum()
         self.target_scale_ = np.ones(indicators.shape[1])
         return indicators - self.target_mean_
+
+    def _encode_batch(self, y: np.ndarray, sample_weight: np.ndarray, first: bool) -> np.ndarray:
+        """Targets of a batch of a stream."""
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        self._refuse_unknown(labels)
+        return self._as_targets(labels, self._indicators(labels), self._loss())
+
+    def _as_targets(self, y: np.ndarray, encoded: np.ndarray, loss: str) -> np.ndarray:
+        if loss == "squared":
+            return encoded
+        indicators = self._indicators(column_or_1d(y))
+        # Outputs are logits as they are; of two, each has half their difference.
+        self.target_mean_, self.target_scale_ = np.zeros(indicators.shape[1]), np.ones(indicators.shape[1])
+        self.sharpness_ = 0.5 if self.classes_.size == 2 else 1.0
+        return (indicators + 1) / 2 if loss == "softmax" else indicators
+
+    def _as_scores(self, encoded: np.ndarray, loss: str) -> np.ndarray:
+        """Targets around ±1."""
+        return 2 * encoded - 1 if loss == "softmax" else encoded
+
+    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
+        return np.exp(self._log_shares(outputs + self.target_mean_))
+
+    def _refuse_unknown(self, labels: np.ndarray) -> None:
+        unknown = np.setdiff1d(labels, self.classes_)
+        if unknown.size:
+            raise ValueError(
+                f"y has labels {unknown[:5].tolist()} that the first fit has not seen, nor classes named; known are "
+                f"{self.classes_.tolist()[:20]}"
+            )
 
     def _indicators(self, labels: np.ndarray) -> np.ndarray:
         """±1, shape (n, 1) for two classes and (n, classes) for more."""
@@ -98,8 +176,15 @@ class WideClassifier(ClassifierMixin, Wide):
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of `predict_proba`."""
-        outputs = self._outputs(X) + self.target_mean_
-        return log_softmax(self.sharpness_ * self._scores(outputs), axis=1)
+        return self._log_shares(self._outputs(X) + self.target_mean_)
+
+    def _log_shares(self, outputs: np.ndarray) -> np.ndarray:
+        scores = self._scores(outputs)
+        if self.loss_ == "logistic" and self.classes_.size > 2:
+            # One class against the others: the probabilities of each, made to sum to 1.
+            logs = -np.logaddexp(0, -scores)
+            return logs - logsumexp(logs, axis=1, keepdims=True)
+        return log_softmax(self.sharpness_ * scores, axis=1)
 
     def _labels(self, outputs: np.ndarray) -> np.ndarray:
         return self.classes_[np.argmax(self._scores(outputs), axis=1)]

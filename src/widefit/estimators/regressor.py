@@ -1,18 +1,21 @@
 """WideRegressor."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
+from sklearn.utils.metaestimators import available_if
 
 from widefit.data.duplicates import MergedRows
 from widefit.estimators.base import Wide
+from widefit.estimators.online import can_stream
 from widefit.tuning import Tuning
 
 
 class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
-    """Regression on tables with a wide two-layer network, trained to convergence in a few Gauss-Newton steps.
+    """Regression on tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 
     Rows are centred, scaled and mapped to the unit sphere, targets are standardized; what is "auto" is decided from the
     data by closed-form leave-one-out and told by `plan_`. The network computes in float32, systems are solved in
@@ -20,12 +23,12 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of one int, default (65536,)
-        The width m.
+    hidden_layer_sizes : tuple of ints, default (65536,)
+        The width m of a two-layer network, or the widths of the layers of a deep one (`widefit.nn.Deep`).
     activation : {"shifted_relu", "relu", "floored_relu"}, default "shifted_relu"
-        max(z − b, 0), max(z, 0), or max(z, b).
+        max(z − b, 0), max(z, 0), or max(z, b); the last for one hidden layer only.
     threshold : float or "auto", default "auto"
-        b; "auto" is √(0.4 ln m), at which about two percent of the neurons fire.
+        b of all layers; "auto" is √(0.4 ln m), at which about two percent of the neurons fire.
     alpha : float or "auto", default "auto"
         Ridge towards the initial weights, in the units of kernel ridge regression with the network's kernel; "auto"
         chooses by leave-one-out.
@@ -35,8 +38,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         How a step is chosen. Rules are for the squared loss here.
     tracker : {"auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree"} or Tracker,
         default "auto"
-        How the firing neurons are found.
-    solver : {"auto", "cholesky", "cg"} or Solver, default "auto"
+        How the firing neurons are found; "auto" with several hidden layers.
+    solver : {"auto", "cholesky", "cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20
         Largest number of steps. With rule="sgd" a step is an epoch, as for scikit-learn's stochastic solvers; rules of
@@ -44,17 +47,17 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     tol : float, default 1e-6
         Training stops when the mean squared residual of the standardized targets is no larger.
     refit_readout : bool, default False
-        Fit the second layer by ridge regression after the first.
+        Fit the second layer of a two-layer network by ridge regression after the first.
     warm_start : bool, default False
         Go on from the weights of the last fit.
     random_state : int, RandomState or None, default 0
-        Fixes the result, whatever the number of threads.
+        Fixes the result, whatever the number of threads: the initial weights and the order of an SGD without a seed.
     verbose : bool, default False
         Show a progress bar.
 
     Attributes
     ----------
-    network_ : widefit.nn.TwoLayer
+    network_ : widefit.nn.TwoLayer or widefit.nn.Deep
         The trained network; its inputs are `sphere_(X)`, its outputs standardized targets.
     sphere_ : SphereMap
         The map of rows to the unit sphere.
@@ -68,17 +71,62 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         What "auto" chose and why.
     alpha_ : float
         The ridge in use.
+    progressive_predictions_ : ndarray
+        After `partial_fit`: what was predicted for each row of the batch before it was learnt, as `predict` has it.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
     """
 
     _numeric_targets = True
+    _losses = ("squared",)
 
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+    @available_if(can_stream)
+    def partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from a batch of a stream, each row once and in its order; needs rule="sgd" or an SGD.
+
+        The first batch fixes the map of the inputs, the units of y and, with lr="auto", the rate: let it be
+        representative, a few hundred rows or more. There is no ridge. A fit that came before is gone on from.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d), as for `fit`.
+        y
+            Shape (n,) or (n, k).
+        sample_weight
+            Weights ≥ 0, shape (n,).
+
+        Raises
+        ------
+        ValueError
+            No rows, other columns or outputs than in the first batch, numbers that are not finite, a y that is constant
+            in the first batch, a ridge, steps that diverge.
+        """
+        return self._partial_fit(X, y, sample_weight)
+
+    def _loss(self) -> str:
+        return "squared"
+
+    def _encode_batch(self, y: np.ndarray, sample_weight: np.ndarray, first: bool) -> np.ndarray:
+        """Targets of a batch of a stream; the first fixes their units."""
+        try:
+            return self._encode(y, sample_weight, known=not first)
+        except ValueError as error:
+            if not first:
+                raise
+            raise ValueError(f"{error}; the first batch fixes the units of y, so let its values differ") from error
+
+    def _as_scores(self, encoded: np.ndarray, loss: str) -> np.ndarray:
+        return encoded
+
+    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
+        return self._decode(outputs)
+
+    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
         targets = np.asarray(y, dtype=np.float64)
         flat = targets.ndim == 1
         targets = targets[:, None] if flat else targets
-        if self._continues():
+        if known:
             if targets.shape[1] != self.target_mean_.size:
                 raise ValueError(
                     f"y has {targets.shape[1]} outputs, the model was fitted with {self.target_mean_.size}"

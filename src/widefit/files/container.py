@@ -26,7 +26,7 @@ from widefit.files.atomic import replacing
 
 FORMAT = "widefit"
 VERSION = 1
-KINDS = {"model": "a model file", "checkpoint": "a checkpoint"}
+KINDS = {"model": "a model file", "checkpoint": "a checkpoint", "delta": "a fine-tuning delta"}
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -69,7 +69,7 @@ def write_container(
     document
         Values that JSON can hold.
     kind
-        "model" or "checkpoint".
+        One of `KINDS`.
 
     Raises
     ------

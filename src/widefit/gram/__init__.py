@@ -2,7 +2,23 @@
 
 from widefit.gram.base import DenseGram, GramOperator
 from widefit.gram.co_firing import CoFiringGram, co_firing
+from widefit.gram.coupled import CoupledGram
 from widefit.gram.current import CurrentGrams
+from widefit.gram.outer import OuterGram, OuterLayer, shared_weight
 from widefit.gram.sparse_layers import sparse_khatri_rao
+from widefit.gram.weighted import WeightedGram, block_times
 
-__all__ = ["CoFiringGram", "CurrentGrams", "DenseGram", "GramOperator", "co_firing", "sparse_khatri_rao"]
+__all__ = [
+    "CoFiringGram",
+    "CoupledGram",
+    "CurrentGrams",
+    "DenseGram",
+    "GramOperator",
+    "OuterGram",
+    "OuterLayer",
+    "WeightedGram",
+    "block_times",
+    "co_firing",
+    "shared_weight",
+    "sparse_khatri_rao",
+]

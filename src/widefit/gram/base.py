@@ -18,9 +18,12 @@ class GramOperator(ABC):
         n.
     dtype, device
         Of everything that goes in and comes out.
+    outputs
+        k where n counts pairs of a sample and an output, output c of sample i in row i k + c.
     """
 
     size: int
+    outputs: int = 1
     dtype: torch.dtype
     device: torch.device
 
@@ -39,6 +42,21 @@ class GramOperator(ABC):
     def dense(self) -> Float[Tensor, "n n"]:
         """H itself: n² numbers, a fresh tensor that the caller may overwrite."""
         return self.columns(torch.arange(self.size, device=self.device))
+
+    def block_diagonal(self, size: int) -> Float[Tensor, "blocks size size"]:
+        """The blocks of so many consecutive rows on the diagonal of H."""
+        if size == 1:
+            return self.diagonal()[:, None, None]
+        blocks = self.dense().reshape(self.size // size, size, self.size // size, size)
+        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+    def mean_block(self) -> Float[Tensor, "samples samples"]:
+        """Mean over the outputs of their blocks of H; H itself for one output. A fresh tensor."""
+        if self.outputs == 1:
+            return self.dense()
+        samples = self.size // self.outputs
+        blocks = self.dense().reshape(samples, self.outputs, samples, self.outputs)
+        return blocks.diagonal(dim1=1, dim2=3).mean(dim=2)
 
     @property
     def factor_size(self) -> int | None:
@@ -59,8 +77,9 @@ class GramOperator(ABC):
 class DenseGram(GramOperator):
     """H given as a matrix."""
 
-    def __init__(self, matrix: Float[Tensor, "n n"]):
+    def __init__(self, matrix: Float[Tensor, "n n"], outputs: int = 1):
         self.matrix = matrix
+        self.outputs = outputs
         self.size = matrix.shape[0]
         self.dtype = matrix.dtype
         self.device = matrix.device

@@ -7,15 +7,22 @@ import torch
 from jaxtyping import Float
 
 from widefit.gram.base import DenseGram
+from widefit.kernels import co_firing as kernels
 from widefit.kernels import cpu
 from widefit.kernels.threads import ordered_map
 from widefit.trackers.base import Flips
 from widefit.trackers.fire_pattern import FirePattern
 
 # Rows of N that a task fills: small enough to spread the triangle evenly over the threads.
-_TILE = 32
-# Firing pairs turned around at a time, 20 bytes each.
+_TILE = 64
+# Firing pairs turned around at a time, up to 20 bytes each.
 _WAVE_PAIRS = 1 << 21
+# A row that fires on fewer samples is counted pair by pair: from there on a bit a sample is cheaper (measured).
+_LIGHT = 10
+# Flips from which their changes are summed up first, n² operations more (measured).
+_MANY_FLIPS = 1000
+
+_FlippedRows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def co_firing_counts(
@@ -67,16 +74,19 @@ class CoFiringGram(DenseGram):
 
     def _recount(self, patterns: Sequence[FirePattern]) -> None:
         self.counts = co_firing_counts(patterns, self._squares, self._threads)
-        samples = self._similarity.shape[0]
-        gram = np.empty((samples, samples))
+        super().__init__(torch.from_numpy(np.empty(self._similarity.shape)))
+        self._fill()
+
+    def _fill(self) -> None:
+        """H from N."""
+        gram, samples = self.matrix.numpy(), self._similarity.shape[0]
 
         def fill(first: int) -> None:
             last = min(first + _TILE, samples)
-            cpu.gram_rows(self.counts, self._similarity, self._scale, first, last, gram)
+            kernels.gram_rows(self.counts, self._similarity, self._scale, first, last, gram)
 
         for _ in ordered_map(fill, range(0, samples, _TILE), self._threads):
             pass
-        super().__init__(torch.from_numpy(gram))
 
     def flip(self, patterns: Sequence[FirePattern], flips: Flips) -> None:
         """Follow flips of these neurons: 2 k_r entries of H a flip of neuron r.
@@ -91,18 +101,48 @@ class CoFiringGram(DenseGram):
         edges = np.searchsorted(
             flips.neurons, [pattern.chunk.first for pattern in patterns] + [patterns[-1].chunk.last]
         )
-        for pattern, low, high in zip(patterns, edges[:-1], edges[1:], strict=True):
-            if low == high:
-                continue
-            neurons = flips.neurons[low:high]
-            if self._squares is None:
-                weight = np.ones(neurons.size, np.int32)
-            else:
-                weight = self._squares[neurons - self._first]
-            cpu.co_firing_flips(
-                pattern.counts, pattern.start, pattern.words, pattern.rows_of(neurons), flips.samples[low:high],
-                flips.fires[low:high], weight, self._scale, self._similarity, self.counts, self.matrix.numpy(),
-            )  # fmt: skip
+        parts = [
+            (pattern, slice(low, high))
+            for pattern, low, high in zip(patterns, edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+            if low < high
+        ]
+        if edges[-1] - edges[0] >= _MANY_FLIPS:
+            self._flip_many(parts, flips)
+            return
+        for pattern, own in parts:
+            kernels.co_firing_flips(
+                *self._rows_of(pattern, flips, own), self._scale, self._similarity, self.counts, self.matrix.numpy()
+            )
+
+    def _flip_many(self, parts: list[tuple[FirePattern, slice]], flips: Flips) -> None:
+        """Sum up what the flips change N by, tile by tile of their samples."""
+        change, samples = np.zeros_like(self.counts), self._similarity.shape[0]
+        arrays = list(ordered_map(lambda part: self._rows_of(part[0], flips, part[1]), parts, self._threads))
+        orders = [np.argsort(own[4], kind="stable").astype(np.int32) for own in arrays]
+        edges = range(0, samples + _TILE, _TILE)
+        cuts = [np.searchsorted(own[4][order], edges) for own, order in zip(arrays, orders, strict=True)]
+
+        def collect(tile: int) -> None:
+            for own, order, cut in zip(arrays, orders, cuts, strict=True):
+                kernels.flip_changes(*own, order[cut[tile] : cut[tile + 1]], change)
+
+        def add(tile: int) -> None:
+            kernels.add_changes(change, tile * _TILE, min((tile + 1) * _TILE, samples), self.counts)
+
+        for work in (collect, add):
+            for _ in ordered_map(work, range(len(edges) - 1), self._threads):
+                pass
+        self._fill()
+
+    def _rows_of(self, pattern: FirePattern, flips: Flips, own: slice) -> _FlippedRows:
+        """Fire rows, and flips of them: row, sample, whether it fires, what its co-firings count."""
+        neurons = flips.neurons[own]
+        if self._squares is None:
+            weight = np.ones(neurons.size, np.int32)
+        else:
+            weight = self._squares[neurons - self._first]
+        rows = pattern.rows_of(neurons)
+        return pattern.counts, pattern.start, pattern.words, rows, flips.samples[own], flips.fires[own], weight
 
 
 def co_firing(
@@ -164,24 +204,37 @@ def _add_wave(
     threads: int,
 ) -> None:
     samples = wave[0].samples
+    # Sums of squares are products of whole rows: bits cannot count them.
+    most = [min(_LIGHT, pattern.limit) if weights is None else pattern.limit for pattern in wave]
+    light = [pattern.counts <= few for pattern, few in zip(wave, most, strict=True)]
     # The bits of a chunk begin at a word of their own, so that chunks can be turned around in parallel.
     bases, total = [], 0
-    for pattern in wave:
+    for few in light:
         bases.append(64 * total)
-        total += -(-int(pattern.heavy.sum()) // 64)
-    bits = np.zeros((samples, total), np.uint64)
+        total += -(-int(np.count_nonzero(~few)) // 64)
+    bits = np.zeros((_multiple(samples, kernels.SQUARE), _multiple(total, kernels.LANES)), np.uint64)
 
-    def turn(item: tuple[FirePattern, int]) -> tuple[np.ndarray, ...]:
-        pattern, base = item
-        pairs = int(pattern.counts[~pattern.heavy].sum(dtype=np.int64))
+    def turn(item: tuple[FirePattern, np.ndarray, int]) -> tuple[np.ndarray, ...]:
+        pattern, few, base = item
+        pairs = int(pattern.counts[few].sum(dtype=np.int64))
         sample_start, owner = np.empty(samples + 1, np.int64), np.empty(pairs, np.int32)
         position, stop = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
-        cpu.split_by_sample(
-            pattern.counts, pattern.start, pattern.words, samples, sample_start, position, stop, owner, bits, base
+        kernels.split_by_sample(
+            pattern.counts,
+            pattern.start,
+            pattern.words,
+            samples,
+            most[0],
+            sample_start,
+            position,
+            stop,
+            owner,
+            bits,
+            base,
         )
         return pattern.words, sample_start, position, stop, owner
 
-    turned = list(ordered_map(turn, zip(wave, bases, strict=True), threads))
+    turned = list(ordered_map(turn, zip(wave, light, bases, strict=True), threads))
     none = np.empty(0)
 
     def fill(tile: tuple[int, int]) -> None:
@@ -189,15 +242,20 @@ def _add_wave(
         for pattern, arrays in zip(wave, turned, strict=True):
             own = none if weights is None else _weights_of(pattern, weights, origin)
             words, sample_start, position, stop, owner = arrays
-            cpu.co_firing_light(words, sample_start, position, stop, owner, own, first, last, counts)
+            kernels.co_firing_light(words, sample_start, position, stop, owner, own, first, last, counts)
         if weights is None:
-            cpu.co_firing_heavy(bits, first, last, counts)
+            kernels.co_firing_heavy(bits, first, last, counts)
 
     for _ in ordered_map(fill, tiles, threads):
         pass
     if weights is not None:
         for pattern in wave:
             _add_heavy_products(counts, pattern, _weights_of(pattern, weights, origin))
+
+
+def _multiple(size: int, of: int) -> int:
+    """At least `size`, a multiple of `of`."""
+    return -(-size // of) * of
 
 
 def _weights_of(pattern: FirePattern, weights: np.ndarray, origin: int) -> np.ndarray:

@@ -18,7 +18,7 @@ class CurrentGrams:
     tracking
         The run whose pattern counts.
     similarity
-        K = X Xᵀ, float64.
+        K = X Xᵀ, float64, or what makes it: called when H is first asked for, which stochastic steps never do.
     coefficients
         Gives a_r / √m of a range of neurons (`TwoLayer.coefficients`).
     held
@@ -30,12 +30,13 @@ class CurrentGrams:
     def __init__(
         self,
         tracking: Tracking,
-        similarity: Float[np.ndarray, "n n"],
+        similarity: Float[np.ndarray, "n n"] | Callable[[], Float[np.ndarray, "n n"]],
         coefficients: Callable[[int, int], Float[np.ndarray, " rows"]],
         held: int,
         threads: int = 1,
     ):
-        self._tracking, self._similarity, self._coefficients = tracking, similarity, coefficients
+        self._tracking, self._coefficients = tracking, coefficients
+        self._similarity = similarity
         self._most, self._threads = held, threads
         self._held: dict[int, CoFiringGram] = {}
         self._squares: dict[int, tuple[float, np.ndarray | None]] = {}
@@ -45,6 +46,8 @@ class CurrentGrams:
         if output not in self._held:
             if len(self._held) >= self._most:
                 self._held.clear()
+            if callable(self._similarity):
+                self._similarity = self._similarity()
             patterns = self._patterns_of(output)
             scale, squares = self._squares_of(output, patterns)
             self._held[output] = CoFiringGram(patterns, self._similarity, scale, squares, self._threads)

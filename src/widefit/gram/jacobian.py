@@ -332,6 +332,8 @@ def mirror_lower(total: Float[Tensor, "M M"]) -> Float[Tensor, "M M"]:
     for top in range(0, len(total), _TILE):
         bottom = min(top + _TILE, len(total))
         total[:top, top:bottom] = total[top:bottom, :top].T
+        corner = total[top:bottom, top:bottom]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
     return total
 
 

@@ -255,7 +255,7 @@ def factored_jacobian(
     """
     outputs, calls = record_calls(model, parameters, inputs)
     n, k = outputs.shape
-    signals = _signals(outputs, calls, root)
+    signals = backward_signals(outputs, calls, root)
     parts: list[Part] = []
     left = dict(parameters)
     for module in dict.fromkeys(call.module for call in calls):
@@ -315,7 +315,7 @@ def factor_cost(model: nn.Module, parameters: dict[str, Tensor], inputs: tuple[T
     return FactorCost(flops, numbers, bool(error <= tolerance * torch.linalg.vector_norm(expected)))
 
 
-def _signals(outputs: Float[Tensor, "n k"], calls: list[LayerCall], root: Float[Tensor, "..."]) -> list[Tensor]:
+def backward_signals(outputs: Float[Tensor, "n k"], calls: list[LayerCall], root: Float[Tensor, "..."]) -> list[Tensor]:
     """Per call the derivative of every weighted output by the layer's output, shape (n, k, …)."""
     n, k = outputs.shape
     seeds = apply_root(root, torch.eye(k, dtype=outputs.dtype, device=outputs.device).expand(n, k, k))

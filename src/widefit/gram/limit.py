@@ -1,4 +1,4 @@
-"""H of the network of infinite width at its initial weights: what the data alone decide is decided on it."""
+"""H of networks of infinite width at their initial weights: what the data alone decide is decided on it."""
 
 import math
 from functools import cache
@@ -23,21 +23,41 @@ def co_firing_probability(similarity: Float[np.ndarray, "n n"], threshold: float
     threshold
         b.
     """
-    table = _primitive(threshold)
-    silent = 0.5 * math.erfc(threshold / math.sqrt(2))
+    return _interpolated(similarity, _both_fire(threshold))
+
+
+def _interpolated(
+    similarity: Float[np.ndarray, "n n"], table: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, "n n"]:
+    """A function of ρ from its values at sin θ on the uniform grid of θ."""
     # The grid of angles is uniform: the place in it is a product, not a search.
     place = (np.arcsin(np.clip(similarity, -1, 1)) + math.pi / 2) * ((_POINTS - 1) / math.pi)
     index = np.minimum(place.astype(np.int64), _POINTS - 2)
     left = table[index]
-    return silent**2 + left + (place - index) * (table[index + 1] - left)
+    return left + (place - index) * (table[index + 1] - left)
 
 
 @cache
-def _primitive(threshold: float) -> Float[np.ndarray, " points"]:
-    """(1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
+def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
+    """p² + (1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
     density = np.exp(-(threshold**2) / np.maximum(1 + np.sin(angle), 1e-200)) / (2 * math.pi)
-    table = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(angle))])
+    fires = 0.5 * math.erfc(threshold / math.sqrt(2))
+    return fires**2 + _integral(density, angle)
+
+
+@cache
+def _both_activations(threshold: float) -> Float[np.ndarray, " points"]:
+    """E[φ(u) φ(v)] on the same grid: its derivative in ρ is the probability that both fire (Price 1958)."""
+    angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
+    fires = 0.5 * math.erfc(threshold / math.sqrt(2))
+    mean = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi) - threshold * fires
+    return mean**2 + _integral(_both_fire(threshold) * np.cos(angle), angle)
+
+
+def _integral(slope: Float[np.ndarray, " points"], angle: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """∫₀^θ by the trapezoidal rule."""
+    table = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(angle))])
     return table - np.interp(0.0, angle, table)
 
 
@@ -51,3 +71,22 @@ def limit_gram(inputs: Float[np.ndarray, "n d"], threshold: float) -> Float[np.n
     """K ∘ P(both fire): the limit of K ∘ N / m for inputs on the unit sphere and readouts of ±1."""
     similarity = inputs @ inputs.T
     return similarity * co_firing_probability(similarity, threshold)
+
+
+def deep_limit_gram(
+    inputs: Float[np.ndarray, "n d"], thresholds: tuple[float, ...], input_share: float
+) -> Float[np.ndarray, "n n"]:
+    """H of one output of `widefit.nn.Deep`, paired and read from all layers; for one layer this is `limit_gram`.
+
+    What layer l sees has the inner products q_l = (1 − γ) E[φ φ'](q_{l−1}) / E[φ²] + γ K, q_1 = K; upper layers send no
+    signal down, as their pairs cancel, so H = Σ_l q_l ∘ P(both fire | q_l) / (L E_l[φ²]), times E_1[φ²].
+    """
+    similarity = inputs @ inputs.T
+    seen, total, first = similarity, 0.0, 0.0
+    for layer, threshold in enumerate(thresholds):
+        squared = float(_both_activations(threshold)[-1])
+        first = squared if layer == 0 else first
+        total = total + seen * co_firing_probability(seen, threshold) * (first / (squared * len(thresholds)))
+        active = _interpolated(seen, _both_activations(threshold)) / squared
+        seen = (1 - input_share) * active + input_share * similarity
+    return np.asarray(total)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, combinations_with_replacement, pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from widefit.gram.jacobian import DenseJacobian, Jacobian, add_lower_gram, mirror_lower
 
-# Columns of J that exist at a time while H is summed.
-_COLUMNS = 1 << 13
+# Numbers of J that exist at a time while H is summed, so that they stay in cache; and the fewest columns of them.
+_NUMBERS = 1 << 18
+_COLUMNS = 256
+# Work on an overlap of two positions beside its two products, in multiplications: it is written, multiplied and summed.
+_OVERLAP = 16
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,55 @@ class LayerRows:
     signals: Float[Tensor, "n k T o"]
     marks: Float[Tensor, " T"]
 
-    def weight_rows(self, outputs: slice, samples: slice | Tensor = slice(None)) -> Float[Tensor, "r o i"]:
-        """Rows of J over the weights of some of the layer's outputs."""
+    @property
+    def rows(self) -> int:
+        """Of J: samples times outputs."""
+        return self.signals.shape[0] * self.signals.shape[1]
+
+    def to(self, dtype: torch.dtype) -> "LayerRows":
+        """The same in another precision."""
+        if self.signals.dtype == dtype:
+            return self
+        return LayerRows(self.inputs.to(dtype), self.signals.to(dtype), self.marks.to(dtype))
+
+    def weight_rows(
+        self, outputs: slice, samples: slice | Tensor = slice(None), out: Float[Tensor, " q"] | None = None
+    ) -> Float[Tensor, "r o i"]:
+        """Rows of J over the weights of some of the layer's outputs, at the beginning of `out` where that is given."""
         signals, inputs = self.signals[samples][..., outputs], self.inputs[samples]
         n, k, positions, wide = signals.shape
-        if k == 1:
-            return torch.bmm(signals[:, 0].transpose(1, 2), inputs)
         # (k o) × T times T × i, sample by sample
-        left = signals.permute(0, 1, 3, 2).reshape(n, k * wide, positions)
-        return torch.bmm(left, inputs).reshape(n * k, wide, -1)
+        left = signals[:, 0].transpose(1, 2) if k == 1 else signals.permute(0, 1, 3, 2).reshape(n, k * wide, positions)
+        reach = inputs.shape[2]
+        if out is None:
+            return torch.bmm(left, inputs).reshape(n * k, wide, reach)
+        target = out[: n * k * wide * reach].view(n, k * wide, reach)
+        return torch.bmm(left, inputs, out=target).view(n * k, wide, reach)
+
+    def overlap_pays(self, other: "LayerRows") -> bool:
+        """Whether products of inputs and of signals take fewer flops than those of rows of J over the weight."""
+        pairs = self.inputs.shape[1] * other.inputs.shape[1]
+        wide, reach = self.signals.shape[3], self.inputs.shape[2]
+        return pairs * (wide + reach + _OVERLAP) < wide * reach
+
+    def overlap(self, other: "LayerRows") -> Float[Tensor, "r q"]:
+        """J Jᵀ over the weight between two blocks: Σ over positions of (a·a′)(δ·δ′)."""
+        across_inputs, across_signals = other._flat()
+        result = self.signals.new_empty(self.rows, other.rows)
+        step = max(1, _NUMBERS // (self.inputs.shape[1] * len(across_inputs) * self.signals.shape[1]))
+        for start in range(0, len(self.inputs), step):
+            few = LayerRows(self.inputs[start : start + step], self.signals[start : start + step], self.marks)
+            inputs, signals = few._flat()
+            product = (inputs @ across_inputs.T).mul_(signals @ across_signals.T)
+            shape = (few.rows, self.inputs.shape[1], other.rows, other.inputs.shape[1])
+            result[start * self.signals.shape[1] :][: few.rows] = product.view(shape).sum(dim=(1, 3))
+        return result
+
+    def _flat(self) -> tuple[Float[Tensor, "q i"], Float[Tensor, "q o"]]:
+        """Inputs and signals of every row and position."""
+        k = self.signals.shape[1]
+        inputs = self.inputs if k == 1 else self.inputs.repeat_interleave(k, dim=0)
+        return inputs.flatten(0, 1), self.signals.flatten(0, 2)
 
     def bias_rows(self, samples: slice | Tensor = slice(None)) -> Float[Tensor, "r o"]:
         """Rows of J over the bias."""
@@ -79,6 +123,12 @@ class TracedBlock:
     rows: int
     outputs: int
 
+    def to(self, dtype: torch.dtype) -> "TracedBlock":
+        """The same in another precision."""
+        layers = {key: layer.to(dtype) for key, layer in self.layers.items()}
+        stored = {name: matrix.to(dtype) for name, matrix in self.stored.items()}
+        return TracedBlock(layers, stored, self.rows, self.outputs)
+
 
 class TracedJacobian(Jacobian):
     """J of several blocks, its rows made from layer inputs and signals whenever they are needed.
@@ -91,14 +141,22 @@ class TracedJacobian(Jacobian):
         In the order of the columns.
     row_bytes
         Memory that rows alive at a time may take.
+    dtype
+        Of everything that goes in and comes out; None: that of the parameters.
     """
 
-    def __init__(self, blocks: list[TracedBlock], parameters: dict[str, Tensor], row_bytes: int):
-        self.blocks = blocks
+    def __init__(
+        self,
+        blocks: list[TracedBlock],
+        parameters: dict[str, Tensor],
+        row_bytes: int,
+        dtype: torch.dtype | None = None,
+    ):
+        self.blocks = blocks if dtype is None else [block.to(dtype) for block in blocks]
         self.parameters = parameters
         self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
         first = next(iter(parameters.values()))
-        self.dtype, self.device = first.dtype, first.device
+        self.dtype, self.device = dtype or first.dtype, first.device
         self.shape = (sum(block.rows for block in blocks), sum(self.sizes.values()))
         self.chunk_rows = max(1, row_bytes // (3 * self.shape[1] * first.element_size()))
 
@@ -128,9 +186,45 @@ class TracedJacobian(Jacobian):
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
         total = torch.zeros(self.shape[0], self.shape[0], dtype=dtype, device=self.device)
-        for columns in self._column_chunks():
-            add_lower_gram(total, columns.to(dtype))
+        tops = [0, *accumulate(block.rows for block in self.blocks)]
+        places = [slice(top, bottom) for top, bottom in pairwise(tops)]
+        for name in self.sizes:
+            layers = {place: self._layer(block, name, dtype) for place, block in enumerate(self.blocks)}
+            layers = {place: layer for place, layer in layers.items() if layer is not None}
+            dense = []
+            for (low, upper), (high, lower) in combinations_with_replacement(layers.items(), 2):
+                if upper.overlap_pays(lower):
+                    total[places[high], places[low]] += lower.overlap(upper)
+                else:
+                    dense.append((low, high))
+            self._add_rows(total, places, layers, dense)
+            others = {place: self._others(block, name, dtype) for place, block in enumerate(self.blocks)}
+            others = {place: rows for place, rows in others.items() if rows is not None}
+            for (low, upper), (high, lower) in combinations_with_replacement(others.items(), 2):
+                total[places[high], places[low]].addmm_(lower, upper.T)
         return mirror_lower(total)
+
+    def _add_rows(
+        self,
+        total: Float[Tensor, "M M"],
+        places: list[slice],
+        layers: dict[int, LayerRows],
+        pairs: list[tuple[int, int]],
+    ) -> None:
+        """Add the products of rows over one weight for some pairs of blocks, a few outputs of the layer at a time."""
+        needed = sorted({place for pair in pairs for place in pair})
+        if not needed:
+            return
+        wide, reach = layers[needed[0]].signals.shape[3], layers[needed[0]].inputs.shape[2]
+        columns = max(_COLUMNS, _NUMBERS // sum(layers[place].rows for place in needed))
+        step = min(wide, -(-columns // reach))
+        held = {place: total.new_empty(layers[place].rows * step * reach) for place in needed}
+        for start in range(0, wide, step):
+            here = slice(start, min(start + step, wide))
+            made = {place: layers[place].weight_rows(here, out=held[place]).flatten(1) for place in needed}
+            for low, high in pairs:
+                block = total[places[high], places[low]]
+                add_lower_gram(block, made[low]) if low == high else block.addmm_(made[high], made[low].T)
 
     def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
         result = torch.empty(len(indices), self.shape[1], dtype=self.dtype, device=self.device)
@@ -191,33 +285,22 @@ class TracedJacobian(Jacobian):
             places[name].zero_()
         return out
 
-    def _column_chunks(self) -> Iterator[Float[Tensor, "M c"]]:
-        """All rows over some columns at a time; columns that no residual depends on are left out."""
-        weights = [n for n in self.sizes if any(n == w for block in self.blocks for w, _ in block.layers)]
-        for name in weights:
-            wide, reach = self.parameters[name].shape
-            step = max(1, _COLUMNS // reach)
-            for start in range(0, wide, step):
-                here = slice(start, min(start + step, wide))
-                yield torch.cat([self._weight_columns(block, name, here) for block in self.blocks])
-        for name in self.sizes:
-            if any(name == bias for block in self.blocks for _, bias in block.layers) or any(
-                name in block.stored for block in self.blocks
-            ):
-                yield torch.cat([self._other_columns(block, name) for block in self.blocks])
-
-    def _weight_columns(self, block: TracedBlock, name: str, outputs: slice) -> Float[Tensor, "r c"]:
-        found = [layer.weight_rows(outputs) for (weight, _), layer in block.layers.items() if weight == name]
+    def _layer(self, block: TracedBlock, name: str, dtype: torch.dtype) -> LayerRows | None:
+        """Everything that a block does with one weight."""
+        found = [layer for (weight, _), layer in block.layers.items() if weight == name]
         if not found:
-            reach = self.parameters[name].shape[1]
-            return torch.zeros(block.rows, (outputs.stop - outputs.start) * reach, dtype=self.dtype, device=self.device)
-        return torch.stack(found).sum(dim=0).flatten(1) if len(found) > 1 else found[0].flatten(1)
+            return None
+        if len(found) == 1:
+            return found[0].to(dtype)
+        return LayerRows(
+            torch.cat([layer.inputs for layer in found], dim=1),
+            torch.cat([layer.signals for layer in found], dim=2),
+            torch.cat([layer.marks for layer in found]),
+        ).to(dtype)
 
-    def _other_columns(self, block: TracedBlock, name: str) -> Float[Tensor, "r p"]:
-        total = torch.zeros(block.rows, self.sizes[name], dtype=self.dtype, device=self.device)
-        for (_, bias), layer in block.layers.items():
-            if bias == name:
-                total += layer.bias_rows()
+    def _others(self, block: TracedBlock, name: str, dtype: torch.dtype) -> Float[Tensor, "r p"] | None:
+        """Columns over a parameter that is the bias of layers, or that no layer holds."""
+        found = [layer.bias_rows() for (_, bias), layer in block.layers.items() if bias == name]
         if name in block.stored:
-            total += block.stored[name]
-        return total
+            found.append(block.stored[name])
+        return torch.stack(found).sum(dim=0).to(dtype) if found else None

@@ -229,7 +229,7 @@ def points_of(tree, out):
 
 
 @njit(nogil=True, cache=True)
-def settle(tree, keys, leaves, share):
+def settle(tree, keys, leaves, moved, share):
     """After points of some leaves have moved: their drift, and new keys for leaves that have drifted far.
 
     Parameters
@@ -237,6 +237,7 @@ def settle(tree, keys, leaves, share):
     tree : with the points where they are
     keys : (leaves, d, cap) the points as the balls know them
     leaves : (q,) int32, where points have moved
+    moved : (q,) float64, how far any of them has at most; infinite where that is not known
     share : a leaf that has drifted more than this share of its radius is re-keyed; infinite to re-key none
 
     Returns
@@ -245,10 +246,15 @@ def settle(tree, keys, leaves, share):
     """
     rekeyed, grown = 0, 0.0
     count, d, _ = tree.blocks.shape
-    for leaf in leaves:
+    for q in range(leaves.size):
+        leaf = leaves[q]
         node, size = count - 1 + leaf, tree.sizes[leaf]
-        drift = _farthest(tree.blocks[leaf], size, keys[leaf])
-        if drift > share * tree.balls[node, d]:
+        # As long as the sum of the moves is small there is no need to look at the points.
+        drift = tree.balls[node, d + 2] + moved[q]
+        if moved[q] == np.inf or not drift <= share * tree.balls[node, d]:
+            drift = _farthest(tree.blocks[leaf], size, keys[leaf])
+        # Moves that come again and again would have the points looked at each time, were the bound not left far behind.
+        if drift > (share if moved[q] == np.inf else share / 2) * tree.balls[node, d]:
             keys[leaf] = tree.blocks[leaf]
             before = tree.balls[node, d]
             _enclose(tree, node, leaf, leaf + 1)

@@ -79,6 +79,42 @@ def _take_largest(count, total, sign, scale, up, caps, out):
 
 
 @njit(nogil=True, cache=True)
+def _path(fired, k, slot, change, head, following, entry_sample, entry_value, scale_change, lengths):
+    """Σ_i |ΔC_ri| ‖x_i‖ in float32, and its number of terms: k operations for a bound on a movement."""
+    size, terms = np.float32(0), k
+    for p in range(k):
+        size += abs(change[fired[p]]) * lengths[fired[p]]
+    if scale_change != 0:
+        e = head[slot]
+        while e >= 0:
+            size += abs(np.float32(scale_change * entry_value[e])) * lengths[entry_sample[e]]
+            terms += 1
+            e = following[e]
+    return np.float64(size) * (1 + 6e-8 * (terms + 2)), terms
+
+
+@njit(nogil=True, cache=True)
+def _length(
+    fired, k, slot, change, head, following, entry_sample, entry_value, scale_change, inputs, path, terms, moved
+):  # fmt: skip
+    """‖Σ_i ΔC_ri x_i‖, rounded up: k d operations; `path` and `terms` are from `_path`, `moved` (d,) is scratch."""
+    moved[:] = 0
+    add_rows(fired, k, change, inputs, moved)
+    if scale_change != 0:
+        e = head[slot]
+        while e >= 0:
+            g, x = np.float32(scale_change * entry_value[e]), inputs[entry_sample[e]]
+            for c in range(moved.size):
+                moved[c] += g * x[c]
+            e = following[e]
+    total = np.float32(0)
+    for c in range(moved.size):
+        total += moved[c] * moved[c]
+    # The second term bounds what rounding has done to the sums.
+    return np.sqrt(np.float64(total)) * (1 + 1e-6 * moved.size) + 1.3e-7 * (terms + 2) * path
+
+
+@njit(nogil=True, cache=True)
 def own_movements(
     coefficients, counts, start, words, first, last, change, head, following, entry_sample, entry_value, scale_change,
     inputs, lengths, out,
@@ -92,32 +128,48 @@ def own_movements(
     out : (last − first,) float32
     """
     n, d = inputs.shape
-    fired = np.empty(n + 1, np.int32)
-    moved = np.empty(d, np.float32)
+    fired, moved = np.empty(n + 1, np.int32), np.empty(d, np.float32)
     for r in range(first, last):
-        moved[:] = 0
-        size = np.float32(0)
         k = fired_samples(counts, start, words, r, n, fired)
-        terms = k
-        for p in range(k):
-            size += abs(change[fired[p]]) * lengths[fired[p]]
-        add_rows(fired, k, change, inputs, moved)
-        if scale_change != 0:
-            e = head[r]
-            while e >= 0:
-                g = np.float32(scale_change * entry_value[e])
-                size += abs(g) * lengths[entry_sample[e]]
-                x = inputs[entry_sample[e]]
-                for c in range(d):
-                    moved[c] += g * x[c]
-                terms += 1
-                e = following[e]
-        total = np.float32(0)
-        for c in range(d):
-            total += moved[c] * moved[c]
-        # The second term bounds what rounding has done to the sums.
-        length = np.sqrt(np.float64(total)) * (1 + 1e-6 * d) + 1.3e-7 * (terms + 2) * np.float64(size)
+        path, terms = _path(fired, k, r, change, head, following, entry_sample, entry_value, scale_change, lengths)
+        length = _length(
+            fired, k, r, change, head, following, entry_sample, entry_value, scale_change, inputs, path, terms, moved
+        )
         out[r - first] = np.float32(abs(coefficients[r]) * length * _UP32)
+
+
+@njit(nogil=True, cache=True)
+def drift_of_movements(
+    coefficients, counts, start, words, change, head, following, entry_sample, entry_value, scale_change, inputs,
+    lengths, longest, bucket, highest, room, soonest, drift,
+):  # fmt: skip
+    """drift_r += how far a step moves z of slot r at most, no more closely than it matters.
+
+    Where the length of the path |c_r| Σ_i |ΔC_ri| ‖x_i‖ lets no certificate expire and no pair out of the radius, it
+    will do; the movement itself is d times the work.
+
+    Parameters
+    ----------
+    longest : max ‖x_i‖, rounded up
+    bucket : (slots,) uint8; highest, room : (q,) float32, the largest bound, and the drift that is too much
+    soonest : (slots,) float32
+    drift : (slots,) float32
+    The other arguments are those of `own_movements`.
+    """
+    n, d = inputs.shape
+    fired, moved = np.empty(n + 1, np.int32), np.empty(d, np.float32)
+    for r in range(counts.size):
+        k = fired_samples(counts, start, words, r, n, fired)
+        path, terms = _path(fired, k, r, change, head, following, entry_sample, entry_value, scale_change, lengths)
+        unit, before = abs(coefficients[r]) * longest, np.float64(drift[r])
+        after = np.float32((before + unit * path) * _UP32)
+        if not (highest[bucket[r]] + after < soonest[r] and after < room[bucket[r]]):
+            length = _length(
+                fired, k, r, change, head, following, entry_sample, entry_value, scale_change, inputs, path, terms,
+                moved,
+            )  # fmt: skip
+            after = np.float32((before + unit * length) * _UP32)
+        drift[r] = after
 
 
 @njit(nogil=True, cache=True)

@@ -5,6 +5,7 @@ from numba import njit
 
 from widefit.kernels.certificate_rows import store_row
 from widefit.kernels.certificate_slots import dot
+from widefit.kernels.products import BLOCK, find_at_least, multiply, places, whole_tiles
 
 # Outward rounding, relative, of what is stored in float32.
 _DOWN32 = 1 - 2e-7
@@ -12,15 +13,16 @@ _DOWN32 = 1 - 2e-7
 
 @njit(nogil=True, cache=True)
 def pass_block(
-    z, weights, inputs, threshold, tolerance, floor, coefficients, bucket_of, radius, level, idle, counts, start, words,
-    scratch, issued, soonest, pair_sample, due, outputs,
+    weights, panels, z, held, inputs, threshold, tolerance, floor, coefficients, bucket_of, radius, level, idle, counts,
+    start, words, scratch, issued, soonest, pair_sample, due, outputs,
 ):  # fmt: skip
-    """Who fires in a block of pre-activations, and certificates for the pairs near the threshold.
+    """Pre-activations of neurons, who fires, and certificates for the pairs near the threshold.
 
     Parameters
     ----------
-    z : (rows, n) pre-activations in the dtype of the network
     weights : (rows, d) float64 or the dtype of the network; decides where z is too near to the threshold
+    panels, z : X in the dtype of the network and room for pre-activations, see `widefit.kernels.products`
+    held : (BLOCK, d) scratch in the dtype of the network
     inputs : (n, d) float64
     threshold : float64
     tolerance, floor : the rounding of z_ri is at most tolerance · ‖w_r‖ + floor
@@ -39,32 +41,25 @@ def pass_block(
     -------
     pairs : number of certificates
     """
-    rows, n = z.shape
+    rows, n = weights.shape[0], inputs.shape[0]
     fired, near = scratch[0], scratch[1]
-    dtype = z.dtype.type
+    bits = np.empty((n + 63) // 64, np.uint64)
     pairs = 0
     start[0] = 0
     for r in range(rows):
-        w, row = weights[r], z[r]
+        if r % BLOCK == 0:
+            block = weights[r : r + BLOCK]
+            held[: block.shape[0]] = block
+            multiply(held[: whole_tiles(block.shape[0])], panels, z)
+        w, row = weights[r], z[r % BLOCK]
         slack = tolerance * np.sqrt(dot(w, w)) + floor
-        low, high = dtype(threshold - slack), threshold + slack
-        # Counting first, which is vectorized, tells how far around the threshold the one scan has to look.
+        low, high = z.dtype.type(threshold - slack), threshold + slack
+        k = find_at_least(row, low, n, bits)
+        candidates = places(bits, bits.size, near)
         k = 0
-        for i in range(n):
-            k += row[i] >= low
-        cut = low
-        if radius.size > 0:
-            # Twice the slack: the rounding of the threshold and of the cut itself are part of it.
-            cut = dtype(threshold - 2 * slack - np.float64(radius[bucket_of[k]]))
-        found = 0
-        for i in range(n):
-            # Branchless: the index is always written and kept only when it counts.
-            near[found] = i
-            found += row[i] >= cut
-        k = 0
-        for p in range(found):
+        for p in range(candidates):
             i = near[p]
-            if row[i] >= low and (row[i] > high or dot(w, inputs[i]) > threshold):
+            if row[i] > high or dot(w, inputs[i]) > threshold:
                 fired[k] = i
                 k += 1
         a = coefficients[r]
@@ -78,6 +73,9 @@ def pass_block(
         soonest[r] = np.inf
         if (k > 0 or idle) and radius.size > 0:
             q = bucket_of[k]
+            # Twice the slack: the rounding of the threshold and of the cut itself are part of it.
+            find_at_least(row, z.dtype.type(threshold - 2 * slack - np.float64(radius[q])), n, bits)
+            found = places(bits, bits.size, near)
             issued[r], soonest[r] = _issue(
                 row, threshold, slack, radius[q], level[q], near[:found], pair_sample[pairs:], due[pairs:]
             )

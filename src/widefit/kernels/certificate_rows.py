@@ -3,13 +3,13 @@
 import numpy as np
 from numba import njit
 
-from widefit.kernels.cpu import fired_samples
+from widefit.kernels.cpu import fired_samples, row_limit
 
 
 @njit(nogil=True, cache=True)
 def store_row(fired, k, n, base, words):
     """Store a fire row at `base`; returns the words it takes."""
-    limit = (n + 31) // 32
+    limit, width = row_limit(words, n), 8 * words.itemsize
     if k <= limit:
         for p in range(k):
             words[base + p] = fired[p]
@@ -17,14 +17,15 @@ def store_row(fired, k, n, base, words):
     for w in range(limit):
         words[base + w] = 0
     for p in range(k):
-        words[base + (fired[p] >> 5)] |= np.uint32(1) << np.uint32(fired[p] & 31)
+        w = base + fired[p] // width
+        words[w] = np.uint64(words[w]) | (np.uint64(1) << np.uint64(fired[p] % width))
     return limit
 
 
 @njit(nogil=True, cache=True)
 def _write_row(fired, k, n, row, counts, start, words, room, free):
     """Store a fire row where it stood, or at `free` when it has outgrown its room; returns the new `free`."""
-    limit = (n + 31) // 32
+    limit = row_limit(words, n)
     need = k if k <= limit else limit
     if need > room[row]:
         room[row] = min(limit, need + need // 4 + 4)
@@ -44,6 +45,16 @@ def pack_rows(counts, start, words, n, fired):
     for row in range(counts.size):
         _write_row(fired[first : first + counts[row]], counts[row], n, row, counts, start, words, room, 0)
         first += counts[row]
+
+
+@njit(nogil=True, cache=True)
+def unpack_lists(counts, start, words, n, fired):
+    """The inverse of `pack_rows`."""
+    out, first = np.empty(n + 1, np.int32), 0
+    for row in range(counts.size):
+        k = fired_samples(counts, start, words, row, n, out)
+        fired[first : first + k] = out[:k]
+        first += k
 
 
 @njit(nogil=True, cache=True)

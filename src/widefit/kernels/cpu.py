@@ -4,36 +4,42 @@ Every kernel is serial and releases the GIL: the callers run fixed chunks of neu
 and combine them in order, so a result never depends on the number of threads, and no second thread pool competes with
 that of torch.
 
-**Fire rows.** Which of n samples a neuron fires on is stored in uint32 words, in the cheaper of two forms: the
-ascending sample indices when there are at most ⌈n/32⌉ of them, a bitset of ⌈n/32⌉ words otherwise. A block of rows is
-three arrays: ``counts`` int32 (rows,), ``start`` int64, where each row begins, and ``words`` uint32; rows may stand in
-any order and with gaps. So a pattern takes at most rows · n / 8 bytes, and 4 bytes a firing pair when few pairs fire.
+**Fire rows.** Which of n samples a neuron fires on is stored in words of w bits, in the cheaper of two forms: the
+ascending sample indices when there are at most ⌈n/w⌉ of them, a bitset of ⌈n/w⌉ words otherwise. A block of rows is
+three arrays: ``counts`` (rows,), ``start``, where each row begins, and ``words``, uint32 or, where noted, uint16; rows
+may stand in any order and with gaps. So a pattern takes at most rows · n / 8 bytes, and w / 8 bytes a firing pair when
+few pairs fire.
 """
 
 import numpy as np
 from numba import njit
 
+from widefit.kernels.products import lowest_bit
+
 
 @njit(nogil=True, cache=True)
 def fired_samples(counts, start, words, row, samples, out):
     """Ascending indices of the samples that `row` fires on, into out[:k]; returns k."""
-    limit = (samples + 31) // 32
-    k = counts[row]
-    base = start[row]
+    limit = row_limit(words, samples)
+    k, base = np.int64(counts[row]), np.int64(start[row])
     if k <= limit:
         for p in range(k):
             out[p] = words[base + p]
         return k
     k = 0
     for w in range(limit):
-        bits = words[base + w]
-        offset = 32 * w
+        bits = np.uint64(words[base + w])
         while bits != 0:
-            low = bits & (~bits + np.uint32(1))
-            out[k] = offset + _popcount32(low - np.uint32(1))
+            out[k] = 8 * words.itemsize * w + lowest_bit(bits)
             k += 1
-            bits ^= low
+            bits &= bits - np.uint64(1)
     return k
+
+
+@njit(nogil=True, cache=True)
+def row_limit(words, samples):
+    """Samples that a row holds as indices at most; words that it takes otherwise."""
+    return (samples + 8 * words.itemsize - 1) // (8 * words.itemsize)
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -174,125 +180,6 @@ def response_block(values, coefficients, counts, start, words, scratch, outputs)
 
 
 @njit(nogil=True, cache=True)
-def split_by_sample(counts, start, words, samples, sample_start, position, stop, owner, heavy_bits, heavy):
-    """Turn fire rows around: per sample, where it stands in each index row, and one bit for each bitset row.
-
-    Parameters
-    ----------
-    counts, start, words : fire rows
-    samples : n
-    sample_start : (n + 1,) int64, written: entries of sample i are sample_start[i]:sample_start[i + 1]
-    position, stop : (firing pairs of index rows,) int64, written: words[position:stop] are the samples ≥ i of that row
-    owner : (firing pairs of index rows,) int32, written: the row itself
-    heavy_bits : (n, words) uint64, bit `heavy` + h of sample i is set when the h-th bitset row fires on i
-    heavy : index of the first bit to use
-    """
-    limit = (samples + 31) // 32
-    rows = counts.size
-    sample_start[:] = 0
-    for r in range(rows):
-        if counts[r] <= limit:
-            for p in range(start[r], start[r] + counts[r]):
-                sample_start[words[p] + 1] += 1
-    for i in range(samples):
-        sample_start[i + 1] += sample_start[i]
-    cursor = sample_start[:-1].copy()
-    fired = np.empty(samples + 1, np.int32)
-    for r in range(rows):
-        if counts[r] <= limit:
-            for p in range(start[r], start[r] + counts[r]):
-                q = cursor[words[p]]
-                position[q] = p
-                stop[q] = start[r] + counts[r]
-                owner[q] = r
-                cursor[words[p]] = q + 1
-        else:
-            k = fired_samples(counts, start, words, r, samples, fired)
-            for p in range(k):
-                heavy_bits[fired[p], heavy >> 6] |= np.uint64(1) << np.uint64(heavy & 63)
-            heavy += 1
-
-
-@njit(nogil=True, cache=True)
-def co_firing_light(words, sample_start, position, stop, owner, weight, first, last, co_firing):
-    """co_firing[i, j] += Σ_r weight_r s_ri s_rj over index rows, for first ≤ i < last and j ≥ i.
-
-    The arrays are those of `split_by_sample`; weight is (rows,), or of size 0 for ones. Row i of co_firing stays in the
-    first-level cache while the fire rows that contain i stream by.
-    """
-    for i in range(first, last):
-        row = co_firing[i]
-        for q in range(sample_start[i], sample_start[i + 1]):
-            if weight.size == 0:
-                for p in range(position[q], stop[q]):
-                    row[words[p]] += 1
-            else:
-                w = weight[owner[q]]
-                for p in range(position[q], stop[q]):
-                    row[words[p]] += w
-
-
-@njit(nogil=True, cache=True)
-def co_firing_heavy(heavy_bits, first, last, co_firing):
-    """co_firing[i, j] += popcount(bits_i & bits_j) for first ≤ i < last and j ≥ i."""
-    n, total = heavy_bits.shape
-    # 512 words of every row of the tile stay in the second-level cache while j streams by.
-    for w0 in range(0, total, 512):
-        w1 = min(w0 + 512, total)
-        for j in range(first, n):
-            # Slices: with plain indices, checks for negative ones keep the loop from being vectorized (6 times slower).
-            other = heavy_bits[j, w0:w1]
-            for i in range(first, min(last, j + 1)):
-                mine = heavy_bits[i, w0:w1]
-                hits = np.int64(0)
-                for w in range(other.size):
-                    hits += _popcount64(mine[w] & other[w])
-                co_firing[i, j] += hits
-
-
-@njit(nogil=True, cache=True)
-def co_firing_flips(counts, start, words, rows, samples, fires, weight, scale, similarity, co_firing, gram):
-    """Follow single flips in N and H: each changes one row and column at the samples that its neuron fires on.
-
-    Parameters
-    ----------
-    counts, start, words : fire rows before the flips
-    rows, samples, fires : (q,) the flips, those of a row together
-    weight : (q,) of co_firing's dtype, what a co-firing of the flip's row counts
-    scale : H = scale · N ∘ K
-    similarity, gram : (n, n) float64; co_firing : (n, n), its upper triangle counts
-    """
-    n = similarity.shape[0]
-    fired = np.empty(n + 1, np.int32)
-    on = np.zeros(n, np.bool_)
-    k = 0
-    for q in range(rows.size):
-        if q == 0 or rows[q] != rows[q - 1]:
-            for p in range(k):
-                on[fired[p]] = False
-            k = fired_samples(counts, start, words, rows[q], n, fired)
-            for p in range(k):
-                on[fired[p]] = True
-        j = samples[q]
-        # `fired` lists every sample that fired before or fires after: at most n of them.
-        if fires[q]:
-            on[j] = True
-            fired[k] = j
-            k += 1
-        change = weight[q] if fires[q] else -weight[q]
-        for p in range(k):
-            i = fired[p]
-            if on[i]:
-                low, high = (i, j) if i < j else (j, i)
-                co_firing[low, high] += change
-                value = scale * co_firing[low, high] * similarity[low, high]
-                gram[low, high] = value
-                gram[high, low] = value
-        if not fires[q]:
-            on[j] = False
-
-
-@njit(nogil=True, cache=True)
 def unpack_rows(counts, start, words, first, last, values, out):
     """out[r − first, i] = values[r] where row r fires on i, 0 elsewhere; out is (last − first, n)."""
     n = out.shape[1]
@@ -303,14 +190,3 @@ def unpack_rows(counts, start, words, first, last, values, out):
         k = fired_samples(counts, start, words, r, n, fired)
         for p in range(k):
             target[fired[p]] = values[r]
-
-
-@njit(nogil=True, cache=True)
-def gram_rows(co_firing, similarity, scale, first, last, gram):
-    """gram[i, j] = gram[j, i] = scale · co_firing[i, j] · similarity[i, j] for first ≤ i < last and j ≥ i."""
-    n = similarity.shape[0]
-    for i in range(first, last):
-        for j in range(i, n):
-            value = scale * co_firing[i, j] * similarity[i, j]
-            gram[i, j] = value
-            gram[j, i] = value

@@ -96,3 +96,22 @@ def spread_batch(coefficients, g, bits, out):
                 # Branchless, for vectors.
                 value = a * share[i]
                 target[i] = value if (mask >> np.uint32(i)) & np.uint32(1) else 0.0
+
+
+@njit(nogil=True, cache=True)
+def readout_moves(weights, threshold, g, inputs, bits, out):
+    """out[r] = Σ_{i: r fires on i} g_i (⟨w_r, x_i⟩ − b), float64; the arguments are those of `step_batch`."""
+    b = np.float64(threshold)
+    for r in range(weights.shape[0]):
+        row, total = weights[r], 0.0
+        for w in range(bits.shape[1]):
+            mask = bits[r, w]
+            while mask != 0:
+                low = mask & (~mask + np.uint32(1))
+                i = 32 * w + _popcount32(low - np.uint32(1))
+                mask ^= low
+                x, z = inputs[i], 0.0
+                for c in range(x.size):
+                    z += row[c] * x[c]
+                total += g[i] * (z - b)
+        out[r] = total

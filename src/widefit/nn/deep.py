@@ -1,7 +1,7 @@
 """The deep network in the parametrization of the theory: h_l = c_b φ_b(W_l h_{l−1}), read out from every layer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,9 +37,10 @@ class Deep(nn.Module):
     in_features
         d. Inputs are taken as they are; the theory has them on the unit sphere.
     hidden_layer_sizes
-        m_1, …, m_L, each at least 2 out_features.
+        m_1, …, m_L, each at least 2.
     out_features
-        k. An output reads a group of m_l / k neurons of its own from every layer.
+        k. Every output reads all neurons, with signs of its own: its H is that of a network as wide as this one, and
+        what couples two outputs falls as 1/√m. With m_l / k neurons for each, H would be sparser and far noisier.
     threshold
         b, one for all layers or one a layer, or "auto": √(0.4 ln m_l). 0 is plain ReLU.
     input_share
@@ -47,7 +48,7 @@ class Deep(nn.Module):
     readouts
         "all", or "last" for the last layer alone.
     readout_scale
-        Size of the entries of B before the factor √(k / layers that are read); the larger, the less the layers move.
+        Size of the entries of B before the factor 1/√(layers that are read); the larger, the less the layers move.
     paired
         Neurons 2j and 2j + 1 of every layer start with equal weights and opposite read-outs: f = 0 before training.
     seed
@@ -88,15 +89,11 @@ class Deep(nn.Module):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__()
         sizes = tuple(hidden_layer_sizes)
         _check_sizes(in_features, sizes, out_features)
         _check_settings(input_share, readouts, readout_scale, seed, dtype)
-        self.in_features, self.hidden_layer_sizes, self.out_features = in_features, sizes, out_features
-        self.thresholds = _thresholds(threshold, sizes)
-        self.input_share = float(input_share)
-        self.scales = tuple(norm_keeping_scale(m, b) for m, b in zip(sizes, self.thresholds, strict=True))
-        self._check_memory(torch.finfo(dtype).bits // 8)
+        thresholds = _thresholds(threshold, sizes)
+        _check_memory(in_features, sizes, out_features, input_share, torch.finfo(dtype).bits // 8)
 
         # One stream of random numbers a matrix.
         seeds = iter(np.random.SeedSequence(seed).generate_state(2 * len(sizes), np.uint64).tolist())
@@ -107,50 +104,51 @@ class Deep(nn.Module):
             half = gaussian_rows(next(seeds), 0, -(-rows // 2), columns)
             return torch.from_numpy(np.repeat(half, 2, axis=0)[:rows]).to(dtype)
 
-        fed = sizes if self.input_share > 0 else sizes[:1]
-        self.input_weights = nn.ParameterList([draw(size, in_features) for size in fed])
-        # Thresholds alone decide how products are done, so that training resumes to the same bits.
-        active = [0.5 * math.erfc(b / math.sqrt(2)) for b in self.thresholds]
-        inner = zip(sizes[1:], sizes[:-1], active[:-1], strict=True)
-        self.hidden = nn.ModuleList(
-            [LowRankLinear.from_weight(draw(size, before), density=p) for size, before, p in inner]
+        def read(layer: int) -> Tensor:
+            if readouts == "last" and layer < len(sizes) - 1:
+                return torch.zeros(sizes[layer], out_features, dtype=dtype)
+            size = readout_scale / math.sqrt(len(sizes) if readouts == "all" else 1)
+            return (size * _signs(sizes[layer], out_features, (seed, layer))).to(dtype)
+
+        fed = [draw(size, in_features) for size in (sizes if input_share > 0 else sizes[:1])]
+        hidden = [draw(size, before) for size, before in zip(sizes[1:], sizes[:-1], strict=True)]
+        self._assemble(fed, hidden, [read(layer) for layer in range(len(sizes))], thresholds, input_share)
+
+    def _assemble(
+        self,
+        input_weights: Sequence[Tensor],
+        hidden: Sequence[Tensor],
+        readouts: Sequence[Tensor],
+        thresholds: tuple[float, ...],
+        input_share: float,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = input_weights[0].shape[1], readouts[0].shape[1]
+        self.hidden_layer_sizes = tuple(len(readout) for readout in readouts)
+        self.thresholds, self.input_share = thresholds, float(input_share)
+        self.scales = tuple(
+            norm_keeping_scale(m, b) for m, b in zip(self.hidden_layer_sizes, self.thresholds, strict=True)
         )
-        self.readouts = nn.ParameterList()
-        for layer in range(len(sizes)):
-            read = readouts == "all" or layer == len(sizes) - 1
-            size = readout_scale * math.sqrt(out_features / (len(sizes) if readouts == "all" else 1))
-            signs = self._signs(layer, dtype) * size if read else torch.zeros(sizes[layer], out_features, dtype=dtype)
-            self.readouts.append(nn.Parameter(signs, requires_grad=False))
+        self.input_weights = nn.ParameterList(input_weights)
+        # Thresholds alone decide how products are done, so that training resumes to the same bits.
+        active = [0.5 * math.erfc(b / math.sqrt(2)) for b in thresholds[:-1]]
+        self.hidden = nn.ModuleList(
+            [LowRankLinear.from_weight(weight, density=p) for weight, p in zip(hidden, active, strict=True)]
+        )
+        self.readouts = nn.ParameterList([nn.Parameter(readout, requires_grad=False) for readout in readouts])
 
-    def _check_memory(self, itemsize: int) -> None:
-        needed, free = self.bytes_needed(itemsize), available_memory()
-        if needed > free:
-            fits = int(self.hidden_layer_sizes[-1] * math.sqrt(free / needed))
-            raise MemoryError(
-                f"layers of {self.hidden_layer_sizes} neurons need about {needed / 1e9:.3g} GB and {free / 1e9:.3g} "
-                f"GB are free; widths of about {fits:,} fit"
-            )
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], thresholds: Sequence[float], input_share: float) -> "Deep":
+        """The network with a given state dict, whose tensors it takes over; nothing is drawn."""
 
-    def bytes_needed(self, itemsize: int) -> int:
-        """The weights, and the packed copy of those between hidden layers."""
-        sizes = self.hidden_layer_sizes
-        between = sum(a * b for a, b in zip(sizes[1:], sizes[:-1], strict=True))
-        fed = sum(sizes) if self.input_share > 0 else sizes[0]
-        return itemsize * (2 * between + fed * self.in_features + sum(sizes) * self.out_features)
+        def numbered(name: str, suffix: str = "") -> list[Tensor]:
+            count = sum(key.startswith(f"{name}.") for key in tensors)
+            return [tensors[f"{name}.{number}{suffix}"] for number in range(count)]
 
-    def neurons_of(self, layer: int, output: int) -> tuple[int, int]:
-        """Half-open range of the neurons of a layer that feed an output; it begins at an even neuron."""
-        width = self.hidden_layer_sizes[layer]
-        edges = [2 * (group * width // (2 * self.out_features)) for group in range(self.out_features)] + [width]
-        return edges[output], edges[output + 1]
-
-    def _signs(self, layer: int, dtype: torch.dtype) -> Float[Tensor, "m k"]:
-        width = self.hidden_layer_sizes[layer]
-        signs = torch.zeros(width, self.out_features, dtype=dtype)
-        for output in range(self.out_features):
-            first, last = self.neurons_of(layer, output)
-            signs[first:last, output] = (1 - 2 * (torch.arange(first, last) % 2)).to(dtype)
-        return signs
+        network = cls.__new__(cls)
+        parts = numbered("input_weights"), numbered("hidden", ".weight"), numbered("readouts")
+        network._assemble(*parts, tuple(thresholds), input_share)
+        return network
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,14 +190,34 @@ class Deep(nn.Module):
         )
 
 
+def _signs(width: int, outputs: int, seed: tuple[int, int]) -> Float[Tensor, "m k"]:
+    """±1, opposite for neurons 2j and 2j + 1; + for all 2j in the first column, drawn in the others."""
+    signs = np.ones((-(-width // 2), outputs))
+    signs[:, 1:] -= 2 * np.random.default_rng(seed).integers(0, 2, (len(signs), outputs - 1))
+    return torch.from_numpy(np.stack([signs, -signs], axis=1).reshape(-1, outputs)[:width])
+
+
 def _check_sizes(in_features: int, sizes: tuple[int, ...], out_features: int) -> None:
     for name, value in (("in_features", in_features), ("out_features", out_features)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not sizes or min(sizes) < 2 * out_features:
-        raise ValueError(
-            f"hidden_layer_sizes must be at least one width, each of 2 neurons an output ({2 * out_features} here) or "
-            f"more, got {sizes}"
+    if not sizes or min(sizes) < 2:
+        raise ValueError(f"hidden_layer_sizes must be at least one width, each of 2 neurons or more, got {sizes}")
+
+
+def _check_memory(
+    in_features: int, sizes: tuple[int, ...], out_features: int, input_share: float, itemsize: int
+) -> None:
+    """Room for the weights, and the packed copy of those between hidden layers."""
+    between = sum(a * b for a, b in zip(sizes[1:], sizes[:-1], strict=True))
+    fed = sum(sizes) if input_share > 0 else sizes[0]
+    needed = itemsize * (2 * between + fed * in_features + sum(sizes) * out_features)
+    free = available_memory()
+    if needed > free:
+        fits = int(sizes[-1] * math.sqrt(free / needed))
+        raise MemoryError(
+            f"layers of {sizes} neurons need about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; widths of "
+            f"about {fits:,} fit"
         )
 
 

@@ -1,6 +1,8 @@
 """What training has added to weights that are not stored: W − W₀, in a form of the tracker's own."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -47,14 +49,26 @@ def is_restorable(delta: Delta) -> bool:
     return type(delta).__name__ in _READERS
 
 
-def restore(name: str, state: dict[str, np.ndarray]) -> Delta:
+def restore(name: str, state: dict[str, np.ndarray], home: str = "") -> Delta:
     """The displacement of class `name` with that state.
+
+    Parameters
+    ----------
+    name
+        Of a class that is `restorable`.
+    state
+        From its `state`.
+    home
+        Module that defines the class, imported where it is one of widefit's.
 
     Raises
     ------
     ValueError
         No restorable class has that name.
     """
+    if name not in _READERS and home.startswith("widefit."):
+        with suppress(ImportError):
+            import_module(home)
     if name not in _READERS:
         known = ", ".join(sorted(_READERS)) or "none"
         raise ValueError(f"the weights were displaced by a {name}, which cannot be restored here (known: {known})")

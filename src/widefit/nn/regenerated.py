@@ -112,7 +112,8 @@ class Regenerated(nn.Module):
                     "save that of network.materialize()"
                 )
             arrays = {name: torch.from_numpy(array) for name, array in self.delta.state().items()}
-            state["delta"] = {"class": type(self.delta).__name__, "state": arrays}
+            kind = type(self.delta)
+            state["delta"] = {"class": kind.__name__, "home": kind.__module__, "state": arrays}
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -135,7 +136,8 @@ class Regenerated(nn.Module):
         if saved is None:
             self.delta = None
         else:
-            self.delta = restore(saved["class"], {name: array.numpy() for name, array in saved["state"].items()})
+            arrays = {name: array.numpy() for name, array in saved["state"].items()}
+            self.delta = restore(saved["class"], arrays, saved["home"])
 
     def extra_repr(self) -> str:
         moved = "as drawn" if self.delta is None else f"as drawn + {type(self.delta).__name__}"

@@ -1,5 +1,6 @@
 """Rows of which few entries are not zero: activations and backward signals of sparse layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -115,6 +116,14 @@ class SparseRows:
         start = np.zeros(matrix.shape[0] + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=matrix.shape[0]), out=start[1:])
         return cls(matrix.shape[1], start, column.astype(np.int32), np.ascontiguousarray(matrix[row, column]))
+
+    @classmethod
+    def stacked(cls, parts: "Sequence[SparseRows]") -> "SparseRows":
+        """The rows of several matrices with the same columns, one below the other."""
+        sizes = np.concatenate([np.diff(part.start) for part in parts])
+        start = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        index, value = (np.concatenate([getattr(part, name) for part in parts]) for name in ("index", "value"))
+        return cls(parts[0].columns, start, index, value)
 
     @property
     def rows(self) -> int:

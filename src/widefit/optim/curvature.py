@@ -158,7 +158,8 @@ class SampleSpace(Curvature):
         self.solver = solver
         self.operator: GramOperator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
         self.scale = float(self.operator.diagonal().sum())
-        self.floor = 10 * torch.finfo(self.operator.dtype).eps
+        # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
+        self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
         self.previous = previous
         self.prepared: tuple[float, Prepared] | None = None
 
@@ -167,13 +168,13 @@ class SampleSpace(Curvature):
         return self.previous if self.prepared is None else self.prepared[1].preconditioner
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return self.jacobian.matvec(direction)
+        return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
         if self.prepared is None or self.prepared[0] != damping:
             self.prepared = (damping, self.solver.prepare(self.operator, damping, self.preconditioner))
         solution = self.prepared[1].solve(weights.to(self.operator.dtype))
-        value = -self.jacobian.rmatvec(solution.value.to(self.jacobian.dtype))
+        value = -self.jacobian.rmatvec(solution.value.to(self.jacobian.dtype)).to(weights.dtype)
         # J̃ d = −H g, which the formed H gives without another pass over J̃.
-        image = -self.operator.matmul(solution.value).to(self.jacobian.dtype)
+        image = -self.operator.matmul(solution.value).to(weights.dtype)
         return Direction(value, image, solution.residual_norm, solution.iterations, solution.solver)

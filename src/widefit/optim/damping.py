@@ -1,5 +1,6 @@
 """How far to trust the linear model: the damping and the length of a step."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -35,6 +36,10 @@ class DampingPolicy:
         Most values of λ tried in one step.
     overfit
         Part of the squared residual that a step leaves over where every step sees few, other data.
+    slowest
+        Smallest part of a step that is taken where every step sees few, other data.
+    loosest, tightest
+        Range of the accuracy to which an iteration solves the equations of a step.
     """
 
     start: float = 1e-8
@@ -46,6 +51,9 @@ class DampingPolicy:
     probe: float = 0.1
     attempts: int = 12
     overfit: float = 0.1
+    slowest: float = 0.1
+    loosest: float = 0.03
+    tightest: float = 1e-6
 
     def length(self, bending: float) -> float:
         """α for a path that bends by `bending` at full length."""
@@ -64,6 +72,47 @@ class DampingPolicy:
         if left_over < self.overfit:
             return min(self.largest, level * self.rise)
         return level if left_over < 3 * self.overfit else following
+
+    def pace(self, pace: float, trend: float, loss: float) -> tuple[float, float]:
+        """The part of a step to take where every step sees few, other data, and the trend of their losses.
+
+        The loss on data not seen before is an honest one. While it falls, whole steps are taken. Where it no longer
+        does, steps fit what is peculiar to their batch: they then become smaller, and with momentum the direction
+        gathers what many batches say.
+
+        Parameters
+        ----------
+        pace
+            The part taken so far.
+        trend
+            Geometric mean of the losses before each step, older ones weighing less; infinity before the first.
+        loss
+            Before this step.
+        """
+        if not 0 < loss < math.inf:
+            return pace, trend
+        if trend == math.inf:
+            return pace, loss
+        slower = max(self.slowest, 0.95 * pace) if loss > 0.9 * trend else pace
+        return slower, trend**0.9 * loss**0.1
+
+    def tolerance(self, previous: float, accepted: bool, ratio: float) -> float:
+        """How exactly the next step's equations are to be solved by an iteration, as a part of the right-hand side.
+
+        A tenth of the factor by which the residual has just fallen, so that the solve is never what holds a step back
+        (Eisenstat and Walker, SIAM J. Sci. Comput. 17, 1996); tighter after a step that did not lower the loss.
+
+        Parameters
+        ----------
+        previous
+            Of the step just taken.
+        accepted
+            Whether that lowered the loss.
+        ratio
+            Loss after it over loss before.
+        """
+        wanted = 0.1 * max(ratio, 0.0) ** 0.5 if accepted else 0.1 * previous
+        return min(self.loosest, max(self.tightest, wanted))
 
     def after_failure(self, level: float, failures: int) -> float:
         """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.

@@ -2,25 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from widefit.callbacks import Callback
 from widefit.gram.jacobian import FunctionJacobian, Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.gram.traced import TracedJacobian
 from widefit.history import History, StepInfo
+from widefit.losses import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
-from widefit.optim.losses import output_loss
+from widefit.optim.memory import StepMemory
+from widefit.optim.minimization import Minimization
 from widefit.optim.modules import check_module
+from widefit.optim.options import check_options
 from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
-from widefit.optim.system import Block, Expansion, Residual, System, check_data
+from widefit.optim.system import Expansion, Residual, System, describe_blocks
 from widefit.optim.tracing import Traces
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
@@ -32,24 +36,12 @@ _MOMENTUM = 0.9
 _FEW = 5
 
 
-@dataclass
-class _Memory:
-    """What one step hands to the next; all of it is in the state dict."""
-
-    level: float
-    step: int = 0
-    seconds: float = 0.0
-    changing: bool = False
-
-
 class GaussNewton(torch.optim.Optimizer):
     """Gauss-Newton and Levenberg-Marquardt steps for any `nn.Module`, solved in sample space or in parameter space.
 
     Each step solves (JᵀLJ + λI) d = −∇loss with J the per-sample Jacobian and L the Hessian of the loss in the
-    outputs (generalized
-    Gauss-Newton), bends it by the measured second derivative along d, and accepts it only if it lowers the loss on
-    the data it was
-    given. λ and the length follow the curvature; there is nothing to tune.
+    outputs (generalized Gauss-Newton), bends it by the measured second derivative along d, and accepts it only if it
+    lowers the loss on the data it was given. λ and the length follow the curvature; there is nothing to tune.
 
     Parameters
     ----------
@@ -88,9 +80,8 @@ class GaussNewton(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        No trainable parameter, parameters of several types or devices, arguments out of range, batch statistics, and
-        in `step`:
-        data or a loss that are not finite, a residual that is not per sample, a step that cannot fit in memory.
+        No trainable parameter, parameters of several types or devices, arguments out of range, batch statistics, and in
+        `step`: data or a loss that are not finite, a residual that is not per sample, a step that cannot fit in memory.
     """
 
     def __init__(
@@ -126,7 +117,7 @@ class GaussNewton(torch.optim.Optimizer):
         self.policy = DampingPolicy()
         self.history = History()
         self.plan: StepPlan | None = None
-        self._memory = _Memory(level=self.policy.start if damping == "auto" else float(damping))
+        self._memory = StepMemory(level=self.policy.start if damping == "auto" else float(damping))
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
         self._preconditioner: Preconditioner | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
@@ -146,8 +137,7 @@ class GaussNewton(torch.optim.Optimizer):
         """
         began = time.perf_counter()
         check_module(self.model)
-        system = System(self._blocks(data))
-        names = self._names()
+        system, names = System(describe_blocks(self.model, self.loss, self.residual, data)), self._names()
         parameters = {name: parameter.detach() for name, (parameter, _) in names.items()}
         if not self._checked:
             system.check_samples(parameters)
@@ -155,16 +145,18 @@ class GaussNewton(torch.optim.Optimizer):
         expansion = self._expand(system, parameters)
         if not self.history.steps:
             self.history.steps.append(StepInfo(step=self._memory.step, loss=expansion.loss))
-
         outcome = self._search(system, parameters, expansion, self._changes(data))
         if outcome.change is not None:
             self._apply(outcome.change, parameters, names)
         self._memory.level = outcome.level
+        self._memory.tolerance = self.policy.tolerance(
+            self._memory.tolerance, outcome.change is not None, outcome.loss / max(expansion.loss, 1e-300)
+        )
         self._memory.step += 1
         self._memory.seconds += time.perf_counter() - began
         info = StepInfo(
-            step=self._memory.step,
-            loss=outcome.loss,
+            self._memory.step,
+            outcome.loss,
             damping=outcome.damping,
             gain_ratio=outcome.gain_ratio,
             accepted=outcome.change is not None,
@@ -175,6 +167,47 @@ class GaussNewton(torch.optim.Optimizer):
         )
         self.history.steps.append(info)
         return info
+
+    def evaluate(self, *data: Tensor | Residual) -> float:
+        """The loss on what `step` takes, without a step."""
+        system = System(describe_blocks(self.model, self.loss, self.residual, data))
+        return system.loss(system.outputs({name: found.detach() for name, (found, _) in self._names().items()}))
+
+    def minimize(
+        self,
+        *data: Tensor | Residual | Callable[[], tuple[Tensor | Residual, ...]],
+        max_iter: int = 100,
+        tol: float = 0.0,
+        metric: Callable[[nn.Module], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> History:
+        """Step until a goal is reached, with progress and a clean end on Ctrl-C.
+
+        Parameters
+        ----------
+        data
+            What `step` takes, or one function of no argument that draws it anew before each step.
+        max_iter
+            Largest number of steps, rejected ones included.
+        tol
+            The run ends when the loss, on the data of its step, is no larger.
+        metric
+            Called with the model after each step; its value is recorded in `StepInfo.metric`.
+        callbacks
+            See `widefit.callbacks`: `Progress()` for a bar, `Log()` for the logger.
+
+        Returns
+        -------
+        History
+            `self.history`; `stop_reason` is "tol", "max_iter", "stalled" (rounding has won), "interrupted" or
+            "callback".
+
+        Raises
+        ------
+        ValueError
+            As `step` does; max_iter below 1, tol below 0.
+        """
+        return Minimization(self, self.model, data, max_iter, tol, metric, callbacks).run()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later step depends on."""
@@ -192,7 +225,7 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError("this is not the state of a widefit.GaussNewton: it has no entry 'widefit'")
         own = state_dict["widefit"]
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "widefit"})
-        self._memory = _Memory(own["level"], own["step"], own["seconds"], own["changing"])
+        self._memory = StepMemory(**{field.name: own[field.name] for field in fields(StepMemory)})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
         self._preconditioner = None if kept is None else Preconditioner(**kept)
@@ -209,19 +242,24 @@ class GaussNewton(torch.optim.Optimizer):
                 {name: piece.view_as(old) for (name, old), piece in zip(parameters.items(), pieces, strict=True)}
             )
 
-        curvature = self._curvature(system, parameters, expansion, scale)
+        curvature = self._curvature(system, parameters, expansion, scale, changes)
+        few = changes and _FEW * len(expansion.residual) < len(flat)
+        memory = self._memory
+        memory.pace, memory.trend = (
+            self.policy.pace(memory.pace, memory.trend, expansion.loss) if few else (1.0, math.inf)
+        )
         search = Search(
             evaluate=moved,
             loss=system.loss,
             expansion=expansion,
             curvature=curvature,
             policy=self.policy,
-            rate=rate,
+            rate=rate * memory.pace,
             momentum=self._previous_step(curvature, changes),
             max_norm=self.max_norm,
-            fresh=changes and _FEW * len(expansion.residual) < len(flat),
+            fresh=few,
         )
-        outcome = search.run(self._memory.level, fixed=self.damping != "auto")
+        outcome = search.run(memory.level, fixed=self.damping != "auto")
         self._preconditioner = curvature.preconditioner
         return outcome
 
@@ -231,19 +269,23 @@ class GaussNewton(torch.optim.Optimizer):
         parameters: dict[str, Tensor],
         expansion: Expansion,
         scale: Float[Tensor, " P"] | None,
+        changes: bool,
     ) -> Curvature:
         residual = expansion.residual
+        # Where every step sees other data, what a batch leaves out is far more than what float32 does.
+        narrow = changes and scale is None and system.traceable(parameters, self._traces)
+        dtype = torch.float32 if narrow else residual.dtype
         free = available_bytes(residual.device) // 2 if self.memory == "auto" else int(self.memory)
         cost = self._factor_cost(system, parameters) if scale is None else None
         shape = StepShape(
             rows=len(residual),
             parameters=sum(parameter.numel() for parameter in parameters.values()),
-            itemsize=residual.element_size(),
+            itemsize=dtype.itemsize,
             factor_flops=cost.flops if cost is not None else None,
             factor_numbers=cost.numbers if cost is not None else 0.0,
         )
         name = self.solver if isinstance(self.solver, str) else self.solver.name
-        self.plan = plan = plan_step(shape, residual.dtype, free, name)
+        self.plan = plan = plan_step(shape, dtype, free, name)
         solver = self.solver if isinstance(self.solver, Solver) else None
         jacobian: Jacobian
         if plan.jacobian == "factors":
@@ -251,7 +293,7 @@ class GaussNewton(torch.optim.Optimizer):
         else:
             made = None
             if scale is None:
-                made = system.traced(parameters, expansion, self._traces, plan.row_bytes, free // 2)
+                made = system.traced(parameters, expansion, self._traces, plan.row_bytes, free // 2, dtype)
             if made is None:
                 made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
             if plan.solver == "svd":
@@ -260,33 +302,18 @@ class GaussNewton(torch.optim.Optimizer):
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, TracedJacobian):
                 self.plan = plan = replace(plan, jacobian="traced")
-        solver = solver or named_solver(plan.solver, self.seed)
+        solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
         if plan.solver == "primal":
             return Primal(jacobian, solver)
         return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)
 
     def _factor_cost(self, system: System, parameters: dict[str, Tensor]) -> FactorCost | None:
         """Asked once for every shape of a sample and choice of parameters."""
-        shapes = tuple(tuple(tensor.shape[1:]) for block in system.blocks for tensor in block.outputs.data)
+        shapes = tuple(tensor.shape[1:] for block in system.blocks for tensor in block.outputs.data)
         key = (system.module is None, shapes, tuple(parameters))
         if key not in self._costs:
             self._costs[key] = system.factor_cost(parameters)
         return self._costs[key]
-
-    def _blocks(self, data: tuple[Tensor | Residual, ...]) -> list[Block]:
-        """The blocks that the arguments of `step` describe."""
-        residuals = [item for item in data if isinstance(item, Residual)]
-        if data and len(residuals) == len(data):
-            return [Block.of_residual(self.model, item) for item in residuals]
-        tensors = tuple(item for item in data if isinstance(item, Tensor))
-        if len(tensors) != len(data):
-            raise ValueError("step takes tensors, or Residual(...) blocks, not a mixture or anything else")
-        if self.residual is not None:
-            return [Block.of_residual(self.model, Residual(self.residual, *tensors))]
-        if len(tensors) < 2:
-            raise ValueError("step takes inputs and targets, step(x, y), when the optimizer was given no residual")
-        check_data(tensors, "step")
-        return [Block.of_model(self.model, self.loss, tensors[:-1], tensors[-1])]
 
     def _expand(self, system: System, parameters: dict[str, Tensor]) -> Expansion:
         expansion = system.expand(system.outputs(parameters))
@@ -329,7 +356,7 @@ class GaussNewton(torch.optim.Optimizer):
         with torch.no_grad():
             for (parameter, _), move, piece in zip(names.values(), moves, change.split(sizes), strict=True):
                 parameter.add_(move.view_as(parameter))
-                self.state[parameter]["change"] = piece.view_as(parameter).clone()
+                self.state[parameter]["change"] = piece.view_as(parameter) / self._memory.pace
 
     def _rates(self, parameters: dict[str, Tensor]) -> tuple[float, Float[Tensor, " P"] | None]:
         """The largest rate, and √(rate / largest) per parameter where groups differ.
@@ -366,23 +393,3 @@ class GaussNewton(torch.optim.Optimizer):
             )
         self._last = (current, versions)
         return self._memory.changing
-
-
-def check_options(
-    lr: float,
-    damping: float | Literal["auto"],
-    momentum: float | Literal["auto"],
-    max_norm: float | None,
-    memory: int | Literal["auto"],
-) -> None:
-    """Refuse options out of range."""
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"lr must be positive and finite, got {lr}")
-    if damping != "auto" and not (float(damping) >= 0 and math.isfinite(float(damping))):
-        raise ValueError(f"damping must be 'auto' or a number >= 0, got {damping}")
-    if momentum != "auto" and not 0 <= float(momentum) < 1:
-        raise ValueError(f"momentum must be 'auto' or lie in [0, 1), got {momentum}")
-    if max_norm is not None and not max_norm > 0:
-        raise ValueError(f"max_norm must be positive, got {max_norm}")
-    if memory != "auto" and not int(memory) > 0:
-        raise ValueError(f"memory must be 'auto' or a positive number of bytes, got {memory}")

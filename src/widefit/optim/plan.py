@@ -204,14 +204,14 @@ def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> 
     )
 
 
-def named_solver(name: str, seed: int) -> Solver:
-    """The solver of a plan, with tolerances that suit a step: its direction need not be exact, only right."""
+def named_solver(name: str, seed: int, tolerance: float = 1e-3) -> Solver:
+    """The solver of a plan; `tolerance` is what its iteration ends at, for a direction need only be right enough."""
     solvers: dict[str, Solver] = {
         "cholesky": Cholesky(),
         "primal": Cholesky(),
-        "cg": CG(tolerance=1e-3, max_iterations=500),
-        "sketched-cg": SketchedCG(tolerance=1e-3, max_iterations=500, seed=seed),
-        "nystrom-cg": NystromCG(tolerance=1e-3, max_iterations=500, seed=seed),
+        "cg": CG(tolerance=tolerance, max_iterations=500),
+        "sketched-cg": SketchedCG(tolerance=tolerance, max_iterations=500, seed=seed),
+        "nystrom-cg": NystromCG(tolerance=tolerance, max_iterations=500, seed=seed),
     }
     return solvers[name]
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from widefit.gram.jacobian import FunctionJacobian, PerSample
 from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
 from widefit.gram.traced import TracedJacobian
-from widefit.optim.losses import HalfSquare, LocalLeastSquares, OutputLoss
+from widefit.losses import HalfSquare, LocalLeastSquares, OutputLoss
 from widefit.optim.tracing import Traces
 
 
@@ -179,14 +179,25 @@ class System:
             for block in self.blocks
         )
 
+    def traceable(self, parameters: dict[str, Tensor], traces: Traces) -> bool:
+        """Whether J̃ can be made from layer inputs and backward signals."""
+        functions = [block.outputs for block in self.blocks]
+        return self.sources is not None and traces.allow(self.sources, functions, parameters)
+
     def traced(
-        self, parameters: dict[str, Tensor], expansion: Expansion, traces: Traces, row_bytes: int, free: int
+        self,
+        parameters: dict[str, Tensor],
+        expansion: Expansion,
+        traces: Traces,
+        row_bytes: int,
+        free: int,
+        dtype: torch.dtype | None = None,
     ) -> TracedJacobian | None:
-        """J̃ from layer inputs and backward signals; None where it cannot be made from them in `free` bytes."""
+        """J̃ in `dtype` from layer inputs and backward signals; None where `free` bytes or the functions forbid it."""
         if self.sources is None:
             return None
         functions = [block.outputs for block in self.blocks]
-        return traces.jacobian(self.sources, functions, expansion.roots, parameters, row_bytes, free)
+        return traces.jacobian(self.sources, functions, expansion.roots, parameters, row_bytes, free, dtype)
 
     def jacobian(
         self,
@@ -204,6 +215,27 @@ class System:
             row_bytes,
             scale,
         )
+
+
+def describe_blocks(
+    model: nn.Module,
+    loss: OutputLoss,
+    residual: Callable[..., Tensor] | None,
+    data: tuple[Tensor | Residual, ...],
+) -> list[Block]:
+    """The blocks that the arguments of `GaussNewton.step` describe."""
+    residuals = [item for item in data if isinstance(item, Residual)]
+    if data and len(residuals) == len(data):
+        return [Block.of_residual(model, item) for item in residuals]
+    tensors = tuple(item for item in data if isinstance(item, Tensor))
+    if len(tensors) != len(data):
+        raise ValueError("step takes tensors, or Residual(...) blocks, not a mixture or anything else")
+    if residual is not None:
+        return [Block.of_residual(model, Residual(residual, *tensors))]
+    if len(tensors) < 2:
+        raise ValueError("step takes inputs and targets, step(x, y), when the optimizer was given no residual")
+    check_data(tensors, "step")
+    return [Block.of_model(model, loss, tensors[:-1], tensors[-1])]
 
 
 def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:

@@ -161,6 +161,18 @@ class Traces:
     def __init__(self) -> None:
         self._known: dict[Hashable, Trace | None] = {}
 
+    def allow(self, key: Hashable, functions: list[PerSample], parameters: dict[str, Tensor]) -> bool:
+        """Whether J̃ of a system can be made from layer inputs and signals; `key` tells one system from another."""
+        return self._trace(key, functions, parameters) is not None
+
+    def _trace(self, key: Hashable, functions: list[PerSample], parameters: dict[str, Tensor]) -> Trace | None:
+        key = (key, tuple(parameters))
+        if key not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = trace_system(functions, parameters)
+        return self._known[key]
+
     def jacobian(
         self,
         key: Hashable,
@@ -169,6 +181,7 @@ class Traces:
         parameters: dict[str, Tensor],
         row_bytes: int,
         free: int,
+        dtype: torch.dtype | None = None,
     ) -> TracedJacobian | None:
         """J̃ from layer inputs and signals; None where the functions or the memory do not allow it.
 
@@ -180,19 +193,16 @@ class Traces:
             As for `FunctionJacobian`.
         free
             Bytes that inputs, signals and the graph between them may take.
+        dtype
+            Of J̃; None: that of the parameters.
         """
-        key = (key, tuple(parameters))
-        if key not in self._known:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = trace_system(functions, parameters)
-        trace = self._known[key]
+        trace = self._trace(key, functions, parameters)
         if trace is None or _held_bytes(functions, parameters, trace) > free:
             return None
         try:
-            return traced_jacobian(functions, roots, parameters, trace, row_bytes)
+            return traced_jacobian(functions, roots, parameters, trace, row_bytes, dtype)
         except UntraceableError:  # a function goes another way now
-            self._known[key] = None
+            self._known[key, tuple(parameters)] = None
             return None
 
 
@@ -224,6 +234,7 @@ def traced_jacobian(
     parameters: dict[str, Tensor],
     trace: Trace,
     row_bytes: int,
+    dtype: torch.dtype | None = None,
 ) -> TracedJacobian:
     """J̃ of a system whose calls are known.
 
@@ -238,7 +249,7 @@ def traced_jacobian(
     for function, root, calls in zip(functions, roots, trace, strict=True):
         block = traced_block(function, root, parameters, calls)
         blocks.append(replace(block, stored=_stored(function, root, parameters, left)) if left else block)
-    return TracedJacobian(blocks, parameters, row_bytes)
+    return TracedJacobian(blocks, parameters, row_bytes, dtype)
 
 
 def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:

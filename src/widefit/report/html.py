@@ -20,6 +20,7 @@ STOPPED = {
     "diverged": "the loss grew beyond all bounds",
     "interrupted": "it was interrupted; the best state so far was kept",
     "callback": "a callback asked for it",
+    "end": "the stream came to its end",
 }
 
 # The button turns the theme; a print shows the step table as well.

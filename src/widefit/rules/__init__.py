@@ -3,9 +3,12 @@
 from widefit.rules.base import Direction, FullBatch, Linearization, Objective, Outcome, Rule, Run, Verdict
 from widefit.rules.gauss_newton import GaussNewton
 from widefit.rules.gradient_descent import GradientDescent
+from widefit.rules.pgd import PGD
+from widefit.rules.robust_accuracy import RobustAccuracy
 from widefit.rules.sgd import SGD
 
 __all__ = [
+    "PGD",
     "SGD",
     "Direction",
     "FullBatch",
@@ -14,6 +17,7 @@ __all__ = [
     "Linearization",
     "Objective",
     "Outcome",
+    "RobustAccuracy",
     "Rule",
     "Run",
     "Verdict",

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
-from widefit.gram.base import DenseGram
+from widefit.gram.base import GramOperator
+from widefit.losses import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares
 from widefit.solvers import Solution, Solver
 from widefit.trackers import Displacement, Minibatches, Trial, Update, minibatches
 
@@ -48,6 +50,54 @@ class Objective:
         factor = 1 if self.kind == "squared" else 2
         return factor * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
 
+    def slope(self, outputs: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+        """∂ℓ/∂f; the residual for the squared loss."""
+        return minibatches.gradient(self.kind, outputs, self.targets)
+
+    def expand(self, outputs: Float[np.ndarray, "n k"]) -> LocalLeastSquares:
+        """Q near f without sample weights and ridge: Q(f + δ) ≈ Q(f) − Σ_i ‖r̃_i‖² + Σ_i ‖r̃_i + B_iᵀ δ_i‖²."""
+        f, y = torch.from_numpy(outputs), torch.from_numpy(self.targets)
+        if self.kind == "squared":
+            return LocalLeastSquares(f - y, f.new_ones(()))
+        # torch's losses are means: over all numbers, and over samples.
+        local = BinaryCrossEntropy().expand(f, (y + 1) / 2) if self.kind == "logistic" else CrossEntropy().expand(f, y)
+        root = (f.numel() if self.kind == "logistic" else len(f)) ** 0.5
+        return LocalLeastSquares(root * local.residual, root * local.root)
+
+    def stacked(self) -> "Stacked":
+        """The same objective of one column of outputs, output c of sample i in row i k + c."""
+        weight = np.repeat(self.sample_weight, self.targets.shape[1])
+        return Stacked(self.targets.reshape(-1, 1), weight, self.alpha, self.kind, apart=self)
+
+
+@dataclass(frozen=True)
+class Stacked(Objective):
+    """The outputs of a sample one below the other, for networks whose outputs share what is trained.
+
+    Attributes
+    ----------
+    apart
+        The objective of n samples and k outputs.
+    """
+
+    apart: Objective = field(kw_only=True)
+
+    def loss(self, outputs: Float[np.ndarray, "nk 1"]) -> float:
+        return self.apart.loss(self._apart(outputs))
+
+    def value(self, outputs: Float[np.ndarray, "nk 1"], displacement: Displacement | None) -> float:
+        return self.apart.value(self._apart(outputs), displacement)
+
+    def slope(self, outputs: Float[np.ndarray, "nk 1"]) -> Float[np.ndarray, "nk 1"]:
+        return self.apart.slope(self._apart(outputs)).reshape(-1, 1)
+
+    def expand(self, outputs: Float[np.ndarray, "nk 1"]) -> LocalLeastSquares:
+        local = self.apart.expand(self._apart(outputs))
+        return LocalLeastSquares(local.residual.reshape(-1, 1), local.root)
+
+    def _apart(self, outputs: Float[np.ndarray, "nk 1"]) -> Float[np.ndarray, "n k"]:
+        return outputs.reshape(self.apart.targets.shape)
+
 
 @dataclass(frozen=True)
 class Linearization:
@@ -65,13 +115,17 @@ class Linearization:
         Returns H of one output; the caller must not change it.
     piecewise_linear
         True where f is linear in W as long as no neuron flips, as with one layer.
+    features_squared
+        Returns the largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output, shape (n,): the
+        curvature of the second layer, for rules that train it.
     """
 
     objective: Objective
     outputs: Float[np.ndarray, "n k"]
     displacement: Displacement | None
-    gram: Callable[[int], DenseGram]
+    gram: Callable[[int], GramOperator]
     piecewise_linear: bool = True
+    features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
 
     @property
     def residual(self) -> Float[np.ndarray, "n k"]:
@@ -81,7 +135,7 @@ class Linearization:
     @property
     def slope(self) -> Float[np.ndarray, "n k"]:
         """∂ℓ/∂f; the residual for the squared loss."""
-        return minibatches.gradient(self.objective.kind, self.outputs, self.objective.targets)
+        return self.objective.slope(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -173,10 +227,18 @@ class Rule(ABC):
         What users call it.
     loss
         What it descends: "squared", "logistic" or "softmax".
+    train_readout
+        True where it trains the second layer as well.
     """
 
     name: str
     loss: str = "squared"
+    train_readout: bool = False
+
+    @property
+    def perturbs(self) -> bool:
+        """True for rules that step at points which differ from the samples."""
+        return False
 
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:
@@ -214,7 +276,8 @@ class FullBatch(Rule):
         trial = run.propose(direction.update)
         before = view.objective.value(view.outputs, view.displacement)
         after = view.objective.value(trial.outputs, trial.displacement)
-        bends = trial.flips if view.piecewise_linear else max(1, trial.flips)
+        straight = view.piecewise_linear and view.objective.kind == "squared"
+        bends = trial.flips if straight else max(1, trial.flips)
         verdict = self.judge(direction, memory, before, after, bends)
         if verdict.accepted:
             run.commit(trial)

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from widefit.gram.base import DenseGram
+from widefit.gram.weighted import WeightedGram, block_times
+from widefit.losses import LocalLeastSquares
 from widefit.rules.base import Direction, FullBatch, Linearization, Verdict
-from widefit.solvers import Solution, Solver
-from widefit.trackers import Update
+from widefit.solvers import Solver
+from widefit.trackers import LOSSES, Update
 
 # A decrease below this part of Q is the end: what is left to gain is not worth a pass.
 _CONVERGED = 1e-3
@@ -34,11 +37,15 @@ class GaussNewton(FullBatch):
         λ is multiplied by this after a step with a gain ratio above 0.75.
     increase
         λ is divided by `decrease` after a gain ratio below 0.25, and multiplied by this after a rejected step.
+    loss
+        "squared"; "logistic" or "softmax" (deep networks only) as for `SGD`, through the generalized Gauss-Newton
+        matrix L^½ J Jᵀ L^½ with L the second derivative of the loss in the outputs (Schraudolph 2002).
     """
 
     damping: float = 1e-4
     decrease: float = 0.1
     increase: float = 30.0
+    loss: str = "squared"
     name: str = "gauss-newton"
 
     def __post_init__(self) -> None:
@@ -46,42 +53,50 @@ class GaussNewton(FullBatch):
             raise ValueError(f"damping must be a finite number ≥ 0, got {self.damping!r}")
         if not 0 < self.decrease <= 1 or not self.increase > 1:
             raise ValueError("decrease must lie in (0, 1] and increase above 1")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
 
     def start(self, view: Linearization) -> dict[str, float]:
-        if view.objective.kind != "squared":
+        if view.objective.kind == "softmax" and view.outputs.shape[1] > 1:
             raise ValueError(
-                f"GaussNewton minimizes the squared loss, not the {view.objective.kind} one; use rules.SGD or "
+                "GaussNewton takes the softmax loss for deep networks only; for this one use rules.SGD or "
                 "rules.GradientDescent"
             )
         return {"damping": self.damping}
 
     def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:
-        objective = view.objective
-        residual, root = view.residual, np.sqrt(objective.sample_weight)
+        objective, local = view.objective, view.objective.expand(view.outputs)
+        residual = local.residual.numpy()
         samples, outputs = residual.shape
         g, shrink, dampings = np.empty((samples, outputs)), np.zeros(outputs), np.zeros(outputs)
-        predicted, solutions, relative = 0.0, [], memory["damping"]
+        gain, solutions, relative = 0.0, [], memory["damping"]
         for output in range(outputs):
-            gram = view.gram(output)
-            scale = float(objective.sample_weight @ gram.diagonal().numpy() / objective.sample_weight.sum())
+            root = _root(local, objective.sample_weight, output)
+            gram = view.gram(output) if root is None else WeightedGram(view.gram(output), root)
+            scale = float(gram.diagonal().sum() / objective.sample_weight.sum())
             damping = max(objective.alpha, memory["damping"] * scale)
             relative = max(relative, damping / scale if scale > 0 else 0.0)
-            error = residual[:, output]
+            # Of the least-squares problem √ω (r̃ + Bᵀ δ).
+            error = np.sqrt(objective.sample_weight) * residual[:, output]
             if view.displacement is not None and damping > 0:
                 pull = objective.alpha / damping
                 response = view.displacement.response[:, output]
                 squared_norm = float(view.displacement.squared_norm[output])
             else:
                 pull, response, squared_norm = 0.0, np.zeros(samples), 0.0
-            error = error - pull * response
-            solution = _solve(gram, root, error, damping, solver)
-            step = root * solution.value.numpy()
-            image = gram.matmul(torch.from_numpy(step)).numpy()
+            pulled = pull * torch.from_numpy(np.ascontiguousarray(response))
+            moved = torch.from_numpy(error) - (pulled if root is None else block_times(root.mT, pulled))
+            solution = solver.solve(gram, moved, damping)
+            image = gram.matmul(solution.value)
+            step = (solution.value if root is None else block_times(root, solution.value)).numpy()
             # ‖(1 − pull) (W − W₀) − Jᵀ g‖², expanded in sample space.
-            ridge = (1 - pull) ** 2 * squared_norm - 2 * (1 - pull) * float(step @ response) + float(step @ image)
-            predicted += float(objective.sample_weight @ (error - image) ** 2) + objective.alpha * ridge
+            ridge = (1 - pull) ** 2 * squared_norm - 2 * (1 - pull) * float(step @ response)
+            ridge += float(solution.value @ image)
+            gain += float(error @ error) - float((moved - image).square().sum())
+            gain += objective.alpha * (squared_norm - ridge)
             g[:, output], shrink[output], dampings[output] = step, pull, damping
             solutions.append(solution)
+        predicted = objective.value(view.outputs, view.displacement) - gain
         return Direction(Update(g, shrink), predicted, float(dampings.mean()), relative, tuple(solutions))
 
     def judge(self, direction: Direction, memory: dict[str, float], before: float, after: float, flips: int) -> Verdict:
@@ -107,9 +122,13 @@ class GaussNewton(FullBatch):
         return Verdict(True, {"damping": damping}, ratio)
 
 
-def _solve(gram: DenseGram, root: np.ndarray, error: np.ndarray, damping: float, solver: Solver) -> Solution:
-    """(D H D + damping I) g = D error with D = diag(root)."""
-    if np.all(root == 1):
-        return solver.solve(gram, torch.from_numpy(error), damping)
-    d = torch.from_numpy(root)
-    return solver.solve(DenseGram(d[:, None] * gram.matrix * d), d * torch.from_numpy(error), damping)
+def _root(local: LocalLeastSquares, weight: Float[np.ndarray, " n"], output: int) -> Tensor | None:
+    """√ω B of the rows of one output as blocks, (blocks, s, s); None for the identity."""
+    root, scale = local.root, torch.from_numpy(np.sqrt(weight))
+    if root.ndim < 3:
+        if root.ndim == 2:
+            # Of outputs in one column all numbers, in the order of its rows.
+            column = root.reshape(-1) if root.numel() == len(scale) else root[:, output]
+            scale = scale * column
+        return None if bool((scale == 1).all()) else scale[:, None, None]
+    return scale[:: root.shape[1], None, None] * root

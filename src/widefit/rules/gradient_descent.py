@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from widefit.rules.base import Direction, FullBatch, Linearization, Outcome, Run, Verdict
 from widefit.rules.step_size import SCHEDULES, check_step_size, full_batch_rate, rates
@@ -108,7 +109,8 @@ def _squared_gradient(view: Linearization) -> float:
     alpha, total = view.objective.alpha, 0.0
     error = view.objective.sample_weight[:, None] * view.slope
     for output in range(error.shape[1]):
-        total += float(error[:, output] @ (view.gram(output).matrix.numpy() @ error[:, output]))
+        image = view.gram(output).matmul(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
+        total += float(error[:, output] @ image)
         if view.displacement is not None:
             total += 2 * alpha * float(error[:, output] @ view.displacement.response[:, output])
             total += alpha**2 * float(view.displacement.squared_norm[output])

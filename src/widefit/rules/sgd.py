@@ -9,8 +9,10 @@ import numpy as np
 from widefit.rules.base import Linearization, Objective, Outcome, Rule, Run, Verdict
 from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Minibatches
+from widefit.trackers import LOSSES, Adversary, Minibatches
 
+# What the schedules of a stream count as one.
+_SAMPLES_A_TIME = 1000
 # Training that has lost this factor to its start has left the region where its steps are stable.
 _DIVERGED = 1e3
 
@@ -24,8 +26,18 @@ class SGD(Rule):
     and a resumed run goes on with it. Steps are not taken back: a run that diverges ends with the weights it has come
     to.
 
+    Over a stream (`widefit.train_stream`, `partial_fit`) batches are cut in the order in which the samples come, and t
+    in the schedules counts thousands of samples.
+
     There is no averaging of the iterates. Where the network interpolates, a constant step converges without it (arXiv
     1712.06559); where it does not, "cosine" lets the noise die out.
+
+    With an adversary this is adversarial training (Madry et al. 2018, arXiv 1706.06083; for two layers over half-space
+    reporting arXiv 2208.05395): every batch is first perturbed so as to raise its loss, and the step is taken at the
+    perturbed points. That costs `adversary.steps` more evaluations of the batch and as many gradients in its inputs,
+    which `TrackerReport` counts. Only trackers that answer points they have not seen can do it: `Dense` and
+    `HalfSpaceTree` over the weights. The loss of the history stays that of the samples themselves; give
+    `RobustAccuracy` as the metric to see what adversaries leave.
 
     Parameters
     ----------
@@ -44,9 +56,15 @@ class SGD(Rule):
     shuffle
         False: the samples come in the order of the data.
     seed
-        0 ≤ seed < 2⁶⁴.
+        Of the order, 0 ≤ seed < 2⁶⁴. None: the estimators draw it from `random_state`, `widefit.train` takes 0.
     decay, period
         Of the schedules that use them.
+    train_readout
+        Take the same step in the second layer, a_r ← a_r − lr ∂/∂a_r [...], from the same outputs: gradient descent on
+        both layers. For trackers "dense" and, without a ridge, "half-space-tree" over the weights. The ridge pulls at
+        the first layer alone.
+    adversary
+        Such as `PGD`; None: the samples stay where they are.
 
     Raises
     ------
@@ -59,23 +77,32 @@ class SGD(Rule):
     schedule: str = "constant"
     loss: str = "squared"
     shuffle: bool = True
-    seed: int = 0
+    seed: int | None = None
     decay: float = 0.1
     period: int = 20
+    train_readout: bool = False
+    adversary: Adversary | None = None
     name: str = "sgd"
 
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, SCHEDULES, self.decay, self.period)
-        for name, value, least, most in (("batch_size", self.batch_size, 1, math.inf), ("seed", self.seed, 0, 2**64)):
+        seed = 0 if self.seed is None else self.seed
+        for name, value, least, most in (("batch_size", self.batch_size, 1, math.inf), ("seed", seed, 0, 2**64)):
             if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < most:
                 bound = f"an integer ≥ {least}" if most == math.inf else f"an integer ≥ {least} and below 2**64"
                 raise ValueError(f"{name} must be {bound}, got {value!r}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+        if not isinstance(self.train_readout, bool):
+            raise ValueError(f"train_readout must be True or False, got {self.train_readout!r}")
+
+    @property
+    def perturbs(self) -> bool:
+        return self.adversary is not None
 
     def start(self, view: Linearization) -> dict[str, float]:
         batch = min(self.batch_size, view.outputs.shape[0])
-        lr = minibatch_rate(view, batch) if self.lr == "auto" else float(self.lr)
+        lr = minibatch_rate(view, batch, self.train_readout) if self.lr == "auto" else float(self.lr)
         return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "epoch": 0}
 
     def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
@@ -104,11 +131,44 @@ class SGD(Rule):
         samples = objective.targets.shape[0]
         order = np.arange(samples)
         if self.shuffle:
-            key = np.array([self.seed, number], dtype=np.uint64)
+            key = np.array([self.seed or 0, number], dtype=np.uint64)
             order = np.random.Generator(np.random.Philox(key=key)).permutation(samples)
-        edges = np.append(np.arange(0, samples, min(self.batch_size, samples)), samples)
+        edges = self._edges(samples)
         sizes = np.diff(edges)
         time = number + np.arange(sizes.size) / sizes.size
         eta = rates(lr, self.schedule, time, self.decay, self.period)
         shrink = eta * objective.alpha * sizes / samples if objective.alpha > 0 else None
-        return Minibatches(order, edges, eta, objective.targets, objective.sample_weight, objective.kind, shrink)
+        return Minibatches(
+            order,
+            edges,
+            eta,
+            objective.targets,
+            objective.sample_weight,
+            objective.kind,
+            shrink,
+            self.train_readout,
+            self.adversary,
+        )
+
+    def stretch(self, objective: Objective, seen: int, lr: float) -> Minibatches:
+        """The minibatches of the next samples of a stream, in their order.
+
+        Parameters
+        ----------
+        objective
+            The samples; its ridge is left out.
+        seen
+            Samples that came before.
+        lr
+            η before the schedule.
+        """
+        samples = objective.targets.shape[0]
+        edges = self._edges(samples)
+        eta = rates(lr, self.schedule, (seen + edges[:-1]) / _SAMPLES_A_TIME, self.decay, self.period)
+        return Minibatches(
+            np.arange(samples), edges, eta, objective.targets, objective.sample_weight, objective.kind, None,
+            self.train_readout, self.adversary,
+        )  # fmt: skip
+
+    def _edges(self, samples: int) -> np.ndarray:
+        return np.append(np.arange(0, samples, min(self.batch_size, samples)), samples)

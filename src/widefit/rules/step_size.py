@@ -11,7 +11,7 @@ from widefit.rules.base import Linearization
 
 SCHEDULES = ("constant", "inverse", "cosine")
 # Upper bound of the second derivative of each loss in the outputs.
-_CURVATURE = {"squared": 1.0, "logistic": 0.25, "softmax": 0.5}
+CURVATURE = {"squared": 1.0, "logistic": 0.25, "softmax": 0.5}
 
 
 def check_step_size(lr: float | str, schedule: str, schedules: tuple[str, ...], decay: float, period: int) -> None:
@@ -43,23 +43,29 @@ def rates(
 
 def full_batch_rate(view: Linearization) -> float:
     """1 / (c λ_max(D H D) + α): half of where gradient descent on ½ Q becomes unstable, c the loss's curvature."""
-    curvature = _CURVATURE[view.objective.kind] * largest_eigenvalue(view) + view.objective.alpha
+    curvature = CURVATURE[view.objective.kind] * largest_eigenvalue(view) + view.objective.alpha
     return 1 / curvature if curvature > 0 else 1.0
 
 
-def minibatch_rate(view: Linearization, batch: int) -> float:
+def minibatch_rate(view: Linearization, batch: int, both_layers: bool = False) -> float:
     """1 / (c (β + (b − 1) λ_max(D H D) / n) + α b / n) with β the largest diagonal entry of D H D.
 
     Of constant steps along the sum over a batch drawn at random, the one that guarantees the fastest decrease of the
     expected squared distance to an interpolating solution; twice as long still converges (Ma, Bassily and Belkin 2018,
     arXiv 1712.06559, their step b / (β + (b − 1) λ₁) for means). For b = n it is all but that of gradient descent.
+
+    With `both_layers`, b times the largest ‖φ(W x_i)‖² / m, above both terms of the second layer, is added to
+    β + (b − 1) λ_max / n.
     """
     samples, objective = view.outputs.shape[0], view.objective
     largest = max(
         float(np.max(objective.sample_weight * view.gram(output).diagonal().numpy()))
         for output in range(view.outputs.shape[1])
     )
-    curvature = _CURVATURE[objective.kind] * (largest + (batch - 1) * largest_eigenvalue(view) / samples)
+    both = largest + (batch - 1) * largest_eigenvalue(view) / samples
+    if both_layers:
+        both += batch * float(np.max(objective.sample_weight * view.features_squared()))
+    curvature = CURVATURE[objective.kind] * both
     curvature += objective.alpha * batch / samples
     return 1 / curvature if curvature > 0 else 1.0
 

@@ -33,26 +33,40 @@ class Cholesky(Solver):
 
     def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
         """Factor H + λI; a factor of another H is of no use, `previous` is ignored."""
-        diagonal = operator.diagonal().to(torch.float64)
-        if not torch.isfinite(diagonal).all():
-            raise ArithmeticError("the Gram matrix is not finite; check the inputs and the weights for overflow")
-        scale = float(diagonal.mean())
-        if scale == 0 and damping == 0:
-            return _Empty(self.name)
+        found = damped_factor(operator, damping, self.max_jitter)
+        return _Empty(self.name) if found is None else _Factored(operator, damping, *found, self.name)
 
-        jitter = 0.0
-        # Entries of H carry rounding of order eps · scale · n; start there and grow until the factor exists.
-        attempt = torch.finfo(torch.float64).eps * operator.size * scale
-        while True:
-            factor = _factor(operator, damping + jitter)
-            if factor is not None:
-                return _Factored(operator, damping, jitter, factor, self.name)
-            if attempt > self.max_jitter * scale:
-                raise ArithmeticError(
-                    f"H + damping is not positive definite even with {jitter:.1e} added to its diagonal "
-                    f"(mean {scale:.1e}); increase the damping"
-                )
-            jitter, attempt = attempt, attempt * 100
+
+def damped_factor(
+    operator: GramOperator, damping: float, max_jitter: float = Cholesky.max_jitter
+) -> tuple[float, Float[Tensor, "n n"]] | None:
+    """Jitter and the lower factor of H + (λ + jitter) I; None for H = 0 and λ = 0.
+
+    Raises
+    ------
+    ArithmeticError
+        As `Cholesky`.
+    """
+    diagonal = operator.diagonal().to(torch.float64)
+    if not torch.isfinite(diagonal).all():
+        raise ArithmeticError("the Gram matrix is not finite; check the inputs and the weights for overflow")
+    scale = float(diagonal.mean())
+    if scale == 0 and damping == 0:
+        return None
+
+    jitter = 0.0
+    # Entries of H carry rounding of order eps · scale · n; start there and grow until the factor exists.
+    attempt = torch.finfo(torch.float64).eps * operator.size * scale
+    while True:
+        factor = _factor(operator, damping + jitter)
+        if factor is not None:
+            return jitter, factor
+        if attempt > max_jitter * scale:
+            raise ArithmeticError(
+                f"H + damping is not positive definite even with {jitter:.1e} added to its diagonal "
+                f"(mean {scale:.1e}); increase the damping"
+            )
+        jitter, attempt = attempt, attempt * 100
 
 
 def _factor(operator: GramOperator, shift: float) -> Float[Tensor, "n n"] | None:

@@ -35,31 +35,36 @@ def preconditioned_cg(
         drifts away
         from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
     """
-    goal = tolerance * float(torch.linalg.vector_norm(rhs))
+    best_norm = norm = float(torch.linalg.vector_norm(rhs))
+    goal = tolerance * norm
     value = best = torch.zeros_like(rhs)
     residual, products, stalled = rhs.clone(), 0, 0
-    best_norm = norm = float(torch.linalg.vector_norm(rhs))
     direction = preconditioned = precondition(residual)
     rho = torch.dot(residual, preconditioned)
-    while norm > goal and rho > 0 and products < limit and stalled < _PATIENCE:
+    positive = norm > goal and bool(rho > 0)
+    while norm > goal and positive and products < limit and stalled < _PATIENCE:
         image = apply(direction)
         products += 1
         curvature = torch.dot(direction, image)
-        if curvature > 0:
-            step = rho / curvature
-            value = value + step * direction
-            residual = residual - step * image
-            norm = float(torch.linalg.vector_norm(residual))
-        if not curvature > 0 or norm <= goal or products % recompute == 0 or products >= limit:
+        step = torch.where(curvature > 0, rho / curvature, 0.0)
+        value = value + step * direction
+        residual = residual - step * image
+        preconditioned = precondition(residual)
+        rho, previous = torch.dot(residual, preconditioned), rho
+        # One transfer from the device an iteration.
+        bend, norm, following = torch.stack([curvature, torch.linalg.vector_norm(residual), rho]).tolist()
+        positive = following > 0
+        if not bend > 0 or norm <= goal or products % recompute == 0 or products >= limit:
             residual = rhs - apply(value)
             norm = float(torch.linalg.vector_norm(residual))
             stalled = 0 if norm < 0.9 * best_norm else stalled + 1
             if norm < best_norm:
                 best, best_norm = value, norm
-            if not curvature > 0:  # rounding has exhausted the range of A
+            if not bend > 0:  # rounding has exhausted the range of A
                 break
-        preconditioned = precondition(residual)
-        rho, previous = torch.dot(residual, preconditioned), rho
+            preconditioned = precondition(residual)
+            rho = torch.dot(residual, preconditioned)
+            positive = bool(rho > 0)
         direction = preconditioned + (rho / previous) * direction
     return best, products
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -136,11 +137,15 @@ class _Sketched(Prepared):
         residual_norm = relative_residual(operator, value, rhs, self.damping)
         return Solution(value, residual_norm, products, solver.name)
 
-    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """R⁻¹ R⁻ᵀ v; rows of R that vanish (a rank-deficient J with λ = 0) are left out."""
-        column = vector[:, None]
+    @cached_property
+    def _singular(self) -> bool:
         diagonal = self.factor.diagonal().abs()
-        if bool((diagonal <= torch.finfo(self.factor.dtype).eps * diagonal.max()).any()):
+        return bool((diagonal <= torch.finfo(self.factor.dtype).eps * diagonal.max()).any())
+
+    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """R⁻¹ R⁻ᵀ v; v itself where rows of R vanish (a rank-deficient J with λ = 0)."""
+        if self._singular:
             return vector
+        column = vector[:, None]
         inner = torch.linalg.solve_triangular(self.factor.T, column, upper=False)
         return torch.linalg.solve_triangular(self.factor, inner, upper=True)[:, 0]

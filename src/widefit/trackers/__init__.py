@@ -1,16 +1,29 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
-from widefit.trackers.base import Displacement, Flips, Gram, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.base import (
+    Displacement,
+    Flips,
+    Gram,
+    Grams,
+    Stream,
+    Tracker,
+    TrackerReport,
+    Tracking,
+    Trial,
+    Update,
+)
 from widefit.trackers.certificate import Certificate
 from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
-from widefit.trackers.minibatches import LOSSES, Minibatches, check_targets
+from widefit.trackers.layer import features_squared
+from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
 from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
     "LOSSES",
+    "Adversary",
     "Certificate",
     "Chunk",
     "DataTree",
@@ -22,12 +35,15 @@ __all__ = [
     "Grams",
     "HalfSpaceTree",
     "Minibatches",
+    "Stream",
     "Tracker",
     "TrackerReport",
     "Tracking",
     "Trial",
     "Update",
     "WeightTree",
+    "attack",
     "check_targets",
+    "features_squared",
     "partition",
 ]

@@ -107,12 +107,15 @@ class BallTree:
         keep
             False for points that will soon move again: no keys are written, bounds are only widened.
         """
-        return self.settle(ball_tree.move(points, where, self.tree, self.slots), keep=keep)
+        leaves = ball_tree.move(points, where, self.tree, self.slots)
+        return self.settle(leaves, np.full(leaves.size, np.inf), keep=keep)
 
-    def settle(self, leaves: Int[np.ndarray, " touched"], *, keep: bool = True) -> Movement:
-        """Follow points of some leaves whose blocks have been written; see `move`."""
+    def settle(
+        self, leaves: Int[np.ndarray, " touched"], moved: Float[np.ndarray, " touched"], *, keep: bool = True
+    ) -> Movement:
+        """Follow points of some leaves whose blocks have been written, none by more than `moved`; see `move`."""
         share = _REKEY_SHARE if keep else np.inf
-        rekeyed, grown = ball_tree.settle(self.tree, self.keys, leaves, share)
+        rekeyed, grown = ball_tree.settle(self.tree, self.keys, leaves, moved, share)
         self._grown += grown
         # Points that are not finite stretch a ball beyond measure: once they are gone, so must the tree be.
         if keep and (self._spread == np.inf or not self._grown <= _REBUILD_SHARE * self._spread):

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from widefit.nn import TwoLayer
+from widefit.trackers.counters import Counters
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.minibatches import Minibatches
 
@@ -212,8 +213,17 @@ class Tracking(ABC):
         """Take stochastic steps, with no way back; returns the number of flips.
 
         `outputs`, `displacement` and `patterns` are up to date when it returns. This follows every step and counts
-        every flip; a tracker that looks no further than the batch counts the pairs that differ in the end.
+        every flip; a tracker that looks no further than the batch counts the pairs that differ in the end. When the
+        steps train the second layer, the network's readout is up to date as well, and `gram` is not: the caller needs
+        another.
+
+        Raises
+        ------
+        ValueError
+            The steps train the second layer, and the tracker does not.
         """
+        if minibatches.trains_readout:
+            raise ValueError(f"{type(self).__name__} keeps the second layer as it is")
         flips = 0
         for step in range(len(minibatches)):
             g = np.zeros_like(self.outputs)
@@ -242,12 +252,73 @@ class Tracking(ABC):
         )
 
 
+class Stream(ABC):
+    """Stochastic steps over samples that nobody knows in advance: only the neurons are kept, memory does not grow.
+
+    Attributes
+    ----------
+    name
+        Of the tracker.
+    counters
+        Operations so far.
+    """
+
+    name: str
+    counters: Counters
+
+    @abstractmethod
+    def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
+        """Take stochastic steps; f at every visited sample before the step of its batch, in the order of the visits.
+
+        Parameters
+        ----------
+        inputs
+            The samples that the batches are of, contiguous, in the dtype of the weights.
+        minibatches
+            The batches; they do not shrink.
+        """
+
+    @abstractmethod
+    def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
+        """f at some inputs, float64."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Bring the network up to date."""
+
+    def settle(self) -> None:
+        """Let what follows be what would follow from the network as it is now, to the last bit."""
+        self.publish()
+
+
 class Tracker(ABC):
     """A small immutable object with its settings as fields."""
 
     name: str
     # True where the network's weights stay as they were at the start until `Tracking.finish`.
     lazy: ClassVar[bool] = False
+
+    @property
+    def trains_readout(self) -> bool:
+        """True where stochastic steps can train the second layer as well."""
+        return False
+
+    @property
+    def anywhere(self) -> bool:
+        """True where a run can take steps at points that it was not started with."""
+        return False
+
+    def stream(self, network: TwoLayer, *, threads: int = 1) -> Stream:
+        """Start to learn from samples that are seen once.
+
+        Raises
+        ------
+        ValueError
+            The tracker has to know all samples at the start.
+        """
+        raise ValueError(
+            f'tracker "{self.name}" has to know all samples at the start; a stream takes "dense" or "half-space-tree"'
+        )
 
     @abstractmethod
     def start(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -10,11 +10,33 @@ from jaxtyping import Float
 from widefit.kernels import sparse
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn.deep import Deep
+from widefit.nn.layer_factors import LayerFactors, along_step, combined
 from widefit.nn.sparse_rows import SparseRows
-from widefit.trackers.base import TrackerReport
+from widefit.trackers.base import Displacement, TrackerReport, Update
 
 # Neurons a dense product with the inputs is cut into, whatever the number of threads.
 _NEURONS = 512
+# What sparse rows are made of.
+_PARTS = ("start", "index", "value")
+
+
+@dataclass(frozen=True)
+class DeepStep:
+    """A term of W − W₀: scale · U_lᵀ V_l in every layer.
+
+    Attributes
+    ----------
+    scale
+        What later pulls towards W₀ have left of it.
+    U
+        Sparse n × m_l, layer by layer, without the factors of `Deep.input_factor` and `Deep.hidden_factor`.
+    V
+        h_1, …, h_{L−1} when the step was taken; beside them every layer sees X.
+    """
+
+    scale: float
+    U: tuple[SparseRows, ...]
+    V: tuple[SparseRows, ...]
 
 
 @dataclass(frozen=True)
@@ -31,12 +53,16 @@ class DeepTrial:
         A_l after it.
     flips
         Pairs (neuron, sample) of all layers that change between firing and not.
+    steps, squared_norm
+        W − W₀ after it; () and 0 where there is no ridge.
     """
 
     outputs: Float[np.ndarray, "n k"]
     activations: list[SparseRows]
     input_weights: list[Float[np.ndarray, "_ d"]]
     flips: int
+    steps: tuple[DeepStep, ...]
+    squared_norm: float
 
 
 @dataclass(frozen=True)
@@ -46,9 +72,16 @@ class Sparse:
     name: str = "sparse"
     lazy: bool = False
 
-    def start(self, network: Deep, inputs: Float[np.ndarray, "n d"], threads: int = 1) -> "DeepTracking":
+    def start(
+        self,
+        network: Deep,
+        inputs: Float[np.ndarray, "n d"],
+        threads: int = 1,
+        anchored: bool = False,
+        state: dict[str, np.ndarray] | None = None,
+    ) -> "DeepTracking":
         """Find out who fires in a network."""
-        return DeepTracking(network, inputs, threads)
+        return DeepTracking(network, inputs, threads, anchored, state)
 
 
 class DeepTracking:
@@ -67,6 +100,11 @@ class DeepTracking:
         X, contiguous, in the dtype of the network.
     threads
         Cores to use; no result depends on it.
+    anchored
+        Keep W − W₀, for updates that shrink it. It is held as the sparse factors of the steps taken: nothing of the
+        size of W is copied, and one step is left of it whenever an update goes all the way back to W₀.
+    state
+        From `state` of an earlier run over the same network and inputs: go on from there.
 
     Attributes
     ----------
@@ -76,7 +114,14 @@ class DeepTracking:
         h_1, …, h_L there.
     """
 
-    def __init__(self, network: Deep, inputs: Float[np.ndarray, "n d"], threads: int = 1):
+    def __init__(
+        self,
+        network: Deep,
+        inputs: Float[np.ndarray, "n d"],
+        threads: int = 1,
+        anchored: bool = False,
+        state: dict[str, np.ndarray] | None = None,
+    ):
         self._network, self._inputs, self._threads = network, inputs, threads
         wide = inputs.astype(np.float64)
         self._similarity = wide @ wide.T
@@ -84,6 +129,9 @@ class DeepTracking:
         self._tried = False
         self._passes, self._flips = 0, 0
         self._signals: list[SparseRows] | None = None
+        self._seen: list[np.ndarray] | None = None
+        self._anchored, self._displacement = anchored, None
+        self._steps, self._squared_norm = _restored(network, state or {})
         for linear in network.low_rank():
             linear.release()  # the weights may have changed since it was packed
         self._weights = [weight.detach().numpy() for weight in network.input_weights]
@@ -102,31 +150,83 @@ class DeepTracking:
 
     def similarities(self) -> list[Float[np.ndarray, "n n"]]:
         """Per layer the inner products of what it sees, (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, in float64."""
-        found = [self._similarity]
-        for layer in range(1, self.depth):
-            seen = self.activations[layer - 1].gram(self._threads)
-            seen *= self._network.hidden_factor(layer) ** 2
-            if layer < len(self._weights):
-                seen += self._network.input_factor(layer) ** 2 * self._similarity
-            found.append(seen)
-        return found
+        if self._seen is None:
+            hidden = (rows.gram(self._threads) for rows in self.activations[:-1])
+            self._seen = [self._similarity, *(self._mix(layer, seen) for layer, seen in enumerate(hidden, start=1))]
+        return self._seen
 
-    def propose(self, g: Float[np.ndarray, "n k"]) -> DeepTrial:
-        """Find out what the step −Jᵀ g would do; trials before it are void."""
-        steps = self._steps(g)
+    def _mix(self, layer: int, hidden: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+        """Inner products of what a later layer sees from those of activations, in place."""
+        hidden *= self._network.hidden_factor(layer) ** 2
+        if layer < len(self._weights):
+            hidden += self._network.input_factor(layer) ** 2 * self._similarity
+        return hidden
+
+    def factors(self) -> list[LayerFactors]:
+        """What H is made of, layer by layer, at the committed weights."""
+        layers = zip(self.activations, self.signals(), self.similarities(), strict=True)
+        return [LayerFactors(*layer) for layer in layers]
+
+    @property
+    def displacement(self) -> Displacement | None:
+        """Of the committed weights from W₀, outputs in one column; None unless the run is anchored."""
+        if self._anchored and self._displacement is None:
+            response = np.zeros(self.outputs.size)
+            for step in self._steps:
+                self._add_response(step, response)
+            self._displacement = Displacement(response[:, None], np.array([self._squared_norm]))
+        return self._displacement
+
+    def _add_response(self, step: DeepStep, response: Float[np.ndarray, " nk"]) -> None:
+        """response += J (the step), from inner products of its factors with the present ones."""
+        for layer, (pattern, signals) in enumerate(zip(self.activations, self.signals(), strict=True)):
+            seen = self._similarity
+            if layer > 0:
+                seen = self._mix(layer, self.activations[layer - 1].products(step.V[layer - 1], self._threads))
+            moved = step.U[layer]
+            along_step(
+                pattern, signals, seen, moved, step.scale * moved.value.astype(np.float64), response, self._threads
+            )
+
+    def propose(self, update: Update, image: Float[np.ndarray, " nk"] | None = None) -> DeepTrial:
+        """Find out what an update would do, g and shrink of one column; trials before it are void.
+
+        Parameters
+        ----------
+        update
+            The step.
+        image
+            H g at the committed weights, for the length of W − W₀ after it; needed where the run is anchored.
+        """
+        g, shrink = np.ascontiguousarray(update.g[:, 0]), float(update.shrink[0])
+        new = DeepStep(1.0, tuple(self._moves(g)), tuple(self.activations[:-1]))
+        # W − shrink (W − W₀) − Jᵀ g, as one sparse product a layer.
+        pulled = [(1.0, new), *((-shrink * step.scale, step) for step in self._steps if shrink > 0)]
+        displacement = self.displacement
         self._take_back()
         weights = []
         for layer, weight in enumerate(self._weights):
             moved = weight.copy()
-            self._add_inputs(moved, steps[layer], self._network.input_factor(layer))
+            for scale, step in pulled:
+                self._add_inputs(moved, step.U[layer], scale * self._network.input_factor(layer))
             weights.append(moved)
         for layer, linear in enumerate(self._network.low_rank(), start=1):
-            factor = np.full(steps[layer].rows, self._network.hidden_factor(layer))
-            linear.append(steps[layer].scaled(factor), self.activations[layer - 1], self._threads, at_once=True)
+            factor = self._network.hidden_factor(layer)
+            U = [step.U[layer].scaled(np.full(step.U[layer].rows, scale * factor)) for scale, step in pulled]
+            V = [step.V[layer - 1] for _, step in pulled]
+            linear.append(SparseRows.stacked(U), SparseRows.stacked(V), self._threads, at_once=True)
         self._tried = True
         activations, outputs = self._forward(weights)
-        flips = sum(new.flips(old) for new, old in zip(activations, self.activations, strict=True))
-        return DeepTrial(outputs, activations, weights, flips)
+        flips = sum(after.flips(before) for after, before in zip(activations, self.activations, strict=True))
+        steps, squared_norm = (), 0.0
+        if displacement is not None and image is not None:
+            left = [replace(step, scale=(1 - shrink) * step.scale) for step in self._steps if shrink != 1]
+            steps = (*left, new)
+            # ‖(1 − shrink) (W − W₀) − Jᵀ g‖², expanded in sample space.
+            squared_norm = (1 - shrink) ** 2 * self._squared_norm
+            squared_norm -= 2 * (1 - shrink) * float(g @ displacement.response[:, 0])
+            squared_norm = max(0.0, squared_norm + float(g @ image))
+        return DeepTrial(outputs, activations, weights, flips, steps, squared_norm)
 
     def commit(self, trial: DeepTrial) -> None:
         """Carry the latest trial out."""
@@ -134,8 +234,9 @@ class DeepTracking:
         for weight, moved in zip(self._weights, trial.input_weights, strict=True):
             weight[...] = moved
         self.activations, self.outputs = trial.activations, trial.outputs
+        self._steps, self._squared_norm = trial.steps, trial.squared_norm
         self._flips += trial.flips
-        self._signals, self._tried = None, False
+        self._signals, self._seen, self._displacement, self._tried = None, None, None, False
 
     def settle(self) -> None:
         """Write the committed weights into the network."""
@@ -159,12 +260,23 @@ class DeepTracking:
             pairs_evaluated=self._passes * neurons * self._inputs.shape[0],
             flips=self._flips,
             firing_pairs=sum(rows.index.size for rows in self.activations),
-            bytes_held=packed + sum(rows.nbytes for rows in self.activations),
+            bytes_held=packed + sum(rows.nbytes for rows in self.activations) + self._step_bytes(),
         )
 
+    def _step_bytes(self) -> int:
+        return sum(rows.nbytes for step in self._steps for rows in (*step.U, *step.V))
+
     def state(self) -> dict[str, np.ndarray]:
-        """What goes on to the same bits beside the network: nothing, who fires is found anew."""
-        return {}
+        """What goes on to the same bits beside the network: W − W₀; who fires is found anew."""
+        if not self._anchored:
+            return {}
+        found = {"squared_norm": np.array(self._squared_norm), "scales": np.array([step.scale for step in self._steps])}
+        for number, step in enumerate(self._steps):
+            for side, layers in (("U", step.U), ("V", step.V)):
+                for layer, rows in enumerate(layers):
+                    for name in _PARTS:
+                        found[f"{number}.{side}.{layer}.{name}"] = getattr(rows, name)
+        return found
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
@@ -231,9 +343,6 @@ class DeepTracking:
             upper = linear[layer + 1] if layer + 1 < self.depth else None
             if upper is None or above is None:
                 above = pattern.with_values(slope * slope.dtype.type(network.scales[layer]))
-                # Where every neuron feeds one output, and those of an output stand together, only they have a signal.
-                if _is_grouped(self._readouts[layer]):
-                    above = _without_zeros(above)
             else:
                 pulled = upper.pull_back(above, pattern, self._threads).value
                 slope = slope + pulled * pulled.dtype.type(network.hidden_factor(layer + 1))
@@ -241,35 +350,30 @@ class DeepTracking:
             signals.append(above)
         return signals[::-1]
 
-    def _steps(self, g: Float[np.ndarray, "n k"]) -> list[SparseRows]:
+    def _moves(self, g: Float[np.ndarray, " nk"]) -> Iterator[SparseRows]:
         """U_1, …, U_L: row i is −Σ_c g_ic δ_l,ic, what moves W_l along h_{l−1,i}."""
-        moved = [signals.scaled(-g.reshape(-1)) for signals in self.signals()]
-        pairs = zip(moved, self.activations, strict=True)
-        return [_merged(rows, self._network.out_features, pattern) for rows, pattern in pairs]
+        for signals, pattern in zip(self.signals(), self.activations, strict=True):
+            moved = combined(signals, -g, pattern, self._threads)
+            yield pattern.with_values(moved.astype(pattern.value.dtype))
 
     def _each(self, work: Callable[[int], None], items: range) -> None:
         for _ in ordered_map(work, items, self._threads):
             pass
 
 
-def _is_grouped(readout: Float[np.ndarray, "m k"]) -> bool:
-    feeds = readout != 0
-    return bool(np.all(feeds.sum(axis=1) == 1) and np.all(np.diff(feeds.argmax(axis=1)) >= 0))
+def _restored(network: Deep, state: dict[str, np.ndarray]) -> tuple[tuple[DeepStep, ...], float]:
+    """W − W₀ from the state of an earlier run."""
+    sizes = network.hidden_layer_sizes
 
+    def rows(number: int, side: str, layer: int) -> SparseRows:
+        return SparseRows(sizes[layer], *(state[f"{number}.{side}.{layer}.{name}"] for name in _PARTS))
 
-def _without_zeros(rows: SparseRows) -> SparseRows:
-    kept = rows.value != 0
-    passed = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
-    return SparseRows(rows.columns, passed[rows.start], rows.index[kept], rows.value[kept])
-
-
-def _merged(rows: SparseRows, times: int, pattern: SparseRows) -> SparseRows:
-    """Sums of `times` consecutive rows, which together have each entry of the pattern once, or each has all of them."""
-    if rows.index.size != times * pattern.index.size:
-        return SparseRows(rows.columns, rows.start[::times], rows.index, rows.value)
-    counts = np.diff(pattern.start)
-    offset = np.arange(pattern.index.size) - np.repeat(pattern.start[:-1], counts)
-    value = np.zeros_like(pattern.value)
-    for copy in range(times):
-        value += rows.value[np.repeat(rows.start[copy:-1:times], counts) + offset]
-    return pattern.with_values(value)
+    steps = tuple(
+        DeepStep(
+            float(scale),
+            tuple(rows(number, "U", layer) for layer in range(len(sizes))),
+            tuple(rows(number, "V", layer) for layer in range(len(sizes) - 1)),
+        )
+        for number, scale in enumerate(state.get("scales", ()))
+    )
+    return steps, float(state.get("squared_norm", 0.0))

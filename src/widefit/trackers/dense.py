@@ -9,10 +9,12 @@ from jaxtyping import Float
 from widefit.kernels import cpu
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
-from widefit.trackers.descent import Layer, descend
+from widefit.trackers.base import Displacement, Grams, Stream, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
+from widefit.trackers.layer import Layer, refuse_unstored, write_readout
 from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.streams import DenseStream
 
 # Pre-activations of a block: 4 MB in float32, which the third-level cache holds for every core.
 _BLOCK_NUMBERS = 1 << 20
@@ -29,6 +31,10 @@ class Dense(Tracker):
 
     name: str = "dense"
 
+    @property
+    def anywhere(self) -> bool:
+        return True
+
     def start(
         self,
         network: TwoLayer,
@@ -40,6 +46,13 @@ class Dense(Tracker):
         expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "DenseTracking":
         return DenseTracking(network, inputs, anchor, threads)
+
+    @property
+    def trains_readout(self) -> bool:
+        return True
+
+    def stream(self, network: TwoLayer, *, threads: int = 1) -> Stream:
+        return DenseStream(self.name, network, threads)
 
 
 @dataclass(frozen=True)
@@ -66,11 +79,8 @@ class DenseTracking(Tracking):
         anchor: Float[np.ndarray, "m d"] | None,
         threads: int,
     ):
-        if network.store != "array":
-            raise ValueError(
-                'tracker "dense" moves weights in memory, and this network holds none (store="regenerate"); '
-                'use tracker="certificate", or train network.materialize()'
-            )
+        refuse_unstored(Dense.name, network)
+        self._network = network
         self._weight = network.weight.detach().numpy()
         self._coefficients = network.coefficients()
         self._threshold = self._weight.dtype.type(network.threshold)
@@ -108,7 +118,11 @@ class DenseTracking(Tracking):
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Take stochastic steps on the samples of each batch alone; the flips are the pairs that differ in the end."""
         layer = Layer(self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups)
-        self._sampled += descend(layer, self._inputs, minibatches, self._threads)
+        descend(layer, self._inputs, minibatches, self._threads)
+        looks = 1 if minibatches.adversary is None else 1 + minibatches.adversary.steps
+        self._sampled += looks * self._weight.shape[0] * minibatches.samples.size
+        if minibatches.trains_readout:
+            write_readout(self._coefficients, self._network)
         gram.follow(None)
         after = self._pass(None)
         self._patterns, self.outputs, self.displacement = after.payload, after.outputs, after.displacement

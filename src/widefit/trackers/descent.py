@@ -4,7 +4,6 @@ A step reads the weights once. Per block of neurons that fits the cache: the upd
 with the samples of this batch, who fires on them, and what that adds to their outputs; g follows from the sum.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,6 +13,7 @@ from jaxtyping import Float
 
 from widefit.kernels import minibatch
 from widefit.kernels.threads import serial_blas, team
+from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
 
 # Numbers in a block, weights and pre-activations together: half of a second-level cache in float32.
@@ -22,43 +22,16 @@ _BLOCK_NUMBERS = 1 << 17
 _DENSE_SHARE = 1 / 8
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What the steps act on.
-
-    Attributes
-    ----------
-    weight
-        W, changed in place.
-    anchor
-        W₀ for steps that shrink towards it.
-    coefficients
-        a_r / √m.
-    threshold
-        b, in the dtype of W.
-    silent
-        Outputs where nothing fires.
-    groups
-        Half-open range of the neurons of each output.
-    """
-
-    weight: Float[np.ndarray, "m d"]
-    anchor: Float[np.ndarray, "m d"] | None
-    coefficients: Float[np.ndarray, " m"]
-    threshold: np.floating
-    silent: Float[np.ndarray, " k"]
-    groups: Sequence[tuple[int, int]]
-
-
 @dataclass
 class _Block:
-    """Neurons of one output: who fired on the last batch, and what they add to its outputs."""
+    """Neurons of one output: who fired on the last batch, what they add to its outputs and to their gradient in x."""
 
     rows: slice
     output: int
     bits: np.ndarray
     fired: int = 0
     outputs: np.ndarray | None = None
+    pulled: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -72,15 +45,18 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Step:
-    """W ← W − shrink (W − W₀) − Jᵀ g on a batch."""
+    """W ← W − shrink (W − W₀) − Jᵀ g on a batch, and the readout likewise if it is trained."""
 
     inputs: np.ndarray
     g: np.ndarray
     shrink: float
+    trains_readout: bool
 
 
-def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches, threads: int) -> int:
-    """Take the steps; the weights are up to date when it returns.
+def descend(
+    layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches, threads: int
+) -> Float[np.ndarray, "visits k"]:
+    """Take the steps; the layer is up to date when it returns.
 
     Parameters
     ----------
@@ -95,7 +71,7 @@ def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibat
 
     Returns
     -------
-    Pre-activations that were computed.
+    f at every visited sample before the step of its batch, in the order of the visits; m pre-activations each.
 
     Raises
     ------
@@ -106,18 +82,32 @@ def descend(layer: Layer, inputs: Float[np.ndarray, "n d"], minibatches: Minibat
         raise ValueError("minibatches shrink towards initial weights, and the run was started without an anchor")
     shares = _shares(layer, int(np.diff(minibatches.edges).max(initial=1)), threads)
     blocks = [block for share in shares for block in share.blocks]
+    before = np.tile(layer.silent, (minibatches.samples.size, 1))
     with serial_blas(), team(threads) as for_each:
         last: _Step | None = None
-        for step in range(len(minibatches)):
-            batch = minibatches.batch(step)
-            sampled = inputs[batch]
+
+        def evaluate(sampled: np.ndarray, last: _Step | None = None) -> np.ndarray:
             for_each(partial(_advance, layer, last, sampled), shares)
-            outputs = np.tile(layer.silent, (batch.size, 1))
+            outputs = np.tile(layer.silent, (sampled.shape[0], 1))
             for block in blocks:
                 outputs[:, block.output] += block.outputs
-            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step))
+            return outputs
+
+        def pull_back(slope: np.ndarray) -> np.ndarray:
+            for_each(partial(_pull_back, layer, slope), shares)
+            total = np.zeros((slope.shape[0], layer.weight.shape[1]))
+            for block in blocks:
+                total += np.asarray(block.pulled)
+            return total
+
+        for step in range(len(minibatches)):
+            sampled = inputs[minibatches.batch(step)]
+            outputs = evaluate(sampled, last)
+            before[minibatches.edges[step] : minibatches.edges[step + 1]] = outputs
+            sampled, outputs = minibatches.attacked(step, sampled, outputs, evaluate, pull_back)
+            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step), minibatches.trains_readout)
         for_each(partial(_advance, layer, last, None), shares)
-    return layer.weight.shape[0] * minibatches.samples.size
+    return before
 
 
 def _shares(layer: Layer, batch: int, threads: int) -> list[_Share]:
@@ -159,10 +149,24 @@ def _evaluate(layer: Layer, sampled: Float[np.ndarray, "b d"], block: _Block, sh
     block.fired = int(minibatch.fire_batch(z, layer.threshold, coefficients, block.bits, block.outputs))
 
 
+def _pull_back(layer: Layer, slope: Float[np.ndarray, "b k"], share: _Share) -> None:
+    """What the blocks of a thread add to ∂ Σ s_ic f_c(x_i) / ∂x at the batch last evaluated."""
+    for block in share.blocks:
+        weights, size = layer.weight[block.rows], slope.shape[0]
+        factors = share.values[: weights.shape[0] * size].reshape(-1, size)
+        own = np.ascontiguousarray(slope[:, block.output])
+        minibatch.spread_batch(layer.coefficients[block.rows], own, block.bits, factors)
+        block.pulled = factors.T @ weights
+
+
 def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
     """Move the neurons of a block."""
     weights, coefficients = layer.weight[block.rows], layer.coefficients[block.rows]
     g, size = np.ascontiguousarray(step.g[:, block.output]), step.inputs.shape[0]
+    moves = None
+    if step.trains_readout and block.fired:
+        moves = np.empty(weights.shape[0])
+        minibatch.readout_moves(weights, layer.threshold, g / layer.weight.shape[0], step.inputs, block.bits, moves)
     if step.shrink != 0 and layer.anchor is not None:
         minibatch.shrink_rows(weights, layer.anchor[block.rows], weights.dtype.type(step.shrink))
     if block.fired > _DENSE_SHARE * size * weights.shape[0]:
@@ -173,3 +177,5 @@ def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
         weights -= move
     elif block.fired:
         minibatch.step_batch(weights, coefficients, g, step.inputs, block.bits)
+    if moves is not None:
+        coefficients -= moves

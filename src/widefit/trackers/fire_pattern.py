@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 
 from widefit.kernels import cpu
 
@@ -33,7 +33,7 @@ class FirePattern:
     samples
         n.
     counts
-        k_r, int32.
+        k_r.
     start, words
         Row r stands in words from start[r] on: k_r ascending indices, or a bitset when k_r > ⌈n/32⌉.
     neurons
@@ -43,9 +43,9 @@ class FirePattern:
 
     chunk: Chunk
     samples: int
-    counts: Int[np.ndarray, " rows"]
+    counts: Integer[np.ndarray, " rows"]
     start: Int[np.ndarray, " rows_plus_one"]
-    words: Int[np.ndarray, " words"] | np.ndarray
+    words: Integer[np.ndarray, " words"]
     neurons: Int[np.ndarray, " rows"] | None = None
 
     @property
@@ -54,9 +54,15 @@ class FirePattern:
         return self.counts.nbytes + self.start.nbytes + self.words.nbytes + neurons
 
     @property
+    def limit(self) -> int:
+        """Samples that an index row holds at most."""
+        bits = 8 * self.words.itemsize
+        return (self.samples + bits - 1) // bits
+
+    @property
     def heavy(self) -> Bool[np.ndarray, " rows"]:
         """Rows stored as bitsets."""
-        return self.counts > (self.samples + 31) // 32
+        return self.counts > self.limit
 
     def fired(self, neuron: int) -> Int[np.ndarray, " k_r"]:
         """Ascending indices of the samples that a neuron of this chunk fires on."""
@@ -86,15 +92,24 @@ class FirePattern:
         return whole
 
 
+def word_dtype(samples: int) -> type[np.unsignedinteger]:
+    """The shortest words of fire rows: each must hold any sample, and a count of them."""
+    return np.uint16 if samples < 1 << 16 else np.uint32
+
+
 # Chunks a network is cut into, whatever the number of threads: enough to keep many cores busy, few enough to combine.
 _CHUNKS = 64
+# Neurons of a chunk at most: what is in memory for each of them while a chunk is looked at is next to nothing then.
+_LONGEST = 1 << 20
 
 
 def partition(neurons_of: list[tuple[int, int]]) -> list[Chunk]:
-    """Cut the neurons of every output into equal chunks, about `_CHUNKS` in all and none below 512 neurons."""
+    """Cut the neurons of every output into equal chunks, about `_CHUNKS` in all and none below 512 neurons or
+    above `_LONGEST`."""
     chunks = []
     for output, (first, last) in enumerate(neurons_of):
         pieces = min(max(1, _CHUNKS // len(neurons_of)), max(1, (last - first) // 512))
+        pieces = max(pieces, -(-(last - first) // _LONGEST))
         edges = [first + piece * (last - first) // pieces for piece in range(pieces + 1)]
         chunks += [Chunk(low, high, output) for low, high in pairwise(edges)]
     return chunks

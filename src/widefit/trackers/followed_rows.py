@@ -11,6 +11,7 @@ from widefit.kernels import fire_rows
 from widefit.kernels.threads import ordered_map
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.counters import Counters
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 
 
@@ -31,24 +32,6 @@ class Moved:
     chunk: Chunk
     rows: Int[np.ndarray, " q"]
     weights: Float[np.ndarray, "q d"]
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Operations so far, as in `TrackerReport`."""
-
-    full_passes: int = 0
-    pairs_evaluated: int = 0
-    nodes_visited: int = 0
-    keys_updated: int = 0
-
-    def __add__(self, other: "Counters") -> "Counters":
-        return Counters(
-            self.full_passes + other.full_passes,
-            self.pairs_evaluated + other.pairs_evaluated,
-            self.nodes_visited + other.nodes_visited,
-            self.keys_updated + other.keys_updated,
-        )
 
 
 class FollowedRows(Tracking):
@@ -123,16 +106,21 @@ class FollowedRows(Tracking):
         """Nothing is left to do: every commit writes the weights."""
 
     def report(self) -> TrackerReport:
+        spent = self._spent()
         return TrackerReport(
             tracker=self._name,
-            full_passes=self._counters.full_passes,
-            pairs_evaluated=self._counters.pairs_evaluated,
+            full_passes=spent.full_passes,
+            pairs_evaluated=spent.pairs_evaluated,
             flips=self._flips,
             firing_pairs=_pairs(self._patterns),
             bytes_held=sum(pattern.nbytes for pattern in self._patterns) + self._structure_bytes(),
-            nodes_visited=self._counters.nodes_visited,
-            keys_updated=self._counters.keys_updated,
+            nodes_visited=spent.nodes_visited,
+            keys_updated=spent.keys_updated,
         )
+
+    def _spent(self) -> Counters:
+        """Operations so far."""
+        return self._counters
 
     def _adopt(self, patterns: list[FirePattern]) -> None:
         """Make the patterns at the network's weights the current ones."""

@@ -8,8 +8,9 @@ from widefit.kernels.threads import ordered_map
 from widefit.nn import TwoLayer
 from widefit.trackers.ball_tree import BallTree
 from widefit.trackers.base import Grams
+from widefit.trackers.counters import Counters
 from widefit.trackers.fire_pattern import Chunk, FirePattern
-from widefit.trackers.followed_rows import Counters, FollowedRows, Moved
+from widefit.trackers.followed_rows import FollowedRows, Moved
 from widefit.trackers.minibatches import Minibatches
 
 

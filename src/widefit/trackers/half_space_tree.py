@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.nn import TwoLayer
-from widefit.trackers.base import Tracker, Tracking
+from widefit.trackers.base import Stream, Tracker, Tracking
 from widefit.trackers.half_space_data import DataHalfSpaces
 from widefit.trackers.half_space_weights import WeightHalfSpaces
+from widefit.trackers.streams import TreeStream
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class HalfSpaceTree(Tracker):
         if self.leaf_size < 1:
             raise ValueError(f"leaf_size must be at least 1, got {self.leaf_size}")
 
+    @property
+    def anywhere(self) -> bool:
+        return self.over == "weights"
+
     def start(
         self,
         network: TwoLayer,
@@ -57,3 +62,12 @@ class HalfSpaceTree(Tracker):
     ) -> Tracking:
         runs = {"weights": WeightHalfSpaces, "data": DataHalfSpaces}
         return runs[self.over](self.name, self.leaf_size, network, inputs, anchor, threads)
+
+    @property
+    def trains_readout(self) -> bool:
+        return self.over == "weights"
+
+    def stream(self, network: TwoLayer, *, threads: int = 1) -> Stream:
+        if self.over != "weights":
+            return super().stream(network, threads=threads)
+        return TreeStream(self.name, self.leaf_size, network, threads)

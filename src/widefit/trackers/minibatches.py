@@ -1,11 +1,29 @@
 """Stochastic gradient steps in sample space, and the losses that they descend."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 LOSSES = ("squared", "logistic", "softmax")
+
+
+@runtime_checkable
+class Adversary(Protocol):
+    """Moves samples so as to raise their loss, step by step, not far from where they were."""
+
+    @property
+    def steps(self) -> int:
+        """How often it moves them."""
+        ...
+
+    def move(
+        self, origin: Float[np.ndarray, "b d"], x: Float[np.ndarray, "b d"], gradient: Float[np.ndarray, "b d"]
+    ) -> Float[np.ndarray, "b d"]:
+        """Where x goes, in the dtype of x, by the gradient of the loss at x; `origin` is where the samples were."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,12 @@ class Minibatches:
         "squared": ½ ‖f − y‖². "logistic": Σ_c log(1 + exp(−y_c f_c)). "softmax": log Σ_c exp f_c − ⟨y, f⟩.
     shrink
         s_t, shape (batches,): pull of all neurons towards their initial weights; None: 0.
+    trains_readout
+        The same steps for the second layer: a_r ← a_r − η_t Σ_{i ∈ B} ω_i ∂ℓ/∂f_i φ(⟨w_r, x_i⟩) / √m, with both layers
+        as they were before the step.
+    adversary
+        Perturbs the samples of a batch at the weights before its step, which is then taken at the perturbed points;
+        None: the samples stay where they are.
     """
 
     samples: Int[np.ndarray, " visits"]
@@ -37,6 +61,8 @@ class Minibatches:
     sample_weight: Float[np.ndarray, " n"]
     loss: str = "squared"
     shrink: Float[np.ndarray, " batches"] | None = None
+    trains_readout: bool = False
+    adversary: Adversary | None = None
 
     def __len__(self) -> int:
         return self.rates.size
@@ -61,6 +87,19 @@ class Minibatches:
         slope = gradient(self.loss, outputs, self.targets[batch])
         return self.rates[step] * self.sample_weight[batch][:, None] * slope
 
+    def attacked(
+        self,
+        step: int,
+        x: Float[np.ndarray, "b d"],
+        outputs: Float[np.ndarray, "b k"],
+        evaluate: Callable[[np.ndarray], np.ndarray],
+        pull_back: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[Float[np.ndarray, "b d"], Float[np.ndarray, "b k"]]:
+        """Where the adversary takes the samples of a batch, and the outputs there; see `attack`."""
+        if self.adversary is None:
+            return x, outputs
+        return attack(self.adversary, self.loss, self.targets[self.batch(step)], x, outputs, evaluate, pull_back)
+
     @property
     def shrinks(self) -> bool:
         """True when some batch moves every neuron."""
@@ -69,6 +108,35 @@ class Minibatches:
     def pull(self, step: int) -> float:
         """s_t."""
         return 0.0 if self.shrink is None else float(self.shrink[step])
+
+
+def attack(
+    adversary: Adversary,
+    loss: str,
+    targets: Float[np.ndarray, "b k"],
+    x: Float[np.ndarray, "b d"],
+    outputs: Float[np.ndarray, "b k"],
+    evaluate: Callable[[np.ndarray], np.ndarray],
+    pull_back: Callable[[np.ndarray], np.ndarray],
+) -> tuple[Float[np.ndarray, "b d"], Float[np.ndarray, "b k"]]:
+    """Let an adversary move samples; returns where to, and the outputs there.
+
+    Parameters
+    ----------
+    adversary, loss, targets
+        Whose loss it raises.
+    x, outputs
+        The samples, and f there.
+    evaluate
+        Gives f at other points.
+    pull_back
+        Gives ∂ Σ_ic s_ic f_c(x_i) / ∂x, shape (b, d), for weights s, shape (b, k), at the points last evaluated.
+    """
+    origin = x
+    for _ in range(adversary.steps):
+        x = adversary.move(origin, x, pull_back(gradient(loss, outputs, targets)))
+        outputs = evaluate(x)
+    return x, outputs
 
 
 def gradient(

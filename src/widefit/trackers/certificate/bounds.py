@@ -70,14 +70,22 @@ def drift_of_budget(
     return moved
 
 
-def own_drift(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums) -> list[np.ndarray]:
-    """Drift once every neuron's own movement is counted."""
+def own_drift(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, bounds: Bounds) -> list[np.ndarray]:
+    """Drift once every neuron's own movement is counted, as closely as these bounds make it matter."""
+    room = bounds.room().astype(np.float32)
+    by_output = bounds.by_output()
 
     def walk(chunk: CertifiedChunk) -> np.ndarray:
-        moved = movements(geometry, chunk, *change.of(chunk.chunk.output))
-        if chunk.drift.size:
-            moved += chunk.drift * np.float32(1 + 2e-7)
-        return moved
+        output, corrections = chunk.chunk.output, chunk.corrections
+        drift = chunk.drift.copy() if chunk.drift.size else np.zeros(chunk.neurons.size, np.float32)
+        changed, shrunk = change.of(output)
+        kernels.drift_of_movements(
+            chunk.coefficients, chunk.counts, chunk.start, chunk.words, changed.astype(np.float32), corrections.head,
+            corrections.following, corrections.sample, corrections.value, shrunk, geometry.inputs32, geometry.lengths,
+            geometry.longest * (1 + 2e-7), chunk.bucket, by_output[output].highest, room[output],
+            chunk.certificates.soonest, drift,
+        )  # fmt: skip
+        return drift
 
     return list(ordered_map(walk, chunks, geometry.threads))
 

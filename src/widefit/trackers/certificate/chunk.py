@@ -3,10 +3,45 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from widefit.kernels import certificate_rows as kernels
-from widefit.trackers.fire_pattern import Chunk, FirePattern
+from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
+
+
+def fitting(largest: int) -> type[np.signedinteger]:
+    """The shorter dtype of places up to `largest`."""
+    return np.int32 if largest < 1 << 31 else np.int64
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Numbers of which a few are distinct, in a byte each.
+
+    Attributes
+    ----------
+    values
+        The distinct ones, at most 256 of them; or all of them, where they are more.
+    code
+        Which one each slot has; of size 0 where `values` has one a slot.
+    """
+
+    values: Float[np.ndarray, " distinct"]
+    code: Integer[np.ndarray, " slots_or_none"]
+
+    @classmethod
+    def of(cls, numbers: Float[np.ndarray, " slots"]) -> "Coefficients":
+        values, code = np.unique(numbers, return_inverse=True)
+        if values.size > 256:
+            return cls(numbers, np.empty(0, np.uint8))
+        return cls(values, code.astype(np.uint8))
+
+    def numbers(self) -> Float[np.ndarray, " slots"]:
+        return self.values[self.code] if self.code.size else self.values
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.code.nbytes
 
 
 @dataclass
@@ -26,22 +61,23 @@ class Certificates:
     """
 
     start: Int[np.ndarray, " slots"]
-    count: Int[np.ndarray, " slots"]
+    count: Integer[np.ndarray, " slots"]
     soonest: Float[np.ndarray, " slots"]
-    sample: Int[np.ndarray, " capacity"]
+    sample: Integer[np.ndarray, " capacity"]
     due: Float[np.ndarray, " capacity"]
     used: int
 
     @classmethod
     def issued(
         cls,
-        count: Int[np.ndarray, " slots"],
+        count: Integer[np.ndarray, " slots"],
         soonest: Float[np.ndarray, " slots"],
-        sample: Int[np.ndarray, " pairs"],
+        sample: Integer[np.ndarray, " pairs"],
         due: Float[np.ndarray, " pairs"],
     ) -> "Certificates":
         """Slot after slot."""
-        return cls(np.cumsum(count, dtype=np.int64) - count, count, soonest, sample, due, sample.size)
+        start = (np.cumsum(count, dtype=np.int64) - count).astype(fitting(sample.size))
+        return cls(start, count.astype(sample.dtype), soonest, sample, due, sample.size)
 
     def of(self, slots: Int[np.ndarray, " s"]) -> "Certificates":
         """The slots are numbered anew; the pairs stay where they are."""
@@ -51,11 +87,12 @@ class Certificates:
         """Take back the certificates of slots and issue others."""
         if self.used + issued.used > self.due.size:
             spare = issued.used + self.used // 8
-            self.sample = np.concatenate([self.sample[: self.used], np.empty(spare, np.int32)])
+            self.sample = np.concatenate([self.sample[: self.used], np.empty(spare, self.sample.dtype)])
             self.due = np.concatenate([self.due[: self.used], np.empty(spare, np.float32)])
+            self.start = self.start.astype(fitting(self.due.size), copy=False)
         place = slice(self.used, self.used + issued.used)
         self.sample[place], self.due[place] = issued.sample, issued.due
-        self.start[slots], self.count[slots] = issued.start + self.used, issued.count
+        self.start[slots], self.count[slots] = issued.start.astype(np.int64) + self.used, issued.count
         self.soonest[slots] = issued.soonest
         self.used += issued.used
 
@@ -69,11 +106,16 @@ class Corrections:
     """ê: what C of a pair that has flipped differs by from s ∘ G, in units of P; a chain a slot."""
 
     head: Int[np.ndarray, " slots"]
+    sample: Integer[np.ndarray, " capacity"]
     owner: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
     following: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
-    sample: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
     value: Float[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0))
     used: int = 0
+
+    @classmethod
+    def none(cls, slots: int, samples: int) -> "Corrections":
+        """Of so many slots."""
+        return cls(np.full(slots, -1, np.int32), np.empty(0, word_dtype(samples)))
 
     def reserve(self, more: int) -> None:
         """Make room for further entries."""
@@ -150,7 +192,7 @@ class CertifiedChunk:
         The neurons.
     neurons
         The neuron of each slot, counted from the first of the chunk.
-    coefficients
+    sizes
         a_r / √m of each slot.
     counts, start, words, room, free
         Fire rows, the words each may take where it stands, and the first free word.
@@ -165,16 +207,50 @@ class CertifiedChunk:
     chunk: Chunk
     samples: int
     neurons: Int[np.ndarray, " slots"]
-    coefficients: Float[np.ndarray, " slots"]
-    counts: Int[np.ndarray, " slots"]
+    sizes: Coefficients
+    counts: Integer[np.ndarray, " slots"]
     start: Int[np.ndarray, " slots"]
-    words: Int[np.ndarray, " words"] | np.ndarray
-    room: Int[np.ndarray, " slots"]
+    words: Integer[np.ndarray, " words"]
+    room: Integer[np.ndarray, " slots"]
     free: int
-    bucket: Int[np.ndarray, " slots"] | np.ndarray
+    bucket: Integer[np.ndarray, " slots"]
     certificates: Certificates
     corrections: Corrections
     drift: Float[np.ndarray, " slots_or_none"]
+
+    @classmethod
+    def silent(
+        cls,
+        chunk: Chunk,
+        samples: int,
+        neurons: Int[np.ndarray, " slots"],
+        coefficients: Float[np.ndarray, " slots"],
+    ) -> "CertifiedChunk":
+        """With slots that fire on nothing and hold no certificates."""
+        size, dtype = neurons.size, word_dtype(samples)
+        nothing = Certificates.issued(
+            np.zeros(size, dtype), np.full(size, np.inf, np.float32), np.empty(0, dtype), np.empty(0, np.float32)
+        )
+        return cls(
+            chunk=chunk,
+            samples=samples,
+            neurons=neurons,
+            sizes=Coefficients.of(coefficients),
+            counts=np.zeros(size, dtype),
+            start=np.zeros(size, np.int32),
+            words=np.empty(0, dtype),
+            room=np.zeros(size, dtype),
+            free=0,
+            bucket=np.zeros(size, np.uint8),
+            certificates=nothing,
+            corrections=Corrections.none(size, samples),
+            drift=np.empty(0, np.float32),
+        )
+
+    @property
+    def coefficients(self) -> Float[np.ndarray, " slots"]:
+        """a_r / √m of each slot; made when asked for."""
+        return self.sizes.numbers()
 
     def pattern(self) -> FirePattern:
         """A view, not a copy."""
@@ -183,9 +259,10 @@ class CertifiedChunk:
     @property
     def nbytes(self) -> int:
         arrays = (
-            self.neurons, self.coefficients, self.counts, self.start, self.words, self.room, self.bucket, self.drift
+            self.neurons, self.sizes, self.counts, self.start, self.words, self.room, self.bucket, self.drift,
+            self.certificates, self.corrections,
         )  # fmt: skip
-        return sum(array.nbytes for array in arrays) + self.certificates.nbytes + self.corrections.nbytes
+        return sum(array.nbytes for array in arrays)
 
     def apply(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
         """Carry flips into the fire rows and the corrections; G and P are those after the update."""
@@ -197,7 +274,7 @@ class CertifiedChunk:
         if len(flips) == 0:
             return
         touched = flips.touched()
-        limit = (self.samples + 31) // 32
+        limit = self.pattern().limit
         need = np.minimum(limit, self.counts[touched] + np.bincount(flips.slots, minlength=1)[touched])
         self.make_room(int(np.minimum(limit, need + need // 4 + 4).sum()))
         self.free = kernels.rewrite_rows(
@@ -221,36 +298,43 @@ class CertifiedChunk:
     def make_room(self, words: int) -> None:
         """Have so many free words."""
         if self.free + words > self.words.size:
-            self.words = np.concatenate([self.words[: self.free], np.empty(words + self.free // 8, np.uint32)])
+            spare = np.empty(words + self.free // 8, self.words.dtype)
+            self.words = np.concatenate([self.words[: self.free], spare])
+            self.start = self.start.astype(fitting(self.words.size), copy=False)
 
     def replace(
         self,
         pattern: FirePattern,
         certificates: Certificates,
-        bucket: Int[np.ndarray, " slots"] | np.ndarray,
+        bucket: Integer[np.ndarray, " slots"],
         flips: ChunkFlips,
         collected: Float[np.ndarray, " n"],
         scale: float,
     ) -> None:
         """Take over what a pass has found; the flips are those from the pattern before."""
         self._correct_flips(flips, collected, scale)
-        self.counts, self.start, self.words = pattern.counts, pattern.start[:-1], pattern.words
-        self.room = np.diff(pattern.start).astype(np.int32)
-        self.free = self.words.size
+        self.take_rows(pattern)
         self.certificates, self.bucket = certificates, bucket
         self.drift = np.empty(0, np.float32)
 
+    def take_rows(self, pattern: FirePattern) -> None:
+        """The fire rows of a pattern that stand one after the other, in the shortest form."""
+        self.words, self.free = pattern.words, pattern.words.size
+        self.start = pattern.start[:-1].astype(fitting(self.free))
+        self.counts = pattern.counts.astype(self.words.dtype)
+        self.room = np.diff(pattern.start).astype(self.words.dtype)
+
     def state(self) -> dict[str, np.ndarray]:
         """Fire rows as index lists and corrections, slot after slot."""
-        fired = [self.pattern().fired(self.chunk.first + int(neuron)) for neuron in self.neurons]
-        c = self.corrections
+        c, fired = self.corrections, np.empty(int(self.counts.sum(dtype=np.int64)), np.int32)
+        kernels.unpack_lists(self.counts, self.start, self.words, self.samples, fired)
         # A chain begins with its latest entry: the order of the pool, backwards, is that of every chain.
         order = np.lexsort((-np.arange(c.used), c.owner[: c.used]))
         return {
-            "counts": self.counts,
-            "fired": np.concatenate([np.empty(0, np.int32), *fired]),
+            "counts": self.counts.astype(np.int32),
+            "fired": fired,
             "corrections": np.bincount(c.owner[: c.used], minlength=self.neurons.size),
-            "entry_sample": c.sample[order],
+            "entry_sample": c.sample[order].astype(np.int32),
             "entry_value": c.value[order],
         }
 
@@ -263,12 +347,11 @@ class CertifiedChunk:
         entry_value: Float[np.ndarray, " entries"],
     ) -> None:
         """The inverse of `state`."""
-        limit = (self.samples + 31) // 32
-        room = np.minimum(counts, limit).astype(np.int32)
-        self.counts, self.room = counts.copy(), room
-        self.start = np.cumsum(room, dtype=np.int64) - room
-        self.free = int(room.sum(dtype=np.int64))
-        self.words = np.empty(self.free, np.uint32)
+        dtype = self.words.dtype
+        self.room = np.minimum(counts, self.pattern().limit).astype(dtype)
+        self.free, self.counts = int(self.room.sum(dtype=np.int64)), counts.astype(dtype)
+        self.start = (np.cumsum(self.room, dtype=np.int64) - self.room).astype(fitting(self.free))
+        self.words = np.empty(self.free, dtype)
         kernels.pack_rows(self.counts, self.start, self.words, self.samples, fired)
         c = self.corrections
         c.reserve(entry_value.size)
@@ -280,7 +363,7 @@ class CertifiedChunk:
         c.following[last[corrections > 0] - 1] = -1
         c.head[:] = np.where(corrections > 0, last - corrections, -1)
         self.certificates = Certificates.issued(
-            np.zeros(counts.size, np.int32), np.full(counts.size, np.inf, np.float32), np.empty(0, np.int32),
+            np.zeros(counts.size, dtype), np.full(counts.size, np.inf, np.float32), np.empty(0, dtype),
             np.empty(0, np.float32),
         )  # fmt: skip
         self.drift = np.empty(0, np.float32)

@@ -6,13 +6,19 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.kernels import certificate_slots as kernels
-from widefit.nn import Delta
+from widefit.nn import Delta, restorable
+from widefit.nn.delta import restore
 from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.saved import packed, unpack
+from widefit.trackers.fire_pattern import Chunk
 
 # Slots whose displacement is summed at a time.
 _SLOTS = 1024
+# Of the names of what the run began with.
+_BEFORE = "before."
 
 
+@restorable
 @dataclass(frozen=True)
 class CertificateDelta:
     """W − W₀ = −diag(c) (S ∘ G + P ê) X, summed up whenever rows are asked for: k_r d operations a neuron.
@@ -57,7 +63,37 @@ class CertificateDelta:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything it is made of, as arrays."""
-        out = {"collected": self.collected, "scale": self.scale, "inputs": self.inputs}
-        for index, chunk in enumerate(self.chunks):
-            out |= {f"{index}.{name}": array for name, array in chunk.state().items()}
+        spans = [(own.chunk.first, own.chunk.last, own.chunk.output, own.neurons.size) for own in self.chunks]
+        out = {
+            "spans": np.array(spans, np.int64).reshape(-1, 4),
+            "neurons": np.concatenate([chunk.neurons for chunk in self.chunks]),
+            "coefficients": np.concatenate([chunk.coefficients for chunk in self.chunks]),
+            "collected": self.collected,
+            "scale": self.scale,
+            "inputs": self.inputs,
+            **packed(self.chunks),
+        }
+        if self.before is not None:
+            prefix = f"{_BEFORE}{type(self.before).__name__}."
+            out |= {prefix + name: array for name, array in self.before.state().items()}
         return out
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> "CertificateDelta":
+        """The inverse of `state`."""
+        chunks, low = [], 0
+        for first, last, output, size in state["spans"].tolist():
+            own = slice(low, low + size)
+            chunks.append(
+                CertifiedChunk.silent(
+                    Chunk(first, last, output), len(state["inputs"]), state["neurons"][own], state["coefficients"][own]
+                )
+            )
+            low += size
+        unpack(state, chunks)
+        before = None
+        held = [name.removeprefix(_BEFORE) for name in state if name.startswith(_BEFORE)]
+        if held:
+            kind = held[0].split(".")[0]
+            before = restore(kind, {name.removeprefix(f"{kind}."): state[_BEFORE + name] for name in held})
+        return cls(tuple(chunks), state["collected"], state["scale"], state["inputs"], before)

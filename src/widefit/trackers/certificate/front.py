@@ -17,7 +17,7 @@ from widefit.trackers.certificate.trial import Sums
 # Parts that the samples are cut into, whatever the number of threads.
 _PARTS = 8
 # Steps within which a pair is hot: it is cheaper to evaluate it in each of them.
-_CLOSE = 2.0
+CLOSE = 2.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Front:
         """
         caps, threshold = self.geometry.caps, self.geometry.threshold
         step = np.sort(np.abs(g))[::-1].cumsum()[caps - 1] * (1 + 1e-12)
-        self.look(self.path + step, _CLOSE * step)
+        self.look(self.path + step, CLOSE * step)
         if not kernels.charge(self.rows, self.hot, threshold, g):
             return None
         hot, now, samples = self.hot, self.now, g.size
@@ -296,7 +296,7 @@ class _RowsOfChunk:
         fresh = np.ones(held.slots.size, np.bool_)
         fresh[1:] = held.slots[1:] != held.slots[:-1]
         slots, rows = held.slots[fresh], np.cumsum(fresh) - 1
-        counts = chunk.counts[slots]
+        counts = chunk.counts[slots].astype(np.int64)
         silent = np.bincount(rows[~held.fires], minlength=slots.size)
         fired = np.empty(int(counts.sum(dtype=np.int64)), np.uint16 if geometry.samples <= 2**16 else np.int32)
         first = np.cumsum(counts, dtype=np.int64) - counts

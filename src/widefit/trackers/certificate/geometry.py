@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from widefit.kernels.products import panels_of
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.fire_pattern import Chunk
@@ -88,6 +89,8 @@ class Geometry:
         W₀.
     inputs, inputs64, inputs32
         X in the dtype of the network, in float64 and in float32.
+    panels
+        X as `widefit.kernels.products` reads it.
     similarity
         K = X Xᵀ, float32, and infinite beyond its range.
     peak
@@ -108,6 +111,7 @@ class Geometry:
     inputs: Float[np.ndarray, "n d"]
     inputs64: Float[np.ndarray, "n d"]
     inputs32: Float[np.ndarray, "n d"]
+    panels: Float[np.ndarray, "panels d width"]
     similarity: Float[np.ndarray, "n n"]
     peak: Float[np.ndarray, " n"]
     lengths: Float[np.ndarray, " n"]
@@ -136,6 +140,7 @@ class Geometry:
             inputs=inputs,
             inputs64=inputs64,
             inputs32=inputs.astype(np.float32),
+            panels=panels_of(inputs),
             similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),
             lengths=lengths,

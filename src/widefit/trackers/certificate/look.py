@@ -69,7 +69,7 @@ def _look_at_expired(
     (collected, scale), (changed, _) = after.of(chunk.chunk.output), change.of(chunk.chunk.output)
     opened = np.flatnonzero(bounds.highest[chunk.bucket] + (drift if drift.size else 0) >= held.soonest)
     size = int(held.count[opened].sum(dtype=np.int64))
-    position, due = np.empty(size, np.int64), np.empty(size, np.float32)
+    position, due = np.empty(size, held.start.dtype), np.empty(size, np.float32)
     touched, soonest = np.empty(opened.size, np.int32), np.empty(opened.size, np.float32)
     pairs = (np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.bool_))
     values = (np.empty(size), np.empty(size))

@@ -9,12 +9,14 @@ from jaxtyping import Float, Int
 from widefit.kernels import certificate_pass as kernels
 from widefit.kernels import certificate_rows as rows_kernels
 from widefit.kernels import certificate_slots as slots_kernels
+from widefit.kernels.cpu import row_limit
+from widefit.kernels.products import BLOCK, block_for
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.trial import Anew, Bounds, Found, OutputBounds, Sums
 from widefit.trackers.dense import block_rows
-from widefit.trackers.fire_pattern import Chunk, FirePattern
+from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,23 @@ def scan(
     """
     samples, size = geometry.samples, coefficients.size
     rows = min(block_rows(samples), size)
-    z = np.empty((rows, samples), geometry.inputs.dtype)
-    words, scratch = np.empty(rows * ((samples + 31) // 32), np.uint32), np.empty((2, samples + 1), np.int32)
+    z, held = block_for(geometry.panels), np.zeros((BLOCK, geometry.inputs.shape[1]), geometry.inputs.dtype)
+    dtype, scratch = word_dtype(samples), np.empty((2, samples + 1), np.int32)
+    words = np.empty(rows * row_limit(np.empty(0, dtype), samples), dtype)
     if bounds is None:
         radius, level, most = np.empty(0, np.float32), np.empty((0, samples), np.float32), 0
     else:
         radius, level, most = bounds.radius, bounds.level, rows * samples
-    pair_sample, due = np.empty(most, np.int32), np.empty(most, np.float32)
+    pair_sample, due = np.empty(most, dtype), np.empty(most, np.float32)
     issued, soonest = np.empty(size, np.int32), np.empty(size, np.float32)
     counts, start, outputs = np.empty(size, np.int32), np.zeros(size + 1, np.int64), np.zeros(samples)
-    pieces = [(np.empty(0, np.uint32), np.empty(0, np.int32), np.empty(0, np.float32))]
+    pieces = [(np.empty(0, dtype), np.empty(0, dtype), np.empty(0, np.float32))]
     first = 0
     for block in _cut(weights, rows):
         last = first + block.shape[0]
-        values, block_start = z[: last - first], np.empty(last - first + 1, np.int64)
-        np.matmul(block.astype(geometry.inputs.dtype, copy=False), geometry.inputs.T, out=values)
+        block_start = np.empty(last - first + 1, np.int64)
         pairs = kernels.pass_block(
-            values, block, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
+            block, geometry.panels, z, held, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
             coefficients[first:last], geometry.bucket_of, radius, level, idle, counts[first:last], block_start, words,
             scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers.certificate.chunk import CertifiedChunk, Corrections
+from widefit.trackers.certificate.chunk import CertifiedChunk, Coefficients, Corrections, fitting
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import scan
 from widefit.trackers.certificate.radius import SURVEY, Reach, choose_radius
@@ -96,20 +96,21 @@ def _open_chunk(
     found = scan(geometry, chunk, own, geometry.initial.blocks(chunk), bounds, idle=False)
     pattern = found.pattern
     alive = np.flatnonzero(pattern.counts).astype(np.int32)
-    counts = pattern.counts[alive]
+    dtype = pattern.words.dtype
+    counts = pattern.counts[alive].astype(dtype)
     held = CertifiedChunk(
         chunk=chunk,
         samples=geometry.samples,
         neurons=alive,
-        coefficients=own[alive],
+        sizes=Coefficients.of(own[alive]),
         counts=counts,
-        start=pattern.start[:-1][alive],
+        start=pattern.start[:-1][alive].astype(fitting(pattern.words.size)),
         words=pattern.words,
-        room=np.diff(pattern.start)[alive].astype(np.int32),
+        room=np.diff(pattern.start)[alive].astype(dtype),
         free=pattern.words.size,
         bucket=geometry.bucket_of[counts],
         certificates=found.certificates.of(alive),
-        corrections=Corrections(np.full(alive.size, -1, np.int32)),
+        corrections=Corrections.none(alive.size, geometry.samples),
         drift=np.empty(0, np.float32),
     )
     return held, found.outputs

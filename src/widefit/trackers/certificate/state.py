@@ -7,34 +7,23 @@ from widefit.kernels.threads import ordered_map
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import weights_of
+from widefit.trackers.certificate.saved import packed, unpack
 from widefit.trackers.certificate.trial import Sums
 from widefit.trackers.certificate.windows import Standing
 
 
 def save(standing: Standing) -> dict[str, np.ndarray]:
     """G, P, fire rows and corrections."""
-    arrays: dict[str, list[np.ndarray]] = {}
-    for chunk in standing.chunks:
-        for name, array in chunk.state().items():
-            arrays.setdefault(name, []).append(array)
-    parts = {name: np.concatenate(own) for name, own in arrays.items()}
-    return {"collected": standing.sums.collected, "scale": standing.sums.scale, **parts}
+    return {"collected": standing.sums.collected, "scale": standing.sums.scale, **packed(standing.chunks)}
 
 
 def restore(geometry: Geometry, standing: Standing, state: dict[str, np.ndarray]) -> None:
     """Go on from a state: the patterns are those it holds, certificates are issued by the next pass."""
     standing.sums = Sums(state["collected"].copy(), state["scale"].copy())
     standing.bounds = None
-    rows = entries = words = 0
+    unpack(state, standing.chunks)
     for chunk in standing.chunks:
-        size = chunk.neurons.size
-        counts, used = state["counts"][rows : rows + size], state["corrections"][rows : rows + size]
-        own = slice(entries, entries + int(used.sum()))
-        length = int(counts.sum(dtype=np.int64))
-        fired = state["fired"][words : words + length]
-        chunk.restore(counts, fired, used, state["entry_sample"][own], state["entry_value"][own])
         chunk.bucket = geometry.bucket_of[chunk.counts]
-        rows, entries, words = rows + size, own.stop, words + length
 
 
 def write_weights(geometry: Geometry, standing: Standing, out: Float[np.ndarray, "m d"]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -31,6 +31,8 @@ from widefit.trackers.minibatches import Minibatches
 
 # Stochastic steps that a pass in their midst issues certificates for.
 _CERTIFIED_STEPS = 256
+# Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
+_WHOLE = 0.2
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,18 @@ class Certificate(Tracker):
     most, least
         Part of the pairs that may hold certificates: above `most` a pass issues none, and the next step is another
         pass; below `least` the radius is widened.
+    first
+        Part of the pairs that may hold certificates before the first step, the longest: above it another pass is
+        cheaper than to look at so many (measured).
+    gain
+        How many times as long steps must take outside a window, as far as can be foreseen, for it to be opened.
     """
 
     reach: float = 0.5
     most: float = 0.2
     least: float = 0.005
+    first: float = 0.04
+    gain: float = 2.0
     name: str = "certificate"
     lazy: ClassVar[bool] = True
 
@@ -109,12 +118,16 @@ class CertificateTracking(Tracking):
     ):
         self._tracker, self._network = tracker, network
         self.geometry = Geometry.of(network, inputs, threads)
-        reach = Reach(1 + tracker.reach, tracker.most, tracker.least)
+        reach = Reach(1 + tracker.reach, tracker.first, tracker.least)
         opened = open_run(self.geometry, network, expected, reach)
         samples, outputs = opened.outputs.shape
         sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
         self._standing = Standing(opened.chunks, sums, opened.bounds)
-        self._windows, self._pace, self._largest = Windows(self.geometry, self._standing), Pace(), opened.largest
+        self._windows, self._pace, self._largest = (
+            Windows(self.geometry, self._standing, tracker.gain),
+            Pace(),
+            opened.largest,
+        )
         self.outputs = opened.outputs
         self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
         self._passes, self._evaluated = 1, network.width * samples
@@ -186,6 +199,7 @@ class CertificateTracking(Tracking):
         if 0 < sum(slots.size for slots in leaving) <= REISSUED * sum(own.size for own in drift):
             # A few have drifted far: from where they stand now the bounds cover them, too.
             drift = issue_anew(self.geometry, self.chunks, self._standing.sums, bounds, leaving, drift)
+            self._evaluated += sum(slots.size for slots in leaving) * self.geometry.samples
             leaving = beyond(self.chunks, drift, raised.room())
         if any(slots.size for slots in leaving):
             return None
@@ -193,9 +207,9 @@ class CertificateTracking(Tracking):
 
     def _follow_by_movements(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
         """None where too many neurons leave the radius."""
-        drift = own_drift(self.geometry, self.chunks, change)
+        drift = own_drift(self.geometry, self.chunks, change, bounds)
         whole = beyond(self.chunks, drift, bounds.room())
-        if sum(slots.size for slots in whole) > self._tracker.most * sum(own.size for own in drift):
+        if sum(slots.size for slots in whole) > _WHOLE * sum(own.size for own in drift):
             return None
         return self._look(after, change, bounds, np.zeros_like(bounds.level), drift, whole)
 
@@ -267,7 +281,7 @@ class CertificateTracking(Tracking):
         The flips that are counted are those that are seen: a pair that flips to and fro between two visits of its
         sample has not flipped.
         """
-        if minibatches.shrinks or not self.geometry.initial.stored:
+        if minibatches.shrinks or minibatches.trains_readout or not self.geometry.initial.stored:
             return super().descend(minibatches, gram)
         flips, step = 0, 0
         while step < len(minibatches):
@@ -290,21 +304,27 @@ class CertificateTracking(Tracking):
         """True when a window is open; opens one for the coming batches where certificates are good for them."""
         if self._windows.current is not None:
             return True
+        if self._windows.waits():
+            return False
 
         def budget_of(steps: int) -> Float[np.ndarray, "k n"]:
             return budget_for(minibatches, step, steps, self.outputs)
 
         here = Here(self.outputs, self.displacement, gram)
-        if self._standing.bounds is not None and self._windows.open(budget_of, here):
+        visited = min(1.0, minibatches.samples.size / len(minibatches) / self.geometry.samples)
+        if self._standing.bounds is not None and self._windows.open(budget_of, here, visited):
             return True
-        return self._certify(budget_of(_CERTIFIED_STEPS), gram) and self._windows.open(budget_of, here)
+        if not self._certify(budget_of(_CERTIFIED_STEPS), gram):
+            self._windows.wait()
+            return False
+        return self._windows.open(budget_of, here, visited)
 
     def _certify(self, coming: Float[np.ndarray, "k n"], gram: Grams) -> bool:
         """A pass where the run stands, for steps with about so large a sum; False where there is no such radius."""
         sums = self._standing.sums
         change = Sums(coming, np.zeros(len(coming)))
         with serial_blas():
-            radius = choose_radius(self.geometry, self.chunks, change, sums, self._reach())
+            radius = choose_radius(self.geometry, self.chunks, change, sums, replace(self._reach(), widely=True))
         if radius is None:
             return False
         bounds = Bounds.after_pass(radius, self.geometry.samples)

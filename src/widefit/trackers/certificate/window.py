@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from widefit.trackers.base import Displacement
 from widefit.trackers.certificate.front import Front, FrontTrial
+from widefit.trackers.certificate.price import Price
 from widefit.trackers.certificate.trial import Sums
 
 # Hot pairs beyond those of the first steps, summed over steps, that take as long as finding a neuron's candidates anew,
@@ -35,6 +36,8 @@ class Window:
         Σ |g| for every sample: what the candidates were chosen for, and what it has come to.
     fronts
         For every output.
+    price
+        What its steps were expected to take.
     neurons
         That were looked at to find the candidates.
     steps, planned
@@ -47,17 +50,20 @@ class Window:
     budget: Float[np.ndarray, "k n"]
     spent: Float[np.ndarray, "k n"]
     fronts: list[Front]
+    price: Price
     neurons: int
     planned: int
     steps: int = 0
     flipped: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list), init=False)
     _hot: int = field(default=0, init=False)
+    _now_hot: int = field(default=0, init=False)
     _excess: int = field(default=0, init=False)
 
     def holds(self, change: Float[np.ndarray, "k n"]) -> bool:
         """True when the budget covers a step, and another window would not be cheaper."""
         worn = self._excess > _PER_NEURON * self.neurons + _PER_CANDIDATE * self.size
-        return not worn and bool(np.all(self.spent + np.abs(change) <= self.budget))
+        dear = self.steps > 0 and self.price.step(self._now_hot) > max(self.price.outside, self.price.step(self._hot))
+        return not worn and not dear and bool(np.all(self.spent + np.abs(change) <= self.budget))
 
     def propose(self, after: Sums, before: Sums, displacement: Displacement) -> FollowedInWindow | None:
         """What a full-batch step would do; None where the window ends before it."""
@@ -80,6 +86,7 @@ class Window:
         """Take account of steps that were taken."""
         hot = sum(front.hot_pairs for front in self.fronts)
         self._hot = hot if self.steps == 0 else self._hot
+        self._now_hot = hot
         self._excess += steps * (hot - self._hot)
         self.steps += steps
 

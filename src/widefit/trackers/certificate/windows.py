@@ -13,11 +13,14 @@ from widefit.trackers.certificate.candidates import REISSUED, Candidates, candid
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.front import Front
 from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.price import price
 from widefit.trackers.certificate.trial import Bounds, Sums
 from widefit.trackers.certificate.window import FollowedInWindow, Window
 
 # Steps of a window at least and at most, and pairs that may be candidates in it before it is made shorter.
 _SHORTEST, _LONGEST, _MOST_CANDIDATES = 4, 1 << 14, 4_000_000
+# Steps that the first window is to have.
+_FIRST = 32
 # Steps at most before another window is tried where one was too short.
 _LONGEST_WAIT = 32
 
@@ -56,19 +59,20 @@ class Pace:
     Attributes
     ----------
     alike
-        Steps in a row that were within a factor of 2 of the one before.
+        Steps in a row that were like the one before: as long to a factor of 2, and over the same samples.
     """
 
     def __init__(self) -> None:
-        self.alike, self._last = 0, 0.0
+        self.alike, self._last = 0, np.zeros((1, 1))
 
     def resembles(self, change: Float[np.ndarray, "k n"]) -> bool:
         """True when a step is like the one before."""
-        return self._last > 0 and bool(0.5 < np.abs(change).sum() / self._last < 2)
+        size, last = np.abs(change), float(self._last.sum())
+        return bool(0.5 * last < size.sum() < 2 * last and np.abs(size - self._last).sum() < 1.2 * last)
 
     def record(self, change: Float[np.ndarray, "k n"]) -> None:
         self.alike = self.alike + 1 if self.resembles(change) else 0
-        self._last = float(np.abs(change).sum())
+        self._last = np.abs(change)
 
 
 class Windows:
@@ -76,18 +80,20 @@ class Windows:
 
     Attributes
     ----------
+    gain
+        How many times as long steps must take outside a window for it to be opened.
     current
         The window that is open.
     opened
         How many there have been.
     """
 
-    def __init__(self, geometry: Geometry, standing: Standing):
-        self._geometry, self._standing = geometry, standing
+    def __init__(self, geometry: Geometry, standing: Standing, gain: float):
+        self._geometry, self._standing, self.gain = geometry, standing, gain
         self._similarity = geometry.inputs64 @ geometry.inputs64.T
         self._grams: list[np.ndarray] | None = None
         self.current: Window | None = None
-        self.opened, self._horizon, self._wait, self._patience = 0, 8, 0, 1
+        self.opened, self._horizon, self._wait, self._patience = 0, _FIRST, 0, 1
 
     def propose(self, after: Sums, pace: Pace, here: Here) -> FollowedInWindow | None:
         """What a full-batch step would do, where a window covers it; opens one where steps are small and steady."""
@@ -100,11 +106,10 @@ class Windows:
             if step is not None:
                 return step
             self.close()
-        self._wait -= 1
-        if pace.alike < 2 or self._wait >= 0 or not pace.resembles(change):
+        if self.waits() or pace.alike < 2 or not pace.resembles(change):
             return None
         size = np.abs(change)
-        if self.open(lambda steps: steps * (1.25 * size + 0.25 * size.mean(axis=1, keepdims=True)), here):
+        if self.open(lambda steps: steps * (1.25 * size + 0.25 * size.mean(axis=1, keepdims=True)), here, 1.0):
             assert self.current is not None
             step = self.current.propose(after, standing.sums, here.displacement)
             if step is None:
@@ -114,8 +119,8 @@ class Windows:
 
     # Opening.
 
-    def open(self, budget_of: Callable[[int], Float[np.ndarray, "k n"]], here: Here) -> bool:
-        """Choose candidates for the longest window that the radius allows, up to the horizon.
+    def open(self, budget_of: Callable[[int], Float[np.ndarray, "k n"]], here: Here, visited: float) -> bool:
+        """Choose candidates for the longest window that the radius allows, up to the horizon; False where none pays.
 
         Parameters
         ----------
@@ -123,6 +128,8 @@ class Windows:
             Σ |g| of every sample in so many steps.
         here
             Where the run stands.
+        visited
+            Part of the samples that a step looks at.
         """
         standing = self._standing
         assert standing.bounds is not None
@@ -131,23 +138,31 @@ class Windows:
             budget = budget_of(steps)
             chosen = self._candidates(standing.bounds, budget)
             if chosen is not None:
+                cost = price(self._geometry, standing.chunks, chosen, budget_of(round(1 / visited)), visited)
+                if not cost.gain(steps) >= self.gain:
+                    break
                 fronts = [self._front(chosen, output, here) for output in range(len(budget))]
                 neurons = sum(chunk.neurons.size for chunk in standing.chunks)
                 begun = standing.sums.collected.copy()
-                self.current = Window(begun, budget, np.zeros_like(budget), fronts, neurons, steps)
-                self.opened += 1
+                self.current = Window(begun, budget, np.zeros_like(budget), fronts, cost, neurons, steps)
+                self.opened, self._patience = self.opened + 1, 1
                 self._grams = None
                 if self.current.size > _MOST_CANDIDATES:
                     self._horizon = max(_SHORTEST, steps // 2)
                 return True
             steps //= 2
-        if standing.bounds.level.any() or any(chunk.drift.any() for chunk in standing.chunks):
-            # The radius is used up: the next step makes a pass.
-            standing.bounds = None
-        else:
-            # Steps are too long as yet.
-            self._wait = self._patience = min(2 * self._patience, _LONGEST_WAIT)
+        # Steps are too long as yet.
+        self.wait()
         return False
+
+    def wait(self) -> None:
+        """Do without for some steps, for longer every time."""
+        self._wait = self._patience = min(2 * self._patience, _LONGEST_WAIT)
+
+    def waits(self) -> bool:
+        """True when another window is not to be tried at this step."""
+        self._wait -= 1
+        return self._wait >= 0
 
     def _steps_within(self, bounds: Bounds, budget: Float[np.ndarray, "k n"]) -> int:
         """About as many steps, up to the horizon, as keep most neurons within the radius; the budget is of them all."""

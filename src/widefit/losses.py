@@ -89,6 +89,11 @@ class Huber(OutputLoss):
 class BinaryCrossEntropy(OutputLoss):
     """`torch.nn.BCEWithLogitsLoss()`."""
 
+    @staticmethod
+    def checked(outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
+        """Targets in the shape of the outputs, or a ValueError that says what is wrong with them."""
+        return _columns(outputs, targets)
+
     def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
         return functional.binary_cross_entropy_with_logits(outputs, _columns(outputs, targets))
 
@@ -103,10 +108,10 @@ class CrossEntropy(OutputLoss):
     """`torch.nn.CrossEntropyLoss()`; targets are class numbers (n,) or probabilities (n, k)."""
 
     def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return functional.cross_entropy(outputs, self._classes(outputs, targets))
+        return functional.cross_entropy(outputs, self.checked(outputs, targets))
 
     def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        classes = self._classes(outputs, targets)
+        classes = self.checked(outputs, targets)
         n, k = outputs.shape
         probability = torch.softmax(outputs, dim=1)
         wanted = classes if classes.is_floating_point() else functional.one_hot(classes, k).to(outputs)
@@ -119,7 +124,8 @@ class CrossEntropy(OutputLoss):
         return LocalLeastSquares((probability - wanted) / (half * n**0.5), root)
 
     @staticmethod
-    def _classes(outputs: Tensor, targets: Tensor | None) -> Tensor:
+    def checked(outputs: Tensor, targets: Tensor | None) -> Tensor:
+        """Class numbers (n,) or probabilities (n, k), or a ValueError that says what is wrong with them."""
         classes = _given(targets)
         if classes.is_floating_point():
             if classes.shape != outputs.shape:

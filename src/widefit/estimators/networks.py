@@ -1,0 +1,62 @@
+"""The networks behind the estimators: two-layer for one width, deep for several."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from widefit.gram.limit import deep_limit_gram
+from widefit.nn import Deep, TwoLayer
+from widefit.nn.deep import norm_keeping_scale
+from widefit.tuning import Tuning
+
+CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
+# γ of `widefit.nn.Deep`.
+_INPUT_SHARE = 0.5
+
+
+def limit_kernel(thresholds: tuple[float, ...]):
+    """H of the network at infinite width from inputs on the sphere; None for one layer, which tuning knows."""
+    if len(thresholds) == 1:
+        return None
+    return lambda inputs: deep_limit_gram(inputs, thresholds, _INPUT_SHARE)
+
+
+def draw(
+    tuning: Tuning, sizes: tuple[int, ...], thresholds: tuple[float, ...], outputs: int, activation: str, seed: int
+) -> TwoLayer | Deep:
+    """An untrained network for the inputs and the readout scale of a tuning."""
+    features = tuning.sphere.out_features
+    if len(sizes) == 1:
+        return TwoLayer(
+            features,
+            sizes[0],
+            outputs,
+            threshold=thresholds[0],
+            convention=CONVENTIONS[activation],
+            readout_scale=tuning.readout_scale,
+            paired=True,
+            seed=seed,
+        )
+    # In the units of a two-layer network, whose activations keep no norm.
+    scale = tuning.readout_scale / norm_keeping_scale(1, thresholds[0])
+    return Deep(
+        features, sizes, outputs, threshold=thresholds, input_share=_INPUT_SHARE, readout_scale=scale, seed=seed
+    )
+
+
+def network_parts(network: TwoLayer | Deep) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A network as tensors and plain values; `network_from_parts` is the inverse."""
+    if isinstance(network, TwoLayer):
+        tensors = {"weight": network.weight.detach(), "readout": network.readout.detach()}
+        return tensors, {"threshold": network.threshold, "convention": network.activation.convention}
+    tensors = {f"network.{name}": tensor.detach() for name, tensor in network.state_dict().items()}
+    return tensors, {"thresholds": list(network.thresholds), "input_share": network.input_share}
+
+
+def network_from_parts(tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> TwoLayer | Deep:
+    """The network that `network_parts` was given."""
+    if "thresholds" not in document:
+        return TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **document)
+    own = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    return Deep.from_tensors(own, **document)

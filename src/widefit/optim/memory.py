@@ -1,0 +1,31 @@
+"""What one step hands to the next."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class StepMemory:
+    """All of it is in the state dict.
+
+    Attributes
+    ----------
+    level
+        Relative λ to begin with.
+    step, seconds
+        Taken so far.
+    changing
+        Whether steps see different data.
+    tolerance
+        To which an iteration solves the next equations.
+    pace, trend
+        Part of a step that is taken, and trend of the losses before it, where every step sees few, other data.
+    """
+
+    level: float
+    step: int = 0
+    seconds: float = 0.0
+    changing: bool = False
+    tolerance: float = 1e-3
+    pace: float = 1.0
+    trend: float = math.inf

@@ -1,0 +1,75 @@
+"""What a run is given, checked once: the rule, its loss, the data."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from widefit import rules, trackers
+from widefit.nn import Deep, TwoLayer
+from widefit.rules import Objective, Rule
+
+
+def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
+    """A rule with the loss that was asked for; None: its own."""
+    chosen = rule_of(rule)
+    if loss is None:
+        return chosen
+    known = {name: name for name in trackers.LOSSES} | {"cross_entropy": "logistic" if outputs == 1 else "softmax"}
+    if loss not in known:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, known))}, got {loss!r}")
+    return replace(chosen, loss=known[loss])  # pyright: ignore[reportArgumentType]
+
+
+def rule_of(rule: str | Rule) -> Rule:
+    """A rule by its name, or itself."""
+    if isinstance(rule, Rule):
+        return rule
+    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
+    if rule not in named:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
+    return named[rule]()
+
+
+def checked_problem(
+    network: TwoLayer | Deep,
+    X: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    sample_weight: ArrayLike | Tensor | None,
+    alpha: float,
+    loss: str,
+) -> tuple[np.ndarray, Objective]:
+    """Inputs in the dtype of the network and the objective in float64, checked."""
+    dtype = torch.empty(0, dtype=network.dtype).numpy().dtype
+    inputs = np.ascontiguousarray(_array(X, "X"), dtype=dtype)
+    targets = np.ascontiguousarray(_array(y, "y"), dtype=np.float64)
+    targets = targets[:, None] if targets.ndim == 1 else targets
+    if inputs.ndim != 2 or inputs.shape[0] == 0 or inputs.shape[1] != network.in_features:
+        raise ValueError(f"X must have shape (n, {network.in_features}) with n ≥ 1, got {inputs.shape}")
+    samples = inputs.shape[0]
+    if targets.shape != (samples, network.out_features):
+        raise ValueError(f"y must have shape ({samples}, {network.out_features}), got {targets.shape}")
+    weight = np.ones(samples) if sample_weight is None else _array(sample_weight, "sample_weight").astype(np.float64)
+    if weight.shape != (samples,) or np.any(weight < 0) or not np.any(weight > 0):
+        raise ValueError(f"sample_weight must be {samples} numbers ≥ 0, not all 0")
+    for name, array in (("X", inputs), ("y", targets), ("sample_weight", weight)):
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
+    trackers.check_targets(loss, targets)
+    return inputs, Objective(targets, weight, alpha, loss)
+
+
+def refuse_floor(network: TwoLayer) -> None:
+    """Raise a ValueError where silent neurons have a part in the outputs, so that each step would move them all."""
+    if network.activation.silent != 0:
+        raise ValueError('train_readout takes networks whose silent neurons give 0, not convention="floor"')
+
+
+def _array(value: ArrayLike | Tensor, name: str) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    return array

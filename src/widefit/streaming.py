@@ -1,0 +1,226 @@
+"""Learning from a stream: every sample is seen once, in the order in which it comes."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from widefit import gram, rules, trackers
+from widefit.history import History, StepInfo
+from widefit.kernels.compilation import announce_compilation
+from widefit.nn import TwoLayer
+from widefit.plan import Plan
+from widefit.problem import checked_problem, refuse_floor, rule_of
+from widefit.rules import Linearization, Objective, Rule
+from widefit.search_plan import NeuronShape, plan_stream
+
+# Samples from which an automatic rate is made, and that `train_stream` hands over at once.
+BLOCK = 1024
+# Entries of a history; when there are more, every second goes.
+_ENTRIES = 400
+
+
+@dataclass
+class Recorder:
+    """The history of a stream in bounded memory: the loss of each entry is the mean since the entry before.
+
+    Attributes
+    ----------
+    history
+        The entries.
+    every
+        Blocks an entry; doubles whenever there are too many entries.
+    last
+        The last block, in an entry or not.
+    waiting, weight, total
+        Of the entry that is not yet full: its blocks, their weight, and the sum of their losses.
+    """
+
+    history: History = field(default_factory=History)
+    every: int = 1
+    last: StepInfo | None = None
+    waiting: int = 0
+    weight: float = 0.0
+    total: float = 0.0
+
+    @classmethod
+    def from_document(cls, history: History, document: dict[str, Any]) -> "Recorder":
+        """The inverse of `document`, given the history."""
+        last = document["last"]
+        return cls(history, **{**document, "last": None if last is None else StepInfo(**last)})
+
+    def document(self) -> dict[str, Any]:
+        """All but the history as plain values."""
+        return {name: value for name, value in asdict(self).items() if name != "history"}
+
+    def add(self, info: StepInfo, weight: float) -> None:
+        """A block whose samples weigh so much."""
+        self.last = info
+        self.waiting, self.weight = self.waiting + 1, self.weight + weight
+        self.total += weight * info.loss
+        if self.waiting >= self.every:
+            self.close(info)
+
+    def close(self, info: StepInfo) -> None:
+        """End an entry with what is there."""
+        if not self.waiting:
+            return
+        self.history.steps.append(replace(info, loss=self.total / self.weight))
+        self.waiting, self.weight, self.total = 0, 0.0, 0.0
+        if len(self.history) > _ENTRIES:
+            first, *others = self.history.steps
+            pairs = zip(others[::2], others[1::2], strict=False)
+            self.history.steps = [first, *(_merged(*pair) for pair in pairs), *others[2 * (len(others) // 2) :]]
+            self.every *= 2
+
+
+class Streaming:
+    """Stochastic descent over samples that are seen once; `widefit.train_stream` is the loop around it.
+
+    Parameters
+    ----------
+    network
+        Trained in place: up to date after every `learn`.
+    rule
+        "sgd" or `widefit.rules.SGD`.
+    tracker
+        "auto", "dense", "half-space-tree", or a tracker that takes streams. "auto" looks the first samples up.
+    threads
+        Cores to use, None: `torch.get_num_threads()`. The result does not depend on it.
+    memory
+        What `learn` remembered in an earlier run over the same network; None begins anew.
+
+    Attributes
+    ----------
+    plan
+        What "auto" chose; there is one from the first `learn` on.
+    memory
+        Numbers: "lr", the rate before the schedule; "seen", the samples so far; "first", the loss of the first of them
+        before any step.
+
+    Raises
+    ------
+    ValueError
+        A rule that needs all samples at once, a second layer that is to be trained and cannot be.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        network: TwoLayer,
+        *,
+        rule: str | Rule = "sgd",
+        tracker: str | trackers.Tracker = "auto",
+        threads: int | None = None,
+        memory: dict[str, float] | None = None,
+    ):
+        chosen = rule_of(rule)
+        if not isinstance(chosen, rules.SGD):
+            raise ValueError(f'rule must be "sgd" or a widefit.rules.SGD for a stream, got {chosen.name!r}')
+        if chosen.train_readout:
+            refuse_floor(network)
+        self.network, self.rule = network, chosen
+        self.memory: dict[str, float] = dict(memory or {})
+        self._tracker = tracker
+        self._threads = torch.get_num_threads() if threads is None else threads
+        self._stream: trackers.Stream | None = None
+
+    @property
+    def seen(self) -> int:
+        """Samples so far."""
+        return int(self.memory.get("seen", 0))
+
+    @property
+    def tracker(self) -> str:
+        """The name of the tracker, "auto" before the first samples."""
+        return self._stream.name if self._stream is not None else str(getattr(self._tracker, "name", self._tracker))
+
+    def learn(
+        self, X: ArrayLike | Tensor, y: ArrayLike | Tensor, sample_weight: ArrayLike | Tensor | None = None
+    ) -> Float[np.ndarray, "n k"]:
+        """Take a step along every minibatch of some samples, in their order.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d) with n ≥ 1; taken as it is, cast to the dtype of the network.
+        y
+            Shape (n,) or (n, k), as the loss of the rule takes it.
+        sample_weight
+            ω ≥ 0, shape (n,), not all 0; None: ones.
+
+        Returns
+        -------
+        f at every sample before the step of its batch, float64.
+
+        Raises
+        ------
+        ValueError
+            An argument of the wrong shape or value, numbers that are not finite; weights that have overflowed.
+        """
+        inputs, objective = checked_problem(self.network, X, y, sample_weight, 0.0, self.rule.loss)
+        stream = self._started(inputs, objective)
+        minibatches = self.rule.stretch(objective, self.seen, self.memory["lr"])
+        # Weights that overflow are seen in the outputs.
+        with np.errstate(over="ignore", invalid="ignore"):
+            before = stream.descend(inputs, minibatches)
+            stream.publish()
+        self.memory["seen"] = self.seen + inputs.shape[0]
+        if not np.isfinite(before).all():
+            raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
+        return before
+
+    def loss(
+        self, outputs: Float[np.ndarray, "n k"], y: ArrayLike | Tensor, sample_weight: ArrayLike | Tensor | None = None
+    ) -> float:
+        """Weighted mean over samples of the squared residual, or of ℓ for another loss."""
+        targets = np.asarray(y, dtype=np.float64).reshape(outputs.shape)
+        weight = np.ones(len(outputs)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        return Objective(targets, weight, 0.0, self.rule.loss).loss(outputs)
+
+    def settle(self) -> None:
+        """Let what follows be what would follow in another run from the network as it is, to the last bit."""
+        if self._stream is not None:
+            self._stream.settle()
+
+    def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
+        """f at some inputs in the dtype of the network, as the steps see it."""
+        assert self._stream is not None
+        return self._stream.evaluate(x)
+
+    def _started(self, inputs: np.ndarray, objective: Objective) -> trackers.Stream:
+        """What depends on the first samples."""
+        if self._stream is None:
+            announce_compilation()
+            shape = NeuronShape.of(self.network, inputs)
+            self.plan, tracker = plan_stream(shape, self._tracker, self._threads)
+            if self.rule.train_readout and not tracker.trains_readout:
+                raise ValueError(f'tracker "{tracker.name}" keeps the second layer as it is; take tracker="dense"')
+            self._stream = tracker.stream(self.network, threads=self._threads)
+        if "lr" not in self.memory:
+            view = self._view(inputs[:BLOCK], objective)
+            first = view.objective.loss(view.outputs)
+            self.memory = {"lr": self.rule.start(view)["lr"], "seen": 0, "first": first}
+        return self._stream
+
+    def _view(self, inputs: np.ndarray, objective: Objective) -> Linearization:
+        """The first samples as a problem of their own, for a rate that suits them."""
+        size, threads = inputs.shape[0], self._threads
+        part = replace(objective, targets=objective.targets[:size], sample_weight=objective.sample_weight[:size])
+        tracking = trackers.Dense().start(self.network, inputs, threads=threads)
+        exact = inputs.astype(np.float64)
+        grams = gram.CurrentGrams(tracking, exact @ exact.T, self.network.coefficients, 1, threads)
+        return Linearization(
+            part, tracking.outputs, None, grams,
+            features_squared=lambda: trackers.features_squared(self.network, inputs),
+        )  # fmt: skip
+
+
+def _merged(one: StepInfo, two: StepInfo) -> StepInfo:
+    """Two neighbouring entries as one; they hold as many samples."""
+    return replace(two, loss=(one.loss + two.loss) / 2)

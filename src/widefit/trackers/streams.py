@@ -1,0 +1,69 @@
+"""Samples that are seen once: no pattern is kept, only neurons."""
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.nn import TwoLayer
+from widefit.trackers.base import Stream
+from widefit.trackers.counters import Counters
+from widefit.trackers.descent import descend
+from widefit.trackers.layer import Layer, refuse_unstored, write_readout
+from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.neuron_trees import NeuronTrees
+
+
+class DenseStream(Stream):
+    """See `Dense`: a step costs 2 m b d flops for a batch of b."""
+
+    def __init__(self, name: str, network: TwoLayer, threads: int):
+        refuse_unstored(name, network)
+        self.name, self.counters = name, Counters()
+        self._network, self._layer, self._threads = network, Layer.of(network), threads
+        self._moves_readout = False
+
+    def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
+        self._moves_readout |= minibatches.trains_readout
+        self.counters += Counters(pairs_evaluated=self._layer.weight.shape[0] * minibatches.samples.size)
+        return descend(self._layer, inputs, minibatches, self._threads)
+
+    def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
+        # Steps of length 0 go nowhere, and see the outputs.
+        size, outputs = x.shape[0], self._layer.silent.size
+        looks = Minibatches(
+            np.arange(size), np.array([0, size]), np.zeros(1), np.zeros((size, outputs)), np.ones(size)
+        )  # fmt: skip
+        return self.descend(x, looks)
+
+    def publish(self) -> None:
+        if self._moves_readout:
+            write_readout(self._layer.coefficients, self._network)
+
+
+class TreeStream(Stream):
+    """See `HalfSpaceTree`: a step touches the neurons that fire on its batch, found in trees over the neurons."""
+
+    def __init__(self, name: str, leaf_size: int, network: TwoLayer, threads: int):
+        refuse_unstored(name, network)
+        self.name, self._network, self._layer = name, network, Layer.of(network)
+        self._trees = NeuronTrees(self._layer, leaf_size, threads)
+        self._moves_readout = False
+
+    @property
+    def counters(self) -> Counters:
+        return self._trees.counters
+
+    def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
+        self._moves_readout |= minibatches.trains_readout
+        return self._trees.descend(inputs, minibatches)
+
+    def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
+        return self._trees.evaluate(x)
+
+    def publish(self) -> None:
+        self._trees.write_weights(self._layer.weight)
+        if self._moves_readout:
+            write_readout(self._layer.coefficients, self._network)
+
+    def settle(self) -> None:
+        self.publish()
+        self._trees.refresh()

@@ -1,0 +1,144 @@
+"""`widefit finetune`: a module path, weights and a table in; weights and a delta out."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import call
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import widefit
+from widefit.cli.adapting import Job, load_model
+from widefit.cli.adapting import run as adapt
+from widefit.cli.output import Output
+
+MODELS = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+
+def plain():
+    return nn.ReLU()
+
+def needs(width):
+    return nn.Linear(width, 1)
+
+number = 3
+def one():
+    return 1
+"""
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("finetune")
+    (place / "my_models.py").write_text(MODELS)
+    torch.manual_seed(0)
+    state = build().state_dict()
+    torch.save(state, place / "weights.pt")
+    save_file(state, place / "weights.safetensors")
+    torch.save([1, 2], place / "list.pt")
+    torch.save(build(), place / "whole.pt")
+    torch.save({**state, "0.weight": torch.zeros(31, 3)}, place / "shape.pt")
+    torch.save(
+        {name: value for name, value in state.items() if name != "2.bias"} | {"x": torch.ones(1)}, place / "k.pt"
+    )
+    (place / "text.pt").write_text("no weights")
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    table = {
+        "kinds.csv": ("a,b,c,kind", ["ant" if row[0] + row[1] > 0 else "bee" for row in rows]),
+        "four.csv": ("a,b,c,kind", [str(i % 4) for i in range(60)]),
+        "two_columns.csv": ("a,b,kind", [str(i % 2) for i in range(60)]),
+        "words.csv": ("a,b,c,kind", [str(i % 2) for i in range(60)]),
+        "gaps.csv": ("a,b,c,kind", [str(i % 2) for i in range(60)]),
+    }
+    for name, (head, kinds) in table.items():
+        lines = [",".join([*(f"{value:.4f}" for value in row[: head.count(",")]), kind])
+                 for row, kind in zip(rows, kinds, strict=True)]  # fmt: skip
+        if name == "words.csv":
+            lines = ["x" + line for line in lines]
+        if name == "gaps.csv":
+            lines[4] = lines[4].replace(lines[4].split(",")[1], "", 1)
+        (place / name).write_text("\n".join([head, *lines, ""]))
+    return place
+
+
+def test_weights_and_delta(folder: Path):
+    source = "my_models:build", "weights.pt", "kinds.csv"
+    found = call("finetune", *source, "--target", "kind", "--delta", "d.delta", "--json", folder=folder)
+    assert found.code == 0
+    document = json.loads(found.stdout)
+    assert document["loss"] == "cross_entropy"
+    assert document["classes"] == ["ant", "bee"]
+    assert document["held-out loss"][1] < 0.5 * document["held-out loss"][0]
+    new = torch.load(folder / "weights.tuned.pt", weights_only=True)
+    model = build()
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    assert list(new) == list(model.state_dict())
+    merged = widefit.LowRankDelta.load(folder / "d.delta").merged(model)
+    assert all(torch.equal(value, new[name]) for name, value in merged.state_dict().items())
+
+
+def test_safetensors(folder: Path):
+    source = "my_models:build", "weights.safetensors", "kinds.csv"
+    found = call("finetune", *source, "--layers", "2", "--out", "new.safetensors", folder=folder)
+    assert "held-out loss" in found.stdout
+    assert "weights in new.safetensors" in found.stderr
+    before, after = load_file(folder / "weights.safetensors"), load_file(folder / "new.safetensors")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"2.weight", "2.bias"}
+
+
+MODELS_REFUSED = {
+    "no colon": ("my_models", "weights.pt", "'my_models' is not MODULE:FACTORY"),
+    "no module": ("nothing:build", "weights.pt", "there is no module 'nothing'"),
+    "no factory": ("my_models:number", "weights.pt", "has no function or class 'number'"),
+    "arguments": ("my_models:needs", "weights.pt", "cannot be called without arguments"),
+    "not a model": ("my_models:one", "weights.pt", "gives a int, not a torch.nn.Module"),
+    "no weights": ("my_models:build", "none.pt", "there is no file"),
+    "a list": ("my_models:build", "list.pt", "it holds a list, not tensors by name"),
+    "a whole model": ("my_models:build", "whole.pt", "whole.pt is not a state dict"),
+    "text": ("my_models:build", "text.pt", "text.pt is not a state dict"),
+    "keys": ("my_models:build", "k.pt", "it lacks '2.bias' and it has also 'x'"),
+    "shapes": ("my_models:build", "shape.pt", "'0.weight' has shape (31, 3)"),
+}
+
+ROWS_REFUSED = {
+    "columns": ("two_columns.csv", {}, "in_features=3"),
+    "classes": ("four.csv", {}, "class numbers must lie in 0 … 1"),
+    "words": ("words.csv", {}, "hold no numbers: 'a'"),
+    "gaps": ("gaps.csv", {}, "column 'b' has 1 missing value (first in row 5)"),
+    "layer": ("kinds.csv", {"layers": ("1",)}, "'1' cannot be adapted"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS_REFUSED)
+def test_models_that_are_refused(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    factory, weights, message = MODELS_REFUSED[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_model(factory, Path(weights))
+
+
+@pytest.mark.parametrize("name", ROWS_REFUSED)
+def test_rows_that_are_refused(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    data, settings, message = ROWS_REFUSED[name]
+    job = Job("my_models:build", Path("weights.pt"), data, "kind", None, settings, Path("never.pt"), None)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adapt(job, Output(quiet=True))
+    assert not Path("never.pt").exists()
+
+
+def test_a_refusal_is_one_line(folder: Path):
+    found = call("finetune", "my_models:build", "list.pt", "kinds.csv", folder=folder)
+    assert found.code == 2
+    assert found.stderr.startswith("widefit: error: list.pt is not a state dict")

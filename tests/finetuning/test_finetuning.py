@@ -1,0 +1,328 @@
+"""Steps, stages and what is returned, against dense float64 algebra written out."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import Custom, Encoder, FeedForward, perceptron
+from torch import nn
+from torch.func import functional_call, jacrev
+
+import widefit
+from widefit.callbacks import Callback
+from widefit.finetuning.adapt import _sparse_layers
+from widefit.finetuning.blocks import observe
+from widefit.finetuning.cut import cut
+from widefit.finetuning.stage import Stage, parameters_of
+from widefit.finetuning.system import Factored, Readout, system_of
+from widefit.losses import CrossEntropy, MeanSquare
+
+
+def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch.Tensor:
+    """∂f/∂(weights and biases of the layers), (n k) × P, by autograd."""
+    chosen = parameters_of(model, names)
+    found = jacrev(lambda p: functional_call(model, p, (x,)).reshape(-1))(chosen)
+    return torch.cat([found[name].reshape(-1, chosen[name].numel()) for name in chosen], dim=1).detach()
+
+
+def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Tensor | None = None, **options) -> Stage:
+    model = copy.deepcopy(model).requires_grad_(False)
+    held_out = None if held is None else (held,)
+    given = parameters_of(model, names)
+    return Stage.of(model, names, cut(model, names, (x[:2],), **options), (x,), held_out, given)
+
+
+CASES = {
+    "read-out": (perceptron(4, 9, 9, 3), ["4"]),
+    "last block": (perceptron(4, 9, 9, 3), ["2", "4"]),
+    "every layer": (perceptron(4, 9, 9, 3), ["0", "2", "4"]),
+    "first layer": (perceptron(4, 9, 9, 3), ["0"]),
+    "no bias, residual path": (Custom().eval().double(), ["second", "third"]),
+    "positions": (Encoder().eval().double(), ["block.1.wi", "block.1.wo", "head"]),
+}
+
+
+def rows_for(name: str, n: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = {"no bias, residual path": (n, 6), "positions": (n, 5, 6)}.get(name, (n, 4))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 7, 30])
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_is_the_dense_one(name: str, n: int):
+    model, names = CASES[name]
+    x, held = rows_for(name, n), rows_for(name, 5, seed=2)
+    if n == 7:
+        x[3] = x[2]
+        x[4] = 0
+    stage = stage_of(model, names, x, held)
+    point = stage.start()
+    with torch.no_grad():
+        torch.testing.assert_close(point.outputs, model(x))
+        torch.testing.assert_close(point.held_out, model(held))
+    targets = torch.arange(n) % point.outputs.shape[1]
+    local = CrossEntropy().expand(point.outputs, targets)
+    parts = stage.parts(point, local.root)
+    system = system_of(stage.direct, parts)
+
+    J = torch.einsum("nab,nap->nbp", local.root, dense_jacobian(model, names, x).reshape(*point.outputs.shape, -1))
+    J = J.flatten(0, 1)
+    H = J @ J.T
+    assert system.scale == pytest.approx(float(H.diagonal().mean()), rel=1e-9)
+    step = torch.randn_like(point.outputs)
+    torch.testing.assert_close(system.image(step).reshape(-1), H @ step.reshape(-1), rtol=1e-9, atol=1e-12)
+
+    damping = 0.1 * system.scale
+    g = torch.linalg.solve(H + damping * torch.eye(len(H), dtype=torch.float64), local.residual.reshape(-1))
+    solution = system.solve(local.residual, damping)
+    error = torch.linalg.vector_norm(solution.value.reshape(-1) - g)
+    exact = isinstance(system, Readout) or solution.solver == "cholesky"
+    assert error <= (1e-8 if exact else 0.2) * torch.linalg.vector_norm(g)
+
+    moved = stage.moved(point, parts, g.reshape(step.shape), 1.0)
+    change = -J.T @ g
+    expected = copy.deepcopy(model)
+    for value in parameters_of(expected, names).values():
+        piece, change = change.split([value.numel(), change.numel() - value.numel()])
+        value.add_(piece.view_as(value))
+    with torch.no_grad():
+        torch.testing.assert_close(moved.outputs, expected(x))
+        torch.testing.assert_close(moved.held_out, expected(held))
+    merged = stage.delta(moved).merged(model)
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(merged.state_dict()[key], value)
+    before, after = (torch.cat([p.reshape(-1) for p in m.parameters()]) for m in (model, expected))
+    assert stage.displacement(moved) == pytest.approx(float((after - before).detach().square().sum()))
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
+    model, x = perceptron(4, 9, 9, 3), rows_for("", n)
+    stage = stage_of(model, ["4"], x)
+    point = stage.start()
+    local = MeanSquare().expand(point.outputs, torch.ones_like(point.outputs))
+    system = system_of(stage.direct, stage.parts(point, local.root))
+    assert isinstance(system, Readout)
+    J = local.root * dense_jacobian(model, ["4"], x)
+    for level in (1e-4, 1.0, 1e4):
+        damping = level * system.scale
+        g = torch.linalg.solve(J @ J.T + damping * torch.eye(len(J), dtype=torch.float64), local.residual.reshape(-1))
+        solution = system.solve(local.residual, damping)
+        torch.testing.assert_close(solution.value.reshape(-1), g, rtol=1e-6, atol=1e-9)
+        assert solution.residual_norm < 1e-8
+        assert solution.solver == ("cholesky" if n == 6 else "primal-cholesky")
+    assert system_of(stage.direct, stage.parts(point, local.root), system) is system
+
+
+def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("widefit.finetuning.system.FACTORED", 10)
+    model, x = perceptron(4, 60, 60, 3), rows_for("", 30)
+    stage = stage_of(model, ["2", "4"], x)
+    point = stage.start()
+    local = MeanSquare().expand(point.outputs, torch.ones_like(point.outputs))
+    system = system_of(stage.direct, stage.parts(point, local.root))
+    assert isinstance(system, Factored)
+    J = local.root * dense_jacobian(model, ["2", "4"], x)
+    damping = 0.01 * system.scale
+    solution = system.solve(local.residual, damping)
+    assert solution.solver == "average-cg"
+    left = (J @ J.T) @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
+    size = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
+    assert size <= 0.05
+    assert solution.residual_norm == pytest.approx(float(size), rel=1e-3)
+
+
+def test_a_ridge_pulls_to_the_given_weights():
+    """At the optimum of a linear model with a squared loss: W − W₀ = the solution of ridge regression."""
+    model, x = nn.Sequential(nn.Linear(4, 2)).double(), rows_for("", 20)
+    y = torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for alpha in (1e-3, 1.0):
+        adapted = widefit.finetune(model, x, y, alpha=alpha, validation=0, max_iter=200, patience=50, tol=0)
+        A = torch.cat([x, torch.ones(20, 1, dtype=torch.float64)], dim=1)
+        with torch.no_grad():
+            residual = y - model(x)
+        weight = torch.linalg.solve(
+            2 / 40 * A.T @ A + alpha * torch.eye(5, dtype=torch.float64), 2 / 40 * A.T @ residual
+        )
+        delta = adapted.finetuning_.delta.layers["0"]
+        found = torch.cat([delta.dense().T, delta.bias[None]])
+        torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-6)
+
+
+def moved_problem(dtype: torch.dtype = torch.float64, n: int = 120):
+    """A network trained on one labelling, and rows with another one."""
+    model = perceptron(5, 40, 40, 3, seed=4, dtype=dtype)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(n, 5, generator=generator, dtype=torch.float64).to(dtype)
+    return model, x, (x[:, :3] @ torch.randn(3, 3, generator=generator, dtype=torch.float64).to(dtype)).argmax(1)
+
+
+@pytest.mark.parametrize("layers", ["auto", "readout", "all", ["0", "4"]])
+def test_the_result_has_the_same_keys_and_the_model_is_untouched(layers):
+    model, x, y = moved_problem(torch.float32)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", layers=layers)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list(adapted.state_dict()) == list(before)
+    assert type(adapted) is type(model)
+    assert adapted.training
+    assert all(p.requires_grad for p in adapted.parameters())
+    assert not hasattr(model, "finetuning_")
+    record = adapted.finetuning_
+    assert record.history.losses[-1] < 0.2 * record.history.losses[0]
+    touched = {name.rpartition(".")[0] for name, value in adapted.state_dict().items() if (value != before[name]).any()}
+    assert {"4"} <= touched <= set(record.delta.layers) == set(record.stages[-1])
+    best = min(info.metric for info in record.history)
+    rows = np.random.default_rng(0).permutation(len(x))[:24]
+    assert float(CrossEntropy().value(adapted(x[rows]), y[rows]).detach()) == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", "bce", "huber", nn.SmoothL1Loss()])
+def test_every_loss_falls(loss):
+    model, x, classes = moved_problem()
+    y = classes if loss == "cross_entropy" else nn.functional.one_hot(classes, 3).double()
+    adapted = widefit.finetune(model, x, y, loss=loss, validation=0, max_iter=8)
+    history = adapted.finetuning_.history
+    assert history.losses[-1] < 0.2 * history.losses[0]
+    assert len(history) <= 9
+
+
+def test_batches_of_rows():
+    model, x, y = moved_problem(n=300)
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", batch_size=100, layers="all", max_iter=12)
+    record = adapted.finetuning_
+    assert record.history[-1].metric < 0.5 * record.history[0].metric
+    assert "100 rows a step" in record.decisions[-1]
+    assert record.delta.layers.keys() == {"0", "2", "4"}
+
+
+def test_feed_forward_blocks_are_adapted():
+    torch.manual_seed(0)
+    model, x = Encoder().double(), rows_for("positions", 60)
+    y = (x[:, :, 0].mean(1) > 0).long()
+    names = ["block.1.wi", "block.1.wo", "head"]
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", layers=names)
+    assert adapted.finetuning_.history.losses[-1] < 0.5 * adapted.finetuning_.history.losses[0]
+    assert adapted.training  # with its dropout as it was
+
+
+def test_a_module_without_readout():
+    model, x = FeedForward().double().eval(), torch.randn(30, 4, 6, dtype=torch.float64)
+    adapted = widefit.finetune(model, x, (0.5 * x).reshape(30, -1), validation=0, max_iter=5)
+    assert adapted.finetuning_.stages == (("wi", "wo"),)
+    assert adapted.finetuning_.history.losses[-1] < 0.5 * adapted.finetuning_.history.losses[0]
+
+
+def test_sparse_inputs_give_the_same_as_dense_ones(monkeypatch: pytest.MonkeyPatch):
+    model, x = perceptron(5, 200, 80, 3, seed=6), rows_for("", 40)[:, :1].repeat(1, 5)
+    with torch.no_grad():
+        model[0].bias -= 2.5
+    structure = observe(model, x)
+    assert structure.densities["2"] < 1 / 8
+    assert _sparse_layers((("2", "4"),), structure, model, x)[0] == frozenset()  # too small to pay
+    y = torch.arange(40) % 3
+    dense = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
+    monkeypatch.setattr("widefit.finetuning.adapt._WORTHWHILE", 1)
+    sparse = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
+    assert "so sparse products" in sparse.finetuning_.decisions[1]
+    assert "so dense products" in dense.finetuning_.decisions[1]
+    assert sparse.finetuning_.history.losses == pytest.approx(dense.finetuning_.history.losses, rel=1e-6)
+    for name, value in dense.state_dict().items():
+        torch.testing.assert_close(sparse.state_dict()[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_own_held_out_rows_and_repetition():
+    model, x, y = moved_problem()
+    held = x[90:]
+    one, two = (
+        widefit.finetune(model, x[:90], y[:90], loss="cross_entropy", X_val=held, y_val=y[90:]) for _ in range(2)
+    )
+    assert one.finetuning_.history[0].metric == pytest.approx(float(CrossEntropy().value(model(held), y[90:]).detach()))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_callback_ends_it_and_sees_the_history():
+    seen = []
+
+    class Watch(Callback):
+        def step(self, run, info):
+            seen.append(len(run.history))
+            return info.step == 2
+
+    model, x, y = moved_problem()
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", callbacks=[Watch()])
+    assert seen == [2, 3]
+    assert adapted.finetuning_.history.stop_reason == "callback"
+
+
+def test_an_interrupt_keeps_the_best():
+    class Interrupt(Callback):
+        def step(self, run, info):
+            if info.step == 2:
+                raise KeyboardInterrupt
+
+    model, x, y = moved_problem()
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", callbacks=[Interrupt()])
+    assert adapted.finetuning_.history.stop_reason == "interrupted"
+    assert len(adapted.finetuning_.history) == 3
+    assert adapted.finetuning_.delta.layers
+
+
+X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+GOOD = perceptron(5, 8, 8, 3, dtype=torch.float32)
+BAD = {
+    "no linear layer": (lambda: widefit.finetune(nn.ReLU(), X, X), "model has no linear layer"),
+    "weights not finite": (
+        lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 1), nn.Linear(1, 1)).apply(spoil), X, X[:, 0]),
+        "parameter '0.weight' is not finite",
+    ),
+    "columns": (
+        lambda: widefit.finetune(GOOD, X[:, :4], X[:, 0]),
+        r"X has rows of shape \(4,\), which the model does not take \(its first linear layer has in_features=5\)",
+    ),
+    "rows": (lambda: widefit.finetune(GOOD, X, X[:9, :3]), "argument 1 holds 9 samples, argument 0 holds 30"),
+    "NaN": (lambda: widefit.finetune(GOOD, X / 0 * 0, X[:, :3]), "argument 0 is not finite in 30 of 30 samples"),
+    "text": (lambda: widefit.finetune(GOOD, [["a"]], [0]), "X must hold numbers"),
+    "target shape": (lambda: widefit.finetune(GOOD, X, X[:, :2]), "do not match outputs"),
+    "classes": (
+        lambda: widefit.finetune(GOOD, X, torch.full((30,), 3), loss="cross_entropy"),
+        "y: class numbers must lie in 0 … 2, the network's outputs; got 3 … 3",
+    ),
+    "loss": (lambda: widefit.finetune(GOOD, X, X[:, :3], loss="l1"), "loss must be one of"),
+    "layers": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], layers=["1"]),
+        "'1' cannot be adapted; the layers that can are '0', '2', '4'",
+    ),
+    "layers word": (lambda: widefit.finetune(GOOD, X, X[:, :3], layers="first"), "layers must be"),
+    "no layers": (lambda: widefit.finetune(GOOD, X, X[:, :3], layers=[]), "at least one layer"),
+    "half a validation": (lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X), "belong together"),
+    "validation": (lambda: widefit.finetune(GOOD, X, X[:, :3], validation=1.0), "validation must be a share"),
+    "alpha": (lambda: widefit.finetune(GOOD, X, X[:, :3], alpha=-1.0), "alpha must be"),
+    "max_iter": (lambda: widefit.finetune(GOOD, X, X[:, :3], max_iter=0), "max_iter must be at least 1"),
+    "no readout": (
+        lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)), X, X[:, :3], layers="readout"),
+        "do not come straight from a linear layer",
+    ),
+    "only shared layers": (lambda: widefit.finetune(shared(), X, X), "no linear layer that can be adapted"),
+}
+
+
+def spoil(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.weight.data.fill_(float("nan"))
+
+
+def shared() -> nn.Module:
+    a, b = nn.Linear(5, 5), nn.Linear(5, 5)
+    b.weight = a.weight
+    return nn.Sequential(a, nn.ReLU(), b)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,106 @@
+"""What is found in a module, and whether its two parts are the module."""
+
+import pytest
+import torch
+from networks import Custom, Encoder, perceptron
+from torch import nn
+
+from widefit.finetuning.blocks import observe
+from widefit.finetuning.cut import cut
+
+
+def test_blocks_of_a_sequential():
+    model, x = perceptron(4, 8, 8, 2), torch.randn(16, 4, dtype=torch.float64)
+    structure = observe(model, x)
+    assert structure.layers == ("0", "2", "4")
+    assert structure.readout == "4"
+    assert [(block.first, block.second, block.activation) for block in structure.blocks] == [
+        ("0", "2", "relu"),
+        ("2", "4", "relu"),
+    ]
+    density = float((model[:2](x) > 0).double().mean())
+    assert structure.blocks[0].density == structure.densities["2"] == pytest.approx(density)
+    assert not structure.skipped
+
+
+def test_a_custom_module_tells_what_is_in_the_way():
+    model = Custom().eval()
+    structure = observe(model, torch.randn(8, 6))
+    assert [(block.first, block.second) for block in structure.blocks] == [("first", "second")]
+    assert structure.readout == "third"
+    assert "unused" not in structure.layers
+    assert "takes no part" in structure.skipped["unused"]
+    assert "add stands between" in structure.skipped["first → third"]
+
+
+def test_feed_forward_blocks_of_t5():
+    structure = observe(Encoder().eval(), torch.randn(8, 5, 6))
+    assert [(block.first, block.second, block.activation) for block in structure.blocks] == [
+        (f"block.{i}.wi", f"block.{i}.wo", "relu") for i in range(2)
+    ]
+    assert structure.readout == "head"
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.Sigmoid(), nn.Identity()])
+def test_other_activations_make_no_block(activation: nn.Module):
+    structure = observe(nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)), torch.randn(4, 3))
+    assert structure.blocks == ()
+    assert "0 → 2" in structure.skipped
+    assert structure.layers == ("0", "2")
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.LeakyReLU(), nn.ReLU6(), nn.PReLU()])
+def test_the_family_makes_blocks(activation: nn.Module):
+    structure = observe(nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)), torch.randn(4, 3))
+    assert [(block.first, block.second) for block in structure.blocks] == [("0", "2")]
+
+
+def test_shared_repeated_and_unusual_layers_are_passed_over():
+    tied = nn.Linear(4, 4)
+    tied.weight = (first := nn.Linear(4, 4)).weight
+    twice = nn.Linear(4, 4)
+    model = nn.Sequential(first, nn.ReLU(), tied, nn.ReLU(), twice, nn.ReLU(), twice, nn.ReLU(), nn.Linear(4, 1))
+    structure = observe(model, torch.randn(4, 4))
+    assert structure.layers == ("8",)
+    assert "shares its weights" in structure.skipped["0"]
+    assert "shares its weights" in structure.skipped["2"]
+    assert "called 2 times" in structure.skipped["4"]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("adapted", [["4"], ["2", "4"], ["0", "2", "4"], ["0"], ["0", "4"]])
+def test_the_parts_are_the_module(adapted: list[str], direct: bool):
+    model, x = perceptron(4, 8, 8, 2), torch.randn(5, 4, dtype=torch.float64)
+    parts = cut(model, adapted, (x[:2],), direct=direct)
+    assert parts.start is not None
+    assert parts.direct == ((adapted[0],) if direct else ())
+    reached, frozen = parts.values((x,))
+    ends = [model.get_submodule(name)(value) for name, value in zip(parts.direct, reached, strict=True)]
+    assert torch.equal(parts.rest(*ends, *frozen), model(x))
+    names = {name for name, _ in parts.rest.named_parameters()}
+    behind = [name for name in adapted if name not in parts.direct]
+    assert {f"{name}.{kind}" for name in behind for kind in ("weight", "bias")} <= names
+
+
+def test_residual_paths_are_carried_over_the_cut():
+    model, x = Custom().eval(), torch.randn(7, 6)
+    parts = cut(model, ["second", "third"], (x[:2],))
+    assert parts.direct == ("second",)
+    reached, frozen = parts.values((x,))
+    assert len(frozen) == 1  # h, which goes around the second layer
+    assert torch.equal(parts.rest(model.second(reached[0]), *frozen), model(x))
+
+
+def test_what_cannot_be_traced_stays_whole():
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) if bool(x.sum() > -1e9) else x
+
+    model = Branching()
+    parts = cut(model, ["layer"], (torch.randn(2, 3),))
+    assert parts.start is None
+    assert parts.rest is model

@@ -1,0 +1,34 @@
+"""Predictions from trees are those of the network."""
+
+import numpy as np
+import pytest
+import torch
+from problems import make, sphere
+
+from widefit.prediction import Predictor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", ["random", "three outputs", "plain relu", "floored", "one feature", "nothing fires"])
+def test_trees_give_what_the_network_gives(name, dtype):
+    problem = make(name, dtype)
+    network, predictor = problem.fresh(), Predictor(problem.network)
+    predictor = Predictor(network)
+    predictor.rows = 1
+    x = sphere(np.random.default_rng(0).standard_normal((50, network.in_features)))
+    for _ in range(2):
+        with torch.no_grad():
+            expected = network(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(predictor(x), expected, rtol=1e-11, atol=1e-11 * max(1, np.abs(expected).max()))
+        assert predictor._trees is not None
+        with torch.no_grad():
+            network.weight.mul_(1.5)
+
+
+def test_few_rows_are_not_worth_a_tree():
+    network = make("one feature", torch.float32).fresh()
+    predictor = Predictor(network)
+    predictor.rows = 10
+    x = np.ones((9, network.in_features))
+    assert predictor(x).shape == (9, 1)
+    assert predictor._trees is None
