@@ -110,14 +110,14 @@ def full_batch(seed: int) -> int:
     return run.windows
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.integers(0, 10**6))
 def test_full_batch_steps_follow_dense_matrices(seed):
     full_batch(seed)
 
 
 def test_steps_that_are_alike_open_windows():
-    assert sum(full_batch(seed) > 0 for seed in range(6)) >= 3
+    assert sum(full_batch(seed) > 0 for seed in range(4)) >= 2
 
 
 def epochs(problem: Descent, loss: str) -> Minibatches:
@@ -156,11 +156,11 @@ def stochastic(seed: int, loss: str) -> int:
     return run.windows
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.integers(0, 10**6), st.sampled_from(["squared", "logistic", "softmax"]))
 def test_stochastic_steps_follow_dense_ones(seed, loss):
     stochastic(seed, loss)
 
 
 def test_stochastic_steps_open_windows():
-    assert sum(stochastic(seed, "squared") > 0 for seed in range(6)) >= 3
+    assert sum(stochastic(seed, "squared") > 0 for seed in range(4)) >= 2
