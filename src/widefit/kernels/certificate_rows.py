@@ -89,62 +89,59 @@ def differing_pairs(old_counts, old_start, old_words, slots, counts, start, word
 
 
 @njit(nogil=True, cache=True)
-def apply_flips(
-    slots, samples, fires, collected, scale, rewrite, counts, start, words, room, free, head, entry_owner, following,
-    entry_sample, entry_value, used, n,
-):  # fmt: skip
-    """Carry flips into the fire rows and the corrections.
+def add_corrections(slots, samples, values, head, entry_owner, following, entry_sample, entry_value, used):
+    """Add values to the corrections of pairs; returns how many entries are taken then.
+
+    entry_owner, following, entry_sample, entry_value : corrections; the first `used` are taken, and there is room
+    """
+    for p in range(slots.size):
+        slot, j = slots[p], samples[p]
+        e = head[slot]
+        while e >= 0 and entry_sample[e] != j:
+            e = following[e]
+        if e >= 0:
+            entry_value[e] += values[p]
+        else:
+            entry_owner[used] = slot
+            entry_sample[used] = j
+            entry_value[used] = values[p]
+            following[used] = head[slot]
+            head[slot] = used
+            used += 1
+    return used
+
+
+@njit(nogil=True, cache=True)
+def rewrite_rows(slots, samples, fires, counts, start, words, room, free, n):
+    """Carry flips into the fire rows; returns the first free word afterwards.
 
     Parameters
     ----------
-    slots, samples, fires : (q,) flips, ordered by slot
-    collected, scale : G and P after the update
-    rewrite : False leaves the fire rows as they are
+    slots, samples, fires : (q,) flips, ordered by slot and then by sample
     words : its first `free` entries are taken; needs room for the rows that grow
     room : (slots,) int32, words that a row may take where it stands
-    entry_owner, following, entry_sample, entry_value : corrections; the first `used` are taken
-
-    Returns
-    -------
-    free, used : after the flips
     """
     fired, after = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
     p = 0
     while p < slots.size:
-        slot, begun = slots[p], p
+        slot = slots[p]
+        k = fired_samples(counts, start, words, slot, n, fired)
+        fired[k] = n
+        size, t = 0, 0
         while p < slots.size and slots[p] == slot:
-            j = samples[p]
-            value = (-collected[j] if fires[p] else collected[j]) / scale
-            e = head[slot]
-            while e >= 0 and entry_sample[e] != j:
-                e = following[e]
-            if e >= 0:
-                entry_value[e] += value
-            else:
-                entry_owner[used] = slot
-                entry_sample[used] = j
-                entry_value[used] = value
-                following[used] = head[slot]
-                head[slot] = used
-                used += 1
-            p += 1
-        if rewrite:
-            k = fired_samples(counts, start, words, slot, n, fired)
-            fired[k] = n
-            size, t = 0, 0
-            for f in range(begun, p):
-                while fired[t] < samples[f]:
-                    after[size] = fired[t]
-                    size += 1
-                    t += 1
-                if fires[f]:
-                    after[size] = samples[f]
-                    size += 1
-                else:
-                    t += 1
-            while t < k:
+            while fired[t] < samples[p]:
                 after[size] = fired[t]
                 size += 1
                 t += 1
-            free = _write_row(after, size, n, slot, counts, start, words, room, free)
-    return free, used
+            if fires[p]:
+                after[size] = samples[p]
+                size += 1
+            else:
+                t += 1
+            p += 1
+        while t < k:
+            after[size] = fired[t]
+            size += 1
+            t += 1
+        free = _write_row(after, size, n, slot, counts, start, words, room, free)
+    return free

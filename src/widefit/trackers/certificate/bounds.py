@@ -57,6 +57,19 @@ def movements(
     return moved * np.float32(geometry.longest * (1 + 2e-7))
 
 
+def drift_of_budget(
+    geometry: Geometry, chunk: CertifiedChunk, budget: Float[np.ndarray, " n"], slots: slice = slice(None)
+) -> Float[np.ndarray, " s"]:
+    """How far steps with Σ |g| ≤ budget move the slots' pre-activations at most."""
+    span = range(chunk.neurons.size)[slots]
+    moved = np.empty(len(span), np.float32)
+    kernels.own_budgets(
+        chunk.coefficients[slots], chunk.counts[slots], chunk.start[span.start :], chunk.words,
+        np.nextafter(budget.astype(np.float32), np.float32(np.inf)), geometry.steepest, moved,
+    )  # fmt: skip
+    return moved
+
+
 def own_drift(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, bounds: Bounds) -> list[np.ndarray]:
     """Drift once every neuron's own movement is counted, as closely as these bounds make it matter."""
     room = bounds.room().astype(np.float32)

@@ -1,33 +1,55 @@
-"""Which pairs of the certificate tracker could flip within a budget of movement, and what becomes of them."""
+"""Which pairs of the certificate tracker could flip within a budget of movement."""
+
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from widefit.kernels import certificate_bounds as bounds_kernels
-from widefit.kernels import certificate_look as kernels
+from widefit.kernels import certificate_front as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.bounds import drift_of_budget
+from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import look_at_slots
 from widefit.trackers.certificate.trial import Bounds, OutputBounds, Sums
-from widefit.trackers.certificate.window import CandidateLook, Candidates
 
 # Part of the slots that may be looked at as a whole so that a step or a window is safe for all.
 REISSUED = 0.02
+# Samples at least that a slot may begin to fire on for as long as a window lasts.
+_MORE_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs of a chunk that could flip within a budget of movement, ordered.
+
+    Attributes
+    ----------
+    slots, samples, fires
+        The pairs, and whether they fire.
+    left
+        How far z is from the threshold at least; below 0 where nothing is known.
+    spare
+        Movement beyond the budget that every slot of the chunk can make.
+    """
+
+    slots: Int[np.ndarray, " c"]
+    samples: Int[np.ndarray, " c"]
+    fires: Bool[np.ndarray, " c"]
+    left: Float[np.ndarray, " c"]
+    spare: Float[np.ndarray, " slots"]
+
+    def __len__(self) -> int:
+        return self.slots.size
 
 
 def drift_within(
     geometry: Geometry, chunks: list[CertifiedChunk], budget: Float[np.ndarray, "k n"]
 ) -> list[np.ndarray]:
     """Drift once a window has used up its budget."""
-    narrow = np.nextafter(budget.astype(np.float32), np.float32(np.inf))
 
     def walk(chunk: CertifiedChunk) -> np.ndarray:
-        moved = np.empty(chunk.neurons.size, np.float32)
-        bounds_kernels.own_budgets(
-            chunk.coefficients, chunk.counts, chunk.start, chunk.words, narrow[chunk.chunk.output], geometry.steepest,
-            moved,
-        )  # fmt: skip
+        moved = drift_of_budget(geometry, chunk, budget[chunk.chunk.output])
         return moved + chunk.drift * np.float32(1 + 2e-7) if chunk.drift.size else moved
 
     return list(ordered_map(walk, chunks, geometry.threads))
@@ -65,72 +87,40 @@ def candidates(
     chunk: CertifiedChunk,
     bounds: OutputBounds,
     drift: Float[np.ndarray, " slots"],
+    room: Float[np.ndarray, " slots"],
     budget: Float[np.ndarray, " n"],
-) -> tuple[Candidates, Float[np.ndarray, " slots"]]:
-    """Pairs that could flip within the budget, and the drift that it comes to when all of them do.
+) -> Candidates:
+    """Pairs that could flip within the budget.
+
+    Samples on which a slot begins to fire move it, too: it has something to spare for them, as much as the budget moves
+    it by and a few samples' worth, where the radius allows that.
 
     Parameters
     ----------
     drift
         Once the budget is used up, as long as fire rows stay as they are.
+    room
+        Drift at which pairs without a certificate could flip.
     """
-    share = np.abs(chunk.coefficients) * (geometry.steepest * (1 + 1e-6))
-    slots, samples, fires = _expiring(geometry, chunk, bounds, drift)
-    before, most = -1, drift
-    while slots.size > max(before, 0):
-        # A candidate that begins to fire lets its sample move the neuron, which may bring more candidates.
-        added = np.bincount(slots[~fires], weights=budget[samples[~fires]], minlength=drift.size)
-        most = np.nextafter((drift + share * added).astype(np.float32), np.float32(np.inf))
-        before = slots.size
-        slots, samples, fires = _expiring(geometry, chunk, bounds, most)
-    caps = geometry.caps[chunk.bucket[slots]]
-    rate = np.abs(chunk.coefficients[slots]) * np.sqrt(caps) * geometry.peak[samples] * (1 + 1e-9)
-    due = np.zeros(slots.size)
-    return Candidates(slots, samples, fires, rate, due, 0.0 if slots.size else np.inf), most
+    own = drift - chunk.drift if chunk.drift.size else drift
+    few = np.abs(chunk.coefficients) * (geometry.steepest * _MORE_SAMPLES * float(budget.mean()))
+    most = np.minimum(drift + own + few, room * (1 - 1e-6)).astype(np.float32)
+    return _expiring(geometry, chunk, bounds, np.maximum(most, drift), np.maximum(most - drift * (1 + 1e-6), 0.0))
 
 
 def _expiring(
-    geometry: Geometry, chunk: CertifiedChunk, bounds: OutputBounds, drift: Float[np.ndarray, " slots"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs whose certificates expire before the drift has come to what is given, and whether they fire."""
+    geometry: Geometry,
+    chunk: CertifiedChunk,
+    bounds: OutputBounds,
+    drift: Float[np.ndarray, " slots"],
+    spare: Float[np.ndarray, " slots"],
+) -> Candidates:
+    """Pairs whose certificates expire before the drift has come to what is given."""
     held = chunk.certificates
     slots, samples = np.empty(held.used, np.int32), np.empty(held.used, np.int32)
-    fires = np.empty(held.used, np.bool_)
-    found = kernels.open_certificates(
+    fires, left = np.empty(held.used, np.bool_), np.empty(held.used)
+    found = kernels.expiring_pairs(
         held.start, held.count, held.soonest, held.sample, held.due, chunk.counts, chunk.start, chunk.words,
-        chunk.bucket, drift, bounds.level, bounds.highest, geometry.samples, slots, samples, fires,
+        chunk.bucket, chunk.drift, drift, bounds.level, bounds.highest, geometry.samples, slots, samples, fires, left,
     )  # fmt: skip
-    return slots[:found].copy(), samples[:found].copy(), fires[:found].copy()
-
-
-def look_at_due(
-    geometry: Geometry, chunks: list[CertifiedChunk], held: list[Candidates], sums: Sums, path: Float[np.ndarray, " k"]
-) -> list[CandidateLook]:
-    """Evaluate the candidates that are due when the path is so long."""
-    looks = []
-    for index, (chunk, own) in enumerate(zip(chunks, held, strict=True)):
-        length = float(path[chunk.chunk.output])
-        now = length * (1 + 1e-12)
-        if own.next_due <= now:
-            # What is due soon is looked at along with it.
-            soon = now + 0.1 * (now - own.next_due)
-            looks.append(_look(geometry, index, chunk, own, sums, length, soon))
-    return looks
-
-
-def _look(
-    geometry: Geometry, index: int, chunk: CertifiedChunk, own: Candidates, sums: Sums, length: float, soon: float
-) -> CandidateLook:
-    size, corrections = own.slots.size, chunk.corrections
-    collected, scale = sums.of(chunk.chunk.output)
-    position, due, flips = np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64)
-    z, y = np.empty(size), np.empty(size)
-    found, flipped = kernels.look_at_candidates(
-        own.slots, own.samples, own.fires, own.rate, own.due, length, soon, chunk.neurons,
-        geometry.initial.of_chunk(chunk.chunk), 0, chunk.coefficients, chunk.counts, chunk.start, chunk.words,
-        collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
-        geometry.inputs64, geometry.threshold, position, due, flips, z, y,
-    )  # fmt: skip
-    pairs = flips[:flipped]
-    changed = ChunkFlips(own.slots[pairs], own.samples[pairs], ~own.fires[pairs], z[:flipped], y[:flipped])
-    return CandidateLook(index, position[:found], due[:found], changed, pairs)
+    return Candidates(slots[:found].copy(), samples[:found].copy(), fires[:found].copy(), left[:found].copy(), spare)

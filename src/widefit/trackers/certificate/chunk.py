@@ -266,13 +266,34 @@ class CertifiedChunk:
 
     def apply(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
         """Carry flips into the fire rows and the corrections; G and P are those after the update."""
+        self._correct_flips(flips, collected, scale)
+        self.rewrite(flips)
+
+    def rewrite(self, flips: ChunkFlips) -> None:
+        """Carry flips into the fire rows alone."""
         if len(flips) == 0:
             return
         touched = flips.touched()
         limit = self.pattern().limit
         need = np.minimum(limit, self.counts[touched] + np.bincount(flips.slots, minlength=1)[touched])
         self.make_room(int(np.minimum(limit, need + need // 4 + 4).sum()))
-        self._record(flips, collected, scale, rewrite=True)
+        self.free = kernels.rewrite_rows(
+            flips.slots, flips.samples, flips.fires, self.counts, self.start, self.words, self.room, self.free,
+            self.samples,
+        )  # fmt: skip
+
+    def correct(
+        self, slots: Int[np.ndarray, " q"], samples: Int[np.ndarray, " q"], values: Float[np.ndarray, " q"]
+    ) -> None:
+        """Add to the corrections of pairs."""
+        c = self.corrections
+        c.reserve(slots.size)
+        c.used = kernels.add_corrections(
+            slots, samples, values, c.head, c.owner, c.following, c.sample, c.value, c.used
+        )
+
+    def _correct_flips(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
+        self.correct(flips.slots, flips.samples, np.where(flips.fires, -1.0, 1.0) * collected[flips.samples] / scale)
 
     def make_room(self, words: int) -> None:
         """Have so many free words."""
@@ -291,7 +312,7 @@ class CertifiedChunk:
         scale: float,
     ) -> None:
         """Take over what a pass has found; the flips are those from the pattern before."""
-        self._record(flips, collected, scale, rewrite=False)
+        self._correct_flips(flips, collected, scale)
         self.take_rows(pattern)
         self.certificates, self.bucket = certificates, bucket
         self.drift = np.empty(0, np.float32)
@@ -302,14 +323,6 @@ class CertifiedChunk:
         self.start = pattern.start[:-1].astype(fitting(self.free))
         self.counts = pattern.counts.astype(self.words.dtype)
         self.room = np.diff(pattern.start).astype(self.words.dtype)
-
-    def _record(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float, *, rewrite: bool) -> None:
-        self.corrections.reserve(len(flips))
-        c = self.corrections
-        self.free, c.used = kernels.apply_flips(
-            flips.slots, flips.samples, flips.fires, collected, scale, rewrite, self.counts, self.start, self.words,
-            self.room, self.free, c.head, c.owner, c.following, c.sample, c.value, c.used, self.samples,
-        )  # fmt: skip
 
     def state(self) -> dict[str, np.ndarray]:
         """Fire rows as index lists and corrections, slot after slot."""

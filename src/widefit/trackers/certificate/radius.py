@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.trackers.certificate.bounds import movements
+from widefit.trackers.certificate.bounds import drift_of_budget, movements
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import weights_of
@@ -15,8 +15,6 @@ from widefit.trackers.certificate.trial import Sums
 SURVEY = 192
 # Part of the slots of a bucket that may move farther than the radius is made for.
 _TAIL = 0.1
-# Radius at most after steps that were alike, in units of a step.
-_FARTHEST = 128
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,9 @@ def choose_radius(
 ) -> Float[np.ndarray, "k q"] | None:
     """Wide enough for steps to come, few enough certificates to pay; None where there is no such radius."""
     unit, ratios = np.zeros((after.scale.size, geometry.caps.size)), [np.empty(0)]
-    for output, survey in enumerate(_surveys(geometry, chunks, change, after)):
+    for output, survey in enumerate(_surveys(geometry, chunks, change, after, reach.widely)):
         if survey is not None:
-            unit[output] = _typical_movements(survey, geometry.caps)
+            unit[output] = _typical_movements(survey, geometry.caps, reach.widely)
             ratios.append((survey.margins / np.maximum(unit[output][survey.bucket], 1e-300)[:, None]).ravel())
     ratio = np.concatenate(ratios)
     if ratio.size == 0 or not np.all(np.isfinite(unit)):
@@ -63,11 +61,13 @@ def choose_radius(
     widest = float(np.quantile(ratio, reach.most))
     if widest < reach.steps:
         return None
-    factor = min(widest / 2, _FARTHEST) if reach.widely else 0.0
+    factor = widest / 2 if reach.widely else 0.0
     return unit * max(reach.steps, factor, float(np.quantile(ratio, reach.least)))
 
 
-def _surveys(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, after: Sums) -> list[_Survey | None]:
+def _surveys(
+    geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, after: Sums, widely: bool
+) -> list[_Survey | None]:
     """About `SURVEY` slots of each output, from all of its chunks."""
     outputs, total = after.scale.size, max(1, sum(chunk.neurons.size for chunk in chunks))
     surveyed: list[list[_Survey]] = [[] for _ in range(outputs)]
@@ -77,6 +77,9 @@ def _surveys(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, aft
             continue
         take = min(size, 1 + SURVEY * outputs * size // total)
         moved = movements(geometry, chunk, *change.of(output), slice(0, take))
+        if widely:
+            # What windows go by: their steps may have any signs.
+            moved = drift_of_budget(geometry, chunk, np.abs(change.collected[output]), slice(0, take))
         weights = np.concatenate(list(weights_of(geometry, chunk, np.arange(take, dtype=np.int32), after)))
         margins = np.abs(weights @ geometry.inputs64.T - geometry.threshold)
         surveyed[output].append(_Survey(moved, chunk.bucket[:take], margins))
@@ -91,13 +94,14 @@ def _joined(parts: list[_Survey]) -> _Survey:
     )
 
 
-def _typical_movements(survey: _Survey, caps: Int[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
-    """A movement that few neurons of each bucket exceed; buckets without an example follow √κ."""
-    relative = survey.moved / np.sqrt(caps[survey.bucket])
+def _typical_movements(survey: _Survey, caps: Int[np.ndarray, " q"], widely: bool) -> Float[np.ndarray, " q"]:
+    """A movement that few neurons of each bucket exceed; buckets without an example follow √κ, or κ without signs."""
+    growth = caps if widely else np.sqrt(caps)
+    relative = survey.moved / growth[survey.bucket]
     out = np.empty(caps.size)
     for q in range(caps.size):
         own = relative[survey.bucket == q]
         # Neurons of other buckets count where there are too few examples for a quantile.
         own = own if own.size >= 1 / _TAIL else relative
-        out[q] = np.quantile(own, 1 - _TAIL) * np.sqrt(caps[q])
+        out[q] = np.quantile(own, 1 - (_TAIL / 5 if widely else _TAIL)) * growth[q]
     return np.maximum.accumulate(out)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -22,12 +22,15 @@ from widefit.trackers.certificate.look import look
 from widefit.trackers.certificate.passes import pass_over
 from widefit.trackers.certificate.radius import Reach, choose_radius
 from widefit.trackers.certificate.start import open_run
-from widefit.trackers.certificate.trial import Bounds, Followed, FollowedInWindow, Sums
+from widefit.trackers.certificate.trial import Bounds, Followed, Sums
 from widefit.trackers.certificate.walk import budget_for, walk
-from widefit.trackers.certificate.windows import Pace, Standing, Windows
+from widefit.trackers.certificate.window import FollowedInWindow
+from widefit.trackers.certificate.windows import Here, Pace, Standing, Windows
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.minibatches import Minibatches
 
+# Stochastic steps that a pass in their midst issues certificates for.
+_CERTIFIED_STEPS = 256
 # Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
 _WHOLE = 0.2
 
@@ -47,8 +50,9 @@ class Certificate(Tracker):
     *Own movements.* In long steps the movement |c_r| ‖Σ g_i x_i‖ of every neuron is computed, m k_r d operations, and
     takes the place of the bound.
 
-    *Windows.* Of many small steps in a row a few pairs at most can flip; these candidates are found once, and each is
-    looked at again when the path length Σ ‖g‖ could have taken it to the threshold.
+    *Windows.* Of many small steps in a row only some pairs can flip; these candidates are found once. Each is looked at
+    again when the path of the steps could have taken it to the threshold; those that are near it are evaluated in every
+    step, k_r operations each, and kept out of H, so that pairs that flip to and fro cost no more than that.
 
     *A pass.* When too many neurons have moved beyond the radius, all are looked at: 2 m n d flops.
 
@@ -65,12 +69,15 @@ class Certificate(Tracker):
     first
         Part of the pairs that may hold certificates before the first step, the longest: above it another pass is
         cheaper than to look at so many (measured).
+    gain
+        How many times as long steps must take outside a window, as far as can be foreseen, for it to be opened.
     """
 
     reach: float = 0.5
     most: float = 0.2
     least: float = 0.005
     first: float = 0.04
+    gain: float = 2.0
     name: str = "certificate"
     lazy: ClassVar[bool] = True
 
@@ -116,7 +123,11 @@ class CertificateTracking(Tracking):
         samples, outputs = opened.outputs.shape
         sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
         self._standing = Standing(opened.chunks, sums, opened.bounds)
-        self._windows, self._pace, self._largest = Windows(self.geometry, self._standing), Pace(), opened.largest
+        self._windows, self._pace, self._largest = (
+            Windows(self.geometry, self._standing, tracker.gain),
+            Pace(),
+            opened.largest,
+        )
         self.outputs = opened.outputs
         self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
         self._passes, self._evaluated = 1, network.width * samples
@@ -137,6 +148,11 @@ class CertificateTracking(Tracking):
     # A trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
+        after, here = self._standing.sums.after(update), Here(self.outputs, self.displacement, gram)
+        if np.any(update.shrink):
+            self._windows.close()
+        elif (step := self._windows.propose(after, self._pace, here)) is not None:
+            return _trial_in_window(update, step)
         keep, displacement = 1 - update.shrink, self.displacement
         image = np.stack([gram(output).matrix.numpy() @ update.g[:, output] for output in range(keep.size)], axis=1)
         outputs = self.outputs - update.shrink * displacement.response - image
@@ -146,7 +162,7 @@ class CertificateTracking(Tracking):
             - 2 * keep * np.einsum("ik,ik->k", update.g, displacement.response)
             + np.einsum("ik,ik->k", update.g, image)
         )
-        payload = self._follow(self._standing.sums.after(update), in_small_steps=bool(np.all(keep == 1)))
+        payload = self._follow(after)
         self._evaluated += payload.evaluated
         flipped = payload.flips(self.chunks)
         for chunk, flips in flipped:
@@ -161,13 +177,9 @@ class CertificateTracking(Tracking):
             changes=_changes(flipped),
         )
 
-    def _follow(self, after: Sums, *, in_small_steps: bool) -> Followed | FollowedInWindow:
+    def _follow(self, after: Sums) -> Followed:
         """Find the flips of a step, in the cheapest way that is safe."""
-        change = after.since(self._standing.sums)
-        if in_small_steps and self._windows.covers(change.collected, self._pace):
-            return self._windows.follow(after)
-        self._windows.close()
-        bounds = self._standing.bounds
+        change, bounds = after.since(self._standing.sums), self._standing.bounds
         if bounds is not None:
             followed = self._follow_by_bounds(after, change, bounds) or self._follow_by_movements(after, change, bounds)
             if followed is not None:
@@ -217,15 +229,17 @@ class CertificateTracking(Tracking):
 
     def _pass(self, after: Sums, change: Sums) -> Followed:
         """Look at all slots, and issue certificates where they will pay."""
-        tracker = self._tracker
-        # Many steps like the last are to come when it was like the one before.
-        reach = Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike > 0)
         with serial_blas():
-            radius = choose_radius(self.geometry, self.chunks, change, after, reach)
+            radius = choose_radius(self.geometry, self.chunks, change, after, self._reach())
         bounds = None if radius is None else Bounds.after_pass(radius, self.geometry.samples)
         found = pass_over(self.geometry, self.chunks, after, bounds)
         self._passes += 1
         return Followed(after, bounds, found, passed=True)
+
+    def _reach(self) -> Reach:
+        # Many steps like the last are to come when it was like the one before.
+        tracker = self._tracker
+        return Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike > 0)
 
     def _add_flips(
         self,
@@ -248,8 +262,12 @@ class CertificateTracking(Tracking):
         payload: Followed | FollowedInWindow = trial.payload
         self._pace.record(payload.sums.collected - self._standing.sums.collected)
         if isinstance(payload, FollowedInWindow):
-            self._windows.commit(payload)
+            window = self._windows.current
+            assert window is not None
+            window.commit(payload, self._standing.sums)
+            self._standing.sums = payload.sums
         else:
+            self._windows.forget()
             carry_out(self.geometry, self._standing, payload)
             self._renewed += payload.expired
         self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
@@ -258,59 +276,93 @@ class CertificateTracking(Tracking):
     # Stochastic steps.
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
-        """Stochastic steps in windows: a step costs b n operations, whatever the width (this project)."""
-        if minibatches.shrinks or not self.geometry.initial.stored:
+        """Stochastic steps in windows: only the pairs of the samples of a batch are looked at (this project).
+
+        The flips that are counted are those that are seen: a pair that flips to and fro between two visits of its
+        sample has not flipped.
+        """
+        if minibatches.shrinks or minibatches.trains_readout or not self.geometry.initial.stored:
             return super().descend(minibatches, gram)
         flips, step = 0, 0
         while step < len(minibatches):
-            if not self._in_window_for(minibatches, step):
+            if not self._in_window_for(minibatches, step, gram):
                 flips += super().descend(minibatches.part(step, step + 1), gram)
                 step += 1
                 continue
-            done = self._walk(minibatches, step, gram)
-            flips += self._settle(gram)
-            if done == step:
+            done, seen = self._walk(minibatches, step)
+            gram.follow(None)
+            flips += seen
+            if done < len(minibatches):
                 self._windows.close()
+            if done == step:
+                flips += super().descend(minibatches.part(step, step + 1), gram)
+                done += 1
             step = done
         return flips
 
-    def _in_window_for(self, minibatches: Minibatches, step: int) -> bool:
-        """True when a window is open; opens one for the coming batches where there are certificates."""
+    def _in_window_for(self, minibatches: Minibatches, step: int, gram: Grams) -> bool:
+        """True when a window is open; opens one for the coming batches where certificates are good for them."""
         if self._windows.current is not None:
             return True
-        if self._standing.bounds is None:
+        if self._windows.waits():
             return False
-        return self._windows.open(lambda steps: budget_for(minibatches, step, steps, self.outputs))
 
-    def _walk(self, minibatches: Minibatches, step: int, gram: Grams) -> int:
-        """Go on until a candidate is due or the window ends; returns the step to go on from."""
-        window, standing = self._windows.current, self._standing
-        assert window is not None
-        walked = walk(minibatches, step, gram, window, self.chunks, standing.sums, self.outputs, self.displacement)
-        standing.sums, self.outputs, self.displacement = walked.sums, walked.outputs, walked.displacement
-        return walked.step
+        def budget_of(steps: int) -> Float[np.ndarray, "k n"]:
+            return budget_for(minibatches, step, steps, self.outputs)
 
-    def _settle(self, gram: Grams) -> int:
-        """Look at the candidates that are due where the walk stands, and carry out their flips."""
-        window = self._windows.current
-        assert window is not None
-        looks = self._windows.look(self._standing.sums, window.path)
-        self._evaluated += sum(look.looked_at.size for look in looks)
-        flipped = [(self.chunks[look.index], look.flips) for look in looks if len(look.flips)]
-        gram.follow(_changes(flipped))
+        here = Here(self.outputs, self.displacement, gram)
+        visited = min(1.0, minibatches.samples.size / len(minibatches) / self.geometry.samples)
+        if self._standing.bounds is not None and self._windows.open(budget_of, here, visited):
+            return True
+        if not self._certify(budget_of(_CERTIFIED_STEPS), gram):
+            self._windows.wait()
+            return False
+        return self._windows.open(budget_of, here, visited)
+
+    def _certify(self, coming: Float[np.ndarray, "k n"], gram: Grams) -> bool:
+        """A pass where the run stands, for steps with about so large a sum; False where there is no such radius."""
+        sums = self._standing.sums
+        change = Sums(coming, np.zeros(len(coming)))
+        with serial_blas():
+            radius = choose_radius(self.geometry, self.chunks, change, sums, replace(self._reach(), widely=True))
+        if radius is None:
+            return False
+        bounds = Bounds.after_pass(radius, self.geometry.samples)
+        found = Followed(sums, bounds, pass_over(self.geometry, self.chunks, sums, bounds), passed=True)
+        flipped = found.flips(self.chunks)
         for chunk, flips in flipped:
             self._add_flips(chunk, flips, self.outputs, self.displacement.response)
-        self._windows.renew(looks)
-        count = sum(len(flips) for _, flips in flipped)
-        self._flips += count
-        return count
+        gram.follow(_changes(flipped))
+        carry_out(self.geometry, self._standing, found)
+        self._windows.forget()
+        self._passes += 1
+        self._evaluated += found.evaluated
+        return True
+
+    def _walk(self, minibatches: Minibatches, step: int) -> tuple[int, int]:
+        """Go on until the window ends; returns the step to go on from, and the flips."""
+        window, standing = self._windows.current, self._standing
+        assert window is not None
+        counted = window.counters
+        done = walk(self.geometry, window, minibatches, step, self.displacement)
+        standing.sums = Sums(np.stack([front.now.collected for front in window.fronts]), standing.sums.scale)
+        for output, front in enumerate(window.fronts):
+            front.look(front.path, np.zeros_like(front.path))
+            self.outputs[:, output], self.displacement.response[:, output] = front.evaluate()
+        evaluated, flips = window.counters - counted
+        window.count(done - step)
+        self._evaluated += int(evaluated)
+        self._flips += int(flips)
+        return done, int(flips)
 
     # What others see.
 
     def patterns(self) -> Sequence[FirePattern]:
+        self._windows.settle()
         return [chunk.pattern() for chunk in self.chunks]
 
     def report(self) -> TrackerReport:
+        self._windows.settle()
         return TrackerReport(
             tracker=Certificate.name,
             full_passes=self._passes,
@@ -323,9 +375,11 @@ class CertificateTracking(Tracking):
         )
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
+        self._windows.settle()
         certificate_state.write_weights(self.geometry, self._standing, out)
 
     def _delta(self) -> CertificateDelta:
+        self._windows.settle()
         sums = self._standing.sums
         return CertificateDelta(
             tuple(self.chunks), sums.collected, sums.scale, self.geometry.inputs64, before=self._network.delta
@@ -356,6 +410,7 @@ class CertificateTracking(Tracking):
             self.write_weights(self._network.rows(0, self._network.width))
 
     def state(self) -> dict[str, np.ndarray]:
+        self._windows.settle()
         return certificate_state.save(self._standing) | {
             "outputs": self.outputs,
             "response": self.displacement.response,
@@ -378,4 +433,16 @@ def _changes(flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
         np.concatenate([none, *neurons]),
         np.concatenate([none.astype(np.int32), *samples]),
         np.concatenate([none.astype(np.bool_), *fires]),
+    )
+
+
+def _trial_in_window(update: Update, step: FollowedInWindow) -> Trial:
+    response = np.stack([front.response for front in step.fronts], axis=1)
+    return Trial(
+        update=update,
+        outputs=np.stack([front.outputs for front in step.fronts], axis=1),
+        flips=sum(front.flips for front in step.fronts),
+        rebased=False,
+        displacement=Displacement(response, np.array([front.squared_norm for front in step.fronts])),
+        payload=step,
     )

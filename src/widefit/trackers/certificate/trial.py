@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 
 from widefit.trackers.base import Update
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
-from widefit.trackers.certificate.window import CandidateLook
 from widefit.trackers.fire_pattern import FirePattern
 
 
@@ -161,20 +160,3 @@ class Followed:
 
     def flips(self, chunks: list[CertifiedChunk]) -> list[tuple[CertifiedChunk, ChunkFlips]]:
         return [(chunk, found.flips) for chunk, found in zip(chunks, self.found, strict=True)]
-
-
-@dataclass(frozen=True)
-class FollowedInWindow:
-    """A step within a window: G and P after it, and what the candidates that were due come to."""
-
-    sums: Sums
-    looks: list[CandidateLook]
-    passed: bool = False
-
-    @property
-    def evaluated(self) -> int:
-        """Pre-activations computed."""
-        return sum(look.looked_at.size for look in self.looks)
-
-    def flips(self, chunks: list[CertifiedChunk]) -> list[tuple[CertifiedChunk, ChunkFlips]]:
-        return [(chunks[look.index], look.flips) for look in self.looks]

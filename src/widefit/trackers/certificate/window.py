@@ -1,60 +1,27 @@
-"""Many small steps in a row: the few pairs that could flip in them, and when each has to be looked at."""
+"""Many small steps in a row, in which only the pairs of a few fronts could flip."""
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.base import Displacement
+from widefit.trackers.certificate.front import Front, FrontTrial
+from widefit.trackers.certificate.price import Price
+from widefit.trackers.certificate.trial import Sums
 
-
-@dataclass
-class Candidates:
-    """Pairs of a chunk that could flip within a window.
-
-    Attributes
-    ----------
-    slots, samples, fires
-        The pairs, ordered, and whether they fire.
-    rate
-        z moves by no more than this times ‖g‖₂ in a step.
-    due
-        Path length Σ ‖g‖₂ at which a pair could have reached the threshold.
-    next_due
-        The least of them.
-    """
-
-    slots: Int[np.ndarray, " c"]
-    samples: Int[np.ndarray, " c"]
-    fires: Bool[np.ndarray, " c"]
-    rate: Float[np.ndarray, " c"]
-    due: Float[np.ndarray, " c"]
-    next_due: float
+# Hot pairs beyond those of the first steps, summed over steps, that take as long as finding a neuron's candidates anew,
+# and as long as putting a candidate in its place (measured).
+_PER_NEURON, _PER_CANDIDATE = 20, 2
 
 
 @dataclass(frozen=True)
-class CandidateLook:
-    """What the candidates of a chunk that were due come to.
+class FollowedInWindow:
+    """A step within a window: G and P after it, and what it does to the front of every output."""
 
-    Attributes
-    ----------
-    index
-        Of the chunk.
-    looked_at
-        Candidates.
-    due
-        When they are due again.
-    flips
-        Among them, in order.
-    flipped
-        Candidates that flip.
-    """
-
-    index: int
-    looked_at: Int[np.ndarray, " e"]
-    due: Float[np.ndarray, " e"]
-    flips: ChunkFlips
-    flipped: Int[np.ndarray, " f"]
+    sums: Sums
+    fronts: list[FrontTrial]
 
 
 @dataclass
@@ -67,69 +34,68 @@ class Window:
         G at the start, shape (k, n).
     budget, spent
         Σ |g| for every sample: what the candidates were chosen for, and what it has come to.
-    path
-        Σ ‖g‖₂ for every output.
-    candidates
-        For every chunk.
+    fronts
+        For every output.
+    price
+        What its steps were expected to take.
+    neurons
+        That were looked at to find the candidates.
     steps, planned
         Taken, and expected.
     flipped
-        For every chunk the slots of flips, look after look.
+        Slots whose fire rows have changed, by chunk.
     """
 
     begun: Float[np.ndarray, "k n"]
     budget: Float[np.ndarray, "k n"]
     spent: Float[np.ndarray, "k n"]
-    path: Float[np.ndarray, " k"]
-    candidates: list[Candidates]
+    fronts: list[Front]
+    price: Price
+    neurons: int
     planned: int
     steps: int = 0
-
-    def __post_init__(self) -> None:
-        self.flipped: list[list[np.ndarray]] = [[] for _ in self.candidates]
-
-    @classmethod
-    def starting(
-        cls,
-        collected: Float[np.ndarray, "k n"],
-        budget: Float[np.ndarray, "k n"],
-        candidates: list[Candidates],
-        planned: int,
-    ) -> "Window":
-        """A window before its first step."""
-        zero = np.zeros_like(collected)
-        return cls(collected.copy(), budget, zero, np.zeros(len(zero)), candidates, planned)
+    flipped: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list), init=False)
+    _hot: int = field(default=0, init=False)
+    _now_hot: int = field(default=0, init=False)
+    _excess: int = field(default=0, init=False)
 
     def holds(self, change: Float[np.ndarray, "k n"]) -> bool:
-        """True when the budget covers a step."""
-        return bool(np.all(self.spent + np.abs(change) <= self.budget))
+        """True when the budget covers a step, and another window would not be cheaper."""
+        worn = self._excess > _PER_NEURON * self.neurons + _PER_CANDIDATE * self.size
+        dear = self.steps > 0 and self.price.step(self._now_hot) > max(self.price.outside, self.price.step(self._hot))
+        return not worn and not dear and bool(np.all(self.spent + np.abs(change) <= self.budget))
 
-    def path_after(self, change: Float[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
-        """Path length after a step."""
-        return self.path + np.linalg.norm(change, axis=1)
+    def propose(self, after: Sums, before: Sums, displacement: Displacement) -> FollowedInWindow | None:
+        """What a full-batch step would do; None where the window ends before it."""
+        change = after.collected - before.collected
+        trials = [
+            front.propose(change[output], displacement.response[:, output], float(displacement.squared_norm[output]))
+            for output, front in enumerate(self.fronts)
+        ]
+        fronts = [trial for trial in trials if trial is not None]
+        return FollowedInWindow(after, fronts) if len(fronts) == len(trials) else None
 
-    def advance(self, change: Float[np.ndarray, "k n"]) -> None:
-        """Take a step."""
-        self.path = self.path_after(change)
-        self.spent = self.spent + np.abs(change)
-        self.steps += 1
+    def commit(self, step: FollowedInWindow, before: Sums) -> None:
+        """Carry it out."""
+        self.spent = self.spent + np.abs(step.sums.collected - before.collected)
+        for front, trial in zip(self.fronts, step.fronts, strict=True):
+            front.commit(trial)
+        self.count(1)
+
+    def count(self, steps: int) -> None:
+        """Take account of steps that were taken."""
+        hot = sum(front.hot_pairs for front in self.fronts)
+        self._hot = hot if self.steps == 0 else self._hot
+        self._now_hot = hot
+        self._excess += steps * (hot - self._hot)
+        self.steps += steps
 
     @property
     def size(self) -> int:
-        return sum(own.slots.size for own in self.candidates)
+        """Candidates."""
+        return sum(front.size for front in self.fronts)
 
-    def next_due(self, chunks: list[CertifiedChunk]) -> Float[np.ndarray, " k"]:
-        """Path length at which the first candidate of each output is due."""
-        out = np.full(self.path.size, np.inf)
-        for chunk, own in zip(chunks, self.candidates, strict=True):
-            out[chunk.chunk.output] = min(out[chunk.chunk.output], own.next_due)
-        return out
-
-    def renew(self, look: CandidateLook) -> None:
-        """Carry out a look."""
-        own = self.candidates[look.index]
-        own.due[look.looked_at] = look.due
-        own.fires[look.flipped] = ~own.fires[look.flipped]
-        own.next_due = float(own.due.min())
-        if look.flipped.size:
-            self.flipped[look.index].append(look.flips.slots)
+    @property
+    def counters(self) -> Int[np.ndarray, " two"]:
+        """Pairs evaluated, and flips that were seen in it, but for those of full-batch steps."""
+        return np.sum([front.counters for front in self.fronts], axis=0)
