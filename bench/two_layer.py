@@ -31,7 +31,13 @@ MAX_STEPS = 20
 GEMM_ROWS = 1024
 
 
-def run(size: str, rules: str = "gauss-newton,gradient-descent,sgd", tracker: str = "auto", limit: float = 0.0) -> dict:
+def run(
+    size: str,
+    rules: str = "gauss-newton,gradient-descent,sgd",
+    tracker: str = "auto",
+    limit: float = 0.0,
+    exponents: str = "",
+) -> dict:
     """Digits parity, n = 1000, d = 64, float32: Gauss-Newton to loss 1e-10, and 10,000 first-order steps.
 
     Parameters
@@ -44,6 +50,8 @@ def run(size: str, rules: str = "gauss-newton,gradient-descent,sgd", tracker: st
         widefit's tracker, by name.
     limit
         Seconds for one run of one contestant; 0: by size.
+    exponents
+        Comma-separated: log₂ of the widths of the Gauss-Newton section, instead of those of the size.
     """
     problem, limit = digits_parity(), limit or LIMITS[size]
     result = {
@@ -60,21 +68,24 @@ def run(size: str, rules: str = "gauss-newton,gradient-descent,sgd", tracker: st
     if unknown:
         raise ValueError(f"rules: {', '.join(sorted(unknown))} is not measured here")
     if "gauss-newton" in chosen:
-        _second_order(result, problem, size, tracker, limit)
+        widths = tuple(map(int, exponents.split(","))) if exponents else WIDTHS[size]
+        _second_order(result, problem, widths, REPEATS[size], tracker, limit)
     for rule in FIRST_ORDER:
         if rule in chosen:
             first_order(result, problem, rule, FIRST_ORDER_WIDTHS[size], tracker, limit)
     return result
 
 
-def _second_order(result: dict, problem: Problem, size: str, tracker: str, limit: float) -> None:
+def _second_order(
+    result: dict, problem: Problem, widths: tuple[int, ...], repeats: int, tracker: str, limit: float
+) -> None:
     """The Gauss-Newton section, into `result`."""
     cold = fit(TwoLayer(64, 1 << 12), problem, tracker=tracker, tol=TOLERANCE, max_iter=MAX_STEPS).seconds
     result["figures"].append(entry("first fit of the process (kernels compiled or loaded), m = 2^12", cold, "s"))
     curves = result["curves"].setdefault("gauss-newton", {})
     losing = []
-    for exponent in WIDTHS[size]:
-        figures, points, record = _width(problem, exponent, tracker, REPEATS[size], limit)
+    for exponent in widths:
+        figures, points, record = _width(problem, exponent, tracker, repeats, limit)
         result["figures"] += figures
         result["records"].append(record)
         for label, seconds in points.items():
@@ -86,7 +97,7 @@ def _second_order(result: dict, problem: Problem, size: str, tracker: str, limit
             title = f"growth of {label}: exponent of m, 2^{int(math.log2(points[0][0]))} and wider"
             result["figures"].append(entry(title, slope(points), "log-log slope"))
     title = f"widths where dense torch is faster: {', '.join(losing) or 'none'}"
-    result["figures"].append(entry(title, len(losing), f"of {len(WIDTHS[size])}"))
+    result["figures"].append(entry(title, len(losing), f"of {len(widths)}"))
 
 
 def _width(
