@@ -162,7 +162,10 @@ def run(size: str, trackers: str = "", limit: float = 0.0) -> dict:
         ]
     result["figures"] += _crossovers(result["records"])
     widths = [case.exponent for case in cases(size) if case.axis == "m" and case.seen]
-    _memory(result, chosen, [16] if size == "quick" else widths)
+    if size == "quick":
+        _memory(result, [name for name in chosen if name in UNSEEN], [16])
+    else:
+        _memory(result, chosen, widths)
     return result
 
 
