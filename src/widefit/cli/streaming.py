@@ -1,17 +1,18 @@
 """What `widefit train --stream` does: a file in, row by row, model and report out, in memory that does not grow."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import widefit
 from widefit.callbacks import Progress, describe, interrupt_flag
+from widefit.cli import outcome
 from widefit.cli.failure import INTERRUPTED
-from widefit.cli.output import Output, columns, number, plain, seconds, size
+from widefit.cli.output import Output, columns, number, plain, seconds
 from widefit.cli.preparing import Job, refuse_places
 from widefit.cli.progress import Lines
 from widefit.cli.progressive import Progressive
@@ -62,32 +63,7 @@ def stream(job: Job, output: Output) -> int:
     run = _begin(job, blocks, head)
     for note in run.notes:
         output.remark(note)
-    skipped = run.rows
-    watch = None if output.quiet else (Progress if output.stderr.is_terminal else Lines)(output.stderr)
-    written_at = time.monotonic()
-    with interrupt_flag() as interrupted:
-        for block in _chain(head, pieces):
-            if block.first + block.frame.height <= skipped:
-                continue
-            fresh = not hasattr(run.model, "network_")
-            _learn(run, block)
-            if watch is not None:
-                if fresh or block.first == skipped:
-                    watch.start(run)
-                watch.step(run, progress(run.model))
-            if job.checkpoint is not None and time.monotonic() - written_at >= job.checkpoint_every:
-                _keep(run, job.checkpoint)
-                written_at = time.monotonic()
-            if interrupted.is_set():
-                break
-        was_interrupted = interrupted.is_set()
-    if run.rows == skipped and skipped:
-        raise ValueError(f"the checkpoint {job.checkpoint} has seen all {plural(skipped, 'row')} of {blocks.path}")
-    run.history.stop_reason = "interrupted" if was_interrupted else "end"
-    if watch is not None:
-        watch.finish(run, run.history)
-    if job.checkpoint is not None:
-        _keep(run, job.checkpoint)
+    was_interrupted = _learn_all(job, run, chain([head], pieces), output)
     save(run.model, model_path, encoding=run.encoding.to_dict())
     files = {"model": model_path}
     if report_path is not None:
@@ -132,9 +108,35 @@ def _classes(encoding: TableEncoding) -> np.ndarray:
     return np.array(sorted(encoding.target.labels)) if encoding.target.labels else np.empty(0)
 
 
-def _chain(head: Block, rest: Iterator[Block]) -> Iterator[Block]:
-    yield head
-    yield from rest
+def _learn_all(job: Job, run: _Stream, blocks: Iterable[Block], output: Output) -> bool:
+    """Learn block after block, with progress and checkpoints; whether the user broke off."""
+    skipped = run.rows
+    watch = None if output.quiet else (Progress if output.stderr.is_terminal else Lines)(output.stderr)
+    written_at = time.monotonic()
+    with interrupt_flag() as interrupted:
+        for block in blocks:
+            if block.first + block.frame.height <= skipped:
+                continue
+            fresh = not hasattr(run.model, "network_")
+            _learn(run, block)
+            if watch is not None:
+                if fresh or block.first == skipped:
+                    watch.start(run)
+                watch.step(run, progress(run.model))
+            if job.checkpoint is not None and time.monotonic() - written_at >= job.checkpoint_every:
+                _keep(run, job.checkpoint)
+                written_at = time.monotonic()
+            if interrupted.is_set():
+                break
+        was_interrupted = interrupted.is_set()
+    if run.rows == skipped and skipped:
+        raise ValueError(f"the checkpoint {job.checkpoint} has seen all {plural(skipped, 'row')} of {job.data}")
+    run.history.stop_reason = "interrupted" if was_interrupted else "end"
+    if watch is not None:
+        watch.finish(run, run.history)
+    if job.checkpoint is not None:
+        _keep(run, job.checkpoint)
+    return was_interrupted
 
 
 def _learn(run: _Stream, block: Block) -> None:
@@ -175,7 +177,7 @@ def _report(job: Job, blocks: TableBlocks, run: _Stream, interrupted: bool) -> R
     return Report(
         title=f"{blocks.name}: {target.name}",
         task=target.task,
-        data=Source(blocks.name, run.rows, len(run.encoding.feature_names), target.name),
+        data=_source(blocks, run),
         history=run.history,
         truth=run.scores.truth,
         prediction=run.scores.prediction,
@@ -192,53 +194,27 @@ def _report(job: Job, blocks: TableBlocks, run: _Stream, interrupted: bool) -> R
 
 
 def _show(output: Output, blocks: TableBlocks, run: _Stream, files: dict[str, Path], spent: float) -> None:
-    target, history = run.encoding.target, run.history
-    what = "regression" if target.task == "regression" else plural(len(target.labels), "class", "classes")
-    features = len(run.encoding.feature_names)
-    output.show(
-        f"[bold]{blocks.name}[/bold]: {plural(run.rows, 'row')}, {plural(features, 'feature')}, "
-        f"target {target.name} ({what})\n"
-    )
-    decisions = columns("decision", "", "why")
-    decisions.columns[1].justify = decisions.columns[2].justify = "left"
-    decisions.columns[2].no_wrap = False
-    for row in run.model.plan_.rows():
-        decisions.add_row(*row)
-    output.show(decisions)
     metrics = _metrics(run)
     names = list(next(iter(metrics.values())))
     results = columns("\npredicted before learnt", *(f"\n{name}" for name in names))
     for part, values in metrics.items():
         results.add_row(part, *(number(values[name]) for name in names))
-    output.show(results)
-    why = STOPPED.get(history.stop_reason, history.stop_reason)
-    output.show(f"\n{describe(progress(run.model))} in {seconds(spent)}; training ended because {why}")
-    for name, path in files.items():
-        output.show(f"{name:<11}{path} ({size(path)})")
+    why = STOPPED.get(run.history.stop_reason, run.history.stop_reason)
+    ended = f"{describe(progress(run.model))} in {seconds(spent)}; training ended because {why}"
+    outcome.show(output, _source(blocks, run), run.encoding, run.model.plan_, results, ended, files)
 
 
 def _document(
     job: Job, blocks: TableBlocks, run: _Stream, files: dict[str, Path], spent: float, interrupted: bool
 ) -> dict[str, Any]:
-    target = run.encoding.target
-    return {
-        "command": "train",
-        "widefit": widefit.__version__,
-        "data": {
-            "name": blocks.name,
-            "rows": run.rows,
-            "features": list(run.encoding.feature_names),
-            "left_out": [{"column": name, "reason": why} for name, why in run.encoding.left_out],
-            "target": target.name,
-            "task": target.task,
-            "classes": list(target.labels),
-        },
+    return outcome.document(_source(blocks, run), run.encoding, run.model, files) | {
         "settings": job.settings | {"block_rows": job.block_rows, "impute": job.impute},
-        "plan": run.model.plan_.to_dict(),
         "metrics": _metrics(run),
-        "history": run.history.to_dict(),
         "seconds": {"train": spent},
-        "files": files,
         "notes": run.notes,
         "interrupted": interrupted,
     }
+
+
+def _source(blocks: TableBlocks, run: _Stream) -> Source:
+    return outcome.source(blocks.name, run.rows, run.encoding)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-import widefit
 from widefit.callbacks import Callback, Progress
-from widefit.cli import scores
+from widefit.cli import outcome, scores
 from widefit.cli.failure import INTERRUPTED
-from widefit.cli.output import Output, columns, number, seconds, size
+from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.preparing import HELD_OUT, Job, Prepared
 from widefit.cli.progress import Lines
 from widefit.data.table import plural
@@ -91,7 +90,7 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
     return Report(
         title=f"{table.name}: {target.name}",
         task=target.task,
-        data=Source(table.name, table.frame.height, len(prepared.encoding.feature_names), target.name),
+        data=_source(prepared),
         history=model.history_,
         truth=prepared.y[prepared.parts[measured.part]],
         prediction=measured.prediction,
@@ -109,33 +108,18 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
 
 
 def _show(output: Output, model: Any, prepared: Prepared, measured: Measured, files: dict[str, Path]) -> None:
-    table, target, history = prepared.table, prepared.encoding.target, model.history_
-    what = "regression" if target.task == "regression" else plural(len(target.labels), "class", "classes")
-    features = len(prepared.encoding.feature_names)
-    output.show(
-        f"[bold]{table.name}[/bold]: {plural(table.frame.height, 'row')}, {plural(features, 'feature')}, "
-        f"target {target.name} ({what})\n"
-    )
-    decisions = columns("decision", "", "why")
-    decisions.columns[1].justify = decisions.columns[2].justify = "left"
-    decisions.columns[2].no_wrap = False
-    for row in model.plan_.rows():
-        decisions.add_row(*row)
-    output.show(decisions)
     names = list(next(iter(measured.metrics.values())))
     results = columns("\nrows", *(f"\n{name}" for name in names))
     for part, values in measured.metrics.items():
         rows = f" ({len(prepared.parts[part]):,})" if part in prepared.parts else ""
         results.add_row(part + rows, *(number(values[name]) for name in names))
-    output.show(results)
-    last = history[-1]
-    why = STOPPED.get(history.stop_reason, history.stop_reason)
-    output.show(
-        f"\n{plural(last.step, 'step')} in {seconds(last.seconds)}, loss {number(history[0].loss)} → "
-        f"{number(last.loss)}; training ended because {why}"
+    history = model.history_
+    first, last = history[0], history[-1]
+    ended = (
+        f"{plural(last.step, 'step')} in {seconds(last.seconds)}, loss {number(first.loss)} → {number(last.loss)}; "
+        f"training ended because {STOPPED.get(history.stop_reason, history.stop_reason)}"
     )
-    for name, path in files.items():
-        output.show(f"{name:<11}{path} ({size(path)})")
+    outcome.show(output, _source(prepared), prepared.encoding, model.plan_, results, ended, files)
 
 
 def _document(
@@ -147,26 +131,16 @@ def _document(
     files: dict[str, Path],
     interrupted: bool,
 ) -> dict[str, Any]:
-    table, target = prepared.table, prepared.encoding.target
-    return {
-        "command": "train",
-        "widefit": widefit.__version__,
-        "data": {
-            "name": table.name,
-            "rows": table.frame.height,
-            "features": list(prepared.encoding.feature_names),
-            "left_out": [{"column": name, "reason": why} for name, why in prepared.encoding.left_out],
-            "target": target.name,
-            "task": target.task,
-            "classes": list(target.labels),
-            "split": {name: len(rows) for name, rows in prepared.parts.items()},
-        },
+    document = outcome.document(_source(prepared), prepared.encoding, model, files)
+    document["data"]["split"] = {name: len(rows) for name, rows in prepared.parts.items()}
+    return document | {
         "settings": job.settings | {"test_size": job.test_size, "impute": job.impute},
-        "plan": model.plan_.to_dict(),
         "metrics": measured.metrics,
-        "history": model.history_.to_dict(),
         "seconds": clock,
-        "files": files,
         "notes": prepared.notes,
         "interrupted": interrupted,
     }
+
+
+def _source(prepared: Prepared) -> Source:
+    return outcome.source(prepared.table.name, prepared.table.frame.height, prepared.encoding)

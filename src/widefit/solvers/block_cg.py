@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import DenseGram, GramOperator
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
+from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
 from widefit.solvers.cholesky import damped_factor
-from widefit.solvers.pcg import preconditioned_cg, solve_columns
+from widefit.solvers.pcg import solve_damped
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,7 @@ class _Blocks(Prepared):
     factor: Float[Tensor, "samples samples"] | None
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        solver, operator = self.solver, self.operator
-        limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
-        value, products = solve_columns(
-            lambda column: preconditioned_cg(
-                lambda v: operator.matmul(v) + self.damping * v,
-                column,
-                self._precondition,
-                solver.tolerance,
-                limit,
-                solver.recompute,
-            ),
-            rhs,
-        )
-        residual_norm = relative_residual(operator, value, rhs, self.damping)
-        return Solution(value, residual_norm, products, solver.name)
+        return solve_damped(self.solver, self.operator, self.damping, self._precondition, rhs)
 
     def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         if self.factor is None:

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import GramOperator
-from widefit.solvers.base import Solution, Solver, relative_residual
-from widefit.solvers.pcg import preconditioned_cg, solve_columns
+from widefit.solvers.base import Solution, Solver
+from widefit.solvers.pcg import solve_damped
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,4 @@ class CG(Solver):
     def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         diagonal = operator.diagonal() + damping
         inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(rhs.dtype).tiny), 0.0)
-        limit = self.max_iterations if self.max_iterations is not None else 10 * operator.size
-        value, iterations = solve_columns(
-            lambda column: preconditioned_cg(
-                lambda v: operator.matmul(v) + damping * v,
-                column,
-                lambda v: inverse * v,
-                self.tolerance,
-                limit,
-                self.recompute,
-            ),
-            rhs,
-        )
-        return Solution(value, relative_residual(operator, value, rhs, damping), iterations, self.name)
+        return solve_damped(self, operator, damping, lambda v: inverse * v, rhs)

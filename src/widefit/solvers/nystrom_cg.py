@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import GramOperator
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
-from widefit.solvers.pcg import preconditioned_cg, solve_columns
+from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
+from widefit.solvers.pcg import solve_damped
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,7 @@ class NystromCG(Solver):
     """Conjugate gradients preconditioned by F Fᵀ ≈ H of rank r from r columns of H picked by randomly pivoted Cholesky.
 
     (Díaz et al., arXiv 2304.12465; the blocks of columns as in Epperly et al., arXiv 2410.03969.) Needs r columns of
-    H and O(n r²) work;
-    strong where the spectrum of H falls quickly, whatever P.
+    H and O(n r²) work; strong where the spectrum of H falls quickly, whatever P.
 
     Parameters
     ----------
@@ -69,21 +68,10 @@ class _Nystrom(Prepared):
     weights: Float[Tensor, " r"]
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        solver, operator = self.solver, self.operator
-        limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
-        value, products = solve_columns(
-            lambda column: preconditioned_cg(
-                lambda v: operator.matmul(v) + self.damping * v,
-                column,
-                lambda v: v + self.basis @ (self.weights * (self.basis.T @ v)),
-                solver.tolerance,
-                limit,
-                solver.recompute,
-            ),
-            rhs,
-        )
-        residual_norm = relative_residual(operator, value, rhs, self.damping)
-        return Solution(value, residual_norm, products, solver.name)
+        return solve_damped(self.solver, self.operator, self.damping, self._precondition, rhs)
+
+    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return vector + self.basis @ (self.weights * (self.basis.T @ vector))
 
 
 def pivoted_cholesky(

@@ -1,13 +1,69 @@
 """The loop that every conjugate-gradient solver shares: preconditioned, judged by true residuals."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from widefit.gram.base import GramOperator
+from widefit.solvers.base import Solution, relative_residual
+
 # Checks of the true residual without a gain of a tenth, after which rounding has won.
 _PATIENCE = 10
+
+
+@runtime_checkable
+class Iterative(Protocol):
+    """What a solver that iterates is told: see `preconditioned_cg`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def max_iterations(self) -> int | None: ...
+    @property
+    def recompute(self) -> int: ...
+
+
+def solve_damped(
+    solver: Iterative,
+    operator: GramOperator,
+    damping: float,
+    precondition: Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]],
+    rhs: Float[Tensor, "n *c"],
+) -> Solution:
+    """(H + λI) g = e, column by column; the products reported are the sum over the columns.
+
+    Parameters
+    ----------
+    solver
+        Its tolerance, limit (None: 10 n products a column) and name.
+    operator
+        H.
+    damping
+        λ.
+    precondition
+        v ↦ M⁻¹ v, M ≈ H + λI.
+    rhs
+        e, one or several columns.
+    """
+    limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
+
+    def apply(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return operator.matmul(vector) + damping * vector
+
+    columns = rhs[:, None] if rhs.ndim == 1 else rhs
+    found = [
+        preconditioned_cg(apply, column, precondition, solver.tolerance, limit, solver.recompute)
+        for column in columns.T
+    ]
+    value = torch.stack([column for column, _ in found], dim=1).reshape(rhs.shape)
+    return Solution(
+        value, relative_residual(operator, value, rhs, damping), sum(products for _, products in found), solver.name
+    )
 
 
 def preconditioned_cg(
@@ -32,8 +88,7 @@ def preconditioned_cg(
         Upper bound on the products.
     recompute
         Every so many iterations, and before any answer, the residual is computed afresh, because the recurrence
-        drifts away
-        from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
+        drifts away from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
     """
     best_norm = norm = float(torch.linalg.vector_norm(rhs))
     goal = tolerance * norm
@@ -67,13 +122,3 @@ def preconditioned_cg(
             positive = bool(rho > 0)
         direction = preconditioned + (rho / previous) * direction
     return best, products
-
-
-def solve_columns(
-    solve_one: Callable[[Float[Tensor, " n"]], tuple[Tensor, int]], rhs: Float[Tensor, "n *c"]
-) -> tuple[Float[Tensor, "n *c"], int]:
-    """Column by column; the products reported are the sum over the columns."""
-    if rhs.ndim == 1:
-        return solve_one(rhs)
-    pairs = [solve_one(column) for column in rhs.T]
-    return torch.stack([value for value, _ in pairs], dim=1), sum(products for _, products in pairs)

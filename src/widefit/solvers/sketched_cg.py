@@ -11,8 +11,8 @@ from torch import Tensor
 
 from widefit.gram.base import GramOperator
 from widefit.sketches import SRHT, CountSketch, Gaussian, Sketch
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
-from widefit.solvers.pcg import preconditioned_cg, solve_columns
+from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
+from widefit.solvers.pcg import solve_damped
 
 _SKETCHES: dict[str, Callable[[int, int, int], Sketch]] = {
     "srht": lambda rows, size, seed: SRHT(rows, size, seed=seed),
@@ -28,10 +28,9 @@ class SketchedCG(Solver):
     """Conjugate gradients preconditioned by R from Q R = [S Jᵀ; √λ I], S a sketch of parameter space (BPSW, Section 4).
 
     With s = c · n rows the preconditioned system has a condition number of O(1), whatever that of H, so O(log 1/ε₀)
-    products suffice.
-    Costs a sketch of J, one QR of an (s + n) × n matrix, and J v and Jᵀ u per iteration; H is never formed. Where s
-    would reach P
-    there is nothing to gain from sketching and the factor itself is used (an exact preconditioner).
+    products suffice. Costs a sketch of J, one QR of an (s + n) × n matrix, and J v and Jᵀ u per iteration; H is never
+    formed. Where s would reach P there is nothing to gain from sketching and the factor itself is used (an exact
+    preconditioner).
 
     Parameters
     ----------
@@ -120,22 +119,9 @@ class _Sketched(Prepared):
         return Preconditioner(self.factor, self.damping, (self.products[0], self.products[-1]))
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        solver, operator = self.solver, self.operator
-        limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
-        value, products = solve_columns(
-            lambda column: preconditioned_cg(
-                lambda v: operator.matmul(v) + self.damping * v,
-                column,
-                self._precondition,
-                solver.tolerance,
-                limit,
-                solver.recompute,
-            ),
-            rhs,
-        )
-        self.products.append(products)
-        residual_norm = relative_residual(operator, value, rhs, self.damping)
-        return Solution(value, residual_norm, products, solver.name)
+        solution = solve_damped(self.solver, self.operator, self.damping, self._precondition, rhs)
+        self.products.append(solution.iterations)
+        return solution
 
     @cached_property
     def _singular(self) -> bool:
