@@ -1,9 +1,8 @@
 """The equations of the gauss-newton bench: points, residuals and exact solutions.
 
 Poisson 2d u = Π sin πxᵢ, heat 1d u_t = u_xx/4, Poisson 5d u = Σ cos πxᵢ, Poisson 10d u = Σ x_{2i−1} x_{2i} / 1.34;
-points uniform
-in the unit cube, Dirichlet data from u, loss ½ mean(interior residual²) + ½ mean(boundary residual²), error = RMS on
-unseen points.
+points uniform in the unit cube, Dirichlet data from u, loss ½ mean(interior residual²) + ½ mean(boundary residual²),
+error = RMS on unseen points.
 """
 
 import math

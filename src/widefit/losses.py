@@ -25,8 +25,7 @@ class LocalLeastSquares:
         r̃ with Bᵢ r̃ᵢ = ∂ℓ/∂fᵢ, shape (n, k).
     root
         B: () or (n, k) for a multiple of the identity or a diagonal, (n, k, k) in general; B Bᵀ is the Hessian of the
-        loss in the
-        outputs, or a positive definite majorant where that is flat.
+        loss in the outputs, or a positive definite majorant where that is flat.
     """
 
     residual: Float[Tensor, "n k"]

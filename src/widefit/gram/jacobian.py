@@ -109,8 +109,7 @@ class PerSample:
         The batch: tensors of n samples each.
     batched
         The same for the whole batch at once, `batched(parameters, *data)` of shape (n, k), where the network can take
-        it
-        faster than `torch.vmap` can; None: vmap.
+        it faster than `torch.vmap` can; None: vmap.
     """
 
     def __init__(
@@ -189,8 +188,7 @@ class FunctionJacobian(Jacobian):
         pieces = []
         for function, root, k in zip(self.functions, self.roots, self.outputs, strict=True):
             # Reverse differentiation twice rather than forward once: it exists for every layer, and means the same
-            # derivative
-            # where torch's two modes differ (the padding row of an embedding).
+            # derivative where torch's two modes differ (the padding row of an embedding).
             pull = vjp(function.values, self.parameters)[1]
             nothing = torch.zeros(function.samples, k, dtype=self.dtype, device=self.device)
             push = vjp(lambda weights, pull=pull: pull(weights)[0], nothing)[1]

@@ -250,8 +250,7 @@ def factored_jacobian(
     """J of a model's outputs on a batch, its rows multiplied by the roots.
 
     Linear layers, 1d and 2d convolutions and embeddings are kept as inputs and signals; affine parameters of
-    normalization layers and
-    whatever else there is are stored as columns of J.
+    normalization layers and whatever else there is are stored as columns of J.
     """
     outputs, calls = record_calls(model, parameters, inputs)
     n, k = outputs.shape

@@ -114,9 +114,9 @@ class LowRankLinear(nn.Module):
     threshold instead.
 
     Products with sparse inputs read W₀ from a packed layout, made at the first of them, unless more than an eighth of
-    the inputs is active: then dense products are faster. Sparse factors with few active
-    inputs a column go into that layout at once, which costs less than carrying them, while `weight` waits for the
-    fold: so the last append can always be taken back to the bit, and `weight` is written once for many appends.
+    the inputs is active: then dense products are faster. Sparse factors with few active inputs a column go into that
+    layout at once, which costs less than carrying them, while `weight` waits for the fold: so the last append can
+    always be taken back to the bit, and `weight` is written once for many appends.
 
     Parameters
     ----------

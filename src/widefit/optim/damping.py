@@ -11,12 +11,10 @@ class DampingPolicy:
     (This project; the second-order term is the geodesic acceleration of Transtrum and Sethna, arXiv 1207.4999.)
 
     A step follows the parabola θ + α d + α² a, where d is the damped Gauss-Newton direction and a its correction for
-    the measured
-    second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear model holds:
-    α is the
-    largest step at which the bend stays below `bend`, and the damping moves so that α stays near one. No gain ratio
-    is waited for,
-    so the damping falls to rounding level within a few steps on well-behaved problems and rises at once on others.
+    the measured second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear
+    model holds: α is the largest step at which the bend stays below `bend`, and the damping moves so that α stays near
+    one. No gain ratio is waited for, so the damping falls to rounding level within a few steps on well-behaved problems
+    and rises at once on others.
 
     Attributes
     ----------

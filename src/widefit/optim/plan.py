@@ -7,9 +7,9 @@ import torch
 from widefit.memory import available_memory
 from widefit.solvers import CG, Cholesky, NystromCG, SketchedCG, Solver
 
-# Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over
-# stored numbers
-# (flops that fit into the time of moving one byte), products that a preconditioned iteration is reckoned to need.
+# Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over stored
+# numbers (flops that fit into the time of moving one byte), products that a preconditioned iteration is reckoned to
+# need.
 _DOUBLE = 2.0
 _ORTHOGONAL = 3.0
 _BYTE = 8.0

@@ -13,9 +13,8 @@ from widefit.sketches.base import Sketch, check_operand, check_sizes
 class CountSketch(Sketch):
     """`nonzeros` random signs a column of S: nnz(A) · nonzeros operations.
 
-    One nonzero is the CountSketch of Clarkson and Woodruff (STOC 2013); more are OSNAP (Nelson and Nguyen, FOCS
-    2013), which
-    embeds the same subspace with far fewer rows.
+    One nonzero is the CountSketch of Clarkson and Woodruff (STOC 2013); more are OSNAP (Nelson and Nguyen, FOCS 2013),
+    which embeds the same subspace with far fewer rows.
 
     Parameters
     ----------

@@ -44,8 +44,7 @@ class TensorSRHT(TensorPairSketch):
     """S (u ⊗ v) = (1/√s) · P (H D₁ u ∘ H D₂ v), P picking s pairs of rows, one from each transform.
 
     The rows are drawn from the p̂ and q̂ rows of the two transforms independently (Ahle et al., arXiv 1909.01410,
-    Definition 15);
-    p log p + q log q + s operations a product.
+    Definition 15); p log p + q log q + s operations a product.
 
     Parameters
     ----------
