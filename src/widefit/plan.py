@@ -79,6 +79,8 @@ class TwoLayerShape:
         |a_r| / √k.
     second_order
         True for rules that converge in a handful of long steps.
+    stochastic
+        True for rules that step on minibatches, and so never ask for H of more than a few samples.
     stored
         False when the weights are drawn again whenever they are needed.
     perturbed
@@ -96,6 +98,7 @@ class TwoLayerShape:
     anchored: bool
     readout_scale: float = 1.0
     second_order: bool = True
+    stochastic: bool = False
     stored: bool = True
     perturbed: bool = False
     alive: float = 1.0
@@ -105,9 +108,14 @@ class TwoLayerShape:
         patterns = self._certificate_bytes() if tracker == "certificate" else self._pattern_bytes(tracker)
         block = max(64, min(1024, (1 << 20) // self.samples))
         blocks = threads * block * (self.samples * self.itemsize + self.samples // 8 + self.features * self.itemsize)
-        # K, N and H are held at once, and a factorization works on a copy of H.
-        square = self.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
-        return patterns + blocks + square
+        return patterns + blocks + self._square_bytes(solver, tracker)
+
+    def _square_bytes(self, solver: str, tracker: str) -> int:
+        """K, N and H are held at once, and a factorization works on a copy of H."""
+        if self.stochastic:
+            # The certificate tracker takes each minibatch for a step of its own, which follows H.
+            return 20 * (self.samples if tracker == "certificate" else min(self.samples, FEW)) ** 2
+        return self.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
 
     def _pattern_bytes(self, tracker: str) -> int:
         """W₀ where it is kept, fire patterns before and after a step, and what a tree holds beside them."""
@@ -137,6 +145,9 @@ class TwoLayerShape:
 
     def flops_per_step(self, solver: str) -> float:
         """Products W Xᵀ, additions into N, and the solve."""
+        if self.stochastic:
+            # An epoch and the pass that ends it.
+            return (4.0 + 4.0 * self.firing) * self.width * self.samples * self.features
         fired = self.firing * self.samples
         solve = self.samples**3 / 3 if solver == "cholesky" else 200 * self.samples**2
         return 2.0 * self.width * self.samples * self.features + self.width * fired**2 + self.outputs * solve
@@ -207,6 +218,8 @@ class DeepShape:
         return total + 200 * products
 
 
+# Samples that stand for all in the estimates of stochastic rules.
+FEW = 2048
 # Products with H that conjugate gradients behind a block of it take, from runs on digits.
 _BLOCK_PRODUCTS = 30
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
@@ -286,6 +299,8 @@ def plan_two_layer(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
             'use "dense" or HalfSpaceTree(over="weights")'
         )
+    if solver == "auto" and shape.stochastic:
+        solver = solvers.Cholesky()
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
         solver = solvers.Cholesky() if direct else solvers.CG()
@@ -376,5 +391,7 @@ def _refusal(shape: TwoLayerShape, tracker: str, solver: str, threads: int, need
         smaller = TwoLayerShape(**{**shape.__dict__, "width": width})
         if smaller.bytes_needed(solver, threads, tracker) <= memory:
             return f"{said}; a width of {width:,} fits"
+    if shape.stochastic:
+        return f"{said}; widefit.train_stream and partial_fit learn any number of samples in memory that does not grow"
     samples = int(math.sqrt(memory / 40))
     return f"{said}; its {shape.samples:,} × {shape.samples:,} Gram matrices fit for about {samples:,} samples"

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from widefit import rules, trackers
+from widefit import gram, rules, trackers
 from widefit.nn import Deep, TwoLayer
-from widefit.rules import Objective, Rule
+from widefit.rules import Linearization, Objective, Rule
 
 
 def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
@@ -60,6 +60,16 @@ def checked_problem(
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
     trackers.check_targets(loss, targets)
     return inputs, Objective(targets, weight, alpha, loss)
+
+
+def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threads: int) -> Linearization:
+    """A problem at the weights that a network has, found by one dense pass; without displacement."""
+    tracking = trackers.Dense().start(network, inputs, threads=threads)
+    exact = inputs.astype(np.float64)
+    grams = gram.CurrentGrams(tracking, lambda: exact @ exact.T, network.coefficients, 1, threads)
+    return Linearization(
+        objective, tracking.outputs, None, grams, features_squared=lambda: trackers.features_squared(network, inputs)
+    )
 
 
 def refuse_floor(network: TwoLayer) -> None:

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from widefit import gram, rules, trackers
+from widefit import rules, trackers
 from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.nn import TwoLayer
 from widefit.plan import Plan
-from widefit.problem import checked_problem, refuse_floor, rule_of
-from widefit.rules import Linearization, Objective, Rule
+from widefit.problem import checked_problem, linearize, refuse_floor, rule_of
+from widefit.rules import Objective, Rule
 from widefit.search_plan import NeuronShape, plan_stream
 
 # Samples from which an automatic rate is made, and that `train_stream` hands over at once.
@@ -203,22 +203,11 @@ class Streaming:
                 raise ValueError(f'tracker "{tracker.name}" keeps the second layer as it is; take tracker="dense"')
             self._stream = tracker.stream(self.network, threads=self._threads)
         if "lr" not in self.memory:
-            view = self._view(inputs[:BLOCK], objective)
-            first = view.objective.loss(view.outputs)
-            self.memory = {"lr": self.rule.start(view)["lr"], "seen": 0, "first": first}
+            first = slice(BLOCK)
+            view = linearize(self.network, inputs[first], objective.part(first), self._threads)
+            loss = view.objective.loss(view.outputs)
+            self.memory = {"lr": self.rule.start(view)["lr"], "seen": 0, "first": loss}
         return self._stream
-
-    def _view(self, inputs: np.ndarray, objective: Objective) -> Linearization:
-        """The first samples as a problem of their own, for a rate that suits them."""
-        size, threads = inputs.shape[0], self._threads
-        part = replace(objective, targets=objective.targets[:size], sample_weight=objective.sample_weight[:size])
-        tracking = trackers.Dense().start(self.network, inputs, threads=threads)
-        exact = inputs.astype(np.float64)
-        grams = gram.CurrentGrams(tracking, exact @ exact.T, self.network.coefficients, 1, threads)
-        return Linearization(
-            part, tracking.outputs, None, grams,
-            features_squared=lambda: trackers.features_squared(self.network, inputs),
-        )  # fmt: skip
 
 
 def _merged(one: StepInfo, two: StepInfo) -> StepInfo:

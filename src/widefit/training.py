@@ -19,8 +19,8 @@ from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.memory import available_memory
 from widefit.nn import Deep, TwoLayer
-from widefit.plan import Plan, TwoLayerShape, firing_probability, plan_two_layer
-from widefit.problem import checked_problem, refuse_floor, rule_for
+from widefit.plan import FEW, Plan, TwoLayerShape, firing_probability, plan_two_layer
+from widefit.problem import checked_problem, linearize, refuse_floor, rule_for
 from widefit.rules import Linearization, Rule
 from widefit.trackers import Minibatches, Trial, Update
 
@@ -184,6 +184,7 @@ class Training:
         return Linearization(
             self._objective, tracking.outputs, tracking.displacement, self._gram,
             features_squared=lambda: trackers.features_squared(self.network, self._inputs),
+            few=self._few if len(self._inputs) > FEW else None,
         )  # fmt: skip
 
     def propose(self, update: Update) -> Trial:
@@ -225,12 +226,16 @@ class Training:
         if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
             return None
         scout = self.network.sample(_SCOUT * self.network.out_features)
-        tracking = trackers.Dense().start(scout, self._inputs, threads=self._threads)
-        inputs = self._inputs.astype(np.float64)
-        grams = gram.CurrentGrams(tracking, inputs @ inputs.T, scout.coefficients, 1, self._threads)
-        view = Linearization(self._objective, tracking.outputs, None, grams)
+        view = linearize(scout, self._inputs, self._objective, self._threads)
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
+
+    def _few(self) -> Linearization:
+        """The problem of samples spread evenly and of the longest, which has most of a say in how far to go."""
+        spread = np.linspace(0, len(self._inputs) - 1, FEW - 1).astype(np.int64)
+        length = self._objective.sample_weight * np.einsum("ij,ij->i", self._inputs, self._inputs)
+        rows = np.append(spread, int(length.argmax()))
+        return linearize(self.network, self._inputs[rows], self._objective.part(rows), self._threads)
 
     def _keep_anchor(self) -> None:
         """Keep W₀, unless the tracker leaves the weights as they are."""
@@ -278,6 +283,7 @@ class Training:
             readout_scale=max(1e-6, float(np.abs(self.network.coefficients(0, 2)).max()))
             * float(np.sqrt(self.network.width / self.network.out_features)),
             second_order=isinstance(self._rule, rules.GaussNewton),
+            stochastic=isinstance(self._rule, rules.SGD),
             stored=self.network.store == "array",
             perturbed=self._rule.perturbs,
             alive=_alive(self.network, self._inputs),

@@ -15,6 +15,7 @@ from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent, Linearization, Objective
 from widefit.trackers import Dense, Tracking
 from widefit.trackers.dense import DenseTracking
+from widefit.training import Training
 
 LOSSES = {
     "squared": lambda f, y: 0.5 * (f - y).square().sum(1),
@@ -200,6 +201,33 @@ def test_the_automatic_rate_is_the_one_of_the_paper(kind, batch):
     assert SGD(batch_size=batch, loss=kind).start(view)["lr"] == pytest.approx(exact, rel=0.011)
     exact = 1 / (curvature * largest + 0.3)
     assert GradientDescent(loss=kind).start(view)["lr"] == pytest.approx(exact, rel=0.011)
+
+
+def test_some_of_many_samples_stand_for_all_in_the_automatic_rate(monkeypatch):
+    problem = make("digits", torch.float64, width=256)
+    weights = np.random.default_rng(0).uniform(0.5, 2, len(problem.inputs))
+
+    def rate() -> float:
+        run = Training(problem.fresh(), problem.inputs, problem.targets, rule="sgd", sample_weight=weights, alpha=0.3)
+        run.max_iter = 0
+        run.run()
+        return run.state()[1]["memory"]["lr"]
+
+    whole = rate()
+    monkeypatch.setattr("widefit.training.FEW", len(problem.inputs) // 3)
+    assert rate() == pytest.approx(whole, rel=0.3)
+    assert rate() != whole
+
+
+def test_minibatches_of_many_samples_need_no_square_matrices():
+    X = torch.nn.functional.normalize(torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)))
+    network = widefit.nn.TwoLayer(3, 64, seed=0)
+    history = widefit.train(network, X, X[:, 0], rule=SGD(batch_size=100), max_iter=1, memory=10**9)
+    assert history.losses[-1] < history.losses[0]
+    with pytest.raises(MemoryError, match="samples"):
+        widefit.train(network, X, X[:, 0], memory=10**9)
+    with pytest.raises(MemoryError, match="train_stream"):
+        widefit.train(network, X, X[:, 0], rule="sgd", memory=10**7)
 
 
 def test_nothing_to_descend():

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from widefit.gram.base import GramOperator
 from widefit.losses import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares
@@ -43,6 +43,11 @@ class Objective:
         else:
             values = minibatches.values(self.kind, outputs, self.targets)
         return float(self.sample_weight @ values / self.sample_weight.sum())
+
+    def part(self, samples: slice | Int[np.ndarray, " q"]) -> "Objective":
+        """Of some of the samples, the ridge in proportion."""
+        targets = self.targets[samples]
+        return Objective(targets, self.sample_weight[samples], self.alpha * len(targets) / len(self.targets), self.kind)
 
     def value(self, outputs: Float[np.ndarray, "n k"], displacement: Displacement | None) -> float:
         """Q."""
@@ -118,6 +123,8 @@ class Linearization:
     features_squared
         Returns the largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output, shape (n,): the
         curvature of the second layer, for rules that train it.
+    few
+        Returns the problem of some of the samples, for estimates that need no more; None where there are only a few.
     """
 
     objective: Objective
@@ -126,6 +133,7 @@ class Linearization:
     gram: Callable[[int], GramOperator]
     piecewise_linear: bool = True
     features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
+    few: "Callable[[], Linearization] | None" = None
 
     @property
     def residual(self) -> Float[np.ndarray, "n k"]:

@@ -44,7 +44,7 @@ class SGD(Rule):
     lr
         η > 0 for the sum over the batch, or "auto": 1 / (c (β + (b − 1) λ_max(H) / n) + α b / n) at the start, with β
         the largest entry of diag H and c the largest second derivative of the loss, the step of arXiv 1712.06559 for
-        batches of b.
+        batches of b. Of many samples some 2,000, evenly spread and with the longest, stand for all.
     batch_size
         b ≥ 1; with fewer than b samples a batch has them all. The last batch of an epoch may be short.
     schedule
@@ -102,7 +102,10 @@ class SGD(Rule):
 
     def start(self, view: Linearization) -> dict[str, float]:
         batch = min(self.batch_size, view.outputs.shape[0])
-        lr = minibatch_rate(view, batch, self.train_readout) if self.lr == "auto" else float(self.lr)
+        if self.lr == "auto":
+            lr = minibatch_rate(view if view.few is None else view.few(), batch, self.train_readout)
+        else:
+            lr = float(self.lr)
         return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "epoch": 0}
 
     def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
