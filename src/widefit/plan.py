@@ -369,6 +369,7 @@ TRACKERS: dict[str, type[trackers.Tracker]] = {
     "weight-tree": trackers.WeightTree,
     "data-tree": trackers.DataTree,
     "half-space-tree": trackers.HalfSpaceTree,
+    "verlet-list": trackers.VerletList,
 }
 
 
