@@ -16,7 +16,7 @@ from numba import njit
 from widefit.kernels.cpu import _common
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"contract"})
 def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
     """out_r = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i.
 
@@ -30,63 +30,43 @@ def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
     inputs : (n, d)
     lists : start, samples, fires
     """
-    fired = np.empty(inputs.shape[0] + 1, np.int64)
-    for r in range(weights.shape[0]):
-        k = _fired(lists, r, fired)
-        _move_row(weights, anchor, shrink, coefficients[r], g, inputs, r, fired[:k], out)
-
-
-@njit(nogil=True, cache=True)
-def _fired(lists, r, fired):
-    """The samples of row r that fire, into fired[:k]; returns k."""
     start, samples, fires = lists
-    k = 0
-    for p in range(start[r], start[r + 1]):
-        # Branchless: always listed, and kept only when the pair fires.
-        fired[k] = samples[p]
-        k += fires[p]
-    return k
-
-
-@njit(nogil=True, cache=True, fastmath={"contract"})
-def _move_row(weights, anchor, shrink, a, g, inputs, r, fired, out):
-    """Row r of `move`; out may be the weights."""
-    d, real = weights.shape[1], inputs.dtype.type
-    if shrink != 0:
-        for c in range(d):
-            out[r, c] = weights[r, c] - shrink * (weights[r, c] - anchor[r, c])
-    else:
-        out[r] = weights[r]
-    whole = fired.size - fired.size % 4
-    for p in range(0, whole, 4):
-        i, j, s, t = fired[p], fired[p + 1], fired[p + 2], fired[p + 3]
-        f0, f1, f2, f3 = real(a * g[i]), real(a * g[j]), real(a * g[s]), real(a * g[t])
-        for c in range(d):
-            value = (out[r, c] - f0 * inputs[i, c]) - f1 * inputs[j, c]
-            out[r, c] = (value - f2 * inputs[s, c]) - f3 * inputs[t, c]
-    for p in range(whole, fired.size):
-        i = fired[p]
-        f0 = real(a * g[i])
-        for c in range(d):
-            out[r, c] -= f0 * inputs[i, c]
+    rows, d = weights.shape
+    fired = np.empty(inputs.shape[0] + 1, np.int64)
+    for r in range(rows):
+        k = 0
+        for p in range(start[r], start[r + 1]):
+            # Branchless: always listed, and kept only when the pair fires.
+            fired[k] = samples[p]
+            k += fires[p]
+        target, a = out[r], coefficients[r]
+        target[:] = weights[r]
+        if shrink != 0:
+            for c in range(d):
+                target[c] -= shrink * (target[c] - anchor[r, c])
+        whole = k - k % 4
+        for p in range(0, whole, 4):
+            # Four at a time: the weights stay in registers for them.
+            i, j, s, t = fired[p], fired[p + 1], fired[p + 2], fired[p + 3]
+            f0, f1 = inputs.dtype.type(a * g[i]), inputs.dtype.type(a * g[j])
+            f2, f3 = inputs.dtype.type(a * g[s]), inputs.dtype.type(a * g[t])
+            for c in range(d):
+                value = (target[c] - f0 * inputs[i, c]) - f1 * inputs[j, c]
+                target[c] = (value - f2 * inputs[s, c]) - f3 * inputs[t, c]
+        for p in range(whole, k):
+            i = fired[p]
+            f0 = inputs.dtype.type(a * g[i])
+            for c in range(d):
+                target[c] -= f0 * inputs[i, c]
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
-def _distance(a, b, q, r):
-    """‖a_q − b_r‖, rounded up."""
+def _distance(a, b, r):
+    """‖a_r − b_r‖, rounded up."""
     total = a.dtype.type(0)
     for c in range(a.shape[1]):
-        total += (a[q, c] - b[r, c]) * (a[q, c] - b[r, c])
+        total += (a[r, c] - b[r, c]) * (a[r, c] - b[r, c])
     return np.sqrt(np.float64(total)) * (1 + 1e-6 * a.shape[1])
-
-
-@njit(nogil=True, cache=True)
-def _lasts(moved, reference, r, path, skin, since, scale, wide):
-    """How far row r is from where its list was made, and whether the list is to last; path is a bound on that."""
-    length = path
-    if not (length <= skin):
-        length = _distance(moved, reference, r, r)
-    return length, length <= skin and skin * skin <= wide * scale * length / since
 
 
 @njit(nogil=True, cache=True)
@@ -105,10 +85,11 @@ def leave(weights, moved, reference, skins, step, scale, wide, path, leaving):
     before, skin, made = skins
     k = 0
     for r in range(path.size):
-        length = before[r] + _distance(weights, moved, r, r)
-        path[r], lasts = _lasts(moved, reference, r, length, skin[r], step - made[r], scale, wide)
-        leaving[k] = r
-        k += not lasts
+        length = before[r] + _distance(weights, moved, r)
+        if not (length <= skin[r]):
+            length = _distance(moved, reference, r)
+        path[r], leaving[k] = length, r
+        k += not (length <= skin[r] and skin[r] * skin[r] <= wide * scale * length / (step - made[r]))
     return k
 
 
@@ -156,6 +137,17 @@ def relist(old_start, old_samples, leaving, z, lowest, norms, start, samples):
             samples[k] = i
             k += not (z[q, i] <= lowest[q, 0] - lowest[q, 1] * norms[i])
         start[r + 1], done = k, r + 1
+
+
+@njit(nogil=True, cache=True)
+def _fired(lists, r, fired):
+    """The samples that row r fires on, into fired[:k]; returns k."""
+    start, samples, fires = lists
+    k = 0
+    for p in range(start[r], start[r + 1]):
+        fired[k] = samples[p]
+        k += fires[p]
+    return k
 
 
 @njit(nogil=True, cache=True)
@@ -209,44 +201,3 @@ def respond(offset, inputs, coefficients, lists, response):
             if fires[p]:
                 i = np.int64(samples[p])
                 response[i] += coefficients[r] * _product(offset, inputs, r, i)
-
-
-@njit(nogil=True, cache=True)
-def move_fired(weights, anchor, shrink, coefficients, g, inputs, lists, reference, skins, step, scale, wide, leaving):
-    """`move` in place and `leave` in one, for steps that most neurons do not move in; returns the number that leave."""
-    path, skin, made = skins
-    fired, before = np.empty(inputs.shape[0] + 1, np.int64), np.empty((1, weights.shape[1]), weights.dtype)
-    k = 0
-    for r in range(weights.shape[0]):
-        fires = _fired(lists, r, fired)
-        if fires == 0 and shrink == 0:
-            continue
-        before[0] = weights[r]
-        _move_row(weights, anchor, shrink, coefficients[r], g, inputs, r, fired[:fires], weights)
-        length = path[r] + _distance(before, weights, 0, r)
-        path[r], lasts = _lasts(weights, reference, r, length, skin[r], step - made[r], scale, wide)
-        leaving[k] = r
-        k += not lasts
-    return k
-
-
-@njit(nogil=True, cache=True)
-def evaluate_batch(weights, inputs, threshold, coefficients, place, lists, outputs):
-    """Who fires on the samples of a batch, as if no neuron fired on any other, and what that adds to their outputs.
-
-    Parameters
-    ----------
-    place : (n,) int32, where a sample stands in the batch; -1: not in it
-    lists : start, samples, fires; fires is written
-    outputs : (b,) float64, added to
-    """
-    start, samples, fires = lists
-    for r in range(weights.shape[0]):
-        for p in range(start[r], start[r + 1]):
-            fires[p] = False
-            i = np.int64(samples[p])
-            if place[i] >= 0:
-                z = _product(weights, inputs, r, i)
-                if not (z <= threshold):
-                    fires[p] = True
-                    outputs[place[i]] += coefficients[r] * np.float64(z - threshold)

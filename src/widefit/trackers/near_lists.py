@@ -10,7 +10,7 @@ from widefit.kernels.steps import pack_rows
 from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
 
 # A skin is too wide, and its list made anew, where it is the best one of so many times the speed.
-WIDE = 4.0
+_WIDE = 4.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Skins:
     ) -> tuple[Lists, Int[np.ndarray, " q"]]:
         """The lists with the path after a step, and the neurons whose list has to be made anew."""
         path, leaving = np.empty(lists.path.size), np.empty(lists.path.size, np.int64)
-        count = kernels.leave(weights, moved, reference, lists.skins, step, self.scale, WIDE, path, leaving)
+        count = kernels.leave(weights, moved, reference, lists.skins, step, self.scale, _WIDE, path, leaving)
         return replace(lists, path=path), leaving[:count]
 
     def best(self, lists: Lists, leaving: Int[np.ndarray, " q"], step: int) -> Float[np.ndarray, " q"]:

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.kernels import near_lists as kernels
-from widefit.kernels.threads import ordered_map, serial_blas, team
+from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.dense import block_rows
+from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern
-from widefit.trackers.layer import Layer, refuse_unstored
+from widefit.trackers.layer import Layer, refuse_unstored, write_readout
 from widefit.trackers.minibatches import Minibatches
-from widefit.trackers.near_lists import WIDE, Lists, Skins
+from widefit.trackers.near_lists import Lists, Skins
 
 # Skin of the first lists, in units of the size of a weight.
 _FIRST_SKIN = 0.1
@@ -24,16 +24,16 @@ _FIRST_SKIN = 0.1
 
 @dataclass(frozen=True)
 class VerletList(Tracker):
-    """Lists of near pairs with a skin (of atoms: Verlet, Phys. Rev. 159, 98, 1967; of neurons and samples: this project).
+    """Lists of near pairs with a skin (of atoms: Verlet, Phys. Rev. 159, 98, 1967; of pairs: this project).
 
     A neuron within its skin R_r of where its list was made, ‖w_r − w̃_r‖ ≤ R_r, fires on no samples but those with
     ⟨w̃_r, x_i⟩ > b − R_r ‖x_i‖, which are listed. A step moves the weights and evaluates the listed pairs; a neuron
     that has left its skin is looked at as a whole, 2 n d operations. So a step costs 2 d (firing + listed) operations
     a neuron, and reads the weights, where a dense one costs 2 n d.
 
-    A wide skin lasts long, and its list is long. With a speed v_r, and ρ pairs a unit of distance next to the threshold,
-    R_r = √(price n v_r / ρ) takes the least time. Skins change what a run costs, never a bit of what it finds. Memory:
-    the weights twice more, and the lists.
+    A wide skin lasts long, and its list is long. With a speed v_r, and ρ pairs a unit of distance next to the
+    threshold, R_r = √(price n v_r / ρ) takes the least time. Skins change what a run costs, never a bit of what it
+    finds. Memory: the weights twice more, and the lists.
 
     Parameters
     ----------
@@ -43,6 +43,14 @@ class VerletList(Tracker):
 
     price: float = 0.5
     name: str = "verlet-list"
+
+    @property
+    def anywhere(self) -> bool:
+        return True
+
+    @property
+    def trains_readout(self) -> bool:
+        return True
 
     def start(
         self,
@@ -78,18 +86,22 @@ class VerletListTracking(Tracking):
         price: float,
     ):
         refuse_unstored(VerletList.name, network)
-        self._layer, self._inputs, self._threads = replace(Layer.of(network), anchor=anchor), inputs, threads
+        self._network, self._layer, self._inputs, self._threads = (
+            network,
+            replace(Layer.of(network), anchor=anchor),
+            inputs,
+            threads,
+        )
         weight, samples = self._layer.weight, inputs.shape[0]
         self._reference, self._moved = weight.copy(), weight.copy()
-        self._step = self._evaluated = self._renewed = self._flips = 0
+        self._step = self._passes = self._evaluated = self._renewed = self._flips = 0
         self._proposed: Trial | None = None
         self._skins = Skins.over(inputs, self._layer.threshold)
         self._blocks = _blocks(self._layer.groups, block_rows(samples))
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
-        skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
-        trial = self._over_blocks(partial(self._first, skin), None)
-        self._take(trial)
-        near = sum(np.count_nonzero(~lists.fires) for lists in self._lists) / weight.shape[0] / skin
+        self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
+        self._take(self._over_blocks(self._anew, None))
+        near = sum(np.count_nonzero(~lists.fires) for lists in self._lists) / weight.shape[0] / self._skin
         self._skins = replace(self._skins, scale=price * samples / max(near, 1.0))
 
     # A trial.
@@ -112,6 +124,7 @@ class VerletListTracking(Tracking):
                 if part.response is not None:
                     displacement.response[:, block.output] += part.response
                     displacement.squared_norm[block.output] += part.squared_norm
+        self._passes += update is None
         self._evaluated += sum(part.lists.samples.size + part.leaving.size * samples for part in parts)
         self._renewed += sum(part.leaving.size for part in parts)
         return Trial(
@@ -123,11 +136,13 @@ class VerletListTracking(Tracking):
             payload=parts,
         )
 
-    def _first(self, skin: float, work: tuple[Chunk, Lists]) -> _BlockTrial:
-        """The first lists of a block."""
+    def _anew(self, work: tuple[Chunk, Lists]) -> _BlockTrial:
+        """One block where it is, with new lists."""
         block, lists = work
-        everyone = np.arange(lists.path.size)
-        return self._evaluate(block, lists, everyone, np.full(everyone.size, skin))
+        self._moved[block.rows] = self._layer.weight[block.rows]
+        with np.errstate(over="ignore", invalid="ignore"):
+            everyone = np.arange(lists.path.size)
+            return self._evaluate(block, lists, everyone, np.full(everyone.size, self._skin))
 
     def _follow(self, update: Update, work: tuple[Chunk, Lists]) -> _BlockTrial:
         """One block after an update, into `_moved`."""
@@ -184,74 +199,15 @@ class VerletListTracking(Tracking):
     # Stochastic steps.
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
-        """Take stochastic steps on the listed pairs of each batch; the flips are the pairs that differ in the end."""
-        if minibatches.trains_readout or minibatches.adversary is not None:
-            return super().descend(minibatches, gram)
-        if self._layer.anchor is None and minibatches.shrinks:
-            raise ValueError("minibatches shrink towards initial weights, and the run was started without an anchor")
-        before = self._lists
-        self._lists = [replace(lists, fires=np.empty_like(lists.fires), path=lists.path.copy()) for lists in before]
-        edges = [share * len(self._blocks) // self._threads for share in range(self._threads + 1)]
-        shares = [range(low, high) for low, high in pairwise(edges) if low < high]
-        sums = [np.empty(0)] * len(self._blocks)
-        place = np.full(self._inputs.shape[0], -1, np.int32)
-        last: Update | None = None
-        with serial_blas(), team(self._threads) as for_each:
-            for step in range(len(minibatches)):
-                batch = minibatches.batch(step)
-                place[batch] = np.arange(batch.size)
-                for_each(partial(self._advance, last, place, sums), shares)
-                place[batch] = -1
-                outputs = np.tile(self._layer.silent, (batch.size, 1))
-                for block, own in zip(self._blocks, sums, strict=True):
-                    outputs[:, block.output] += own[: batch.size]
-                g = np.zeros_like(self.outputs)
-                g[batch] = minibatches.g(step, outputs)
-                last = Update(g, np.full(g.shape[1], minibatches.pull(step)))
-                self._step += 1
-            for_each(partial(self._advance, last, None, sums), shares)
+        """As with `Dense`, the steps look at the samples of each batch alone; the lists are made anew in the end."""
+        descend(self._layer, self._inputs, minibatches, self._threads)
+        if minibatches.trains_readout:
+            write_readout(self._layer.coefficients, self._network)
         gram.follow(None)
-        self._take(self._over_blocks(self._stay, None))
-        flips = sum(old.flips(new, place.size) for old, new in zip(before, self._lists, strict=True))
-        self._flips += flips
-        return flips
-
-    def _advance(self, last: Update | None, place: np.ndarray | None, sums: list[np.ndarray], share: range) -> None:
-        """Finish the last step and begin the next, block by block while it is in the cache."""
-        layer = self._layer
-        with np.errstate(over="ignore", invalid="ignore"):
-            for index in share:
-                block = self._blocks[index]
-                if last is not None:
-                    self._lists[index] = self._move(block, self._lists[index], last)
-                if place is not None:
-                    sums[index] = np.zeros(place.size)
-                    kernels.evaluate_batch(
-                        layer.weight[block.rows], self._inputs, layer.threshold, layer.coefficients[block.rows], place,
-                        self._lists[index].entries, sums[index],
-                    )  # fmt: skip
-
-    def _move(self, block: Chunk, lists: Lists, update: Update) -> Lists:
-        """Move a block in place; the path in its lists is written over."""
-        layer, reference, output = self._layer, self._reference[block.rows], block.output
-        weights, leaving = layer.weight[block.rows], np.empty(lists.path.size, np.int64)
-        count = kernels.move_fired(
-            weights, self._anchor(block), weights.dtype.type(update.shrink[output]), layer.coefficients[block.rows],
-            np.ascontiguousarray(update.g[:, output]), self._inputs, lists.entries, reference, lists.skins, self._step,
-            self._skins.scale, WIDE, leaving,
-        )  # fmt: skip
-        if count == 0:
-            return lists
-        leaving = leaving[:count]
-        reference[leaving] = weights[leaving]
-        return self._skins.renewed(lists, leaving, weights, self._skins.best(lists, leaving, self._step), self._step)
-
-    def _stay(self, work: tuple[Chunk, Lists]) -> _BlockTrial:
-        """One block where it is."""
-        block, lists = work
-        self._moved[block.rows] = self._layer.weight[block.rows]
-        nobody = np.empty(0, np.int64)
-        return self._evaluate(block, lists, nobody, np.empty(0))
+        trial = self._over_blocks(self._anew, None)
+        self._take(trial)
+        self._flips += trial.flips
+        return trial.flips
 
     # What others see.
 
@@ -270,7 +226,7 @@ class VerletListTracking(Tracking):
         listed = sum(lists.nbytes for lists in self._lists)
         return TrackerReport(
             tracker=VerletList.name,
-            full_passes=1,
+            full_passes=self._passes,
             pairs_evaluated=self._evaluated,
             flips=self._flips,
             firing_pairs=sum(int(np.count_nonzero(lists.fires)) for lists in self._lists),
