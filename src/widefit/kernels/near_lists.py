@@ -73,6 +73,8 @@ def _distance(a, b, r):
 def leave(weights, moved, reference, skins, step, scale, wide, path, leaving):
     """Neurons whose lists are to be made anew after a step, into leaving[:k]; returns k.
 
+    They are those that have left their skin and, once there are some or many, those whose skin is too wide.
+
     Parameters
     ----------
     weights, moved : (rows, d), before and after the step
@@ -83,14 +85,16 @@ def leave(weights, moved, reference, skins, step, scale, wide, path, leaving):
     path : (rows,), written: the path after the step
     """
     before, skin, made = skins
-    k = 0
+    k = left = 0
     for r in range(path.size):
         length = before[r] + _distance(weights, moved, r)
         if not (length <= skin[r]):
             length = _distance(moved, reference, r)
+        stays = length <= skin[r]
         path[r], leaving[k] = length, r
-        k += not (length <= skin[r] and skin[r] * skin[r] <= wide * scale * length / (step - made[r]))
-    return k
+        k += not (stays and skin[r] * skin[r] <= wide * scale * length / (step - made[r]))
+        left += not stays
+    return k if left > 0 or 8 * k > path.size else 0
 
 
 @njit(nogil=True, cache=True)
@@ -151,13 +155,19 @@ def _fired(lists, r, fired):
 
 
 @njit(nogil=True, cache=True)
-def count_flips(before, after, n):
-    """Pairs that fire in one of two lists of the same neurons, and not in the other."""
+def count_flips(before, after, leaving, n):
+    """Pairs that fire in lists before or after, not in both; those of the neurons `leaving` have been made anew."""
     one, other = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
-    flips = 0
+    flips = q = 0
     for r in range(before[0].size - 1):
-        k, q = _fired(before, r, one), _fired(after, r, other)
-        flips += k + q - 2 * _common(one, k, other, q)
+        if q < leaving.size and leaving[q] == r:
+            k, p = _fired(before, r, one), _fired(after, r, other)
+            flips += k + p - 2 * _common(one, k, other, p)
+            q += 1
+            continue
+        first, later = before[0][r], after[0][r]
+        for p in range(before[0][r + 1] - first):
+            flips += before[2][first + p] != after[2][later + p]
     return flips
 
 

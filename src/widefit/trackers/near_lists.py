@@ -54,11 +54,11 @@ class Lists:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in (*self.entries, *self.skins))
 
-    def flips(self, after: "Lists", samples: int) -> int:
-        """Pairs that change from these lists to those of a later moment."""
-        if after.samples is self.samples:
+    def flips(self, after: "Lists", leaving: Int[np.ndarray, " q"], samples: int) -> int:
+        """Pairs that change from these lists to those of a later moment, when those of some neurons were made anew."""
+        if leaving.size == 0:
             return int(np.count_nonzero(self.fires != after.fires))
-        return int(kernels.count_flips(self.entries, after.entries, samples))
+        return int(kernels.count_flips(self.entries, after.entries, leaving, samples))
 
     def pattern(self, chunk: Chunk, samples: int) -> FirePattern:
         """Who fires."""
@@ -131,7 +131,8 @@ class Skins:
         # Beyond the skin: what rounding can do to a product, here and in kernels.
         reach = skin + 2 * unit * self.inputs.shape[1] * np.linalg.norm(own, axis=1)
         floor = self.threshold - 4 * unit * abs(self.threshold)
-        lowest = np.stack([np.broadcast_to(floor, reach.shape), reach * (1 + 4 * unit)], axis=1).astype(z.dtype)
+        lowest = np.empty((leaving.size, 2), z.dtype)
+        lowest[:, 0], lowest[:, 1] = floor, reach * (1 + 4 * unit)
         counts = np.empty(leaving.size, np.int64)
         kernels.count_near(z, lowest, self.norms, counts)
         size = lists.samples.size - int(np.diff(lists.start)[leaving].sum()) + int(counts.sum())

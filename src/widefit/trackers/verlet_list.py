@@ -130,7 +130,9 @@ class VerletListTracking(Tracking):
         return Trial(
             update=update or Update(np.zeros((samples, outputs)), np.zeros(outputs)),
             outputs=result,
-            flips=sum(before.flips(part.lists, samples) for before, part in zip(self._lists, parts, strict=True)),
+            flips=sum(
+                before.flips(part.lists, part.leaving, samples) for before, part in zip(self._lists, parts, strict=True)
+            ),
             rebased=update is None,
             displacement=displacement if self._layer.anchor is not None else None,
             payload=parts,
