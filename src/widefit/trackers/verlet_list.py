@@ -1,6 +1,6 @@
 """The tracker of Verlet lists: a neuron that has not moved far fires on no sample but those near it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -38,10 +38,11 @@ class VerletList(Tracker):
     Parameters
     ----------
     price
-        What a pair of a neuron that has left its skin costs, in evaluations of a listed pair (measured).
+        What a pair of a neuron that has left its skin costs, in evaluations of a listed pair. The default is below what
+        is measured, half of one: speeds fall.
     """
 
-    price: float = 0.5
+    price: float = 0.1
     name: str = "verlet-list"
 
     @property
@@ -70,6 +71,7 @@ class _BlockTrial:
     lists: Lists
     leaving: Int[np.ndarray, " q"]
     outputs: Float[np.ndarray, " n"]
+    flips: int
     response: Float[np.ndarray, " n"] | None
     squared_norm: float
 
@@ -86,12 +88,8 @@ class VerletListTracking(Tracking):
         price: float,
     ):
         refuse_unstored(VerletList.name, network)
-        self._network, self._layer, self._inputs, self._threads = (
-            network,
-            replace(Layer.of(network), anchor=anchor),
-            inputs,
-            threads,
-        )
+        self._network, self._inputs, self._threads = network, inputs, threads
+        self._layer = replace(Layer.of(network), anchor=anchor)
         weight, samples = self._layer.weight, inputs.shape[0]
         self._reference, self._moved = weight.copy(), weight.copy()
         self._step = self._passes = self._evaluated = self._renewed = self._flips = 0
@@ -101,8 +99,9 @@ class VerletListTracking(Tracking):
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
         self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
         self._take(self._over_blocks(self._anew, None))
-        near = sum(np.count_nonzero(~lists.fires) for lists in self._lists) / weight.shape[0] / self._skin
-        self._skins = replace(self._skins, scale=price * samples / max(near, 1.0))
+        # Pairs of a neuron for every unit of distance next to the threshold.
+        near = max(1, sum(np.count_nonzero(~lists.fires) for lists in self._lists)) / weight.shape[0] / self._skin
+        self._skins = replace(self._skins, scale=price * samples / near)
 
     # A trial.
 
@@ -110,7 +109,8 @@ class VerletListTracking(Tracking):
         self._proposed = self._over_blocks(partial(self._follow, update), update)
         return self._proposed
 
-    def _over_blocks(self, function, update: Update | None) -> Trial:
+    def _over_blocks(self, trial_of: Callable[[tuple[Chunk, Lists]], _BlockTrial], update: Update | None) -> Trial:
+        """What becomes of every block; no update: nothing moves, and all neurons are looked at."""
         samples, outputs = self._inputs.shape[0], self._layer.silent.size
         result = np.tile(self._layer.silent, (samples, 1))
         displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
@@ -118,7 +118,7 @@ class VerletListTracking(Tracking):
         self._step += 1
         with serial_blas():
             work = zip(self._blocks, self._lists, strict=True)
-            for block, part in zip(self._blocks, ordered_map(function, work, self._threads), strict=True):
+            for block, part in zip(self._blocks, ordered_map(trial_of, work, self._threads), strict=True):
                 parts.append(part)
                 result[:, block.output] += part.outputs
                 if part.response is not None:
@@ -130,9 +130,7 @@ class VerletListTracking(Tracking):
         return Trial(
             update=update or Update(np.zeros((samples, outputs)), np.zeros(outputs)),
             outputs=result,
-            flips=sum(
-                before.flips(part.lists, part.leaving, samples) for before, part in zip(self._lists, parts, strict=True)
-            ),
+            flips=sum(part.flips for part in parts),
             rebased=update is None,
             displacement=displacement if self._layer.anchor is not None else None,
             payload=parts,
@@ -165,13 +163,14 @@ class VerletListTracking(Tracking):
         """Who fires at the weights in `_moved`, once some lists have been made anew."""
         layer, moved = self._layer, self._moved[block.rows]
         coefficients, outputs = layer.coefficients[block.rows], np.zeros(self._inputs.shape[0])
-        lists = self._skins.renewed(lists, leaving, moved, skin, self._step)
-        kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, lists.entries, outputs)
+        after = self._skins.renewed(lists, leaving, moved, skin, self._step)
+        kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs)
+        flips = lists.flips(after, leaving, outputs.size)
         if layer.anchor is None:
-            return _BlockTrial(lists, leaving, outputs, None, 0.0)
+            return _BlockTrial(after, leaving, outputs, flips, None, 0.0)
         offset, response = moved - layer.anchor[block.rows], np.zeros_like(outputs)
-        kernels.respond(offset, self._inputs, coefficients, lists.entries, response)
-        return _BlockTrial(lists, leaving, outputs, response, float(np.vdot(offset, offset)))
+        kernels.respond(offset, self._inputs, coefficients, after.entries, response)
+        return _BlockTrial(after, leaving, outputs, flips, response, float(np.vdot(offset, offset)))
 
     def _anchor(self, block: Chunk) -> Float[np.ndarray, "rows d"]:
         weight, anchor = self._layer.weight, self._layer.anchor
