@@ -51,7 +51,7 @@ def run(
     limit
         Seconds for one run of one contestant; 0: by size.
     exponents
-        Comma-separated: log₂ of the widths of the Gauss-Newton section, instead of those of the size.
+        Comma-separated: log₂ of the widths, instead of those of the size.
     """
     problem, limit = digits_parity(), limit or LIMITS[size]
     result = {
