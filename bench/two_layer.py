@@ -51,7 +51,7 @@ def run(
     limit
         Seconds for one run of one contestant; 0: by size.
     exponents
-        Comma-separated: log₂ of the widths of the Gauss-Newton section, instead of those of the size.
+        Comma-separated: log₂ of the widths, instead of those of the size.
     """
     problem, limit = digits_parity(), limit or LIMITS[size]
     result = {
@@ -67,12 +67,12 @@ def run(
     unknown = set(chosen) - {"gauss-newton", *FIRST_ORDER}
     if unknown:
         raise ValueError(f"rules: {', '.join(sorted(unknown))} is not measured here")
+    asked = tuple(map(int, exponents.split(","))) if exponents else ()
     if "gauss-newton" in chosen:
-        widths = tuple(map(int, exponents.split(","))) if exponents else WIDTHS[size]
-        _second_order(result, problem, widths, REPEATS[size], tracker, limit)
+        _second_order(result, problem, asked or WIDTHS[size], REPEATS[size], tracker, limit)
     for rule in FIRST_ORDER:
         if rule in chosen:
-            first_order(result, problem, rule, FIRST_ORDER_WIDTHS[size], tracker, limit)
+            first_order(result, problem, rule, asked or FIRST_ORDER_WIDTHS[size], tracker, limit)
     return result
 
 

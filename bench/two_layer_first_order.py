@@ -95,6 +95,7 @@ def _figures(name: str, ours: Fit, per_step: int, theirs: Timed, apart: float) -
         entry(f"{name}, {STEPS:,} steps{how}", total, "s", "dense torch, extrapolated", STEPS * dense / total),
         entry(f"{name}, first losses, largest difference from dense torch", apart, "relative"),
         entry(f"{name}, loss after {done:,} steps", ours.loss, "mean squared residual"),
+        entry(f"{name}, pairs that flip in entry {len(ours.steps) - 1:,}", ours.steps[-1].flips or 0, "pairs"),
         entry(f"{name}, full passes in {done:,} steps", ours.report.full_passes, "passes"),
     ]
 

@@ -231,6 +231,15 @@ def test_bad_input_is_refused_with_its_name(change, message):
     assert torch.equal(network.weight, weight)
 
 
+def test_auto_takes_the_tracker_that_pays_for_the_rule():
+    inputs, targets = digits_parity(60)
+    chosen = {}
+    for rule in ("gradient-descent", "sgd"):
+        training = Training(TwoLayer(64, 512, seed=0), inputs, targets, rule=rule)
+        chosen[rule] = next(choice.chosen for choice in training.plan.choices if choice.what == "tracker")
+    assert chosen == {"gradient-descent": "verlet-list", "sgd": "dense"}
+
+
 def test_what_cannot_fit_is_refused_before_it_starts():
     problem = make("random", torch.float32)
     with pytest.raises(MemoryError, match=r"needs about .* GB and .* GB are free"):

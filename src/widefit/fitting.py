@@ -50,7 +50,7 @@ def train(
     rule
         "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
     tracker
-        "auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree", or a tracker of
+        "auto", "dense", "certificate", "verlet-list", "weight-tree", "data-tree", "half-space-tree", or a tracker of
         `widefit.trackers`; "auto" for a deep network, which has one of its own.
     solver
         "auto", "cholesky", "cg", "block-cg" (for several outputs of a deep network), or a solver of `widefit.solvers`.

@@ -87,6 +87,8 @@ class TwoLayerShape:
         True when steps are taken at points that differ from the samples.
     alive
         Part of the neurons that fire on some sample.
+    minibatches
+        True when a step looks at a few of the samples.
     """
 
     samples: int
@@ -102,6 +104,7 @@ class TwoLayerShape:
     stored: bool = True
     perturbed: bool = False
     alive: float = 1.0
+    minibatches: bool = False
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
@@ -126,6 +129,8 @@ class TwoLayerShape:
             "weight-tree": 3 * pairs * self.itemsize,
             "data-tree": 3 * pairs * self.itemsize,
             "half-space-tree": 3 * weights + pairs // 4,
+            # Weights where lists were made, and after a step; lists before and after it, long ones early in a run.
+            "verlet-list": 2 * weights + 80 * self.width + int(6 * pairs * min(1.0, 6 * self.firing)),
         }
         return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
 
@@ -241,13 +246,18 @@ def _choose_tracker(
         return trackers.Certificate, "the weights are not stored"
     if shape.perturbed:
         return trackers.Dense, "steps at points that no tracker has followed"
+    name = solver if isinstance(solver, str) and solver != "auto" else "cholesky"
     if not shape.second_order:
-        return trackers.Dense, f"many steps that flip pairs; a pass takes about {one:.2g} s"
+        said = f"many short steps; a pass takes about {one:.2g} s"
+        if shape.minibatches:
+            return trackers.Dense, said
+        if shape.bytes_needed(name, threads, "verlet-list") > memory:
+            return trackers.Dense, f"{said}, and lists of near pairs do not fit in memory"
+        return trackers.VerletList, said
     # A dense pass with a ridge multiplies twice: W and W − W₀.
     dense = _PASSES * one * (2 if shape.anchored else 1)
     sparse = 1.1 * one + _FLIP * shape.flips() / threads + _FIXED
     said = f"about {dense:.2g} s of passes against {sparse:.2g} s with one pass and certificates"
-    name = solver if isinstance(solver, str) and solver != "auto" else "cholesky"
     if sparse < dense and shape.bytes_needed(name, threads, "certificate") > memory:
         return trackers.Dense, f"{said}, which do not fit in memory"
     return (trackers.Certificate if sparse < dense else trackers.Dense), said
@@ -366,6 +376,7 @@ def _deep_solver(shape: DeepShape, memory: int) -> "tuple[solvers.Solver, str]":
 TRACKERS: dict[str, type[trackers.Tracker]] = {
     "dense": trackers.Dense,
     "certificate": trackers.Certificate,
+    "verlet-list": trackers.VerletList,
     "weight-tree": trackers.WeightTree,
     "data-tree": trackers.DataTree,
     "half-space-tree": trackers.HalfSpaceTree,

@@ -287,6 +287,7 @@ class Training:
             stored=self.network.store == "array",
             perturbed=self._rule.perturbs,
             alive=_alive(self.network, self._inputs),
+            minibatches=isinstance(self._rule, rules.SGD),
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
 

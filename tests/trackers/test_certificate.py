@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import DenseReference, digits_parity, make, sphere
 
@@ -94,12 +94,11 @@ def test_many_steps_without_a_pass(name, kind):
         check(run, reference, 2e-16)
         after = fires(run)
         assert trial.flips == np.count_nonzero(before != after)
-        # Within a window the flips are not listed.
-        if trial.changes is not None:
-            changed = np.zeros_like(before)
-            changed[trial.changes.neurons, trial.changes.samples] = True
-            assert np.array_equal(changed, before != after)
-            assert np.array_equal(after[changed], trial.changes.fires)
+        assert trial.changes is not None
+        changed = np.zeros_like(before)
+        changed[trial.changes.neurons, trial.changes.samples] = True
+        assert np.array_equal(changed, before != after)
+        assert np.array_equal(after[changed], trial.changes.fires)
         for output in range(g.shape[1]):
             np.testing.assert_allclose(gram(output).matrix.numpy(), reference.gram(output), atol=1e-12)
         rebased.append(trial.rebased)
@@ -142,7 +141,7 @@ def test_any_run_follows_dense_matrices(samples, features, width, threshold, out
 
 
 def run_of_small_steps(seed: int) -> tuple[TwoLayer, np.ndarray, Certificate, Iterator[np.ndarray]]:
-    """A network, its inputs, and steps alike enough for windows, now and then a longer one."""
+    """A network, its inputs, and steps that are much alike, now and then a longer one."""
     generator = np.random.default_rng(seed)
     samples, features, half = (int(generator.integers(low, high)) for low, high in ((4, 40), (1, 5), (4, 200)))
     inputs = sphere(generator.standard_normal((samples, features)))
@@ -161,15 +160,9 @@ def run_of_small_steps(seed: int) -> tuple[TwoLayer, np.ndarray, Certificate, It
     return network, inputs, tracker, steps()
 
 
-# Seeds at which pairs flipped unseen before neurons with flips in a window were accounted for, and rebucketed ones.
-@example(93)
-@example(107)
-@example(121)
-@example(353)
-@example(503)
 @settings(max_examples=8)
 @given(st.integers(0, 10**6))
-def test_windows_miss_no_flip(seed):
+def test_small_steps_miss_no_flip(seed):
     network, inputs, tracker, steps = run_of_small_steps(seed)
     weight = network.weight.detach().numpy().copy()
     reference = DenseReference(weight, weight.copy(), network.readout.detach().numpy(), network.threshold, 0.0, inputs)
@@ -329,23 +322,22 @@ def test_a_trained_regenerated_network_is_saved_and_loaded(outputs):
 
 
 @pytest.mark.parametrize(
-    ("rule", "epochs"), [(GradientDescent(), 40), (SGD(batch_size=20), 16)], ids=["gradient descent", "sgd"]
+    ("rule", "epochs"), [(GradientDescent(), 40), (SGD(batch_size=20), 4)], ids=["gradient descent", "sgd"]
 )
 @pytest.mark.parametrize("threshold", ["auto", 0.0], ids=["shifted", "plain"])
 def test_many_small_steps_follow_dense_float64(rule, epochs, threshold):
-    """Tens of steps in windows: the same losses, and the same pattern but for rounding."""
+    """Tens of steps: the same losses, and the same pattern but for rounding."""
     inputs, targets = digits_parity(100)
     networks = [TwoLayer(64, 1 << 12, threshold=threshold, seed=4, dtype=torch.float64) for _ in range(2)]
     histories, runs = [], []
-    for network, tracker in zip(networks, (Certificate(gain=0.0), Dense()), strict=True):
+    for network, tracker in zip(networks, (Certificate(), Dense()), strict=True):
         training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=epochs, tol=0)
         histories.append(training.run())
         runs.append(training._tracking)
     np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-9)
     assert np.count_nonzero(fires(runs[0]) != fires(runs[1])) <= 2
-    if threshold == "auto":
-        assert runs[0].windows > 0
-        assert runs[0].report().full_passes < 40
+    if rule.name == "gradient-descent" and threshold == "auto":
+        assert runs[0].report().full_passes < 30
     torch.testing.assert_close(networks[0].weight, networks[1].weight, rtol=0, atol=1e-9)
 
 

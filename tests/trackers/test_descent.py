@@ -17,10 +17,19 @@ from widefit.trackers import (
     Minibatches,
     Tracker,
     Tracking,
+    VerletList,
     WeightTree,
 )
 
-TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree(), HalfSpaceTree("data", 8), HalfSpaceTree("weights", 8)]
+TRACKERS = [
+    Dense(),
+    Certificate(),
+    WeightTree(),
+    DataTree(),
+    HalfSpaceTree("data", 8),
+    HalfSpaceTree("weights", 8),
+    VerletList(),
+]
 
 
 @pytest.fixture(params=TRACKERS, ids=lambda tracker: tracker.name)

@@ -9,9 +9,17 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Update, WeightTree
+from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Update, VerletList, WeightTree
 
-TRACKERS = [Dense(), Certificate(), WeightTree(), DataTree(), HalfSpaceTree("data", 8), HalfSpaceTree("weights", 8)]
+TRACKERS = [
+    Dense(),
+    Certificate(),
+    WeightTree(),
+    DataTree(),
+    HalfSpaceTree("data", 8),
+    HalfSpaceTree("weights", 8),
+    VerletList(),
+]
 
 
 def grams(run, inputs: np.ndarray, network) -> CurrentGrams:

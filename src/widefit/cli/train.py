@@ -60,6 +60,7 @@ class TrackerChoice(StrEnum):
     AUTO = "auto"
     DENSE = "dense"
     CERTIFICATE = "certificate"
+    VERLET_LIST = "verlet-list"
     WEIGHT_TREE = "weight-tree"
     DATA_TREE = "data-tree"
     HALF_SPACE_TREE = "half-space-tree"

@@ -36,9 +36,9 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         Size of the fixed second layer. "auto" makes it so large that few neurons flip while the first layer is trained.
     rule : {"gauss-newton", "gradient-descent", "sgd"} or Rule, default "gauss-newton"
         How a step is chosen. Rules are for the squared loss here.
-    tracker : {"auto", "dense", "certificate", "weight-tree", "data-tree", "half-space-tree"} or Tracker,
-        default "auto"
-        How the firing neurons are found; "auto" with several hidden layers.
+    tracker : str or Tracker, default "auto"
+        How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree" or
+        "half-space-tree"; "auto" with several hidden layers.
     solver : {"auto", "cholesky", "cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20

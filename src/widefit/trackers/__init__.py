@@ -19,6 +19,7 @@ from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
+from widefit.trackers.verlet_list import VerletList
 from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Tracking",
     "Trial",
     "Update",
+    "VerletList",
     "WeightTree",
     "attack",
     "check_targets",

@@ -7,8 +7,8 @@ from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.trackers.certificate.bounds import rebucket
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
+from widefit.trackers.certificate.standing import Standing
 from widefit.trackers.certificate.trial import Bounds, Followed, Found, Sums
-from widefit.trackers.certificate.windows import Standing
 
 
 def carry_out(geometry: Geometry, standing: Standing, step: Followed) -> None:

@@ -78,7 +78,7 @@ def _surveys(
         take = min(size, 1 + SURVEY * outputs * size // total)
         moved = movements(geometry, chunk, *change.of(output), slice(0, take))
         if widely:
-            # What windows go by: their steps may have any signs.
+            # Many steps to come may have any signs.
             moved = drift_of_budget(geometry, chunk, np.abs(change.collected[output]), slice(0, take))
         weights = np.concatenate(list(weights_of(geometry, chunk, np.arange(take, dtype=np.int32), after)))
         margins = np.abs(weights @ geometry.inputs64.T - geometry.threshold)

@@ -8,8 +8,8 @@ from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import weights_of
 from widefit.trackers.certificate.saved import packed, unpack
+from widefit.trackers.certificate.standing import Standing
 from widefit.trackers.certificate.trial import Sums
-from widefit.trackers.certificate.windows import Standing
 
 
 def save(standing: Standing) -> dict[str, np.ndarray]:

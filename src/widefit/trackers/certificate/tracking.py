@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,6 @@ from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.certificate import state as certificate_state
 from widefit.trackers.certificate.bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
-from widefit.trackers.certificate.candidates import REISSUED, issue_anew
 from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
 from widefit.trackers.certificate.commit import carry_out
 from widefit.trackers.certificate.delta import CertificateDelta
@@ -21,16 +20,12 @@ from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.look import look
 from widefit.trackers.certificate.passes import pass_over
 from widefit.trackers.certificate.radius import Reach, choose_radius
+from widefit.trackers.certificate.reissue import REISSUED, issue_anew
+from widefit.trackers.certificate.standing import Pace, Standing
 from widefit.trackers.certificate.start import open_run
 from widefit.trackers.certificate.trial import Bounds, Followed, Sums
-from widefit.trackers.certificate.walk import budget_for, walk
-from widefit.trackers.certificate.window import FollowedInWindow
-from widefit.trackers.certificate.windows import Here, Pace, Standing, Windows
 from widefit.trackers.fire_pattern import FirePattern
-from widefit.trackers.minibatches import Minibatches
 
-# Stochastic steps that a pass in their midst issues certificates for.
-_CERTIFIED_STEPS = 256
 # Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
 _WHOLE = 0.2
 
@@ -39,7 +34,7 @@ _WHOLE = 0.2
 class Certificate(Tracker):
     """Exact patterns from bounds on how far a pre-activation can have moved (this project).
 
-    Pairs near the threshold, within a radius, hold a certificate: how much movement they are good for. There are four
+    Pairs near the threshold, within a radius, hold a certificate: how much movement they are good for. There are three
     ways to follow a step.
 
     *Bounds.* A neuron that fires on at most κ samples moves z_rj by no more than the sum of the κ largest terms
@@ -49,10 +44,6 @@ class Certificate(Tracker):
 
     *Own movements.* In long steps the movement |c_r| ‖Σ g_i x_i‖ of every neuron is computed, m k_r d operations, and
     takes the place of the bound.
-
-    *Windows.* Of many small steps in a row only some pairs can flip; these candidates are found once. Each is looked at
-    again when the path of the steps could have taken it to the threshold; those that are near it are evaluated in every
-    step, k_r operations each, and kept out of H, so that pairs that flip to and fro cost no more than that.
 
     *A pass.* When too many neurons have moved beyond the radius, all are looked at: 2 m n d flops.
 
@@ -69,15 +60,12 @@ class Certificate(Tracker):
     first
         Part of the pairs that may hold certificates before the first step, the longest: above it another pass is
         cheaper than to look at so many (measured).
-    gain
-        How many times as long steps must take outside a window, as far as can be foreseen, for it to be opened.
     """
 
     reach: float = 0.5
     most: float = 0.2
     least: float = 0.005
     first: float = 0.04
-    gain: float = 2.0
     name: str = "certificate"
     lazy: ClassVar[bool] = True
 
@@ -123,11 +111,7 @@ class CertificateTracking(Tracking):
         samples, outputs = opened.outputs.shape
         sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
         self._standing = Standing(opened.chunks, sums, opened.bounds)
-        self._windows, self._pace, self._largest = (
-            Windows(self.geometry, self._standing, tracker.gain),
-            Pace(),
-            opened.largest,
-        )
+        self._pace, self._largest = Pace(), opened.largest
         self.outputs = opened.outputs
         self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
         self._passes, self._evaluated = 1, network.width * samples
@@ -140,19 +124,10 @@ class CertificateTracking(Tracking):
         """The neurons that can move."""
         return self._standing.chunks
 
-    @property
-    def windows(self) -> int:
-        """Windows that have been opened."""
-        return self._windows.opened
-
     # A trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
-        after, here = self._standing.sums.after(update), Here(self.outputs, self.displacement, gram)
-        if np.any(update.shrink):
-            self._windows.close()
-        elif (step := self._windows.propose(after, self._pace, here)) is not None:
-            return _trial_in_window(update, step)
+        after = self._standing.sums.after(update)
         keep, displacement = 1 - update.shrink, self.displacement
         image = np.stack([gram(output).matrix.numpy() @ update.g[:, output] for output in range(keep.size)], axis=1)
         outputs = self.outputs - update.shrink * displacement.response - image
@@ -239,7 +214,7 @@ class CertificateTracking(Tracking):
     def _reach(self) -> Reach:
         # Many steps like the last are to come when it was like the one before.
         tracker = self._tracker
-        return Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike > 0)
+        return Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike)
 
     def _add_flips(
         self,
@@ -259,110 +234,19 @@ class CertificateTracking(Tracking):
     # Carrying it out.
 
     def commit(self, trial: Trial) -> None:
-        payload: Followed | FollowedInWindow = trial.payload
+        payload: Followed = trial.payload
         self._pace.record(payload.sums.collected - self._standing.sums.collected)
-        if isinstance(payload, FollowedInWindow):
-            window = self._windows.current
-            assert window is not None
-            window.commit(payload, self._standing.sums)
-            self._standing.sums = payload.sums
-        else:
-            self._windows.forget()
-            carry_out(self.geometry, self._standing, payload)
-            self._renewed += payload.expired
+        carry_out(self.geometry, self._standing, payload)
+        self._renewed += payload.expired
         self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
         self._flips += trial.flips
-
-    # Stochastic steps.
-
-    def descend(self, minibatches: Minibatches, gram: Grams) -> int:
-        """Stochastic steps in windows: only the pairs of the samples of a batch are looked at (this project).
-
-        The flips that are counted are those that are seen: a pair that flips to and fro between two visits of its
-        sample has not flipped.
-        """
-        if minibatches.shrinks or minibatches.trains_readout or not self.geometry.initial.stored:
-            return super().descend(minibatches, gram)
-        flips, step = 0, 0
-        while step < len(minibatches):
-            if not self._in_window_for(minibatches, step, gram):
-                flips += super().descend(minibatches.part(step, step + 1), gram)
-                step += 1
-                continue
-            done, seen = self._walk(minibatches, step)
-            gram.follow(None)
-            flips += seen
-            if done < len(minibatches):
-                self._windows.close()
-            if done == step:
-                flips += super().descend(minibatches.part(step, step + 1), gram)
-                done += 1
-            step = done
-        return flips
-
-    def _in_window_for(self, minibatches: Minibatches, step: int, gram: Grams) -> bool:
-        """True when a window is open; opens one for the coming batches where certificates are good for them."""
-        if self._windows.current is not None:
-            return True
-        if self._windows.waits():
-            return False
-
-        def budget_of(steps: int) -> Float[np.ndarray, "k n"]:
-            return budget_for(minibatches, step, steps, self.outputs)
-
-        here = Here(self.outputs, self.displacement, gram)
-        visited = min(1.0, minibatches.samples.size / len(minibatches) / self.geometry.samples)
-        if self._standing.bounds is not None and self._windows.open(budget_of, here, visited):
-            return True
-        if not self._certify(budget_of(_CERTIFIED_STEPS), gram):
-            self._windows.wait()
-            return False
-        return self._windows.open(budget_of, here, visited)
-
-    def _certify(self, coming: Float[np.ndarray, "k n"], gram: Grams) -> bool:
-        """A pass where the run stands, for steps with about so large a sum; False where there is no such radius."""
-        sums = self._standing.sums
-        change = Sums(coming, np.zeros(len(coming)))
-        with serial_blas():
-            radius = choose_radius(self.geometry, self.chunks, change, sums, replace(self._reach(), widely=True))
-        if radius is None:
-            return False
-        bounds = Bounds.after_pass(radius, self.geometry.samples)
-        found = Followed(sums, bounds, pass_over(self.geometry, self.chunks, sums, bounds), passed=True)
-        flipped = found.flips(self.chunks)
-        for chunk, flips in flipped:
-            self._add_flips(chunk, flips, self.outputs, self.displacement.response)
-        gram.follow(_changes(flipped))
-        carry_out(self.geometry, self._standing, found)
-        self._windows.forget()
-        self._passes += 1
-        self._evaluated += found.evaluated
-        return True
-
-    def _walk(self, minibatches: Minibatches, step: int) -> tuple[int, int]:
-        """Go on until the window ends; returns the step to go on from, and the flips."""
-        window, standing = self._windows.current, self._standing
-        assert window is not None
-        counted = window.counters
-        done = walk(self.geometry, window, minibatches, step, self.displacement)
-        standing.sums = Sums(np.stack([front.now.collected for front in window.fronts]), standing.sums.scale)
-        for output, front in enumerate(window.fronts):
-            front.look(front.path, np.zeros_like(front.path))
-            self.outputs[:, output], self.displacement.response[:, output] = front.evaluate()
-        evaluated, flips = window.counters - counted
-        window.count(done - step)
-        self._evaluated += int(evaluated)
-        self._flips += int(flips)
-        return done, int(flips)
 
     # What others see.
 
     def patterns(self) -> Sequence[FirePattern]:
-        self._windows.settle()
         return [chunk.pattern() for chunk in self.chunks]
 
     def report(self) -> TrackerReport:
-        self._windows.settle()
         return TrackerReport(
             tracker=Certificate.name,
             full_passes=self._passes,
@@ -375,11 +259,9 @@ class CertificateTracking(Tracking):
         )
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        self._windows.settle()
         certificate_state.write_weights(self.geometry, self._standing, out)
 
     def _delta(self) -> CertificateDelta:
-        self._windows.settle()
         sums = self._standing.sums
         return CertificateDelta(
             tuple(self.chunks), sums.collected, sums.scale, self.geometry.inputs64, before=self._network.delta
@@ -410,7 +292,6 @@ class CertificateTracking(Tracking):
             self.write_weights(self._network.rows(0, self._network.width))
 
     def state(self) -> dict[str, np.ndarray]:
-        self._windows.settle()
         return certificate_state.save(self._standing) | {
             "outputs": self.outputs,
             "response": self.displacement.response,
@@ -433,16 +314,4 @@ def _changes(flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
         np.concatenate([none, *neurons]),
         np.concatenate([none.astype(np.int32), *samples]),
         np.concatenate([none.astype(np.bool_), *fires]),
-    )
-
-
-def _trial_in_window(update: Update, step: FollowedInWindow) -> Trial:
-    response = np.stack([front.response for front in step.fronts], axis=1)
-    return Trial(
-        update=update,
-        outputs=np.stack([front.outputs for front in step.fronts], axis=1),
-        flips=sum(front.flips for front in step.fronts),
-        rebased=False,
-        displacement=Displacement(response, np.array([front.squared_norm for front in step.fronts])),
-        payload=step,
     )
