@@ -153,19 +153,20 @@ def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
 
 @njit(nogil=True, cache=True)
 def active_products(packed, lane_edges, lane, d, edges, place, first, last, out):
-    """out[p] += Σ_r d_ir W[r, c] over the outputs r of tiles `first` to `last`, p the entry of row i in column c.
+    """out[p, c] += Σ_r d_irc W[r, column of p] over the outputs r of tiles `first` to `last`, p an entry of row i.
 
-    Only active outputs (those of d) and active inputs (those of the pattern) are touched.
+    Only active outputs (those of d) and active inputs (those of the pattern) are touched, once for all c.
 
     Parameters
     ----------
     packed : (tiles, inputs, lanes)
-    lane_edges, lane, d : sparse rows d (rows, outputs), in blocks of as many columns as there are lanes
+    lane_edges, lane, d : sparse rows (rows, outputs) with k numbers an entry, in blocks of as many columns as there
+        are lanes; d is (entries, k)
     edges, place : the pattern (rows, inputs), in blocks of `BLOCK_INPUTS` columns
-    out : (entries of the pattern,), in the order of its blocks
+    out : (entries of the pattern, k), in the order of its blocks
     """
     _, inputs, lanes = packed.shape
-    rows = edges.shape[1] - 1
+    rows, many = edges.shape[1] - 1, out.shape[1]
     block = np.empty((min(inputs, BLOCK_INPUTS), lanes), packed.dtype)
     # Unsigned places need no check for negative ones.
     flat, step = block.reshape(-1), np.uint64(lanes)
@@ -178,9 +179,15 @@ def active_products(packed, lane_edges, lane, d, edges, place, first, last, out)
             block[: end - origin] = packed[t, origin:end]
             for i in range(rows):
                 for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
-                    at, factor = np.uint64(lane[q]), d[q]
+                    at, factors, factor = np.uint64(lane[q]), d[q], d[q, 0]
+                    if many == 1:
+                        for p in range(edges[b, i], edges[b, i + 1]):
+                            out[p, 0] += factor * flat[np.uint64(place[p]) * step + at]
+                        continue
                     for p in range(edges[b, i], edges[b, i + 1]):
-                        out[p] += factor * flat[np.uint64(place[p]) * step + at]
+                        weight, target = flat[np.uint64(place[p]) * step + at], out[p]
+                        for c in range(many):
+                            target[c] += factors[c] * weight
 
 
 @njit(nogil=True, cache=True)

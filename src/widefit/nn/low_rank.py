@@ -335,24 +335,36 @@ class LowRankLinear(nn.Module):
             self._spent += factor.query_cost(rows.rows, rows.density)
         return z
 
-    def pull_back(self, signals: SparseRows, pattern: SparseRows, threads: int = 1) -> SparseRows:
-        """D W for sparse signals D (n × out_features), where the pattern (n × in_features) has entries.
+    def pull_back(
+        self, above: SparseRows, signals: Float[np.ndarray, "active k"], below: SparseRows, threads: int = 1
+    ) -> Float[np.ndarray, "entries k"]:
+        """D_c W for k matrices D_c of signals, where `below` (n × in_features) has entries.
 
-        Only active outputs and active inputs are touched: Σ_i |signals_i| |pattern_i| products. Folds in what the
-        packed layout does not hold.
+        Only active outputs and active inputs are touched: k Σ_i |above_i| |below_i| products. Folds in what the packed
+        layout does not hold.
+
+        Parameters
+        ----------
+        above
+            Where all D_c have entries, n × out_features.
+        signals
+            D_c at these places, column by column.
+        below
+            Where they are asked for.
+        threads
+            Cores to use; no result depends on it.
         """
-        if (signals.rows, signals.columns, pattern.columns) != (pattern.rows, self.out_features, self.in_features):
+        if (above.rows, above.columns, below.columns) != (below.rows, self.out_features, self.in_features):
             raise ValueError(
-                f"signals and pattern must be n × {self.out_features} and n × {self.in_features} with the same n"
+                f"above and below must be n × {self.out_features} and n × {self.in_features} with the same n"
             )
-        if self._prefers_dense(pattern):
+        if self._prefers_dense(below):
             self.fold(threads)
-            weight = self.weight.detach().numpy()
-            return pattern.with_values(dense_blocks.pull_back(signals, pattern, weight, threads))
+            return dense_blocks.pull_back(above, signals, below, self.weight.detach().numpy(), threads)
         packed = self._packed_layout(threads)
         if self._ahead < len(self._pending):
             self.fold(threads)
-        return pattern.with_values(packed.pull_back(signals, pattern, threads))
+        return packed.pull_back(above, signals, below, threads)
 
     def _prefers_dense(self, rows: SparseRows) -> bool:
         """Whether to multiply dense blocks: once there is a packed layout, it is kept to."""

@@ -15,6 +15,8 @@ Result = TypeVar("Result")
 # Tiles a task, and tasks whose results are added up, whatever the number of threads.
 _TILES = 4
 _PIECES = 16
+# Samples whose pulled signals are summed at a time: every task has sums of its own.
+_PANEL = 2048
 
 
 class Packed:
@@ -67,16 +69,29 @@ class Packed:
             threads,
         )
 
-    def pull_back(self, signals: SparseRows, pattern: SparseRows, threads: int = 1) -> Float[np.ndarray, " entries"]:
-        """D W for sparse rows D (n × outputs), at the entries of the pattern (n × inputs): active pairs alone."""
-        d, where = signals.in_blocks(self.tiles.shape[2]), pattern.packed_blocks
+    def pull_back(
+        self, above: SparseRows, signals: Float[np.ndarray, "active k"], below: SparseRows, threads: int = 1
+    ) -> Float[np.ndarray, "entries k"]:
+        """D_c W for the numbers D_c at the entries of `above` (n × outputs), where `below` (n × inputs) has entries."""
+        found = np.empty((below.index.size, signals.shape[1]), self.tiles.dtype)
+        for first in range(0, below.rows, _PANEL):
+            last = min(first + _PANEL, below.rows)
+            own = signals[above.start[first] : above.start[last]]
+            found[below.start[first] : below.start[last]] = self._pulled(
+                above.between(first, last), own, below.between(first, last), threads
+            )
+        return found
+
+    def _pulled(self, above: SparseRows, signals: np.ndarray, below: SparseRows, threads: int) -> np.ndarray:
+        d, where = above.in_blocks(self.tiles.shape[2]), below.in_blocks(sparse.BLOCK_INPUTS)
+        ordered = signals[d.entry]
 
         def part(first: int, last: int) -> np.ndarray:
-            out = np.zeros(pattern.index.size, self.tiles.dtype)
-            sparse.active_products(self.tiles, d.edges, d.place, d.value, where.edges, where.place, first, last, out)
+            out = np.zeros((below.index.size, signals.shape[1]), self.tiles.dtype)
+            sparse.active_products(self.tiles, d.edges, d.place, ordered, where.edges, where.place, first, last, out)
             return out
 
-        total = np.zeros(pattern.index.size, self.tiles.dtype)
+        total = np.zeros((below.index.size, signals.shape[1]), self.tiles.dtype)
         pieces = max(_TILES, -(-self.tiles.shape[0] // _PIECES))
         for out in self._map(part, pieces, threads):
             total += out

@@ -1,7 +1,7 @@
 """Rows of which few entries are not zero: activations and backward signals of sparse layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,8 @@ _ROWS = 64
 # Part of the entries from which on inner products of dense rows win, as long as those take half a gigabyte at most.
 _DENSE = 1 / 8
 _DENSE_NUMBERS = 1 << 26
+# Entries of a block of rows whose columns are gone through for every row of another matrix: a megabyte or two.
+_BLOCK_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,15 @@ class SparseBlocks:
         In the dtype of the rows.
     entry
         Where each stands among the rows.
+    width
+        Columns a block.
     """
 
     edges: Int[np.ndarray, "blocks rows_plus_one"]
     place: Int[np.ndarray, " entries"]
     value: Float[np.ndarray, " entries"]
     entry: Int[np.ndarray, " entries"]
+    width: int
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ class SparseRows:
         edges = np.empty((max(1, -(-self.columns // columns)), self.rows + 1), np.int64)
         entry, place = np.empty(size, np.int64), np.empty(size, np.int32)
         sparse.order_by_block(self.start, self.index, columns, edges, entry, place)
-        return SparseBlocks(edges, place, self.value[entry], entry)
+        return SparseBlocks(edges, place, self.value[entry], entry, columns)
 
     @cached_property
     def packed_blocks(self) -> SparseBlocks:
@@ -188,6 +193,14 @@ class SparseRows:
         entry, place = np.empty(size, np.int64), np.empty(size, np.int64)
         sparse.turn_around(self.start, self.index, start, row, entry, place)
         return SparseColumns(start, row, self.value[entry], entry, place)
+
+    @cached_property
+    def sample_blocks(self) -> SparseBlocks:
+        """The transpose in blocks of rows of this matrix, of about as many entries as a cache holds."""
+        turned = self.by_column
+        width = max(1, self.rows * _BLOCK_ENTRIES // max(1, self.index.size))
+        blocks = SparseRows(self.rows, turned.start, turned.row, turned.value).in_blocks(min(width, max(1, self.rows)))
+        return replace(blocks, entry=turned.entry[blocks.entry])
 
     def times(self, matrix: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
         """The product with a dense matrix of few columns, in float64."""

@@ -128,7 +128,7 @@ class DeepTracking:
         self._readouts = [readout.detach().numpy() for readout in network.readouts]
         self._tried = False
         self._passes, self._flips = 0, 0
-        self._signals: list[SparseRows] | None = None
+        self._signals: list[np.ndarray] | None = None
         self._seen: list[np.ndarray] | None = None
         self._anchored, self._displacement = anchored, None
         self._steps, self._squared_norm = _restored(network, state or {})
@@ -141,8 +141,8 @@ class DeepTracking:
     def depth(self) -> int:
         return len(self._network.hidden_layer_sizes)
 
-    def signals(self) -> list[SparseRows]:
-        """Δ_1, …, Δ_L at the committed weights: derivatives of output c on sample i by z_l, in row i k + c."""
+    def signals(self) -> list[Float[np.ndarray, "_ k"]]:
+        """Δ_1, …, Δ_L at the committed weights: derivatives of the outputs by z_l, at the entries of h_l."""
         if self._signals is None:
             self._take_back()
             self._signals = self._backward()
@@ -171,13 +171,13 @@ class DeepTracking:
     def displacement(self) -> Displacement | None:
         """Of the committed weights from W₀, outputs in one column; None unless the run is anchored."""
         if self._anchored and self._displacement is None:
-            response = np.zeros(self.outputs.size)
+            response = np.zeros(self.outputs.shape)
             for step in self._steps:
                 self._add_response(step, response)
-            self._displacement = Displacement(response[:, None], np.array([self._squared_norm]))
+            self._displacement = Displacement(response.reshape(-1, 1), np.array([self._squared_norm]))
         return self._displacement
 
-    def _add_response(self, step: DeepStep, response: Float[np.ndarray, " nk"]) -> None:
+    def _add_response(self, step: DeepStep, response: Float[np.ndarray, "n k"]) -> None:
         """response += J (the step), from inner products of its factors with the present ones."""
         for layer, (pattern, signals) in enumerate(zip(self.activations, self.signals(), strict=True)):
             seen = self._similarity
@@ -331,29 +331,24 @@ class DeepTracking:
 
         self._each(add, range(0, weight.shape[0], _NEURONS))
 
-    def _backward(self) -> list[SparseRows]:
-        network, outputs = self._network, self._network.out_features
-        signals: list[SparseRows] = []
-        linear = [None, *network.low_rank()]
-        above: SparseRows | None = None
+    def _backward(self) -> list[np.ndarray]:
+        """Δ_L, …, Δ_1 from the top, turned around."""
+        network, signals = self._network, []
+        upper = [*network.low_rank(), None]
         for layer in reversed(range(self.depth)):
-            pattern = self.activations[layer].repeated(outputs)
-            output = np.repeat(np.arange(pattern.rows) % outputs, np.diff(pattern.start))
-            slope = self._readouts[layer][pattern.index, output]
-            upper = linear[layer + 1] if layer + 1 < self.depth else None
-            if upper is None or above is None:
-                above = pattern.with_values(slope * slope.dtype.type(network.scales[layer]))
-            else:
-                pulled = upper.pull_back(above, pattern, self._threads).value
-                slope = slope + pulled * pulled.dtype.type(network.hidden_factor(layer + 1))
-                above = pattern.with_values(slope * slope.dtype.type(network.scales[layer]))
-            signals.append(above)
+            pattern, linear = self.activations[layer], upper[layer]
+            slope = self._readouts[layer][pattern.index]
+            if linear is not None:
+                pulled = linear.pull_back(self.activations[layer + 1], signals[-1], pattern, self._threads)
+                slope += pulled * pulled.dtype.type(network.hidden_factor(layer + 1))
+            signals.append(slope * slope.dtype.type(network.scales[layer]))
         return signals[::-1]
 
     def _moves(self, g: Float[np.ndarray, " nk"]) -> Iterator[SparseRows]:
         """U_1, …, U_L: row i is −Σ_c g_ic δ_l,ic, what moves W_l along h_{l−1,i}."""
+        weights = -g.reshape(self.outputs.shape)
         for signals, pattern in zip(self.signals(), self.activations, strict=True):
-            moved = combined(signals, -g, pattern, self._threads)
+            moved = combined(pattern, signals, weights, self._threads)
             yield pattern.with_values(moved.astype(pattern.value.dtype))
 
     def _each(self, work: Callable[[int], None], items: range) -> None:
