@@ -63,11 +63,18 @@ def sum_over_samples(similarity, start, index, edges, place, width, u, first, la
             near = similarity[i, b * width :]
             for p in range(start[i], start[i + 1]):
                 r = index[p]
-                total = 0.0
-                for q in range(edges[b, r], edges[b, r + 1]):
-                    # Unsigned places need no check for negative ones.
-                    total += near[np.uint64(place[q])] * u[q]
-                out[p] += total
+                low, count = np.uint64(edges[b, r]), edges[b, r + 1] - edges[b, r]
+                even = odd = 0.0
+                # Two sums, as each addition waits for the one before; unsigned places need no check for negative ones.
+                for h in range(count // 2):
+                    q = low + np.uint64(2 * h)
+                    even += near[np.uint64(place[q])] * u[q]
+                    q += np.uint64(1)
+                    odd += near[np.uint64(place[q])] * u[q]
+                if count % 2:
+                    q = low + np.uint64(count - 1)
+                    even += near[np.uint64(place[q])] * u[q]
+                out[p] += even + odd
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})

@@ -15,8 +15,9 @@ _ROWS = 64
 # Part of the entries from which on inner products of dense rows win, as long as those take half a gigabyte at most.
 _DENSE = 1 / 8
 _DENSE_NUMBERS = 1 << 26
-# Entries of a block of rows whose columns are gone through for every row of another matrix: a megabyte or two.
-_BLOCK_ENTRIES = 1 << 17
+# Entries of a block of rows whose columns are gone through for every row of another matrix: three megabytes, a few dozen
+# entries a column.
+_BLOCK_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
