@@ -15,8 +15,8 @@ _ROWS = 64
 # Part of the entries from which on inner products of dense rows win, as long as those take half a gigabyte at most.
 _DENSE = 1 / 8
 _DENSE_NUMBERS = 1 << 26
-# Entries of a block of rows whose columns are gone through for every row of another matrix: three megabytes, a few dozen
-# entries a column.
+# Entries of a block of rows whose columns are gone through for every row of another matrix: three megabytes, some
+# dozens a column.
 _BLOCK_ENTRIES = 1 << 18
 
 
