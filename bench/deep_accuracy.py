@@ -47,6 +47,7 @@ TEN = {
     "5% fire, cross-entropy": (2, {"threshold": SPARSE}, {"loss": "cross_entropy", "tol": 1e-2}),
     "half of the first layer and 5% of the second fire": (2, {"threshold": (0.0, SPARSE)}, {}),
     "three layers, 5% fire": (3, {"threshold": SPARSE}, {}),
+    "5% fire, trained biases": (2, {"threshold": SPARSE, "bias": 1.0}, {}),
 }
 # The network that one would otherwise take, trained as one would train it.
 ADAM = "plain ReLU by Adam"
@@ -144,9 +145,19 @@ Table = tuple[torch.Tensor, torch.Tensor, int]
 def _fit(
     table: Table, layers: int, width: int, settings: dict, training: dict, seed: int
 ) -> tuple[float, float, float, float]:
-    """Accuracy on the rest, training loss, seconds, and the largest part of a layer that fires."""
+    """Accuracy on the rest, training loss, seconds, and the largest part of a layer that fires.
+
+    A `bias` in the settings is one more input, the same for all samples, which every neuron of every layer weighs with
+    0 at the start: what training does to it, it does to the thresholds.
+    """
     inputs, targets, count = table
+    bias, settings = settings.get("bias", 0.0), {key: value for key, value in settings.items() if key != "bias"}
+    if bias:
+        inputs = torch.cat([inputs, torch.full((len(inputs), 1), bias)], dim=1)
     network = Deep(inputs.shape[1], (width,) * layers, targets.shape[1], seed=seed, **settings)
+    if bias:
+        for weight in network.input_weights:
+            weight.data[:, -1] = 0
     several = targets.shape[1] > 1
     y, offset = targets[:count], targets[:count].mean(0) if several else torch.zeros(1)
     y = (y + 1) / 2 if "loss" in training else y - offset

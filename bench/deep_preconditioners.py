@@ -68,7 +68,7 @@ def _figures(count: int, rows: np.ndarray, targets: np.ndarray) -> list[dict]:
         figures += _lines(f"n = {count}, {solver.name}", time.process_time() - begun, solution.iterations)
     for part in SKETCHES:
         begun = time.process_time()
-        sketch = _sketched(layers, run, network, round(part * count))
+        sketch = _sketched(layers, rows, run, network, round(part * count))
         drawn = time.process_time() - begun
         products = _behind(sketch, gram, rhs, shift)
         figures += _lines(f"n = {count}, CG behind a TensorSRHT of {part:g} n rows, drawing alone", drawn, products)
@@ -79,10 +79,10 @@ def _lines(name: str, seconds: float, products: int) -> list[dict]:
     return [entry(f"{name}, time", seconds, "s of CPU"), entry(f"{name}, products", products, "")]
 
 
-def _sketched(layers: list[LayerFactors], run: DeepTracking, network: Deep, rows: int) -> Tensor:
+def _sketched(layers: list[LayerFactors], inputs: np.ndarray, run: DeepTracking, network: Deep, rows: int) -> Tensor:
     """S Jᵀ (rows × n), S a TensorSRHT for every layer: E[(S Jᵀ)ᵀ S Jᵀ] = H."""
     total = torch.zeros(rows, len(run.outputs), dtype=torch.float64)
-    x = torch.from_numpy(run._inputs)
+    x = torch.from_numpy(inputs)
     for number, layer in enumerate(layers):
         delta = torch.from_numpy(layer.signal_rows().dense())
         seen = network.input_factor(number) * x
