@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import sparse
+from widefit.kernels import packed, sparse
 from widefit.kernels.threads import ordered_map, serial_blas
 
 # Rows a task, whatever the number of threads.
@@ -184,7 +184,7 @@ class SparseRows:
     @cached_property
     def packed_blocks(self) -> SparseBlocks:
         """In the blocks that packed products work on."""
-        return self.in_blocks(sparse.BLOCK_INPUTS)
+        return self.in_blocks(packed.BLOCK_INPUTS)
 
     @cached_property
     def by_column(self) -> SparseColumns:
