@@ -13,7 +13,7 @@ from widefit.gram import CoupledGram, DenseGram
 from widefit.nn import Deep
 from widefit.nn.layer_factors import LayerFactors
 from widefit.sketches import TensorSRHT
-from widefit.solvers import CG, Cholesky, NystromCG
+from widefit.solvers import CG, BlockCG, Cholesky, NystromCG
 from widefit.solvers.pcg import preconditioned_cg
 from widefit.trackers.deep import DeepTracking
 
@@ -27,14 +27,15 @@ SKETCHES = (0.25, 1.0, 4.0)
 
 
 def run(size: str, mnist: str = "", samples: str = "") -> dict:
-    """Even against odd digits, one output, H at the start of the training, float64.
+    """Digits at the start of a training: even against odd, one output, and all ten.
 
     `mnist` is an .npz with X_train and y_train to take more rows from; `samples` a list such as 2000,4000.
     """
     counts = tuple(int(count) for count in samples.split(",")) if samples else SAMPLES[size]
     figures = []
     for count in counts:
-        figures += _figures(count, *_rows(count, mnist))
+        rows, labels = _rows(count, mnist)
+        figures += _figures(count, rows, np.where(labels % 2, 1.0, -1.0)) + _ten_outputs(count, rows, labels)
     chosen = {"width": WIDTH, "threshold": THRESHOLD, "tolerance": TOLERANCE, "size": size}
     return {"machine": describe_machine(), "settings": chosen, "figures": figures}
 
@@ -49,7 +50,7 @@ def _rows(count: int, mnist: str) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng(0).permutation(len(data.target))[:count]
         rows, labels = data.data[order], data.target[order]
     rows = rows - rows.mean(0)
-    return np.ascontiguousarray(rows / np.linalg.norm(rows, axis=1, keepdims=True)), np.where(labels % 2, 1.0, -1.0)
+    return np.ascontiguousarray(rows / np.linalg.norm(rows, axis=1, keepdims=True)), labels
 
 
 def _figures(count: int, rows: np.ndarray, targets: np.ndarray) -> list[dict]:
@@ -72,6 +73,23 @@ def _figures(count: int, rows: np.ndarray, targets: np.ndarray) -> list[dict]:
         drawn = time.process_time() - begun
         products = _behind(sketch, gram, rhs, shift)
         figures += _lines(f"n = {count}, CG behind a TensorSRHT of {part:g} n rows, drawing alone", drawn, products)
+    return figures
+
+
+def _ten_outputs(count: int, rows: np.ndarray, labels: np.ndarray) -> list[dict]:
+    """H of ten outputs is applied, not formed: conjugate gradients behind its diagonal, and behind its mean block."""
+    threads = torch.get_num_threads()
+    network = Deep(rows.shape[1], (WIDTH, WIDTH), 10, threshold=THRESHOLD)
+    operator = CoupledGram(DeepTracking(network, rows.astype(np.float32), threads).factors(), threads)
+    targets = np.where(labels[:, None] == np.arange(10), 1.0, -1.0)
+    rhs, shift = torch.from_numpy((targets - targets.mean(0)).reshape(-1)), DAMPING * float(operator.diagonal().mean())
+    figures = []
+    for tolerance in (1e-3, TOLERANCE):
+        for solver in (CG(tolerance=tolerance), BlockCG(tolerance=tolerance)):
+            begun = time.process_time()
+            products = solver.solve(operator, rhs, shift).iterations
+            name = f"n = {count}, ten outputs, {solver.name} to {tolerance:g}"
+            figures += _lines(name, time.process_time() - begun, products)
     return figures
 
 
