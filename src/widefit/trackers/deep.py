@@ -111,10 +111,6 @@ class DeepTracking:
         self._weights = [weight.detach().numpy() for weight in network.input_weights]
         self.activations, self.outputs = self._forward(self._weights)
 
-    @property
-    def depth(self) -> int:
-        return len(self._network.hidden_layer_sizes)
-
     def signals(self) -> list[Float[np.ndarray, "_ k"]]:
         """Δ_1, …, Δ_L at the committed weights: derivatives of the outputs by z_l, at the entries of h_l."""
         if self._signals is None:
