@@ -1,6 +1,7 @@
 """Deep networks: a Gauss-Newton iteration on sparse layers against the same mathematics dense in torch."""
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import widefit
 from widefit.fitting import training_of
 from widefit.nn import Deep, LowRankLinear, SparseRows
 
-WIDTHS = {"quick": (1024, 2048), "default": (1024, 2048, 4096, 8192), "full": (1024, 2048, 4096, 8192, 16384)}
-LAYERS = {"quick": (2,), "default": (2,), "full": (2, 3)}
+ALL_WIDTHS = (1024, 2048, 4096, 8192, 16384)
+WIDTHS = {"quick": (1024, 2048), "default": ALL_WIDTHS, "full": ALL_WIDTHS}
+LAYERS = {"quick": (2,), "default": (2, 3), "full": (2, 3)}
+# Up to here the dense contestants run; beyond, their time is extrapolated from the last two widths.
+DENSE_UP_TO = {"quick": 2048, "default": 8192, "full": 16384}
 SAMPLES = 1000
 # Iterations timed: after the first two little is left to learn, and what a step costs hardly changes.
 STEPS = 4
@@ -26,9 +30,8 @@ DENSE_STEPS = 3
 # Beyond this width, where an iteration of dense torch takes many seconds, it takes fewer of them.
 MANY_STEPS = 8192
 REPEATS = 5
-# widefit, the same network dense, the network that one would otherwise take (plain ReLUs, the last layer read, no share
-# of the input), and one product of a hidden layer.
-CONTESTANTS = ("widefit", "dense", "plain", "products")
+# The network that one would otherwise take. Contestants are "widefit", "dense" (the same network), "plain" (this one,
+# dense) and "products", one product of a hidden layer.
 PLAIN = {"threshold": 0.0, "readouts": "last", "paired": False, "input_share": 0.0}
 # A process for each of them: the peak of a process never falls.
 PROGRAM = """
@@ -50,15 +53,26 @@ def run(size: str, widths: str = "", layers: str = "", threshold: float = 0.0, k
     chosen_layers = tuple(int(count) for count in layers.split(",")) if layers else LAYERS[size]
     figures = []
     for count in chosen_layers:
-        times: dict[str, list[float]] = {"widefit": [], "dense": []}
+        times: dict[str, dict[int, float]] = {"widefit": {}, "dense": {}}
         for width in chosen_widths:
-            found = {name: _kept(name, count, width, threshold, keep) for name in CONTESTANTS}
-            figures += _figures(f"m = {width}, {count} layers", **found)
-            for label, seconds in times.items():
-                seconds.append(found[label]["iteration"])
-        if len(chosen_widths) > 1:
-            for label, seconds in times.items():
-                slope = float(np.polyfit(np.log(chosen_widths), np.log(seconds), 1)[0])
+            name = f"m = {width}, {count} layers"
+            found = {"widefit": _kept("widefit", count, width, threshold, keep)}
+            figures += _ours_figures(name, found["widefit"])
+            if width <= DENSE_UP_TO[size]:
+                found |= {other: _kept(other, count, width, threshold, keep) for other in ("dense", "plain")}
+                figures += _dense_figures(name, found["widefit"], found["dense"], found["plain"])
+                if count == chosen_layers[0]:
+                    figures += _product_figures(f"m = {width}", _kept("products", count, width, threshold, keep))
+            elif len(times["dense"]) > 1:
+                expected = _extrapolated(times["dense"], width)
+                ratio = expected / found["widefit"]["iteration"]
+                figures.append(entry(f"dense iteration, extrapolated, {name}", expected, "s"))
+                figures.append(entry(f"widefit iteration, {name}", found["widefit"]["iteration"], "s", "dense", ratio))
+            for label in times.keys() & found.keys():
+                times[label][width] = found[label]["iteration"]
+        for label, seconds in times.items():
+            if len(seconds) > 1:
+                slope = float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
                 name = f"{label}: exponent of the width in the time of an iteration, {count} layers"
                 figures.append(entry(name, slope, ""))
     chosen = {"samples": SAMPLES, "threshold": threshold or "auto", "dtype": "float32", "size": size}
@@ -91,21 +105,37 @@ def measure(name: str, layers: int, width: int, threshold: float) -> dict[str, f
     return {**found, "memory": peak_memory_gb() - before}
 
 
-def _figures(name: str, widefit: dict, dense: dict, plain: dict, products: dict) -> list[dict]:
+def _extrapolated(seconds: dict[int, float], width: int) -> float:
+    """A power of the width through the last two times."""
+    (a, first), (b, last) = list(seconds.items())[-2:]
+    return last * (last / first) ** (math.log(width / b) / math.log(b / a))
+
+
+def _ours_figures(name: str, widefit: dict) -> list[dict]:
+    return [
+        entry(f"widefit start, packing included, {name}", widefit["start"], "s"),
+        entry(f"widefit loss after {STEPS} steps, {name}", widefit["loss"], ""),
+        entry(f"part of the last layer that fires, {name}", widefit["firing"], ""),
+        entry(f"widefit accuracy, {name}", widefit["accuracy"], "%"),
+        entry(f"widefit memory, {name}", widefit["memory"], "GB"),
+        entry(f"widefit memory predicted, {name}", widefit["predicted"], "GB"),
+    ]
+
+
+def _dense_figures(name: str, widefit: dict, dense: dict, plain: dict) -> list[dict]:
     ratio = dense["iteration"] / widefit["iteration"]
     return [
         entry(f"dense iteration, {name}", dense["iteration"], "s"),
         entry(f"widefit iteration, {name}", widefit["iteration"], "s", "dense", ratio),
-        entry(f"widefit start, packing included, {name}", widefit["start"], "s"),
-        entry(f"widefit loss after {STEPS} steps, {name}", widefit["loss"], ""),
         entry(f"dense loss after {dense['steps']:.0f} steps, {name}", dense["loss"], ""),
-        entry(f"part of the last layer that fires, {name}", widefit["firing"], ""),
-        entry(f"widefit accuracy, {name}", widefit["accuracy"], "%"),
         entry(f"dense accuracy, {name}", dense["accuracy"], "%"),
         entry(f"dense plain ReLU accuracy, {name}", plain["accuracy"], "%"),
-        entry(f"widefit memory, {name}", widefit["memory"], "GB"),
-        entry(f"widefit memory predicted, {name}", widefit["predicted"], "GB"),
         entry(f"dense memory, {name}", dense["memory"], "GB"),
+    ]
+
+
+def _product_figures(name: str, products: dict) -> list[dict]:
+    return [
         entry(f"dense product, {name}", products["dense"], "s"),
         entry(f"sparse product, {name}", products["sparse"], "s", "dense", products["dense"] / products["sparse"]),
         entry(f"sparse product, {name}, operations on active inputs", products["rate"], "GFLOP/s"),

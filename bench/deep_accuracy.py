@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from deep_peers import adam_network
 from harness import describe_machine, entry, main
 from sklearn.datasets import load_digits
 
@@ -46,30 +47,54 @@ TEN = {
     "5% fire, cross-entropy": (2, {"threshold": SPARSE}, {"loss": "cross_entropy", "tol": 1e-2}),
     "half of the first layer and 5% of the second fire": (2, {"threshold": (0.0, SPARSE)}, {}),
     "three layers, 5% fire": (3, {"threshold": SPARSE}, {}),
+    "5% fire, trained biases": (2, {"threshold": SPARSE, "bias": 1.0}, {}),
 }
+# The network that one would otherwise take, trained as one would train it.
+ADAM = "plain ReLU by Adam"
+MNIST_SAMPLES = 10_000
 
 
-def run(size: str, classes: str = "2,10", mnist: str = "", width: int = 0, splits: int = 0, only: str = "") -> dict:
+def run(
+    size: str,
+    classes: str = "2,10",
+    mnist: str = "",
+    samples: int = 0,
+    width: int = 0,
+    splits: int = 0,
+    only: str = "",
+) -> dict:
     """Digits, even against odd and all ten, trained on 1000 to a small loss; means over splits and seeds.
 
     `classes` leaves one of the two out. `mnist` is an .npz with X_train, y_train, X_test and y_test: then ten classes
-    are learnt from its first 10,000 rows instead. `only` takes the variants whose names contain it.
+    are learnt from 10,000 of its rows, or `samples`, and told apart on all of its test rows. `only` takes variants by
+    name, separated by semicolons.
     """
     width, splits = width or SIZES[size][0], splits or SIZES[size][1]
-    chosen = {"samples": SAMPLES, "width": width, "splits": splits, "size": size, "data": Path(mnist).name or "digits"}
+    samples = samples or (MNIST_SAMPLES if mnist else SAMPLES)
+    chosen = {"samples": samples, "width": width, "splits": splits, "size": size, "data": Path(mnist).name or "digits"}
+    wanted = {name.strip() for name in only.split(";")} - {""}
+    unknown = wanted - {*VARIANTS, *TEN, ADAM}
+    if unknown:
+        raise SystemExit(f"unknown variants: {'; '.join(sorted(unknown))}")
     figures = []
     if "2" in classes.split(",") and not mnist:
         data = load_digits()
         parity = np.where(data.target % 2, 1.0, -1.0)[:, None]
         for name, (layers, settings) in VARIANTS.items():
-            if only in name:
-                found = [_fit(_split(data.data, parity, s), layers, width, settings, {}, s) for s in range(splits)]
+            if not wanted or name in wanted:
+                tables = (_split(data.data, parity, samples, s) for s in range(splits))
+                found = [_fit(table, layers, width, settings, {}, s) for s, table in enumerate(tables)]
                 figures += _figures(f"parity, {name}", found)
     if "10" in classes.split(","):
-        for name, (layers, settings, training) in TEN.items():
-            if only in name:
-                tables = [_mnist(mnist) if mnist else _split(*_ten_digits(), s) for s in range(splits)]
-                found = [_fit(t, layers, width, settings, training, s) for s, t in enumerate(tables)]
+        for name in (*TEN, ADAM):
+            if not wanted or name in wanted:
+                digits = _ten_digits()
+                tables = (_mnist(mnist, samples, s) if mnist else _split(*digits, samples, s) for s in range(splits))
+                if name == ADAM:
+                    found = [_fit_adam(table, 2, width, s) for s, table in enumerate(tables)]
+                else:
+                    layers, settings, training = TEN[name]
+                    found = [_fit(table, layers, width, settings, training, s) for s, table in enumerate(tables)]
                 figures += _figures(f"ten classes, {name}", found)
     return {"machine": describe_machine(), "settings": chosen, "figures": figures}
 
@@ -94,15 +119,17 @@ def _indicators(labels: np.ndarray) -> np.ndarray:
     return np.where(labels[:, None] == np.arange(10), 1.0, -1.0)
 
 
-def _split(rows: np.ndarray, targets: np.ndarray, seed: int) -> "Table":
+def _split(rows: np.ndarray, targets: np.ndarray, samples: int, seed: int) -> "Table":
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()
-    return _on_sphere(rows[order], targets[order], SAMPLES)
+    return _on_sphere(rows[order], targets[order], samples)
 
 
-def _mnist(path: str) -> "Table":
+def _mnist(path: str, samples: int, seed: int) -> "Table":
+    """So many training rows, drawn: a file may have them sorted by label. All test rows follow."""
     with np.load(path) as data:
-        rows = np.concatenate([data["X_train"][:10_000], data["X_test"]]).reshape(-1, 784).astype(np.float64)
-        return _on_sphere(rows, _indicators(np.concatenate([data["y_train"][:10_000], data["y_test"]])), 10_000)
+        order = np.random.default_rng(seed).permutation(len(data["y_train"]))[:samples]
+        rows = np.concatenate([data["X_train"][order], data["X_test"]]).reshape(-1, 784).astype(np.float64)
+        return _on_sphere(rows, _indicators(np.concatenate([data["y_train"][order], data["y_test"]])), samples)
 
 
 def _on_sphere(rows: np.ndarray, targets: np.ndarray, training: int) -> "Table":
@@ -118,9 +145,19 @@ Table = tuple[torch.Tensor, torch.Tensor, int]
 def _fit(
     table: Table, layers: int, width: int, settings: dict, training: dict, seed: int
 ) -> tuple[float, float, float, float]:
-    """Accuracy on the rest, training loss, seconds, and the largest part of a layer that fires."""
+    """Accuracy on the rest, training loss, seconds, and the largest part of a layer that fires.
+
+    A `bias` in the settings is one more input, the same for all samples, which every neuron of every layer weighs with
+    0 at the start: what training does to it, it does to the thresholds.
+    """
     inputs, targets, count = table
+    bias, settings = settings.get("bias", 0.0), {key: value for key, value in settings.items() if key != "bias"}
+    if bias:
+        inputs = torch.cat([inputs, torch.full((len(inputs), 1), bias)], dim=1)
     network = Deep(inputs.shape[1], (width,) * layers, targets.shape[1], seed=seed, **settings)
+    if bias:
+        for weight in network.input_weights:
+            weight.data[:, -1] = 0
     several = targets.shape[1] > 1
     y, offset = targets[:count], targets[:count].mean(0) if several else torch.zeros(1)
     y = (y + 1) / 2 if "loss" in training else y - offset
@@ -133,6 +170,18 @@ def _fit(
         right = outputs.argmax(1) == targets[count:].argmax(1) if several else torch.sign(outputs) == targets[count:]
     fires = max(0.5 * math.erfc(b / math.sqrt(2)) for b in network.thresholds)
     return 100 * float(right.float().mean()), history[-1].loss, seconds, fires
+
+
+def _fit_adam(table: Table, layers: int, width: int, seed: int) -> tuple[float, float, float, float]:
+    """The same figures of plain ReLUs with biases, trained by Adam on cross-entropy."""
+    inputs, targets, count = table
+    labels = targets.argmax(1)
+    begun = time.perf_counter()
+    network, loss = adam_network(inputs[:count], labels[:count], (width,) * layers, seed)
+    seconds = time.perf_counter() - begun
+    with torch.no_grad():
+        outputs = torch.cat([network(part) for part in inputs[count:].split(2000)])
+    return 100 * float((outputs.argmax(1) == labels[count:]).float().mean()), loss, seconds, 0.5
 
 
 def draw(result: dict, path: Path) -> None:

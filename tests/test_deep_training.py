@@ -10,6 +10,7 @@ import widefit
 from widefit.callbacks import Callback
 from widefit.fitting import training_of
 from widefit.nn import Deep
+from widefit.plan import DeepShape, plan_deep
 from widefit.rules import GaussNewton, GradientDescent
 from widefit.solvers import BlockCG
 
@@ -219,3 +220,12 @@ def test_the_plan_says_what_was_chosen():
     training = training_of(problem.fresh())(problem.fresh(), problem.inputs, problem.targets)
     assert [choice.what for choice in training.plan.choices] == ["tracker", "solver"]
     assert training.plan.flops_per_step > 0
+
+
+@pytest.mark.parametrize(("samples", "tolerance"), [(400, 1e-6), (500, 1e-3)])
+def test_many_equations_are_solved_as_exactly_as_a_step_can_use(samples, tolerance):
+    shape = DeepShape(samples, features=5, widths=(90, 80), outputs=10, firing=(0.1, 0.1), itemsize=4)
+    plan, solver = plan_deep(shape, "auto")
+    assert isinstance(solver, BlockCG)
+    assert solver.tolerance == tolerance
+    assert ("solved to 0.001" in plan.choices[-1].reason) == (tolerance == 1e-3)

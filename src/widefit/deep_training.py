@@ -62,7 +62,7 @@ class DeepTraining(Training):
         with self._phase("pass"):
             trial = self._deep.propose(update, image)
         # J (W − W₀) there is not asked for unless the trial is kept.
-        moved = None if image is None else Displacement(np.zeros_like(update.g), np.array([trial.squared_norm]))
+        moved = None if image is None else Displacement(np.zeros_like(update.g), np.array([trial.moved.squared_norm]))
         return Trial(update, trial.outputs.reshape(-1, 1), trial.flips, True, moved, payload=trial)
 
     def commit(self, trial: Trial) -> None:

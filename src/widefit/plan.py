@@ -198,8 +198,9 @@ class DeepShape:
         moved = 2 * sum(widths) * self.features
         fired = sum(p * m for p, m in zip(self.firing, widths, strict=True)) * self.samples
         dense = 2 * self.samples * max(widths)
-        # Activations before and after a step; signals by row and by column, for every output.
-        entries = fired * (2 * (self.itemsize + 4) + self.outputs * 2 * (self.itemsize + 20))
+        # Activations before and after a step, their columns and blocks; signals of every output, as they are, pulled
+        # from above, in the order of blocks, and one more while they change hands.
+        entries = fired * (2 * (self.itemsize + 4) + 40 + self.outputs * 4 * self.itemsize)
         # Similarities, and H: formed for one output or to be factored; else one block of it, and its factor.
         formed = rows if self.outputs == 1 or solver == "cholesky" else self.samples if solver == "block-cg" else 0
         square = 8 * self.samples**2 * (len(widths) + 1) + formed**2 * (16 + (16 if solver != "cg" else 0))
@@ -227,6 +228,9 @@ class DeepShape:
 FEW = 2048
 # Products with H that conjugate gradients behind a block of it take, from runs on digits.
 _BLOCK_PRODUCTS = 30
+# Equations beyond which they are solved only as exactly as a step can use: on digits and MNIST a step leaves a tenth of
+# the residual, whatever the solve (Dembo, Eisenstat and Steihaug 1982).
+_INEXACT, _INEXACT_TOLERANCE = 4096, 1e-3
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
 _FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.2e-6, 0.3
@@ -363,13 +367,18 @@ _DEEP_SOLVERS: dict[str, type[solvers.Solver]] = {
 
 def _deep_solver(shape: DeepShape, memory: int) -> "tuple[solvers.Solver, str]":
     """One block of H stands for all outputs where there are several; what fits decides the rest."""
-    direct, name = solvers.Cholesky if shape.outputs == 1 else solvers.BlockCG, "its factor"
+    direct: solvers.Solver = solvers.Cholesky()
+    name, accuracy = "its factor", ""
     need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
     if shape.outputs > 1:
+        direct = solvers.BlockCG()
+        if shape.samples * shape.outputs > _INEXACT:
+            direct = solvers.BlockCG(tolerance=_INEXACT_TOLERANCE)
+            accuracy = f"; solved to {_INEXACT_TOLERANCE:g} of the residual, of which a step leaves a tenth"
         whole, name = 8 * (shape.samples * shape.outputs) ** 2 / 1e9, "the block's factor"
         need = f"{8 * shape.samples**2 / 1e9:.2g} GB for the block of H of one output, {whole:.2g} GB for all of H"
     if shape.bytes_needed(direct.name) <= memory:
-        return direct(), f"{need}, and as much for {name}, fit in memory"
+        return direct, f"{need}, and as much for {name}, fit in memory{accuracy}"
     return solvers.CG(), f"{need}: {name} would not fit"
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widefit.gram import DenseGram, WeightedGram, sparse_khatri_rao
+from widefit.gram import CoupledGram, DenseGram, WeightedGram, sparse_khatri_rao
 from widefit.gram.limit import deep_limit_gram, limit_gram
 from widefit.nn import Deep, SparseRows
 from widefit.trackers.deep import DeepTracking
@@ -91,7 +91,7 @@ def test_wide_layers_tend_to_the_limit(thresholds, share):
             5, (1500,) * len(thresholds), threshold=thresholds, input_share=share, seed=seed, dtype=torch.float64
         )
         run = DeepTracking(network, inputs)
-        grams.append(sparse_khatri_rao(run.signals(), run.similarities()).matrix.numpy())
+        grams.append(CoupledGram(run.factors()).dense().numpy())
     # In the units of one layer.
     found = np.mean(grams, axis=0) * (network.scales[0] ** -2 / 1500)
     expected = deep_limit_gram(inputs, thresholds, share)

@@ -76,12 +76,14 @@ class Against(RuleBasedStateMachine):
     def materialize(self):
         torch.testing.assert_close(self.layer.materialize(), self.twin)
 
-    @rule(part=st.sampled_from([0.02, 0.5]))
-    def pull_back(self, part):
-        signals, pattern = sparse(70, OUT, self.next_seed()), sparse(70, IN, self.next_seed(), part)
-        expected = np.where(pattern.dense() != 0, signals.dense() @ self.twin.numpy(), 0)
-        found = self.layer.pull_back(signals, pattern, threads=2)
-        np.testing.assert_allclose(found.dense(), expected, rtol=1e-11, atol=1e-11)
+    @rule(part=st.sampled_from([0.02, 0.5]), outputs=st.sampled_from([1, 3]))
+    def pull_back(self, part, outputs):
+        above, below = sparse(70, OUT, self.next_seed()), sparse(70, IN, self.next_seed(), part)
+        signals = np.random.default_rng(self.next_seed()).standard_normal((above.index.size, outputs))
+        found = self.layer.pull_back(above, signals, below, threads=2)
+        for own, column in zip(signals.T, found.T, strict=True):
+            expected = np.where(below.dense() != 0, above.with_values(own).dense() @ self.twin.numpy(), 0)
+            np.testing.assert_allclose(below.with_values(column).dense(), expected, rtol=1e-11, atol=1e-11)
 
     @rule()
     def release(self):
@@ -188,7 +190,10 @@ def test_gradients_pass_through_what_is_appended():
         (lambda: LowRankLinear(IN, OUT).append(sparse(3, OUT, 0), sparse(4, IN, 0)), "same r"),
         (lambda: LowRankLinear(IN, OUT).append(sparse(3, OUT, 0), dense(IN, 3, 0)), "both"),
         (lambda: LowRankLinear(IN, OUT).query(sparse(3, OUT, 0)), f"{IN} columns"),
-        (lambda: LowRankLinear(IN, OUT).pull_back(sparse(3, OUT, 0), sparse(4, IN, 0)), "signals and pattern"),
+        (
+            lambda: LowRankLinear(IN, OUT).pull_back(sparse(3, OUT, 0), np.ones((1, 1)), sparse(4, IN, 0)),
+            "above and below",
+        ),
     ],
 )
 def test_refuses(call, message):

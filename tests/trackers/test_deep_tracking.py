@@ -65,7 +65,8 @@ class TestDeepTracking:
     def test_signals_and_gram(self, name, dtype):
         network, run, reference = started(make_deep(name, dtype), name, threads=2)
         largest = max(float(np.abs(readout).max()) for readout in reference.readouts) * max(network.scales)
-        for found, expected in zip(run.signals(), reference.signals(), strict=True):
+        for layer, expected in zip(run.factors(), reference.signals(), strict=True):
+            found = layer.signal_rows()
             close(found.dense(), expected.reshape(found.rows, found.columns), dtype, largest)
         jacobian = reference.jacobian()
         expected = jacobian @ jacobian.T

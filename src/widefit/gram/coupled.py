@@ -9,8 +9,7 @@ from torch import Tensor
 
 from widefit.gram.base import GramOperator
 from widefit.gram.sparse_layers import sparse_khatri_rao
-from widefit.nn.layer_factors import LayerFactors, along_step, combined, sample_blocks
-from widefit.nn.sparse_rows import SparseRows
+from widefit.nn.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
 
 
 class CoupledGram(GramOperator):
@@ -28,18 +27,20 @@ class CoupledGram(GramOperator):
 
     def __init__(self, layers: Sequence[LayerFactors], threads: int = 1):
         self._layers, self._threads = tuple(layers), threads
-        self.samples, self.size = layers[0].pattern.rows, layers[0].signals.rows
-        self.outputs = self.size // self.samples
+        self.samples, self.outputs = layers[0].pattern.rows, layers[0].signals.shape[1]
+        self.size = self.samples * self.outputs
         self.dtype, self.device = torch.float64, torch.device("cpu")
 
     def matmul(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
-        columns = vectors.numpy().reshape(self.size, -1)
-        products = np.zeros_like(columns.T)
-        for weights, out in zip(np.ascontiguousarray(columns.T), products, strict=True):
+        columns = vectors.numpy().reshape(self.samples, self.outputs, -1)
+        products = np.zeros_like(columns)
+        for column in range(columns.shape[2]):
+            weights, out = np.ascontiguousarray(columns[:, :, column]), np.zeros((self.samples, self.outputs))
             for layer in self._layers:
-                value = combined(layer.signals, weights, layer.pattern, self._threads)
+                value = combined(layer.pattern, layer.signals, weights, self._threads)
                 along_step(layer.pattern, layer.signals, layer.similarity, layer.pattern, value, out, self._threads)
-        return torch.from_numpy(products.T.reshape(vectors.shape))
+            products[:, :, column] = out
+        return torch.from_numpy(products.reshape(vectors.shape))
 
     def diagonal(self) -> Float[Tensor, " n"]:
         return self.block_diagonal(self.outputs).diagonal(dim1=1, dim2=2).reshape(-1)
@@ -49,7 +50,7 @@ class CoupledGram(GramOperator):
             return super().block_diagonal(size)
         blocks = np.zeros((self.samples, size, size))
         for layer in self._layers:
-            blocks += sample_blocks(layer, self._threads)
+            blocks += block_products(layer, self._threads)
         return torch.from_numpy(blocks)
 
     def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
@@ -60,18 +61,10 @@ class CoupledGram(GramOperator):
     def dense(self) -> Float[Tensor, "n n"]:
         layers = self._layers
         return sparse_khatri_rao(
-            [layer.signals for layer in layers], [layer.similarity for layer in layers], self._threads
+            [layer.signal_rows() for layer in layers], [layer.similarity for layer in layers], self._threads
         ).matrix
 
     def mean_block(self) -> Float[Tensor, "samples samples"]:
         """Mean over the outputs of the blocks of H of one output: what all of them tend to as the layers get wider."""
-        total = np.zeros((self.samples, self.samples))
-        for layer in self._layers:
-            signals, width = layer.signals, layer.signals.columns
-            # The outputs of a sample side by side: one row of k m columns.
-            output = np.repeat(np.arange(self.size, dtype=np.int32) % self.outputs, np.diff(signals.start))
-            beside = SparseRows(
-                width * self.outputs, signals.start[:: self.outputs], signals.index + output * width, signals.value
-            )
-            total += beside.gram(self._threads) * layer.similarity
-        return torch.from_numpy(total / self.outputs)
+        total = sum(output_gram(layer, self._threads) for layer in self._layers)
+        return torch.from_numpy(np.asarray(total) / self.outputs)

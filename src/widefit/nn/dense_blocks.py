@@ -37,18 +37,23 @@ def products(
 
 
 def pull_back(
-    signals: SparseRows, pattern: SparseRows, weight: Float[np.ndarray, "outputs inputs"], threads: int
-) -> Float[np.ndarray, " entries"]:
-    """D W for sparse rows D, at the entries of the pattern."""
-    value = np.empty(pattern.index.size, weight.dtype)
+    above: SparseRows,
+    signals: Float[np.ndarray, "active k"],
+    below: SparseRows,
+    weight: Float[np.ndarray, "outputs inputs"],
+    threads: int,
+) -> Float[np.ndarray, "entries k"]:
+    """D_c W for the numbers D_c at the entries of `above`, where `below` has entries."""
+    value = np.empty((below.index.size, signals.shape[1]), weight.dtype)
 
     def fill(first: int, last: int) -> None:
-        dense = signals.between(first, last).dense() @ weight
-        start = pattern.start[first : last + 1]
-        owner = np.repeat(np.arange(last - first), np.diff(start))
-        value[start[0] : start[-1]] = dense[owner, pattern.index[start[0] : start[-1]]]
+        active, index = above.between(first, last), slice(*below.start[[first, last]])
+        owner = np.repeat(np.arange(last - first), np.diff(below.start[first : last + 1]))
+        for c, column in enumerate(signals[above.start[first] : above.start[last]].T):
+            dense = active.with_values(column).dense() @ weight
+            value[index, c] = dense[owner, below.index[index]]
 
-    _each(fill, signals.rows, threads)
+    _each(fill, above.rows, threads)
     return value
 
 

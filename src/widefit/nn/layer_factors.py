@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import coupled
+from widefit.kernels import coupled, sparse
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn.sparse_rows import SparseRows
 
-# Samples or neurons a task, whatever the number of threads.
-_SAMPLES = 64
-_NEURONS = 256
+# Samples a task, whatever the number of threads; of those that stream by blocks of others.
+_SAMPLES, _STREAMED = 64, 256
 # Part of the entries from which on dense products win: they take all pairs at twenty times the speed.
 _DENSE = 1 / 8
 
@@ -26,25 +25,35 @@ class LayerFactors:
     pattern
         Which neurons fire on which samples, n rows.
     signals
-        δ: n k rows, that of sample i and output c in row i k + c with the entries of row i of the pattern.
+        δ of every output at the entries of the pattern; it is 0 elsewhere.
     similarity
         A Aᵀ, the inner products of what the layer sees, float64.
     """
 
     pattern: SparseRows
-    signals: SparseRows
+    signals: Float[np.ndarray, "entries k"]
     similarity: Float[np.ndarray, "n n"]
+
+    def signal_rows(self) -> SparseRows:
+        """δ as n k rows, that of sample i and output c in row i k + c."""
+        outputs = self.signals.shape[1]
+        rows = self.pattern.repeated(outputs)
+        if outputs == 1:
+            return rows.with_values(self.signals[:, 0])
+        counts = np.diff(self.pattern.start)
+        value = np.empty(rows.index.size, self.signals.dtype)
+        for own, first, count in zip(rows.start[:-1:outputs], self.pattern.start, counts, strict=False):
+            value[own : own + outputs * count] = self.signals[first : first + count].T.reshape(-1)
+        return rows.with_values(value)
 
 
 def combined(
-    signals: SparseRows, weights: Float[np.ndarray, " rows"], pattern: SparseRows, threads: int = 1
+    pattern: SparseRows, signals: Float[np.ndarray, "entries k"], weights: Float[np.ndarray, "n k"], threads: int = 1
 ) -> Float[np.ndarray, " entries"]:
     """Σ_c weight_ic δ_ic at the entries of the pattern, in float64."""
     out = np.empty(pattern.index.size)
     _each(
-        lambda first, last: coupled.combine_signals(
-            pattern.start, signals.start, signals.value, weights, first, last, out
-        ),
+        lambda first, last: coupled.combine_signals(pattern.start, signals, weights, first, last, out),
         pattern.rows, _SAMPLES, threads,
     )  # fmt: skip
     return out
@@ -52,11 +61,11 @@ def combined(
 
 def along_step(
     pattern: SparseRows,
-    signals: SparseRows,
+    signals: Float[np.ndarray, "entries k"],
     similarity: Float[np.ndarray, "n others"],
     step: SparseRows,
     value: Float[np.ndarray, " entries_of_step"],
-    out: Float[np.ndarray, " rows"],
+    out: Float[np.ndarray, "n k"],
     threads: int = 1,
 ) -> None:
     """out += J vec(Uᵀ V) of a layer, with the values of U at the places of `step` and A Vᵀ in `similarity`.
@@ -76,34 +85,56 @@ def along_step(
         with serial_blas():
             _each(reach, pattern.rows, _SAMPLES, threads)
     else:
-        mine, other = pattern.by_column, step.by_column
+        others = step.sample_blocks
+        u = value[others.entry]
         _each(
             lambda first, last: coupled.sum_over_samples(
-                similarity, mine.start, mine.row, mine.entry, other.start, other.row, other.entry, value, first, last,
+                similarity, pattern.start, pattern.index, others.edges, others.place, others.width, u, first, last,
                 reached,
             ),
-            pattern.columns, _NEURONS, threads,
+            pattern.rows, _STREAMED, threads,
         )  # fmt: skip
     _each(
-        lambda first, last: coupled.spread_signals(
-            pattern.start, signals.start, signals.value, reached, first, last, out
-        ),
+        lambda first, last: coupled.spread_signals(pattern.start, signals, reached, first, last, out),
         pattern.rows, _SAMPLES, threads,
     )  # fmt: skip
 
 
-def sample_blocks(layer: LayerFactors, threads: int = 1) -> Float[np.ndarray, "n k k"]:
+def block_products(layer: LayerFactors, threads: int = 1) -> Float[np.ndarray, "n k k"]:
     """J Jᵀ of a layer between the outputs of every sample."""
-    pattern, signals = layer.pattern, layer.signals
-    outputs = signals.rows // pattern.rows
+    pattern, outputs = layer.pattern, layer.signals.shape[1]
     blocks = np.zeros((pattern.rows, outputs, outputs))
     _each(
         lambda first, last: coupled.signal_products(
-            pattern.start, signals.start, signals.value, layer.similarity, first, last, blocks
+            pattern.start, layer.signals, layer.similarity, first, last, blocks
         ),
         pattern.rows, _SAMPLES, threads,
     )  # fmt: skip
     return blocks
+
+
+def output_gram(layer: LayerFactors, threads: int = 1) -> Float[np.ndarray, "n n"]:
+    """Σ_c of J_c J_cᵀ of a layer, J_c its rows of output c: about k p² m n² / 2 products."""
+    pattern, signals = layer.pattern, layer.signals
+    samples = pattern.rows
+    total = np.empty((samples, samples))
+    if pattern.density > _DENSE:
+        total[:] = 0
+        for column in signals.T:
+            total += pattern.with_values(np.ascontiguousarray(column)).gram(threads)
+    else:
+        others = pattern.sample_blocks
+        own = np.ascontiguousarray(signals)
+        ordered = own[others.entry]
+        _each(
+            lambda first, last: coupled.signal_gram(
+                pattern.start, pattern.index, own, others.edges, others.place, others.width, ordered, first, last, total
+            ),
+            samples, _STREAMED, threads,
+        )  # fmt: skip
+        _each(lambda first, last: sparse.mirror(first, last, total), samples, _SAMPLES, threads)
+    total *= layer.similarity
+    return total
 
 
 def _each(work: Callable[[int, int], None], size: int, step: int, threads: int) -> None:

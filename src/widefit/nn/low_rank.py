@@ -1,109 +1,15 @@
 """A linear layer that changes by low rank: W = W₀ + U Vᵀ, with W₀ left alone until touching it pays."""
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.kernels import sparse
-from widefit.kernels.threads import ordered_map
 from widefit.nn import dense_blocks
 from widefit.nn.initial import gaussian_rows
+from widefit.nn.low_rank_factors import PASS, DenseFactors, SparseFactors
 from widefit.nn.packed import Packed
 from widefit.nn.sparse_rows import SparseRows
-
-# What a pass over W₀ costs an entry, in operations of a matrix product: it is read, written, and waits for memory.
-_PASS = 32.0
-# What an operation on a single active entry costs, in the same unit.
-_SCATTERED = 16.0
-# Rows or outputs a task, whatever the number of threads.
-_CHUNKS = 16
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """U Vᵀ with dense factors."""
-
-    U: Float[Tensor, "outputs r"]
-    V: Float[Tensor, "inputs r"]
-
-    @property
-    def rank(self) -> int:
-        return self.U.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        return self.U.nbytes + self.V.nbytes
-
-    def query_cost(self, samples: float, density: float) -> float:
-        return 2.0 * samples * self.rank * (density * len(self.V) + len(self.U))
-
-    def fold_cost(self) -> float:
-        return len(self.U) * len(self.V) * (2.0 * self.rank + _PASS)
-
-    def apply(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
-        return (x @ self.V.to(x.dtype)) @ self.U.to(x.dtype).T
-
-    def add_query(self, rows: SparseRows, z: Float[np.ndarray, "n outputs"], threads: int) -> None:
-        z += rows.times(self.V.numpy()).astype(z.dtype) @ self.U.numpy().T
-
-    def add_to(self, weight: Float[Tensor, "outputs inputs"], threads: int) -> None:
-        dense_blocks.add(weight.numpy(), self.U.numpy(), self.V.numpy(), threads)
-
-
-@dataclass(frozen=True)
-class _Sparse:
-    """Uᵀ V with sparse rows."""
-
-    U: SparseRows
-    V: SparseRows
-
-    @property
-    def rank(self) -> int:
-        return self.U.rows
-
-    @property
-    def pairs(self) -> int:
-        """Products of active outputs and active inputs."""
-        return int(np.diff(self.U.start) @ np.diff(self.V.start))
-
-    @property
-    def nbytes(self) -> int:
-        return self.U.nbytes + self.V.nbytes
-
-    def query_cost(self, samples: float, density: float) -> float:
-        shared = density * self.V.density * self.V.columns
-        return _SCATTERED * samples * (self.rank * shared + self.U.index.size)
-
-    def fold_cost(self) -> float:
-        return _SCATTERED * self.pairs
-
-    def apply(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
-        U, V = (torch.from_numpy(rows.dense()).to(x.dtype) for rows in (self.U, self.V))
-        return (x @ V.T) @ U
-
-    def add_query(self, rows: SparseRows, z: Float[np.ndarray, "n outputs"], threads: int) -> None:
-        factors = rows.products(self.V, threads).astype(z.dtype)
-
-        def add(edge: tuple[int, int]) -> None:
-            sparse.add_combinations(factors, self.U.start, self.U.index, self.U.value, *edge, z)
-
-        for _ in ordered_map(add, _chunks(rows.rows), threads):
-            pass
-
-    def add_to(self, weight: Float[Tensor, "outputs inputs"], threads: int) -> None:
-        columns, array = self.U.by_column, weight.numpy()
-
-        def add(edge: tuple[int, int]) -> None:
-            sparse.add_to_rows(
-                array, columns.start, columns.row, columns.value, self.V.start, self.V.index, self.V.value, *edge
-            )
-
-        for _ in ordered_map(add, _chunks(len(array)), threads):
-            pass
 
 
 class LowRankLinear(nn.Module):
@@ -169,7 +75,7 @@ class LowRankLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.fold_rank, self.density = fold_rank, density
         self.weight = nn.Parameter(weight)
-        self._pending: list[_Dense | _Sparse] = []
+        self._pending: list[DenseFactors | SparseFactors] = []
         self._spent = 0.0
         self._packed: Packed | None = None
         # W₀ before the last append, where that went into it at once.
@@ -215,7 +121,7 @@ class LowRankLinear(nn.Module):
             Shapes that do not fit the layer, or one factor sparse and the other dense.
         """
         factor = self._factor(U, V)
-        if isinstance(factor, _Sparse) and (self._prefers_dense(factor.V) or (at_once and self._packed is None)):
+        if isinstance(factor, SparseFactors) and (self._prefers_dense(factor.V) or (at_once and self._packed is None)):
             self.fold(threads)
             self._before = self.weight.detach().clone()
             dense_blocks.add(self.weight.detach().numpy(), factor.U.dense().T, factor.V.dense().T, threads)
@@ -225,7 +131,7 @@ class LowRankLinear(nn.Module):
         self._before = None
         self._pending.append(factor)
         follows = self._packed is not None and self._ahead == len(self._pending) - 1
-        if follows and isinstance(factor, _Sparse):
+        if follows and isinstance(factor, SparseFactors):
             assert self._packed is not None
             if at_once or factor.fold_cost() <= factor.query_cost(factor.rank, factor.V.density):
                 self._packed.add(factor.U, factor.V, threads)
@@ -242,16 +148,16 @@ class LowRankLinear(nn.Module):
         # What the packed layout holds costs memory alone.
         return sum(factor.nbytes for factor in self._pending) > self.weight.nbytes
 
-    def _factor(self, U: Tensor | SparseRows, V: Tensor | SparseRows) -> _Dense | _Sparse:
+    def _factor(self, U: Tensor | SparseRows, V: Tensor | SparseRows) -> DenseFactors | SparseFactors:
         if isinstance(U, SparseRows) and isinstance(V, SparseRows):
             shapes, expected = (U.columns, V.columns), (self.out_features, self.in_features)
             same = U.rows == V.rows and shapes == expected
-            factor = _Sparse(U, V)
+            factor = SparseFactors(U, V)
         elif isinstance(U, Tensor) and isinstance(V, Tensor):
             U, V = U.detach().to(self.weight.dtype), V.detach().to(self.weight.dtype)
             same = U.ndim == V.ndim == 2 and U.shape[1] == V.shape[1]
             same = same and (len(U), len(V)) == (self.out_features, self.in_features)
-            factor = _Dense(U, V)
+            factor = DenseFactors(U, V)
         else:
             raise ValueError("U and V must both be tensors or both be sparse rows")
         if not same:
@@ -288,7 +194,7 @@ class LowRankLinear(nn.Module):
     def fold(self, threads: int = 1) -> None:
         """W₀ ← W₀ + U Vᵀ; U and V become empty."""
         weight, packed = self.weight.detach(), self._packed
-        whole = sum(factor.fold_cost() for factor in self._pending) > _PASS * weight.numel()
+        whole = sum(factor.fold_cost() for factor in self._pending) > PASS * weight.numel()
         if packed is not None and self._ahead == len(self._pending) and whole:
             packed.unpack(weight.numpy(), threads)
             self._pending, self._ahead = [], 0
@@ -296,7 +202,7 @@ class LowRankLinear(nn.Module):
         for number, factor in enumerate(self._pending):
             factor.add_to(weight, threads)
             if packed is not None and number >= self._ahead:
-                if isinstance(factor, _Sparse) and not stale:
+                if isinstance(factor, SparseFactors) and not stale:
                     packed.add(factor.U, factor.V, threads)
                 else:
                     stale = True
@@ -325,7 +231,9 @@ class LowRankLinear(nn.Module):
             raise ValueError(f"rows must have {self.in_features} columns, got {rows.columns}")
         if self._prefers_dense(rows):
             self._spent += sum(factor.query_cost(rows.rows, rows.density) for factor in self._pending)
-            factors = [(factor.U.numpy(), factor.V.numpy()) for factor in self._pending if isinstance(factor, _Dense)]
+            factors = [
+                (factor.U.numpy(), factor.V.numpy()) for factor in self._pending if isinstance(factor, DenseFactors)
+            ]
             return dense_blocks.products(rows, self.weight.detach().numpy(), factors, threads)
         packed = self._packed_layout(threads)
         z = np.zeros((rows.rows, self.out_features), packed.tiles.dtype)
@@ -335,28 +243,40 @@ class LowRankLinear(nn.Module):
             self._spent += factor.query_cost(rows.rows, rows.density)
         return z
 
-    def pull_back(self, signals: SparseRows, pattern: SparseRows, threads: int = 1) -> SparseRows:
-        """D W for sparse signals D (n × out_features), where the pattern (n × in_features) has entries.
+    def pull_back(
+        self, above: SparseRows, signals: Float[np.ndarray, "active k"], below: SparseRows, threads: int = 1
+    ) -> Float[np.ndarray, "entries k"]:
+        """D_c W for k matrices D_c of signals, where `below` (n × in_features) has entries.
 
-        Only active outputs and active inputs are touched: Σ_i |signals_i| |pattern_i| products. Folds in what the
-        packed layout does not hold.
+        Only active outputs and active inputs are touched: k Σ_i |above_i| |below_i| products. Folds in what the packed
+        layout does not hold.
+
+        Parameters
+        ----------
+        above
+            Where all D_c have entries, n × out_features.
+        signals
+            D_c at these places, column by column.
+        below
+            Where they are asked for.
+        threads
+            Cores to use; no result depends on it.
         """
-        if (signals.rows, signals.columns, pattern.columns) != (pattern.rows, self.out_features, self.in_features):
+        if (above.rows, above.columns, below.columns) != (below.rows, self.out_features, self.in_features):
             raise ValueError(
-                f"signals and pattern must be n × {self.out_features} and n × {self.in_features} with the same n"
+                f"above and below must be n × {self.out_features} and n × {self.in_features} with the same n"
             )
-        if self._prefers_dense(pattern):
+        if self._prefers_dense(below):
             self.fold(threads)
-            weight = self.weight.detach().numpy()
-            return pattern.with_values(dense_blocks.pull_back(signals, pattern, weight, threads))
+            return dense_blocks.pull_back(above, signals, below, self.weight.detach().numpy(), threads)
         packed = self._packed_layout(threads)
         if self._ahead < len(self._pending):
             self.fold(threads)
-        return pattern.with_values(packed.pull_back(signals, pattern, threads))
+        return packed.pull_back(above, signals, below, threads)
 
     def _prefers_dense(self, rows: SparseRows) -> bool:
         """Whether to multiply dense blocks: once there is a packed layout, it is kept to."""
-        carried = all(isinstance(factor, _Dense) for factor in self._pending)
+        carried = all(isinstance(factor, DenseFactors) for factor in self._pending)
         density = rows.density if self.density is None else self.density
         return self._packed is None and carried and density > dense_blocks.DENSE
 
@@ -387,8 +307,3 @@ class LowRankLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
-
-
-def _chunks(size: int) -> list[tuple[int, int]]:
-    step = max(1, math.ceil(size / _CHUNKS))
-    return [(first, min(first + step, size)) for first in range(0, size, step)]

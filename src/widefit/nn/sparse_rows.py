@@ -1,13 +1,13 @@
 """Rows of which few entries are not zero: activations and backward signals of sparse layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import sparse
+from widefit.kernels import packed, sparse
 from widefit.kernels.threads import ordered_map, serial_blas
 
 # Rows a task, whatever the number of threads.
@@ -15,6 +15,9 @@ _ROWS = 64
 # Part of the entries from which on inner products of dense rows win, as long as those take half a gigabyte at most.
 _DENSE = 1 / 8
 _DENSE_NUMBERS = 1 << 26
+# Entries of a block of rows whose columns are gone through for every row of another matrix: three megabytes, some
+# dozens a column.
+_BLOCK_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,15 @@ class SparseBlocks:
         In the dtype of the rows.
     entry
         Where each stands among the rows.
+    width
+        Columns a block.
     """
 
     edges: Int[np.ndarray, "blocks rows_plus_one"]
     place: Int[np.ndarray, " entries"]
     value: Float[np.ndarray, " entries"]
     entry: Int[np.ndarray, " entries"]
+    width: int
 
 
 @dataclass(frozen=True)
@@ -173,12 +179,12 @@ class SparseRows:
         edges = np.empty((max(1, -(-self.columns // columns)), self.rows + 1), np.int64)
         entry, place = np.empty(size, np.int64), np.empty(size, np.int32)
         sparse.order_by_block(self.start, self.index, columns, edges, entry, place)
-        return SparseBlocks(edges, place, self.value[entry], entry)
+        return SparseBlocks(edges, place, self.value[entry], entry, columns)
 
     @cached_property
     def packed_blocks(self) -> SparseBlocks:
         """In the blocks that packed products work on."""
-        return self.in_blocks(sparse.BLOCK_INPUTS)
+        return self.in_blocks(packed.BLOCK_INPUTS)
 
     @cached_property
     def by_column(self) -> SparseColumns:
@@ -188,6 +194,14 @@ class SparseRows:
         entry, place = np.empty(size, np.int64), np.empty(size, np.int64)
         sparse.turn_around(self.start, self.index, start, row, entry, place)
         return SparseColumns(start, row, self.value[entry], entry, place)
+
+    @cached_property
+    def sample_blocks(self) -> SparseBlocks:
+        """The transpose in blocks of rows of this matrix, of about as many entries as a cache holds."""
+        turned = self.by_column
+        width = max(1, self.rows * _BLOCK_ENTRIES // max(1, self.index.size))
+        blocks = SparseRows(self.rows, turned.start, turned.row, turned.value).in_blocks(min(width, max(1, self.rows)))
+        return replace(blocks, entry=turned.entry[blocks.entry])
 
     def times(self, matrix: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
         """The product with a dense matrix of few columns, in float64."""
