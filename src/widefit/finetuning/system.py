@@ -1,25 +1,29 @@
 """(H + λI) g = r̃ for the layers of a stage: one n × n matrix for a read-out, the factored H otherwise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from widefit.finetuning.direct import Direct
-from widefit.gram import DenseGram, OuterGram, OuterLayer, shared_weight
+from widefit.finetuning.linearization import Linearization, Passes, Signals
+from widefit.finetuning.stage import Point, Stage
+from widefit.gram import DenseGram, OuterGram, OuterLayer
 from widefit.gram.jacobian import JacobianGram
 from widefit.gram.khatri_rao import FactoredJacobian, OuterPart
 from widefit.solvers import Cholesky, NystromCG, Prepared, Solution
-from widefit.solvers.base import relative_residual
 from widefit.solvers.pcg import preconditioned_cg
 
 # Largest system that is factored: beyond it iterations, which need no more than the right direction, are sooner done.
-FACTORED = 3000
-_TOLERANCE = 0.05
+FACTORED = 1000
+# A step is one of several: a loose solution takes half the products of a tight one and generalizes as well.
+_TOLERANCE = 0.2
 _PRODUCTS = 60
+# Random signs of the outputs that the average over them is estimated from.
+_DRAWS = 2
 
 
 class System(ABC):
@@ -64,6 +68,11 @@ class Readout(System):
         inputs = self.layer.inputs.double().square().sum() / len(self.layer.inputs)
         self.scale = self.weight**2 * (float(inputs) + (self.layer.module.bias is not None))
 
+    @property
+    def average(self) -> Float[Tensor, "n n"]:
+        """H of one output."""
+        return self.weight**2 * self.layer.gram.double()
+
     def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
         if self.layer.overlap is None:
             return self._solve_inputs(residual, damping)
@@ -99,7 +108,7 @@ class Readout(System):
 
 @dataclass
 class Factored(System):
-    """H from factors: formed and factored where it is small, else iterated behind the average over outputs.
+    """H from factors: formed and factored where it is small, else behind a Nyström approximation.
 
     Attributes
     ----------
@@ -111,65 +120,100 @@ class Factored(System):
 
     def __post_init__(self) -> None:
         self.scale = float(self.gram.diagonal().double().mean())
-        self._made: dict[float, Prepared | Tensor] = {}
-        self._small: DenseGram | None = None
-        if self.gram.size <= FACTORED:
-            self._small = DenseGram(self.gram.dense())
+        self._made: dict[float, Prepared] = {}
+        self._small = DenseGram(self.gram.dense()) if self.gram.size <= FACTORED else None
 
     def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
-        flat = residual.reshape(-1)
-        if self._small is None and isinstance(self.gram, OuterGram):
-            found = self._iterate(self.gram, flat, damping)
-        else:
-            if damping not in self._made:
-                solver = Cholesky() if self._small is not None else NystromCG(_TOLERANCE, max_iterations=_PRODUCTS)
-                self._made = {damping: solver.prepare(self._small or self.gram, damping)}
-            prepared = self._made[damping]
-            assert isinstance(prepared, Prepared)
-            found = prepared.solve(flat)
-        return Solution(
-            found.value.reshape(residual.shape), found.residual_norm, found.iterations, found.solver, found.jitter
-        )
+        if damping not in self._made:
+            solver = Cholesky() if self._small is not None else NystromCG(_TOLERANCE, max_iterations=_PRODUCTS)
+            self._made = {damping: solver.prepare(self._small or self.gram, damping)}
+        found = self._made[damping].solve(residual.reshape(-1))
+        return replace(found, value=found.value.reshape(residual.shape))
 
     def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return (self._small or self.gram).matmul(step.reshape(-1)).reshape(step.shape)
 
-    def _iterate(self, gram: OuterGram, residual: Float[Tensor, " nk"], damping: float) -> Solution:
-        if damping not in self._made:
-            average = gram.average().double()
-            average.diagonal().add_(damping)
-            self._made = {damping: torch.linalg.cholesky(average)}
-        factor = self._made[damping]
-        assert isinstance(factor, Tensor)
+
+class Averaged(System):
+    """H by its products alone: conjugate gradients behind the mean of its blocks over the outputs.
+
+    Parameters
+    ----------
+    product
+        v ↦ H v, shapes (n, k).
+    average
+        That mean, or an estimate of it; shape (n, n).
+    """
+
+    def __init__(self, product: Callable[[Tensor], Tensor], average: Float[Tensor, "n n"]):
+        self.average, self._product = average.double(), product
+        self.scale = float(self.average.diagonal().mean())
+        self._factors: dict[float, Tensor] = {}
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def again(self, product: Callable[[Tensor], Tensor]) -> "Averaged":
+        """Another product behind the same average and its factor."""
+        other = Averaged(product, self.average)
+        other._factors = self._factors
+        return other
+
+    def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
+        if damping not in self._factors:
+            matrix = self.average.clone()
+            matrix.diagonal().add_(damping)
+            self._factors = {damping: torch.linalg.cholesky(matrix)}
+        factor, flat = self._factors[damping], residual.reshape(-1)
+
+        def apply(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
+            return self.image(vector.reshape(residual.shape)).reshape(-1) + damping * vector
 
         def precondition(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
-            columns = vector.reshape(gram.samples, gram.outputs).double()
+            columns = vector.reshape(residual.shape).double()
             return torch.cholesky_solve(columns, factor).reshape(-1).to(vector.dtype)
 
-        value, products = preconditioned_cg(
-            lambda v: gram.matmul(v) + damping * v, residual, precondition, _TOLERANCE, _PRODUCTS, _PRODUCTS
-        )
-        return Solution(value, relative_residual(gram, value, residual, damping), products, "average-cg")
+        value, products = preconditioned_cg(apply, flat, precondition, _TOLERANCE, _PRODUCTS, _PRODUCTS)
+        size = float(torch.linalg.vector_norm(flat))
+        defect = float(torch.linalg.vector_norm(apply(value) - flat))
+        return Solution(value.reshape(residual.shape), defect / size if size > 0 else 0.0, products, "average-cg")
+
+    def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        # The last one is asked for again: for its true residual, and for the decrease that it predicts.
+        if self._last is None or self._last[0].data_ptr() != step.data_ptr():
+            self._last = step, self._product(step)
+        return self._last[1]
 
 
-def system_of(direct: Sequence[Direct], parts: list[OuterPart], previous: System | None = None) -> System:
+def system_of(
+    stage: Stage, point: Point, at: Linearization, root: Float[Tensor, "..."], previous: System | None = None
+) -> System:
     """H of the layers of a stage at one point.
 
     Parameters
     ----------
-    direct
-        Its direct layers, whose overlaps are known.
-    parts
-        Inputs and weighted signals of all layers, these first.
+    stage, point
+        Which layers, and where.
+    at, root
+        J there, and what its rows are weighted with.
     previous
-        The system of the step before; where H is still the same, so is its factor.
+        The system of the step before in the same stage: a read-out has the same one, and iterations keep what they are
+        behind where rows weigh the same, since few neurons change sides in a step.
     """
-    if len(parts) == 1 and direct:
-        weight = shared_weight(parts[0].signals[:, :, 0])
-        if weight is not None and weight > 0:
-            if isinstance(previous, Readout) and previous.layer is direct[0] and previous.weight == weight:
-                return previous
-            return Readout(direct[0], weight)
+    if stage.is_readout(point) and root.ndim == 0:
+        weight = float(root)
+        if isinstance(previous, Readout) and previous.weight == weight:
+            return previous
+        return Readout(stage.direct[0], weight)
+    if isinstance(at, Passes):
+
+        def product(step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+            pulled = zip(stage.direct, at.pulled(step), strict=True)
+            return at.pushed([layer.overlapped(change[:, 0]) for layer, change in pulled])
+
+        if isinstance(previous, Averaged) and root.ndim == 0:
+            return previous.again(product)
+        return Averaged(product, _average(stage, point, at))
+    assert isinstance(at, Signals)
+    parts = at.parts
     n, k = parts[0].signals.shape[:2]
     widest = max(max(part.signals.shape[3], part.inputs.shape[2]) for part in parts)
     if any(part.inputs.shape[1] > 1 for part in parts) or n > 2 * widest:
@@ -179,12 +223,31 @@ def system_of(direct: Sequence[Direct], parts: list[OuterPart], previous: System
             for name, shape in zip(part.names, (_weight_shape(part), _weight_shape(part)[:1]), strict=False)
         }
         return Factored(JacobianGram(FactoredJacobian(list(parts), columns, n * k)))
-    overlaps = [layer.overlap for layer in direct] + [None] * (len(parts) - len(direct))
-    layers = [
-        OuterLayer(part.signals[:, :, 0], _overlap(part) if overlap is None else overlap)
-        for part, overlap in zip(parts, overlaps, strict=True)
-    ]
-    return Factored(OuterGram(layers))
+    overlaps = [layer.gram for layer in stage.direct] + [_overlap(part) for part in at.behind]
+    layers = [OuterLayer(part.signals[:, :, 0], overlap) for part, overlap in zip(parts, overlaps, strict=True)]
+    gram = OuterGram(layers)
+    if gram.size <= FACTORED:
+        return Factored(gram)
+    return Averaged(lambda step: gram.matmul(step.reshape(-1)).reshape(step.shape), gram.average())
+
+
+def _average(stage: Stage, point: Point, at: Passes) -> Float[Tensor, "n n"]:
+    """Mean over the outputs of the blocks of H: E[(Δ s)(Δ s)ᵀ] ∘ A Aᵀ / k over random signs s of the outputs.
+
+    A few draws do, for neurons by the hundred average over them; few outputs are taken one by one.
+    """
+    assert point.outputs is not None
+    n, k = point.outputs.shape
+    if k <= 2 * _DRAWS:
+        draws = torch.eye(k)
+    else:
+        draws = torch.randint(0, 2, (_DRAWS, k), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        draws /= _DRAWS**0.5
+    total = point.outputs.new_zeros(n, n)
+    for signs in draws.to(point.outputs):
+        for layer, mixed in zip(stage.direct, at.pulled(signs.expand(n, k)), strict=True):
+            total += (mixed[:, 0] @ mixed[:, 0].T).mul_(layer.gram)
+    return total / k
 
 
 def _weight_shape(part: OuterPart) -> tuple[int, int]:
