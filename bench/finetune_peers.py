@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = {"all layers": (3e-4, 1e-3, 3e-3), "read-out": (1e-3, 3e-3, 1e-2)}
 BATCHES = (32, 128)
 EPOCHS = 20
 # Accuracy is looked at each of so many steps, then after half as many more each time; the clock stands still meanwhile.
@@ -18,11 +18,11 @@ EVERY_STEP = 8
 def adam_runs(
     model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: Callable[[nn.Module], float], limit: float
 ) -> Iterator[tuple[str, float, float]]:
-    """(setting, seconds, accuracy) at every look, for every rate, batch size and choice of layers."""
-    for rate in RATES:
-        for batch in (size for size in BATCHES if size == BATCHES[0] or size < 2 * len(inputs)):
-            for readout in (False, True):
-                yield from _adam(model, inputs, targets, accuracy, limit, rate, batch, readout)
+    """(setting, seconds, accuracy) at every look, for every choice of layers, rate and batch size."""
+    for kind, rates in RATES.items():
+        for rate in rates:
+            for batch in (size for size in BATCHES if size == BATCHES[0] or size < 2 * len(inputs)):
+                yield from _adam(model, inputs, targets, accuracy, limit, rate, batch, kind)
 
 
 def _adam(
@@ -33,13 +33,13 @@ def _adam(
     limit: float,
     rate: float,
     batch: int,
-    readout: bool,
+    kind: str,
 ) -> Iterator[tuple[str, float, float]]:
-    name = f"Adam {rate:g}, batches of {batch}, {'read-out' if readout else 'all layers'}"
+    name = f"Adam {rate:g}, batches of {batch}, {kind}"
     begun = time.perf_counter()
     tuned = copy.deepcopy(model)
     trained: nn.Module = tuned
-    if readout:
+    if kind == "read-out":
         assert isinstance(tuned, nn.Sequential)
         trained = tuned[-1]
         with torch.no_grad():

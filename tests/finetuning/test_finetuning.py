@@ -79,11 +79,11 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     solution = system.solve(local.residual, damping)
     error = torch.linalg.vector_norm(solution.value.reshape(-1) - g)
     exact = isinstance(system, Readout) or solution.solver == "cholesky"
-    assert error <= (1e-8 if exact else 0.6) * torch.linalg.vector_norm(g)
+    assert error <= (1e-8 if exact else 0.9) * torch.linalg.vector_norm(g)
     left = H @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
     part = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
     assert solution.residual_norm == pytest.approx(float(part), rel=1e-3, abs=1e-9)
-    assert part <= 0.2
+    assert part <= 0.4
 
     moved = stage.moved(point, at, g.reshape(step.shape), 1.0)
     change = -J.T @ g
@@ -135,7 +135,7 @@ def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyP
     assert solution.solver == "average-cg"
     left = (J @ J.T) @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
     size = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
-    assert size <= 0.2
+    assert size <= 0.4
     assert solution.residual_norm == pytest.approx(float(size), rel=1e-3)
 
 

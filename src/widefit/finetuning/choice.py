@@ -10,14 +10,14 @@ from widefit.losses import OutputLoss
 from widefit.solvers.leave_one_out import leave_one_out
 
 # Rows that are left out one by one.
-_ROWS = 500
+_ROWS = 300
 
 
 def left_out_error(stage: Stage, targets: Tensor, merit: OutputLoss, damping: float) -> float:
     """What one step would leave of the residual on rows that it has not seen, as a part of what there is.
 
     The step is that of kernel ridge regression with the mean of H over the outputs, each row left out in turn, in
-    closed form; 500 rows tell. (This project.)
+    closed form; 300 rows tell. (This project.)
 
     Parameters
     ----------

@@ -81,8 +81,8 @@ class Direct:
 
     @property
     def overlap(self) -> Float[Tensor, "n n"] | None:
-        """The same where products with it are the cheaper ones; None with more rows than inputs."""
-        return self.gram if len(self.inputs) <= self.inputs.shape[1] else None
+        """The same where products with it are the cheaper ones; None with more rows than twice the inputs."""
+        return self.gram if len(self.inputs) <= 2 * self.inputs.shape[1] else None
 
     @cached_property
     def held_overlap(self) -> Float[Tensor, "v n"] | None:

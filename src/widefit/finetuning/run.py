@@ -22,8 +22,7 @@ logger = logging.getLogger("widefit")
 # Factor of λ after a step that did not lower the objective, and how often in a row that is tried.
 _RISE = 10.0
 _ATTEMPTS = 6
-# Part of the predicted decrease from which on λ is divided by the same, and the smallest relative λ.
-_GOOD = 0.9
+# The smallest relative λ, for steps after one that did not gain.
 _SMALLEST = 0.01
 # A step that lowers the loss that is watched by less than this part of it counts as none.
 _GAIN = 0.02
@@ -123,11 +122,11 @@ class FineTuningRun:
                 self._ended = "max_iter" if limit == self.max_iter else ""
                 return
             point, info, level, system = self._step(stage, point, level, system)
-            if info.accepted and (info.gain_ratio is None or info.gain_ratio > _GOOD):
-                level = max(min(_SMALLEST, damping), level / _RISE)
             self.history.steps.append(info)
             judged = info.loss if info.metric is None else info.metric
             waited = 0 if judged < best.loss * (1 - _GAIN) else waited + 1
+            if info.accepted:
+                level = max(min(_SMALLEST, damping) if waited else damping, level / _RISE)
             if judged < best.loss:
                 best.point, best.loss = point, judged
             if True in [callback.step(self, info) for callback in self._callbacks]:

@@ -19,8 +19,8 @@ from widefit.solvers.pcg import preconditioned_cg
 
 # Largest system that is factored: beyond it iterations, which need no more than the right direction, are sooner done.
 FACTORED = 1000
-# A step is one of several: a loose solution takes half the products of a tight one and generalizes as well.
-_TOLERANCE = 0.2
+# A step is one of several: a loose solution takes a third of the products of a tight one and generalizes as well.
+_TOLERANCE = 0.4
 _PRODUCTS = 60
 # Random signs of the outputs that the average over them is estimated from.
 _DRAWS = 2
@@ -74,10 +74,10 @@ class Readout(System):
         return self.weight**2 * self.layer.gram.double()
 
     def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
-        if self.layer.overlap is None:
+        if len(self.layer.inputs) > self.layer.inputs.shape[1]:
             return self._solve_inputs(residual, damping)
         if damping not in self._factors:
-            gram = DenseGram(self.layer.overlap.double() * self.weight**2)
+            gram = DenseGram(self.average)
             self._factors = {damping: Cholesky().prepare(gram, damping)}
         prepared = self._factors[damping]
         assert isinstance(prepared, Prepared)
