@@ -76,11 +76,11 @@ def finetune(
 ) -> nn.Module:
     """Adapt a trained network to new data by Gauss-Newton steps in sample space.
 
-    What the adapted layers cannot change is computed once, by the exact H = Σ (Δ Δᵀ) ∘ (A Aᵀ) of arXiv 2112.07628 a
-    step moves them, and the weights of layers behind a frozen start are kept as W₀ + U Vᵀ. By itself it begins where
-    the rows ask for it: with the layer before the read-out and then the read-out, or with the read-out alone, a convex
-    problem with one n × n system for all outputs. (The order, the envelope of the cross-entropies that the steps aim
-    at, and the preconditioner are this project's.)
+    What the adapted layers cannot change is computed once; a step moves them by H = Σ (Δ Δᵀ) ∘ (A Aᵀ) of arXiv
+    2112.07628, and weights behind a frozen start are kept as W₀ + U Vᵀ. By default the rows decide where to begin: with
+    the layer before the read-out, and the read-out after it, or with the read-out alone, a convex problem with one
+    n × n system for all outputs. (The order, the envelope of the cross-entropies that the steps aim at, and the
+    preconditioner are this project's.)
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def finetune(
     loss
         "mse", "cross_entropy", "bce" (logits), "huber", or a mean-reduced callable(outputs, targets).
     layers
-        Which linear layers to adapt: "auto" (the last block Linear → ReLU → Linear), "readout" (the last layer),
-        "all", or a list of names.
+        Which linear layers to adapt, weights and biases: "auto" (the read-out, or the layer before it and then the
+        read-out), "readout" (the last layer), "all" or a list of names (the read-out, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
     X_val, y_val
@@ -106,13 +106,14 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        Smallest λ, as a part of the mean of diag H; None: 0.01 for the read-out alone, 0.1 for other layers.
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the read-out alone, 0.1 for other layers. It
+        falls to 0.01 where a step has not gained.
     max_iter
         Most steps, of all stages together; the first of two has half of them at most.
     tol
         Training loss at which to stop.
     batch_size
-        Rows a step in the second stage; None: all, or 1000 where there are more than 2000 or memory is short.
+        Rows a step beyond the read-out; None: all, or 1000 where there are more than 2000 or memory is short.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose
@@ -150,6 +151,8 @@ def finetune(
     schedule = Schedule(work, data, structure.readout, merit, damping, max_iter, batch is not None, sparse, cores)
     stages, choices = schedule.train(run, names, best_first=layers == "auto")
     result = run.delta.merged(model)
+    if layers == "auto" and names == (structure.readout,):
+        choices = (f"{names[0]} alone: no Linear → ReLU → Linear ends in the read-out", *choices)
     rows = "all rows in every step" if batch is None else f"{batch} rows a step beyond the read-out"
     record = FineTuning(run.finish(), run.delta, structure, stages, (*products, *choices, rows))
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules

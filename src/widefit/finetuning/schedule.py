@@ -13,7 +13,7 @@ from widefit.losses import OutputLoss
 
 Stages = tuple[tuple[str, ...], ...]
 
-# Smallest λ as a part of the mean of diag H. What a read-out does to the outputs is linear; other layers are further
+# λ to begin with, as a part of the mean of diag H. What a read-out does to the outputs is linear; other layers are further
 # from it, and a step that is bent less goes further.
 _READOUT_DAMPING = 0.01
 _DAMPING = 0.1
@@ -34,7 +34,7 @@ class Schedule:
     merit
         What steps lower.
     damping
-        Smallest λ as a part of the mean of diag H; None: 0.01 for a read-out, 0.1 for other layers.
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for a read-out, 0.1 for other layers.
     limit
         Most steps.
     batches
