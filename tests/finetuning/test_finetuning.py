@@ -12,10 +12,11 @@ from torch.func import functional_call, jacrev
 import widefit
 from widefit.callbacks import Callback
 from widefit.finetuning.adapt import _sparse_layers
+from widefit.finetuning.assembly import system_of
 from widefit.finetuning.blocks import observe
 from widefit.finetuning.cut import cut
 from widefit.finetuning.stage import Stage, parameters_of
-from widefit.finetuning.system import Averaged, Readout, system_of
+from widefit.finetuning.system import Averaged, Readout
 from widefit.losses import CrossEntropy, MeanSquare
 
 
@@ -36,6 +37,7 @@ def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Te
 CASES = {
     "read-out": (perceptron(4, 9, 9, 3), ["4"]),
     "last block": (perceptron(4, 9, 9, 3), ["2", "4"]),
+    "before the read-out": (perceptron(4, 9, 9, 3), ["2"]),
     "every layer": (perceptron(4, 9, 9, 3), ["0", "2", "4"]),
     "first layer": (perceptron(4, 9, 9, 3), ["0"]),
     "no bias, residual path": (Custom().eval().double(), ["second", "third"]),
@@ -122,7 +124,7 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
 
 
 def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("widefit.finetuning.system.FACTORED", 10)
+    monkeypatch.setattr("widefit.finetuning.assembly.FACTORED", 10)
     model, x = perceptron(4, 60, 60, 3), rows_for("", 30)
     stage = stage_of(model, ["2", "4"], x)
     point = stage.start()
@@ -223,13 +225,18 @@ def test_every_loss_falls(loss):
     assert len(history) <= 11
 
 
-def test_batches_of_rows():
+@pytest.mark.parametrize("layers", ["auto", "all"])
+def test_batches_of_rows(layers: str):
     model, x, y = moved_problem(n=300)
-    adapted = widefit.finetune(model, x, y, loss="cross_entropy", batch_size=100, layers="all", max_iter=12)
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", batch_size=100, layers=layers, max_iter=12)
     record = adapted.finetuning_
     assert record.history[-1].metric < 0.5 * record.history[0].metric
     assert "100 rows a step" in record.decisions[-1]
-    assert record.delta.layers.keys() == {"0", "2", "4"}
+    assert record.delta.layers.keys() == ({"0", "2", "4"} if layers == "all" else {"2", "4"})
+    with torch.no_grad():
+        rows = np.random.default_rng(0).permutation(len(x))[:60]
+        best = min(info.metric for info in record.history)
+        assert float(CrossEntropy().value(adapted(x[rows]), y[rows])) == pytest.approx(best, rel=1e-6)
 
 
 def test_feed_forward_blocks_are_adapted():

@@ -4,13 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from widefit.finetuning.assembly import system_of
 from widefit.finetuning.stage import Stage
-from widefit.finetuning.system import Averaged, Readout, system_of
+from widefit.finetuning.system import Averaged, Readout
 from widefit.losses import OutputLoss
 from widefit.solvers.leave_one_out import leave_one_out
 
 # Rows that are left out one by one.
-_ROWS = 300
+LOOKED_AT = 300
 
 
 def left_out_error(stage: Stage, targets: Tensor, merit: OutputLoss, damping: float) -> float:
@@ -31,8 +32,8 @@ def left_out_error(stage: Stage, targets: Tensor, merit: OutputLoss, damping: fl
         λ as a part of the mean of diag H.
     """
     count = len(targets)
-    if count > _ROWS:
-        chosen = torch.linspace(0, count - 1, _ROWS, device=targets.device).long()
+    if count > LOOKED_AT:
+        chosen = torch.linspace(0, count - 1, LOOKED_AT, device=targets.device).long()
         stage, targets = stage.on(chosen), targets[chosen]
     point = stage.start()
     assert point.outputs is not None

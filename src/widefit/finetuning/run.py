@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.callbacks import Callback
+from widefit.finetuning.assembly import system_of
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.stage import Point, Stage, objective
-from widefit.finetuning.system import System, system_of
+from widefit.finetuning.system import System
 from widefit.history import History, StepInfo
 from widefit.losses import OutputLoss
 

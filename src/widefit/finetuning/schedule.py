@@ -1,11 +1,11 @@
 """Which layers are trained together, in which order, and how carefully."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from widefit.finetuning.checks import Data
-from widefit.finetuning.choice import left_out_error
+from widefit.finetuning.choice import LOOKED_AT, left_out_error
 from widefit.finetuning.cut import cut
 from widefit.finetuning.run import FineTuningRun
 from widefit.finetuning.stage import Stage, parameters_of
@@ -13,8 +13,10 @@ from widefit.losses import OutputLoss
 
 Stages = tuple[tuple[str, ...], ...]
 
-# λ to begin with, as a part of the mean of diag H. What a read-out does to the outputs is linear; other layers are further
-# from it, and a step that is bent less goes further.
+# Rows up to which matrices of all pairs of them are held.
+_PAIRED = 8000
+# λ to begin with, as a part of the mean of diag H. What a read-out does to the outputs is linear; other layers are
+# further from it, and a more careful step gets further.
 _READOUT_DAMPING = 0.01
 _DAMPING = 0.1
 
@@ -78,16 +80,15 @@ class Schedule:
     def _best_first(self, run: FineTuningRun, hidden: str, readout: str) -> tuple[Stages, tuple[str, ...]] | None:
         """The read-out alone, or the layer before it and then the read-out; None where their H is not at hand."""
         first = self._stage((hidden,))
-        looked_at = first if first.direct or not self.batches else self._stage((hidden,), direct=True)
-        if len(looked_at.direct) != 1 or looked_at.weights:
-            return None
         last = first.inside((readout,), first.start(), self.sparse, self.threads)
-        if len(last.direct) != 1 or last.weights:
+        judged, data = (first, last), self.data
+        if not first.direct:  # too many rows for that, but a few tell
+            few = replace(self, data=data.spread(LOOKED_AT), batches=False)
+            few_first = few._stage((hidden,))
+            judged, data = (few_first, few_first.inside((readout,), few_first.start())), few.data
+        if any(len(stage.direct) != 1 or stage.weights for stage in judged):
             return None
-        errors = [
-            left_out_error(stage, self.data.targets, self.merit, self._damping(stage.names))
-            for stage in (looked_at, last)
-        ]
+        errors = [left_out_error(stage, data.targets, self.merit, self._damping(stage.names)) for stage in judged]
         why = (
             f"one step on {hidden} would leave {errors[0]:.1%} of the residual on rows left out, "
             f"one on {readout} {errors[1]:.1%}"
@@ -114,9 +115,8 @@ class Schedule:
             )
         return ((readout,), names), (self._frozen(whole),)
 
-    def _stage(self, names: tuple[str, ...], direct: bool | None = None) -> Stage:
-        if direct is None:
-            direct = not self.batches or names == (self.readout,)
+    def _stage(self, names: tuple[str, ...]) -> Stage:
+        direct = names == (self.readout,) or not (self.batches or len(self.data.inputs) > _PAIRED)
         data = self.data
         parts = cut(self.model, names, (data.inputs[:2],), direct=direct)
         held = None if data.held_inputs is None else (data.held_inputs,)

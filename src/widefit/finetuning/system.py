@@ -9,11 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.finetuning.direct import Direct
-from widefit.finetuning.linearization import Linearization, Passes, Signals
-from widefit.finetuning.stage import Point, Stage
-from widefit.gram import DenseGram, OuterGram, OuterLayer
+from widefit.gram import DenseGram, OuterGram
 from widefit.gram.jacobian import JacobianGram
-from widefit.gram.khatri_rao import FactoredJacobian, OuterPart
 from widefit.solvers import Cholesky, NystromCG, Prepared, Solution
 from widefit.solvers.pcg import preconditioned_cg
 
@@ -22,8 +19,6 @@ FACTORED = 1000
 # A step is one of several: a loose solution takes a third of the products of a tight one and generalizes as well.
 _TOLERANCE = 0.4
 _PRODUCTS = 60
-# Random signs of the outputs that the average over them is estimated from.
-_DRAWS = 2
 
 
 class System(ABC):
@@ -181,79 +176,3 @@ class Averaged(System):
         if self._last is None or self._last[0].data_ptr() != step.data_ptr():
             self._last = step, self._product(step)
         return self._last[1]
-
-
-def system_of(
-    stage: Stage, point: Point, at: Linearization, root: Float[Tensor, "..."], previous: System | None = None
-) -> System:
-    """H of the layers of a stage at one point.
-
-    Parameters
-    ----------
-    stage, point
-        Which layers, and where.
-    at, root
-        J there, and what its rows are weighted with.
-    previous
-        The system of the step before in the same stage: a read-out has the same one, and iterations keep what they are
-        behind where rows weigh the same, since few neurons change sides in a step.
-    """
-    if stage.is_readout(point) and root.ndim == 0:
-        weight = float(root)
-        if isinstance(previous, Readout) and previous.weight == weight:
-            return previous
-        return Readout(stage.direct[0], weight)
-    if isinstance(at, Passes):
-
-        def product(step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-            pulled = zip(stage.direct, at.pulled(step), strict=True)
-            return at.pushed([layer.overlapped(change[:, 0]) for layer, change in pulled])
-
-        if isinstance(previous, Averaged) and root.ndim == 0:
-            return previous.again(product)
-        return Averaged(product, _average(stage, point, at))
-    assert isinstance(at, Signals)
-    parts = at.parts
-    n, k = parts[0].signals.shape[:2]
-    widest = max(max(part.signals.shape[3], part.inputs.shape[2]) for part in parts)
-    if any(part.inputs.shape[1] > 1 for part in parts) or n > 2 * widest:
-        columns = {
-            name: torch.empty(shape, dtype=part.inputs.dtype)
-            for part in parts
-            for name, shape in zip(part.names, (_weight_shape(part), _weight_shape(part)[:1]), strict=False)
-        }
-        return Factored(JacobianGram(FactoredJacobian(list(parts), columns, n * k)))
-    overlaps = [layer.gram for layer in stage.direct] + [_overlap(part) for part in at.behind]
-    layers = [OuterLayer(part.signals[:, :, 0], overlap) for part, overlap in zip(parts, overlaps, strict=True)]
-    gram = OuterGram(layers)
-    if gram.size <= FACTORED:
-        return Factored(gram)
-    return Averaged(lambda step: gram.matmul(step.reshape(-1)).reshape(step.shape), gram.average())
-
-
-def _average(stage: Stage, point: Point, at: Passes) -> Float[Tensor, "n n"]:
-    """Mean over the outputs of the blocks of H: E[(Δ s)(Δ s)ᵀ] ∘ A Aᵀ / k over random signs s of the outputs.
-
-    A few draws do, for neurons by the hundred average over them; few outputs are taken one by one.
-    """
-    assert point.outputs is not None
-    n, k = point.outputs.shape
-    if k <= 2 * _DRAWS:
-        draws = torch.eye(k)
-    else:
-        draws = torch.randint(0, 2, (_DRAWS, k), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        draws /= _DRAWS**0.5
-    total = point.outputs.new_zeros(n, n)
-    for signs in draws.to(point.outputs):
-        for layer, mixed in zip(stage.direct, at.pulled(signs.expand(n, k)), strict=True):
-            total += (mixed[:, 0] @ mixed[:, 0].T).mul_(layer.gram)
-    return total / k
-
-
-def _weight_shape(part: OuterPart) -> tuple[int, int]:
-    return part.signals.shape[3], part.inputs.shape[2]
-
-
-def _overlap(part: OuterPart) -> Float[Tensor, "n n"]:
-    inputs = part.inputs[:, 0]
-    return inputs @ inputs.T + float(len(part.names) > 1)
