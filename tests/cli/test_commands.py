@@ -265,6 +265,17 @@ class TestBench:
         assert code == 2
         assert "there is no bench 'no-such'" in stderr
 
+    def test_data_that_a_bench_does_not_take(self, tmp_path: Path) -> None:
+        code, _, stderr = call("bench", "memory", "--data", "rows.npz", folder=tmp_path)
+        assert code == 2
+        assert "--data: the bench memory takes none" in stderr
+
+    def test_data_that_is_not_what_it_has_to_be(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "rows.npz", X_train=np.zeros(3))
+        code, _, stderr = call("bench", "finetune", "--quick", "--data", "rows.npz", folder=tmp_path)
+        assert code == 2
+        assert "rows.npz is not an NPZ file with X_train, y_train, X_test, y_test" in stderr
+
 
 def test_warnings_and_log_records_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet, expected in ((False, "warning: careful [b]\ncompiling [b]\n"), (True, "")):

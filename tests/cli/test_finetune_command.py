@@ -28,6 +28,9 @@ def plain():
 def needs(width):
     return nn.Linear(width, 1)
 
+def fails():
+    raise RuntimeError("no such disk")
+
 number = 3
 def one():
     return 1
@@ -42,6 +45,8 @@ def build() -> nn.Module:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("finetune")
     (place / "my_models.py").write_text(MODELS)
+    (place / "broken.py").write_text("import nothing_of_that_name")
+    (place / "wrong.py").write_text("def build(:")
     torch.manual_seed(0)
     state = build().state_dict()
     torch.save(state, place / "weights.pt")
@@ -100,8 +105,15 @@ def test_safetensors(folder: Path):
 MODELS_REFUSED = {
     "no colon": ("my_models", "weights.pt", "'my_models' is not MODULE:FACTORY"),
     "no module": ("nothing:build", "weights.pt", "there is no module 'nothing'"),
+    "no module inside": (
+        "broken:build",
+        "weights.pt",
+        "'broken' cannot be imported: ModuleNotFoundError: No",
+    ),
+    "a syntax error": ("wrong:build", "weights.pt", "'wrong' cannot be imported: SyntaxError: "),
+    "an error": ("my_models:fails", "weights.pt", "failed when called without arguments: RuntimeError: no such disk"),
     "no factory": ("my_models:number", "weights.pt", "has no function or class 'number'"),
-    "arguments": ("my_models:needs", "weights.pt", "cannot be called without arguments"),
+    "arguments": ("my_models:needs", "weights.pt", "failed when called without arguments: TypeError: needs() missing"),
     "not a model": ("my_models:one", "weights.pt", "gives a int, not a torch.nn.Module"),
     "no weights": ("my_models:build", "none.pt", "there is no file"),
     "a list": ("my_models:build", "list.pt", "it holds a list, not tensors by name"),

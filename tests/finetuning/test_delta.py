@@ -63,7 +63,7 @@ def test_what_does_not_belong_is_refused(adapted, tmp_path):
     delta = result.finetuning_.delta
     with pytest.raises(ValueError, match=r"layer '4' of the delta must be a linear layer .* nothing of that name"):
         delta.merged(perceptron(5, 60, 60))
-    with pytest.raises(ValueError, match=r"has weights of shape \(3, 60\), the model's are \(3, 61\)"):
+    with pytest.raises(ValueError, match=r"has weights of shape \(60, 60\), the model's are \(61, 60\)"):
         delta.merged(perceptron(5, 60, 61, 3))
     with pytest.raises(ValueError, match="rank must be at least 1"):
         delta.truncated(0)

@@ -12,10 +12,11 @@ from torch.func import functional_call, jacrev
 import widefit
 from widefit.callbacks import Callback
 from widefit.finetuning.adapt import _sparse_layers
+from widefit.finetuning.assembly import system_of
 from widefit.finetuning.blocks import observe
 from widefit.finetuning.cut import cut
 from widefit.finetuning.stage import Stage, parameters_of
-from widefit.finetuning.system import Factored, Readout, system_of
+from widefit.finetuning.system import Averaged, Readout
 from widefit.losses import CrossEntropy, MeanSquare
 
 
@@ -36,6 +37,7 @@ def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Te
 CASES = {
     "read-out": (perceptron(4, 9, 9, 3), ["4"]),
     "last block": (perceptron(4, 9, 9, 3), ["2", "4"]),
+    "before the read-out": (perceptron(4, 9, 9, 3), ["2"]),
     "every layer": (perceptron(4, 9, 9, 3), ["0", "2", "4"]),
     "first layer": (perceptron(4, 9, 9, 3), ["0"]),
     "no bias, residual path": (Custom().eval().double(), ["second", "third"]),
@@ -64,8 +66,8 @@ def test_a_step_is_the_dense_one(name: str, n: int):
         torch.testing.assert_close(point.held_out, model(held))
     targets = torch.arange(n) % point.outputs.shape[1]
     local = CrossEntropy().expand(point.outputs, targets)
-    parts = stage.parts(point, local.root)
-    system = system_of(stage.direct, parts)
+    at = stage.linearized(point, local.root)
+    system = system_of(stage, point, at, local.root)
 
     J = torch.einsum("nab,nap->nbp", local.root, dense_jacobian(model, names, x).reshape(*point.outputs.shape, -1))
     J = J.flatten(0, 1)
@@ -79,9 +81,13 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     solution = system.solve(local.residual, damping)
     error = torch.linalg.vector_norm(solution.value.reshape(-1) - g)
     exact = isinstance(system, Readout) or solution.solver == "cholesky"
-    assert error <= (1e-8 if exact else 0.2) * torch.linalg.vector_norm(g)
+    assert error <= (1e-8 if exact else 0.9) * torch.linalg.vector_norm(g)
+    left = H @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
+    part = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
+    assert solution.residual_norm == pytest.approx(float(part), rel=1e-3, abs=1e-9)
+    assert part <= 0.4
 
-    moved = stage.moved(point, parts, g.reshape(step.shape), 1.0)
+    moved = stage.moved(point, at, g.reshape(step.shape), 1.0)
     change = -J.T @ g
     expected = copy.deepcopy(model)
     for value in parameters_of(expected, names).values():
@@ -103,7 +109,8 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
     stage = stage_of(model, ["4"], x)
     point = stage.start()
     local = MeanSquare().expand(point.outputs, torch.ones_like(point.outputs))
-    system = system_of(stage.direct, stage.parts(point, local.root))
+    at = stage.linearized(point, local.root)
+    system = system_of(stage, point, at, local.root)
     assert isinstance(system, Readout)
     J = local.root * dense_jacobian(model, ["4"], x)
     for level in (1e-4, 1.0, 1e4):
@@ -113,25 +120,52 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
         torch.testing.assert_close(solution.value.reshape(-1), g, rtol=1e-6, atol=1e-9)
         assert solution.residual_norm < 1e-8
         assert solution.solver == ("cholesky" if n == 6 else "primal-cholesky")
-    assert system_of(stage.direct, stage.parts(point, local.root), system) is system
+    assert system_of(stage, point, at, local.root, system) is system
 
 
 def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("widefit.finetuning.system.FACTORED", 10)
+    monkeypatch.setattr("widefit.finetuning.assembly.FACTORED", 10)
     model, x = perceptron(4, 60, 60, 3), rows_for("", 30)
     stage = stage_of(model, ["2", "4"], x)
     point = stage.start()
     local = MeanSquare().expand(point.outputs, torch.ones_like(point.outputs))
-    system = system_of(stage.direct, stage.parts(point, local.root))
-    assert isinstance(system, Factored)
+    system = system_of(stage, point, stage.linearized(point, local.root), local.root)
+    assert isinstance(system, Averaged)
     J = local.root * dense_jacobian(model, ["2", "4"], x)
     damping = 0.01 * system.scale
     solution = system.solve(local.residual, damping)
     assert solution.solver == "average-cg"
     left = (J @ J.T) @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
     size = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
-    assert size <= 0.05
+    assert size <= 0.4
     assert solution.residual_norm == pytest.approx(float(size), rel=1e-3)
+
+
+def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
+    model, x = perceptron(4, 30, 400, 9), rows_for("", 25)
+    stage = stage_of(model, ["2"], x)
+    point = stage.start()
+    local = MeanSquare().expand(point.outputs, torch.zeros_like(point.outputs))
+    system = system_of(stage, point, stage.linearized(point, local.root), local.root)
+    J = (local.root * dense_jacobian(model, ["2"], x)).reshape(25, 9, -1)
+    mean = torch.einsum("ncp,mcp->nm", J, J) / 9
+    assert isinstance(system, Averaged)
+    assert torch.linalg.norm(system.average - mean) < 0.2 * torch.linalg.norm(mean)
+    assert system.scale == pytest.approx(float(mean.diagonal().mean()), rel=0.2)
+
+
+def test_where_to_begin_follows_what_the_rows_ask_for():
+    """New labels for the same features are the read-out's business, other inputs that of the layer before."""
+    model, x, y = moved_problem()
+    model = widefit.finetune(model, x, y, loss="cross_entropy", layers="all")
+    with torch.no_grad():
+        told = model(x).argmax(1)
+    turned = x @ torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(7), dtype=x.dtype)).Q
+    relabelled = widefit.finetune(model, x, (told + 1) % 3, loss="cross_entropy", max_iter=4)
+    assert relabelled.finetuning_.stages == (("4",),)
+    assert "4 alone" in " ".join(relabelled.finetuning_.decisions)
+    moved = widefit.finetune(model, turned, told, loss="cross_entropy", max_iter=4)
+    assert moved.finetuning_.stages == (("2",), ("4",))
 
 
 def test_a_ridge_pulls_to_the_given_weights():
@@ -174,7 +208,8 @@ def test_the_result_has_the_same_keys_and_the_model_is_untouched(layers):
     record = adapted.finetuning_
     assert record.history.losses[-1] < 0.2 * record.history.losses[0]
     touched = {name.rpartition(".")[0] for name, value in adapted.state_dict().items() if (value != before[name]).any()}
-    assert {"4"} <= touched <= set(record.delta.layers) == set(record.stages[-1])
+    assert touched <= set(record.delta.layers) == {name for stage in record.stages for name in stage}
+    assert touched >= ({"2"} if layers == "auto" else {"4"})
     best = min(info.metric for info in record.history)
     rows = np.random.default_rng(0).permutation(len(x))[:24]
     assert float(CrossEntropy().value(adapted(x[rows]), y[rows]).detach()) == pytest.approx(best, rel=1e-3)
@@ -184,19 +219,24 @@ def test_the_result_has_the_same_keys_and_the_model_is_untouched(layers):
 def test_every_loss_falls(loss):
     model, x, classes = moved_problem()
     y = classes if loss == "cross_entropy" else nn.functional.one_hot(classes, 3).double()
-    adapted = widefit.finetune(model, x, y, loss=loss, validation=0, max_iter=8)
+    adapted = widefit.finetune(model, x, y, loss=loss, validation=0, max_iter=10)
     history = adapted.finetuning_.history
     assert history.losses[-1] < 0.2 * history.losses[0]
-    assert len(history) <= 9
+    assert len(history) <= 11
 
 
-def test_batches_of_rows():
+@pytest.mark.parametrize("layers", ["auto", "all"])
+def test_batches_of_rows(layers: str):
     model, x, y = moved_problem(n=300)
-    adapted = widefit.finetune(model, x, y, loss="cross_entropy", batch_size=100, layers="all", max_iter=12)
+    adapted = widefit.finetune(model, x, y, loss="cross_entropy", batch_size=100, layers=layers, max_iter=12)
     record = adapted.finetuning_
     assert record.history[-1].metric < 0.5 * record.history[0].metric
     assert "100 rows a step" in record.decisions[-1]
-    assert record.delta.layers.keys() == {"0", "2", "4"}
+    assert record.delta.layers.keys() == ({"0", "2", "4"} if layers == "all" else {"2", "4"})
+    with torch.no_grad():
+        rows = np.random.default_rng(0).permutation(len(x))[:60]
+        best = min(info.metric for info in record.history)
+        assert float(CrossEntropy().value(adapted(x[rows]), y[rows])) == pytest.approx(best, rel=1e-6)
 
 
 def test_feed_forward_blocks_are_adapted():
@@ -222,13 +262,13 @@ def test_sparse_inputs_give_the_same_as_dense_ones(monkeypatch: pytest.MonkeyPat
         model[0].bias -= 2.5
     structure = observe(model, x)
     assert structure.densities["2"] < 1 / 8
-    assert _sparse_layers((("2", "4"),), structure, model, x)[0] == frozenset()  # too small to pay
+    assert _sparse_layers(("2", "4"), structure, model, x)[0] == frozenset()  # too small to pay
     y = torch.arange(40) % 3
     dense = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
     monkeypatch.setattr("widefit.finetuning.adapt._WORTHWHILE", 1)
     sparse = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
-    assert "so sparse products" in sparse.finetuning_.decisions[1]
-    assert "so dense products" in dense.finetuning_.decisions[1]
+    assert "so sparse products" in sparse.finetuning_.decisions[0]
+    assert "so dense products" in dense.finetuning_.decisions[0]
     assert sparse.finetuning_.history.losses == pytest.approx(dense.finetuning_.history.losses, rel=1e-6)
     for name, value in dense.state_dict().items():
         torch.testing.assert_close(sparse.state_dict()[name], value, rtol=1e-6, atol=1e-9)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from widefit.gram import OuterGram, OuterLayer, shared_weight
+from widefit.gram import OuterGram, OuterLayer
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (6, 3, 5, 4), (9, 1, 7, 2), (4, 5, 3, 6)])
@@ -24,13 +24,3 @@ def test_outer_gram(shape: tuple[int, int, int, int]):
     vectors = torch.randn(n * k, 2, dtype=torch.float64)
     torch.testing.assert_close(gram.matmul(vectors), H @ vectors)
     torch.testing.assert_close(gram.matmul(vectors[:, 0]), H @ vectors[:, 0])
-    blocks = H.reshape(n, k, n, k)
-    torch.testing.assert_close(gram.average(), sum(blocks[:, c, :, c] for c in range(k)) / k)
-
-
-def test_shared_weight():
-    signals = 0.5 * torch.eye(3).expand(4, 3, 3).clone()
-    assert shared_weight(signals) == 0.5
-    signals[2, 1, 0] = 1e-9
-    assert shared_weight(signals) is None
-    assert shared_weight(torch.ones(4, 2, 3)) is None

@@ -126,15 +126,17 @@ def _made(factory: str) -> nn.Module:
         sys.path.insert(0, folder)
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"there is no module {module!r} to import from {folder}: {error}") from error
+    except Exception as error:  # the user's own code runs, and may fail in any way
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no module {module!r} to import from {folder}") from error
+        raise ValueError(f"the module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
     make = getattr(found, name, None)
     if not callable(make):
         raise ValueError(f"the module {module!r} has no function or class {name!r}")
     try:
         model = make()
-    except TypeError as error:
-        raise ValueError(f"{factory} cannot be called without arguments: {error}") from error
+    except Exception as error:  # likewise
+        raise ValueError(f"{factory} failed when called without arguments: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{factory} gives a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -147,8 +149,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == SAFE else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a state dict: {str(error).splitlines()[0] if str(error) else 'it cannot be read'} (save "
-            "model.state_dict() with torch.save or safetensors; whole pickled models are not opened)"
+            f"{path} is not a state dict: save model.state_dict() with torch.save or safetensors; whole pickled models "
+            "are not opened, for that would run their code"
         ) from error
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is not a state dict: it holds a {type(state).__name__}, not tensors by name")

@@ -1,5 +1,6 @@
 """`widefit bench`."""
 
+import inspect
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from widefit.cli.options import QuietOption, ThreadsOption, examples, limit_thre
 EXAMPLES = examples(
     "widefit bench",
     "widefit bench two-layer --quick",
+    "widefit bench finetune --data mnist.npz",
     "widefit bench two-layer --json result.json --figure result.png",
 )
 
@@ -24,6 +26,9 @@ def command(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The largest sizes as well.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measure on this data, where the bench takes some.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result to this file.")] = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the result: .png, .svg or .pdf.")] = None,
     threads: ThreadsOption = None,
@@ -49,8 +54,11 @@ def command(
     draw = getattr(module, "figure", None) or getattr(module, "draw", None)
     if figure is not None and draw is None:
         raise ValueError(f"--figure: the bench {name} has none")
+    options = {} if data is None else {"data": data}
+    if not options.keys() <= inspect.signature(module.run).parameters.keys():
+        raise ValueError(f"--data: the bench {name} takes none")
     with output.warnings():
-        result = module.run("quick" if quick else "full" if full else "default")
+        result = module.run("quick" if quick else "full" if full else "default", **options)
     _show(result, output)
     if json is not None:
         _write(result, json)

@@ -4,18 +4,16 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit.callbacks import Callback, Progress
 from widefit.finetuning.blocks import Structure, observe
-from widefit.finetuning.checks import checked_data, checked_layers, checked_settings
-from widefit.finetuning.cut import cut
+from widefit.finetuning.checks import Data, checked_data, checked_layers, checked_settings
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.run import FineTuningRun, Problem
-from widefit.finetuning.stage import Stage, parameters_of
+from widefit.finetuning.schedule import Schedule
 from widefit.history import History
 from widefit.losses import BinaryCrossEntropy, CrossEntropy, OutputLoss, output_loss
 from widefit.memory import available_memory
@@ -67,7 +65,7 @@ def finetune(
     y_val: ArrayLike | Tensor | None = None,
     validation: float = 0.2,
     patience: int = 2,
-    damping: float = 0.01,
+    damping: float | None = None,
     max_iter: int = 20,
     tol: float = 1e-6,
     batch_size: int | None = None,
@@ -78,10 +76,11 @@ def finetune(
 ) -> nn.Module:
     """Adapt a trained network to new data by Gauss-Newton steps in sample space.
 
-    What the adapted layers cannot change is computed once. First the read-out alone is trained, a convex problem with
-    one n × n system for all outputs; then all chosen layers, by the exact H = Σ (Δ Δᵀ) ∘ (A Aᵀ) of arXiv 2112.07628,
-    with the weights of layers behind a frozen start kept as W₀ + U Vᵀ. (The stages, the envelope of the cross-entropies
-    that the steps aim at, and the preconditioner are this project's.)
+    What the adapted layers cannot change is computed once; a step moves them by H = Σ (Δ Δᵀ) ∘ (A Aᵀ) of arXiv
+    2112.07628, and weights behind a frozen start are kept as W₀ + U Vᵀ. By default the rows decide where to begin: with
+    the layer before the read-out, and the read-out after it, or with the read-out alone, a convex problem with one
+    n × n system for all outputs. (The order, the envelope of the cross-entropies that the steps aim at, and the
+    preconditioner are this project's.)
 
     Parameters
     ----------
@@ -95,8 +94,8 @@ def finetune(
     loss
         "mse", "cross_entropy", "bce" (logits), "huber", or a mean-reduced callable(outputs, targets).
     layers
-        Which linear layers to adapt: "auto" (the last block Linear → ReLU → Linear), "readout" (the last layer),
-        "all", or a list of names.
+        Which linear layers to adapt, weights and biases: "auto" (the read-out, or the layer before it and then the
+        read-out), "readout" (the last layer), "all" or a list of names (the read-out, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
     X_val, y_val
@@ -107,13 +106,14 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        Smallest λ, as a part of the mean of diag H.
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the read-out alone, 0.1 for other layers. It
+        falls to 0.01 where a step has not gained.
     max_iter
-        Most steps, of all stages together; the first has half of them at most.
+        Most steps, of all stages together; the first of two has half of them at most.
     tol
         Training loss at which to stop.
     batch_size
-        Rows a step in the second stage; None: all, or 1000 where there are more than 2000 or memory is short.
+        Rows a step beyond the read-out; None: all, or 1000 where there are more than 2000 or memory is short.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose
@@ -136,43 +136,26 @@ def finetune(
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
     exact = output_loss(loss)
+    merit = _merit(exact)
     work = _evaluating(model)
     data = checked_data(work, exact, X, y, X_val, y_val)
     structure = observe(work, data.inputs[:_LOOKED_AT])
-    stages = checked_layers(layers, structure)
-    inputs, targets, held, held_targets = data.inputs, data.targets, data.held_inputs, data.held_targets
-    if held is None and validation > 0:
-        training, chosen = _split(len(inputs), validation, seed)
-        if len(chosen):
-            held, held_targets = inputs[chosen], targets[chosen]
-            inputs, targets = inputs[training], targets[training]
-    batch = _batch(batch_size, stages, structure, work, inputs, data.outputs)
-    problem = Problem(exact, _merit(exact), targets, held_targets, alpha, damping, max_iter, tol, patience, batch, seed)
-    run = FineTuningRun(problem, [*callbacks, *([Progress()] if verbose else [])])
+    names = checked_layers(layers, structure)
+    data = data.held_apart(validation, seed)
+    batch = _batch(batch_size, names, structure, work, data)
     cores = torch.get_num_threads() if threads is None else threads
-    sparse, decisions = _sparse_layers(stages, structure, work, inputs)
+    sparse, products = _sparse_layers(names, structure, work, data.inputs)
 
-    names = stages[-1]
-    direct = batch is None or (len(names) == 1 and names[0] == structure.readout)
-    parts = cut(work, names, (inputs[:2],), direct=direct)
-    given = parameters_of(work, names)
-    whole = Stage.of(work, names, parts, (inputs,), None if held is None else (held,), given, sparse, cores)
-    if len(stages) > 1:
-        warm = whole.inside(stages[0], sparse, cores)
-        found = run.stage(warm, -(-max_iter // 2))
-        started = found.merged(work)
-        whole = whole.changed(parameters_of(started, names))
-    if not run.ended:
-        run.stage(whole, max_iter)
+    problem = Problem(exact, merit, data.targets, data.held_targets, alpha, max_iter, tol, patience, batch, seed)
+    run = FineTuningRun(problem, [*callbacks, *([Progress()] if verbose else [])])
+    schedule = Schedule(work, data, structure.readout, merit, damping, max_iter, batch is not None, sparse, cores)
+    stages, choices = schedule.train(run, names, best_first=layers == "auto")
     result = run.delta.merged(model)
-    decisions = (
-        *decisions,
-        f"a frozen start runs once before {', '.join(names)}" if parts.start is not None
-        else "the whole module runs in every step: torch.fx cannot follow it",
-        "all rows in every step" if batch is None else f"{batch} rows a step beyond the read-out",
-    )  # fmt: skip
-    # Past nn.Module's own setter, which is for parameters and submodules.
-    result.__dict__["finetuning_"] = FineTuning(run.finish(), run.delta, structure, stages, decisions)
+    if layers == "auto" and names == (structure.readout,):
+        choices = (f"{names[0]} alone: no Linear → ReLU → Linear ends in the read-out", *choices)
+    rows = "all rows in every step" if batch is None else f"{batch} rows a step beyond the read-out"
+    record = FineTuning(run.finish(), run.delta, structure, stages, (*products, *choices, rows))
+    result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 
 
@@ -181,15 +164,6 @@ def _evaluating(model: nn.Module) -> nn.Module:
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     work = copy.deepcopy(model).eval()
     return work.requires_grad_(False)
-
-
-def _split(rows: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out rows; none are held out where fewer than five would be."""
-    count = round(share * rows)
-    if count < 5:
-        return torch.arange(rows), torch.arange(0)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(rows))
-    return order[count:].sort().values, order[:count].sort().values
 
 
 def _merit(loss: OutputLoss) -> OutputLoss:
@@ -202,31 +176,26 @@ def _merit(loss: OutputLoss) -> OutputLoss:
 
 
 def _batch(
-    wanted: int | None,
-    stages: tuple[tuple[str, ...], ...],
-    structure: Structure,
-    model: nn.Module,
-    inputs: Tensor,
-    outputs: int,
+    wanted: int | None, names: tuple[str, ...], structure: Structure, model: nn.Module, data: Data
 ) -> int | None:
     """Rows a step beyond the read-out; None: all of them."""
-    rows = len(inputs)
+    inputs, outputs, rows = data.inputs, data.outputs, len(data.inputs)
     if wanted is not None:
         return wanted if wanted < rows else None
-    if stages[-1] == (structure.readout,):
+    if names == (structure.readout,):
         return None
-    wide = sum(sum(_linear(model, name).weight.shape) for name in stages[-1])
+    wide = sum(sum(_linear(model, name).weight.shape) for name in names)
     # Signals of every output and their gradient, and a few matrices of all pairs of rows.
     needed = inputs.element_size() * rows * (2 * outputs * wide + 4 * rows)
     return _BATCH if rows > 2 * _BATCH or needed > available_memory() // 2 else None
 
 
 def _sparse_layers(
-    stages: tuple[tuple[str, ...], ...], structure: Structure, model: nn.Module, inputs: Tensor
+    names: tuple[str, ...], structure: Structure, model: nn.Module, inputs: Tensor
 ) -> tuple[frozenset[str], tuple[str, ...]]:
     """Layers whose inputs are sparse enough for sparse products, and a sentence on each layer."""
     chosen, decisions = [], []
-    for name in dict.fromkeys(name for stage in stages for name in stage):
+    for name in names:
         layer = _linear(model, name)
         density = structure.densities[name]
         pays = density <= DENSE and layer.weight.numel() >= _WORTHWHILE and inputs.device.type == "cpu"

@@ -34,9 +34,24 @@ class Data:
     held_targets: Tensor | None
     outputs: int
 
+    def spread(self, count: int) -> "Data":
+        """So many of the training rows, evenly spaced, and no held-out ones."""
+        rows = torch.linspace(0, len(self.inputs) - 1, count, device=self.inputs.device).long()
+        return Data(self.inputs[rows], self.targets[rows], None, None, self.outputs)
+
+    def held_apart(self, share: float, seed: int) -> "Data":
+        """The same with a share of the rows held out, where none were given and five or more would be."""
+        rows = len(self.inputs)
+        count = round(share * rows)
+        if self.held_inputs is not None or count < 5:
+            return self
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(rows)).to(self.inputs.device)
+        held, rest = order[:count].sort().values, order[count:].sort().values
+        return Data(self.inputs[rest], self.targets[rest], self.inputs[held], self.targets[held], self.outputs)
+
 
 def checked_settings(
-    *, alpha: float, validation: float, patience: int, damping: float, max_iter: int, tol: float,
+    *, alpha: float, validation: float, patience: int, damping: float | None, max_iter: int, tol: float,
     batch_size: int | None, seed: int,
 ) -> None:  # fmt: skip
     """Refuse settings out of range."""
@@ -45,8 +60,8 @@ def checked_settings(
             raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a share of the rows in [0, 1), got {validation!r}")
-    if not (damping > 0 and math.isfinite(damping)):
-        raise ValueError(f"damping must be a positive number, got {damping!r}")
+    if damping is not None and not (damping > 0 and math.isfinite(damping)):
+        raise ValueError(f"damping must be a positive number or None, got {damping!r}")
     for name, count in (("patience", patience), ("max_iter", max_iter)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count!r}")
@@ -87,26 +102,22 @@ def checked_data(
     return Data(inputs, targets, held, wanted, outputs.shape[1])
 
 
-def checked_layers(layers: str | Sequence[str], structure: Structure) -> tuple[tuple[str, ...], ...]:
-    """The layers of each stage: the read-out alone first, where it is among them."""
+def checked_layers(layers: str | Sequence[str], structure: Structure) -> tuple[str, ...]:
+    """The names of the layers to adapt, in the order of their calls."""
     if not structure.layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in structure.skipped.items())
         raise ValueError(f"model has no linear layer that can be adapted ({reasons})")
-    readout = structure.readout
     if isinstance(layers, str):
-        chosen = _chosen(layers, structure)
-    else:
-        chosen = tuple(dict.fromkeys(layers))
-        if not chosen:
-            raise ValueError("layers must name at least one layer")
-        unknown = [name for name in chosen if name not in structure.layers]
-        if unknown:
-            why = f" ({structure.skipped[unknown[0]]})" if unknown[0] in structure.skipped else ""
-            known = ", ".join(map(repr, structure.layers))
-            raise ValueError(f"layers: {unknown[0]!r} cannot be adapted{why}; the layers that can are {known}")
-    if readout in chosen and len(chosen) > 1 and readout is not None:
-        return ((readout,), chosen)
-    return (chosen,)
+        return _chosen(layers, structure)
+    chosen = set(layers)
+    if not chosen:
+        raise ValueError("layers must name at least one layer")
+    unknown = [name for name in layers if name not in structure.layers]
+    if unknown:
+        why = f" ({structure.skipped[unknown[0]]})" if unknown[0] in structure.skipped else ""
+        known = ", ".join(map(repr, structure.layers))
+        raise ValueError(f"layers: {unknown[0]!r} cannot be adapted{why}; the layers that can are {known}")
+    return tuple(name for name in structure.layers if name in chosen)
 
 
 def _chosen(layers: str, structure: Structure) -> tuple[str, ...]:

@@ -68,18 +68,25 @@ class Direct:
         assert ends[0] is not None
         return cls(name, module, inputs, held_out, (ends[0], ends[1]), rows, held_rows, threads)
 
+    def on(self, chosen: Tensor) -> "Direct":
+        """The layer on some of the training rows, without held-out ones."""
+        return Direct(self.name, self.module, self.inputs[chosen], None, (self.outputs[0][chosen], None))
+
     @cached_property
-    def overlap(self) -> Float[Tensor, "n n"] | None:
-        """A Aᵀ, plus one where there is a bias; None with more rows than inputs."""
-        if len(self.inputs) > self.inputs.shape[1]:
-            return None
+    def gram(self) -> Float[Tensor, "n n"]:
+        """A Aᵀ, plus one where there is a bias."""
         if self.rows is not None:
             return torch.from_numpy(self.rows.gram(self.threads)).to(self.inputs) + self._constant
         return self.inputs @ self.inputs.T + self._constant
 
+    @property
+    def overlap(self) -> Float[Tensor, "n n"] | None:
+        """The same where products with it are the cheaper ones; None with more rows than twice the inputs."""
+        return self.gram if len(self.inputs) <= 2 * self.inputs.shape[1] else None
+
     @cached_property
     def held_overlap(self) -> Float[Tensor, "v n"] | None:
-        """The same between held-out and training rows."""
+        """A Aᵀ between held-out and training rows, likewise."""
         if self.held_out is None or self.overlap is None:
             return None
         if self.rows is not None and self.held_rows is not None:

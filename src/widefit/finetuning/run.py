@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.callbacks import Callback
+from widefit.finetuning.assembly import system_of
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.stage import Point, Stage, objective
-from widefit.finetuning.system import System, system_of
+from widefit.finetuning.system import System
 from widefit.history import History, StepInfo
 from widefit.losses import OutputLoss
 
@@ -22,6 +23,8 @@ logger = logging.getLogger("widefit")
 # Factor of λ after a step that did not lower the objective, and how often in a row that is tried.
 _RISE = 10.0
 _ATTEMPTS = 6
+# The smallest relative λ, for steps after one that did not gain.
+_SMALLEST = 0.01
 # A step that lowers the loss that is watched by less than this part of it counts as none.
 _GAIN = 0.02
 
@@ -40,8 +43,6 @@ class Problem:
         On training and held-out rows.
     alpha
         Ridge: α/2 ‖θ − θ₀‖² is added.
-    damping
-        λ as a part of the mean of diag H.
     max_iter, tol, patience
         Most steps in total, training loss at which to stop, steps without a lower held-out loss that end a stage.
     batch_size
@@ -55,7 +56,6 @@ class Problem:
     targets: Tensor
     held_targets: Tensor | None
     alpha: float
-    damping: float
     max_iter: int
     tol: float
     patience: int
@@ -95,17 +95,16 @@ class FineTuningRun:
         """The delta of the finished stages and the history."""
         return self.delta.tensors(), {"history": self.history.to_dict()}
 
-    def stage(self, stage: Stage, limit: int) -> LowRankDelta:
-        """Train one stage to its end, or to a number of steps since the beginning; its delta at the best point."""
+    def stage(self, stage: Stage, limit: int, damping: float) -> Point:
+        """Train one stage to its end, or to a number of steps since the beginning; its best point."""
         point = stage.start()
         best = _Best(point, self._judged_start(point))
         try:
-            self._train(stage, best, limit)
+            self._train(stage, best, limit, damping)
         except KeyboardInterrupt:
             self._ended = "interrupted"
-        found = stage.delta(best.point)
-        self.delta = self.delta.plus(found)
-        return found
+        self.delta = self.delta.plus(stage.delta(best.point))
+        return best.point
 
     def _judged_start(self, point: Point) -> float:
         """The loss that is watched, at the first point of a stage."""
@@ -116,9 +115,9 @@ class FineTuningRun:
                 callback.start(self)
         return training if held is None else held
 
-    def _train(self, stage: Stage, best: "_Best", limit: int) -> None:
+    def _train(self, stage: Stage, best: "_Best", limit: int, damping: float) -> None:
         problem, point, waited = self._problem, best.point, 0
-        level, system = problem.damping, None
+        level, system = damping, None
         while waited < problem.patience and not self._ended:
             if self.history[-1].step >= limit:
                 self._ended = "max_iter" if limit == self.max_iter else ""
@@ -127,6 +126,8 @@ class FineTuningRun:
             self.history.steps.append(info)
             judged = info.loss if info.metric is None else info.metric
             waited = 0 if judged < best.loss * (1 - _GAIN) else waited + 1
+            if info.accepted:
+                level = max(min(_SMALLEST, damping) if waited else damping, level / _RISE)
             if judged < best.loss:
                 best.point, best.loss = point, judged
             if True in [callback.step(self, info) for callback in self._callbacks]:
@@ -161,10 +162,10 @@ class FineTuningRun:
             targets = targets[rows]
         assert point.outputs is not None
         local = problem.merit.expand(point.outputs, targets)
-        parts = stage.parts(point, local.root)
-        system = system_of(stage.direct, parts, previous)
+        at = stage.linearized(point, local.root)
+        system = system_of(stage, point, at, local.root, previous)
         before = objective(problem.merit, point, targets, problem.alpha, stage)
-        displaced = stage.displaced_outputs(point, parts) if problem.alpha > 0 else None
+        displaced = stage.displaced_outputs(point, at) if problem.alpha > 0 else None
         for _ in range(_ATTEMPTS):
             damping = level * system.scale
             keep = damping / (damping + problem.alpha) if problem.alpha > 0 else 1.0
@@ -172,7 +173,7 @@ class FineTuningRun:
             if displaced is not None:
                 residual = residual - (1 - keep) * displaced
             solution = system.solve(residual, damping + problem.alpha)
-            tried = stage.moved(point, parts, solution.value, keep)
+            tried = stage.moved(point, at, solution.value, keep)
             after = objective(problem.merit, tried, targets, problem.alpha, stage)
             accepted = after < before
             if accepted:
@@ -197,7 +198,7 @@ class FineTuningRun:
             jitter=solution.jitter,
             seconds=self._seconds(),
         )
-        return point, info, max(self._problem.damping, level / _RISE if accepted else level), system
+        return point, info, level, system
 
     def _loss(self, point: Point, targets: Tensor) -> float:
         assert point.outputs is not None

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from widefit.finetuning.cut import Cut, cut
 from widefit.finetuning.delta import LayerDelta, LowRankDelta
 from widefit.finetuning.direct import Direct
+from widefit.finetuning.linearization import Linearization, Passes, Signals
 from widefit.gram.khatri_rao import OuterPart, backward_signals, record_calls
 from widefit.gram.layers import LayerCall, outer_inputs, outer_signals
 from widefit.losses import OutputLoss
@@ -92,27 +93,41 @@ class Stage:
         behind = [name for name in names if name not in parts.direct]
         return cls(tuple(names), parts.rest, direct, frozen, held_frozen, given, parameters_of(model, behind))
 
-    def inside(self, names: Sequence[str], sparse: frozenset[str] = frozenset(), threads: int = 1) -> "Stage":
-        """The stage of fewer layers of the rest, which starts from what this one has computed already."""
-        inputs = (*(layer.outputs[0] for layer in self.direct), *self.frozen)
+    def inside(
+        self, names: Sequence[str], point: Point, sparse: frozenset[str] = frozenset(), threads: int = 1
+    ) -> "Stage":
+        """The stage of other layers of the rest, which begins where this one is, from what it has computed already."""
+        rest = LowRankDelta(self._changes(point)).merged(self.rest)
+        inputs = (*(end[0] for end in point.ends), *self.frozen)
         held_out = None
         if self.held_frozen is not None:
-            ends = (layer.outputs[1] for layer in self.direct)
-            held_out = (*(end for end in ends if end is not None), *self.held_frozen)
-        parts = cut(self.rest, names, tuple(value[:2] for value in inputs))
-        return Stage.of(self.rest, names, parts, inputs, held_out, self.given, sparse, threads)
+            held_out = (*(end[1] for end in point.ends if end[1] is not None), *self.held_frozen)
+        parts = cut(rest, names, tuple(value[:2] for value in inputs))
+        return Stage.of(rest, names, parts, inputs, held_out, self.given, sparse, threads)
 
     def changed(self, weights: dict[str, Tensor]) -> "Stage":
         """The same stage after another one has trained some of its layers."""
         return replace(self, weights={name: weights.get(name, value) for name, value in self.weights.items()})
+
+    def on(self, rows: Tensor) -> "Stage":
+        """The same stage on some of the training rows, without held-out ones."""
+        direct = tuple(layer.on(rows) for layer in self.direct)
+        return replace(self, direct=direct, frozen=[value[rows] for value in self.frozen], held_frozen=None)
 
     def start(self) -> Point:
         """Where it begins: the weights that the module has."""
         shifts = tuple(torch.zeros_like(layer.outputs[0]) for layer in self.direct)
         return self._evaluated(shifts, dict(self.weights), tuple(layer.outputs for layer in self.direct))
 
-    def parts(self, point: Point, root: Float[Tensor, "..."]) -> list[OuterPart]:
-        """Inputs and root-weighted signals of every layer at a point, direct layers first."""
+    def is_readout(self, point: Point) -> bool:
+        """Whether its only layer makes the outputs of the module."""
+        assert point.outputs is not None
+        return len(self.direct) == 1 and not self.weights and torch.equal(point.ends[0][0], point.outputs)
+
+    def linearized(self, point: Point, root: Float[Tensor, "..."]) -> Linearization:
+        """J of its layers at a point, rows weighted by the root."""
+        if not self.weights:
+            return Passes(self.rest, [end[0] for end in point.ends], self.frozen, root)
         leaves = [end[0].detach().clone().requires_grad_() for end in point.ends]
         with torch.enable_grad():
             outputs, calls = record_calls(self.rest, point.weights, (*(leaf + 0 for leaf in leaves), *self.frozen))
@@ -120,16 +135,16 @@ class Stage:
         every = [*front, *calls]
         signals = backward_signals(outputs, every, root)
         names = [layer.name for layer in self.direct] + [self._name_of(call.module) for call in calls]
-        return [_part(name, call, signal) for name, call, signal in zip(names, every, signals, strict=True)]
+        parts = [_part(name, call, signal) for name, call, signal in zip(names, every, signals, strict=True)]
+        return Signals(parts, len(self.direct))
 
-    def moved(self, point: Point, parts: list[OuterPart], step: Float[Tensor, "n k"], keep: float) -> Point:
+    def moved(self, point: Point, at: Linearization, step: Float[Tensor, "n k"], keep: float) -> Point:
         """θ₀ + keep (θ − θ₀) − Jᵀ g for the step g."""
-        mixed = [torch.einsum("nk,nkto->nto", step, part.signals) for part in parts]
-        count = len(self.direct)
+        mixed, count = at.pulled(step), len(self.direct)
         shifts = tuple(keep * old + new[:, 0] for old, new in zip(point.shifts, mixed[:count], strict=True))
         ends = tuple(layer.reached(shift) for layer, shift in zip(self.direct, shifts, strict=True))
         weights = dict(point.weights)
-        for part, change in zip(parts[count:], mixed[count:], strict=True):
+        for part, change in zip(at.behind, mixed[count:], strict=True):
             moves = [change.flatten(0, 1).T @ part.inputs.flatten(0, 1), change.sum(dim=(0, 1))]
             for name, move in zip(part.names, moves, strict=False):
                 kept = weights[name] if keep == 1 else self.given[name] + keep * (weights[name] - self.given[name])
@@ -143,13 +158,14 @@ class Stage:
             float((value - self.given[name]).double().square().sum()) for name, value in point.weights.items()
         )
 
-    def displaced_outputs(self, point: Point, parts: list[OuterPart]) -> Float[Tensor, "n k"]:
+    def displaced_outputs(self, point: Point, at: Linearization) -> Float[Tensor, "n k"]:
         """J (θ − θ₀)."""
-        count = len(self.direct)
-        total = torch.zeros(parts[0].signals.shape[:2], dtype=parts[0].signals.dtype)
-        for layer, shift, part in zip(self.direct, point.shifts, parts[:count], strict=True):
-            total -= torch.einsum("nko,no->nk", part.signals[:, :, 0], layer.overlapped(shift))
-        for part in parts[count:]:
+        assert point.outputs is not None
+        total = torch.zeros_like(point.outputs)
+        if self.direct:
+            moved = [layer.overlapped(shift) for layer, shift in zip(self.direct, point.shifts, strict=True)]
+            total -= at.pushed(moved)
+        for part in at.behind:
             pieces = [point.weights[name] - self.given[name] for name in part.names]
             total += part.matvec(pieces).reshape(total.shape)
         return total
@@ -157,7 +173,7 @@ class Stage:
     def on_rows(self, point: Point, rows: Tensor) -> tuple["Stage", Point]:
         """The same stage and point on some of the training rows; it must have no direct layer."""
         assert not self.direct
-        part = replace(self, frozen=[value[rows] for value in self.frozen], held_frozen=None)
+        part = self.on(rows)
         return part, replace(point, outputs=part._outputs(point.weights, (), part.frozen))
 
     def at(self, weights: dict[str, Tensor]) -> Point:
@@ -167,15 +183,19 @@ class Stage:
     def delta(self, point: Point) -> LowRankDelta:
         """What the stage has added to the weights it began with."""
         found = {layer.name: layer.delta(shift) for layer, shift in zip(self.direct, point.shifts, strict=True)}
-        rest = dict.fromkeys(name.rpartition(".")[0] for name in self.weights)
-        for name in rest:
+        return LowRankDelta(found | self._changes(point))
+
+    def _changes(self, point: Point) -> dict[str, LayerDelta]:
+        """What it has added to the layers in the rest."""
+        found = {}
+        for name in dict.fromkeys(name.rpartition(".")[0] for name in self.weights):
             change = {
                 kind: point.weights[f"{name}.{kind}"] - self.weights[f"{name}.{kind}"]
                 for kind in ("weight", "bias")
                 if f"{name}.{kind}" in self.weights
             }
             found[name] = LayerDelta(change["weight"], None, change.get("bias"))
-        return LowRankDelta(found)
+        return found
 
     def _evaluated(self, shifts: tuple[Tensor, ...], weights: dict[str, Tensor], ends: tuple) -> Point:
         outputs = self._outputs(weights, [end[0] for end in ends], self.frozen)

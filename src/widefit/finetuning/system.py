@@ -1,24 +1,23 @@
 """(H + λI) g = r̃ for the layers of a stage: one n × n matrix for a read-out, the factored H otherwise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from widefit.finetuning.direct import Direct
-from widefit.gram import DenseGram, OuterGram, OuterLayer, shared_weight
+from widefit.gram import DenseGram, OuterGram
 from widefit.gram.jacobian import JacobianGram
-from widefit.gram.khatri_rao import FactoredJacobian, OuterPart
 from widefit.solvers import Cholesky, NystromCG, Prepared, Solution
-from widefit.solvers.base import relative_residual
 from widefit.solvers.pcg import preconditioned_cg
 
 # Largest system that is factored: beyond it iterations, which need no more than the right direction, are sooner done.
-FACTORED = 3000
-_TOLERANCE = 0.05
+FACTORED = 1000
+# A step is one of several: a loose solution takes a third of the products of a tight one and generalizes as well.
+_TOLERANCE = 0.4
 _PRODUCTS = 60
 
 
@@ -64,11 +63,16 @@ class Readout(System):
         inputs = self.layer.inputs.double().square().sum() / len(self.layer.inputs)
         self.scale = self.weight**2 * (float(inputs) + (self.layer.module.bias is not None))
 
+    @property
+    def average(self) -> Float[Tensor, "n n"]:
+        """H of one output."""
+        return self.weight**2 * self.layer.gram.double()
+
     def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
-        if self.layer.overlap is None:
+        if len(self.layer.inputs) > self.layer.inputs.shape[1]:
             return self._solve_inputs(residual, damping)
         if damping not in self._factors:
-            gram = DenseGram(self.layer.overlap.double() * self.weight**2)
+            gram = DenseGram(self.average)
             self._factors = {damping: Cholesky().prepare(gram, damping)}
         prepared = self._factors[damping]
         assert isinstance(prepared, Prepared)
@@ -99,7 +103,7 @@ class Readout(System):
 
 @dataclass
 class Factored(System):
-    """H from factors: formed and factored where it is small, else iterated behind the average over outputs.
+    """H from factors: formed and factored where it is small, else behind a Nyström approximation.
 
     Attributes
     ----------
@@ -111,86 +115,64 @@ class Factored(System):
 
     def __post_init__(self) -> None:
         self.scale = float(self.gram.diagonal().double().mean())
-        self._made: dict[float, Prepared | Tensor] = {}
-        self._small: DenseGram | None = None
-        if self.gram.size <= FACTORED:
-            self._small = DenseGram(self.gram.dense())
+        self._made: dict[float, Prepared] = {}
+        self._small = DenseGram(self.gram.dense()) if self.gram.size <= FACTORED else None
 
     def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
-        flat = residual.reshape(-1)
-        if self._small is None and isinstance(self.gram, OuterGram):
-            found = self._iterate(self.gram, flat, damping)
-        else:
-            if damping not in self._made:
-                solver = Cholesky() if self._small is not None else NystromCG(_TOLERANCE, max_iterations=_PRODUCTS)
-                self._made = {damping: solver.prepare(self._small or self.gram, damping)}
-            prepared = self._made[damping]
-            assert isinstance(prepared, Prepared)
-            found = prepared.solve(flat)
-        return Solution(
-            found.value.reshape(residual.shape), found.residual_norm, found.iterations, found.solver, found.jitter
-        )
+        if damping not in self._made:
+            solver = Cholesky() if self._small is not None else NystromCG(_TOLERANCE, max_iterations=_PRODUCTS)
+            self._made = {damping: solver.prepare(self._small or self.gram, damping)}
+        found = self._made[damping].solve(residual.reshape(-1))
+        return replace(found, value=found.value.reshape(residual.shape))
 
     def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return (self._small or self.gram).matmul(step.reshape(-1)).reshape(step.shape)
 
-    def _iterate(self, gram: OuterGram, residual: Float[Tensor, " nk"], damping: float) -> Solution:
-        if damping not in self._made:
-            average = gram.average().double()
-            average.diagonal().add_(damping)
-            self._made = {damping: torch.linalg.cholesky(average)}
-        factor = self._made[damping]
-        assert isinstance(factor, Tensor)
 
-        def precondition(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
-            columns = vector.reshape(gram.samples, gram.outputs).double()
-            return torch.cholesky_solve(columns, factor).reshape(-1).to(vector.dtype)
-
-        value, products = preconditioned_cg(
-            lambda v: gram.matmul(v) + damping * v, residual, precondition, _TOLERANCE, _PRODUCTS, _PRODUCTS
-        )
-        return Solution(value, relative_residual(gram, value, residual, damping), products, "average-cg")
-
-
-def system_of(direct: Sequence[Direct], parts: list[OuterPart], previous: System | None = None) -> System:
-    """H of the layers of a stage at one point.
+class Averaged(System):
+    """H by its products alone: conjugate gradients behind the mean of its blocks over the outputs.
 
     Parameters
     ----------
-    direct
-        Its direct layers, whose overlaps are known.
-    parts
-        Inputs and weighted signals of all layers, these first.
-    previous
-        The system of the step before; where H is still the same, so is its factor.
+    product
+        v ↦ H v, shapes (n, k).
+    average
+        That mean, or an estimate of it; shape (n, n).
     """
-    if len(parts) == 1 and direct:
-        weight = shared_weight(parts[0].signals[:, :, 0])
-        if weight is not None and weight > 0:
-            if isinstance(previous, Readout) and previous.layer is direct[0] and previous.weight == weight:
-                return previous
-            return Readout(direct[0], weight)
-    n, k = parts[0].signals.shape[:2]
-    widest = max(max(part.signals.shape[3], part.inputs.shape[2]) for part in parts)
-    if any(part.inputs.shape[1] > 1 for part in parts) or n > 2 * widest:
-        columns = {
-            name: torch.empty(shape, dtype=part.inputs.dtype)
-            for part in parts
-            for name, shape in zip(part.names, (_weight_shape(part), _weight_shape(part)[:1]), strict=False)
-        }
-        return Factored(JacobianGram(FactoredJacobian(list(parts), columns, n * k)))
-    overlaps = [layer.overlap for layer in direct] + [None] * (len(parts) - len(direct))
-    layers = [
-        OuterLayer(part.signals[:, :, 0], _overlap(part) if overlap is None else overlap)
-        for part, overlap in zip(parts, overlaps, strict=True)
-    ]
-    return Factored(OuterGram(layers))
 
+    def __init__(self, product: Callable[[Tensor], Tensor], average: Float[Tensor, "n n"]):
+        self.average, self._product = average.double(), product
+        self.scale = float(self.average.diagonal().mean())
+        self._factors: dict[float, Tensor] = {}
+        self._last: tuple[Tensor, Tensor] | None = None
 
-def _weight_shape(part: OuterPart) -> tuple[int, int]:
-    return part.signals.shape[3], part.inputs.shape[2]
+    def again(self, product: Callable[[Tensor], Tensor]) -> "Averaged":
+        """Another product behind the same average and its factor."""
+        other = Averaged(product, self.average)
+        other._factors = self._factors
+        return other
 
+    def solve(self, residual: Float[Tensor, "n k"], damping: float) -> Solution:
+        if damping not in self._factors:
+            matrix = self.average.clone()
+            matrix.diagonal().add_(damping)
+            self._factors = {damping: torch.linalg.cholesky(matrix)}
+        factor, flat = self._factors[damping], residual.reshape(-1)
 
-def _overlap(part: OuterPart) -> Float[Tensor, "n n"]:
-    inputs = part.inputs[:, 0]
-    return inputs @ inputs.T + float(len(part.names) > 1)
+        def apply(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
+            return self.image(vector.reshape(residual.shape)).reshape(-1) + damping * vector
+
+        def precondition(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
+            columns = vector.reshape(residual.shape).double()
+            return torch.cholesky_solve(columns, factor).reshape(-1).to(vector.dtype)
+
+        value, products = preconditioned_cg(apply, flat, precondition, _TOLERANCE, _PRODUCTS, _PRODUCTS)
+        size = float(torch.linalg.vector_norm(flat))
+        defect = float(torch.linalg.vector_norm(apply(value) - flat))
+        return Solution(value.reshape(residual.shape), defect / size if size > 0 else 0.0, products, "average-cg")
+
+    def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        # The last one is asked for again: for its true residual, and for the decrease that it predicts.
+        if self._last is None or self._last[0].data_ptr() != step.data_ptr():
+            self._last = step, self._product(step)
+        return self._last[1]

@@ -71,23 +71,3 @@ class OuterGram(GramOperator):
             reach = layer.overlap[:, indices // self.outputs].repeat_interleave(self.outputs, dim=0)
             total += (flat @ flat[indices].T).mul_(reach)
         return total
-
-    def average(self) -> Float[Tensor, "n n"]:
-        """Mean over the outputs of the diagonal blocks of H."""
-        total = torch.zeros(self.samples, self.samples, dtype=self.dtype, device=self.device)
-        for layer in self.layers:
-            flat = layer.signals.flatten(1)
-            total += (flat @ flat.T).mul_(layer.overlap)
-        return total / self.outputs
-
-
-def shared_weight(signals: Float[Tensor, "n k o"]) -> float | None:
-    """w where every output c of every sample has the signal w e_c: a read-out alone, all samples weighted equally.
-
-    H is then w² times the overlap of its inputs, the same n × n matrix for every output, and couples none of them.
-    """
-    outputs, wide = signals.shape[1:]
-    if outputs != wide:
-        return None
-    one = signals[0, 0, 0] * torch.eye(outputs, dtype=signals.dtype, device=signals.device)
-    return float(signals[0, 0, 0]) if torch.equal(signals, one.expand_as(signals)) else None
