@@ -56,16 +56,29 @@ def test_refusal_names_a_batch_that_fits() -> None:
 
 
 def test_damping_moves_both_ways() -> None:
-    policy = DampingPolicy()
+    policy = DampingPolicy(bend=0.75)
     assert policy.length(0.1) == 1.0
     assert policy.length(1.5) == 0.5
     assert policy.after_success(1e-6, 1.0, 1e-15) == pytest.approx(1e-7)
-    assert policy.after_success(1e-6, 0.7, 1e-15) == 1e-6
+    assert policy.after_success(1e-6, 1.0, 1e-15, at_once=False) == 1e-6
+    assert policy.after_success(1e-6, 0.3, 1e-15) == 1e-6
+    assert policy.after_success(1e-6, 0.1, 1e-15) == pytest.approx(3e-6)
     assert policy.after_success(1e-6, 1.0, 1e-6) == 1e-6
     levels = [policy.after_failure(1e-6, failures) for failures in range(1, 6)]
     assert levels[0] == levels[1] == pytest.approx(3e-6)
     assert levels == sorted(levels)
     assert policy.after_failure(1e3, 1) == policy.largest
+
+
+@given(st.floats(0, 1e30) | st.just(math.inf), st.floats(0, 1e30))
+def test_steps_that_miss_more_become_shorter(defect: float, less: float) -> None:
+    policy = DampingPolicy()
+    found = policy.shortening(defect)
+    assert 0.1 <= found <= 0.7
+    assert policy.shortening(min(defect, less)) >= found
+    # The defect grows as α³: at the α that is tried next it is what was aimed at.
+    if 0.1 < found < 0.7:
+        assert defect * found**3 == pytest.approx(policy.missed)
 
 
 def test_damping_leaves_a_part_of_fresh_residuals_over() -> None:
