@@ -298,7 +298,9 @@ class GaussNewton(torch.optim.Optimizer):
                 made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
             if plan.solver == "svd":
                 return Spectral(made.dense(), residual)
-            stored = plan.jacobian == "dense" and (plan.solver == "primal" or isinstance(made, FunctionJacobian))
+            # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
+            made_once = plan.solver == "cholesky" and isinstance(made, TracedJacobian)
+            stored = plan.jacobian == "dense" and not made_once
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, TracedJacobian):
                 self.plan = plan = replace(plan, jacobian="traced")
