@@ -324,6 +324,8 @@ class TestRefusals:
         x, y = regression(5)
         with pytest.raises(ValueError, match="solver must be one of"):
             GaussNewton(mlp(3, 1), solver="magic").step(x, y)
+        with pytest.raises(ValueError, match="fewer parameters than outputs of samples, got 26 and 5"):
+            GaussNewton(mlp(3, 5, 1), solver="primal").step(x, y)
 
     def test_data(self) -> None:
         x, y = regression(5)

@@ -29,6 +29,9 @@ from widefit.optim.tracing import Traces
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 
+# Most products that an iteration spends on a direction while the data stay the same, and where each step sees other
+# data, whose noise hides what is left.
+_LIMITS = {False: 500, True: 60}
 # μ where every step sees other data.
 _MOMENTUM = 0.9
 # So many times fewer residuals than parameters are few: a batch of them says little about the others. (Poisson 5d:
@@ -308,7 +311,7 @@ class GaussNewton(torch.optim.Optimizer):
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, TracedJacobian):
                 self.plan = plan = replace(plan, jacobian="traced")
-        solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
+        solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance, _LIMITS[changes])
         if plan.solver == "primal":
             return Primal(jacobian, solver)
         return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)

@@ -15,8 +15,8 @@ _ORTHOGONAL = 3.0
 _BYTE = 8.0
 _PRODUCTS = 15.0
 # Values of λ a step tries on average, each a factorization; and solves per value.
-_TRIES = 1.5
-_SOLVES = 2.0
+_TRIES = 1.2
+_SOLVES = 3.0
 # H of fewer flops than this is summed in float64 even for a float32 network.
 _WIDEN = 4e9
 
@@ -97,6 +97,10 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
         An unknown name; or nothing fits: says how much is missing and which batch would fit.
     """
     plans = [plan for plan in _candidates(shape, dtype, free) if solver in ("auto", plan.solver)]
+    if not plans and solver == "primal":
+        raise ValueError(
+            f"solver='primal' is for fewer parameters than outputs of samples, got {shape.parameters} and {shape.rows}"
+        )
     if not plans:
         known = ", ".join(map(repr, ("auto", *NAMES)))
         raise ValueError(f"solver must be one of {known} or a widefit.solvers object, got {solver!r}")
@@ -204,14 +208,18 @@ def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> 
     )
 
 
-def named_solver(name: str, seed: int, tolerance: float = 1e-3) -> Solver:
-    """The solver of a plan; `tolerance` is what its iteration ends at, for a direction need only be right enough."""
+def named_solver(name: str, seed: int, tolerance: float = 1e-3, limit: int = 500) -> Solver:
+    """The solver of a plan.
+
+    Its iteration ends at `tolerance` or after `limit` products: a direction need only be right enough, and one that is
+    cut short is like one of larger damping.
+    """
     solvers: dict[str, Solver] = {
         "cholesky": Cholesky(),
         "primal": Cholesky(),
-        "cg": CG(tolerance=tolerance, max_iterations=500),
-        "sketched-cg": SketchedCG(tolerance=tolerance, max_iterations=500, seed=seed),
-        "nystrom-cg": NystromCG(tolerance=tolerance, max_iterations=500, seed=seed),
+        "cg": CG(tolerance=tolerance, max_iterations=limit),
+        "sketched-cg": SketchedCG(tolerance=tolerance, max_iterations=limit, seed=seed),
+        "nystrom-cg": NystromCG(tolerance=tolerance, max_iterations=limit, seed=seed),
     }
     return solvers[name]
 
