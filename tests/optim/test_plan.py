@@ -33,6 +33,12 @@ def test_many_rows_iterate() -> None:
     assert plan_step(shape, torch.float32, 10**10).solver in ("cg", "nystrom-cg", "sketched-cg")
 
 
+def test_iterations_that_take_long_give_way_to_a_factorization() -> None:
+    shape = StepShape(3500, 10_065, 4)
+    assert plan_step(shape, torch.float32, 10**10, products=50).solver == "nystrom-cg"
+    assert plan_step(shape, torch.float32, 10**10, products=1000).solver == "cholesky"
+
+
 @given(st.integers(1, 10**5), st.integers(1, 10**7), st.integers(20, 40))
 @example(6692, 116, 20)
 def test_fits_or_says_what_would(rows: int, parameters: int, log_bytes: int) -> None:

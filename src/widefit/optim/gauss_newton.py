@@ -29,9 +29,6 @@ from widefit.optim.tracing import Traces
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 
-# Most products that an iteration spends on a direction while the data stay the same, and where each step sees other
-# data, whose noise hides what is left.
-_LIMITS = {False: 500, True: 60}
 # μ where every step sees other data.
 _MOMENTUM = 0.9
 # So many times fewer residuals than parameters are few: a batch of them says little about the others. (Poisson 5d:
@@ -155,6 +152,8 @@ class GaussNewton(torch.optim.Optimizer):
         self._memory.tolerance = self.policy.tolerance(
             self._memory.tolerance, outcome.change is not None, outcome.loss / max(expansion.loss, 1e-300)
         )
+        if outcome.iterations:
+            self._memory.products = 0.5 * (self._memory.products + outcome.iterations)
         self._memory.step += 1
         self._memory.seconds += time.perf_counter() - began
         info = StepInfo(
@@ -292,7 +291,7 @@ class GaussNewton(torch.optim.Optimizer):
             factor_numbers=cost.numbers if cost is not None else 0.0,
         )
         name = self.solver if isinstance(self.solver, str) else self.solver.name
-        self.plan = plan = plan_step(shape, dtype, free, name)
+        self.plan = plan = plan_step(shape, dtype, free, name, self._memory.products)
         solver = self.solver if isinstance(self.solver, Solver) else None
         jacobian: Jacobian
         if plan.jacobian == "factors":
@@ -306,12 +305,12 @@ class GaussNewton(torch.optim.Optimizer):
             if plan.solver == "svd":
                 return Spectral(made.dense(), residual)
             # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
-            made_once = plan.solver == "cholesky" and isinstance(made, TracedJacobian)
-            stored = plan.jacobian == "dense" and not made_once
+            summed = plan.solver == "cholesky" and isinstance(made, TracedJacobian)
+            stored = plan.jacobian == "dense" and not summed
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, TracedJacobian):
                 self.plan = plan = replace(plan, jacobian="traced")
-        solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance, _LIMITS[changes])
+        solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
         if plan.solver == "primal":
             return Primal(jacobian, solver)
         return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)
