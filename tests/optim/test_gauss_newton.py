@@ -68,7 +68,9 @@ def test_interpolates_without_tuning(seed: int) -> None:
     optimizer = GaussNewton(model)
     for _ in range(60):
         info = optimizer.step(x, y)
-    assert info.loss < 1e-6
+        if info.loss < 1e-6:
+            return
+    pytest.fail(f"loss {info.loss:.1e}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -76,8 +76,9 @@ class DampingPolicy:
 
     def shortening(self, defect: float) -> float:
         """The factor of α after a point that missed the outputs of the parabola by a part `defect` of the residual."""
-        wanted = (self.missed / defect) ** (1 / 3) if 0 < defect < math.inf else 0.0
-        return min(0.7, max(0.1, wanted)) if defect > 0 else 0.7
+        if defect < self.near:  # the outputs are as promised: what fails is the model of the loss, or rounding
+            return 0.5
+        return min(0.7, max(0.1, (self.missed / defect) ** (1 / 3)))
 
     def after_success(self, level: float, length: float, floor: float, at_once: bool = True) -> float:
         """The next relative λ after a step of length α, found at the first λ tried or not."""
