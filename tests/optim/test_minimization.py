@@ -11,6 +11,7 @@ from small_systems import mlp, regression
 
 from widefit import GaussNewton
 from widefit.callbacks import Callback, Progress
+from widefit.files import Checkpoint, read_checkpoint
 
 
 def test_takes_the_steps_of_a_loop_by_hand() -> None:
@@ -106,6 +107,26 @@ def test_an_interrupt_ends_after_the_step() -> None:
     history = GaussNewton(mlp(3, 6, 1)).minimize(x, y, callbacks=[watcher])
     assert history.stop_reason == "interrupted"
     assert history[-1].step == 2
+
+
+@pytest.mark.parametrize("solver", ["svd", "sketched-cg"])
+def test_a_checkpoint_goes_on_to_the_same_bits(solver: str, tmp_path) -> None:
+    x, y = regression(40)
+    whole, model, again = mlp(3, 8, 1), mlp(3, 8, 1), mlp(3, 8, 1, seed=5)
+    straight = GaussNewton(whole, solver=solver, momentum=0.5).minimize(x, y, max_iter=6)
+    path = tmp_path / "run.state"
+    watch = [Checkpoint(path), Watcher(end_at=3)]
+    GaussNewton(model, solver=solver, momentum=0.5).minimize(x, y, max_iter=6, callbacks=watch)
+    resumed = GaussNewton(again, solver=solver, momentum=0.5)
+    history = resumed.minimize(x, y, max_iter=6, resume=read_checkpoint(path))
+    assert history.losses == straight.losses
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_the_state_of_another_run_is_refused() -> None:
+    x, y = regression(5)
+    with pytest.raises(ValueError, match="not the state of a GaussNewton"):
+        GaussNewton(mlp(3, 1)).minimize(x, y, resume=({}, {"rule": "sgd"}))
 
 
 @pytest.mark.parametrize(("options", "message"), [({"max_iter": 0}, "max_iter"), ({"tol": -1.0}, "tol")])

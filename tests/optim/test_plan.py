@@ -33,6 +33,12 @@ def test_many_rows_iterate() -> None:
     assert plan_step(shape, torch.float32, 10**10).solver in ("cg", "nystrom-cg", "sketched-cg")
 
 
+def test_iterations_that_take_long_give_way_to_a_factorization() -> None:
+    shape = StepShape(3500, 10_065, 4)
+    assert plan_step(shape, torch.float32, 10**10, products=50).solver == "nystrom-cg"
+    assert plan_step(shape, torch.float32, 10**10, products=1000).solver == "cholesky"
+
+
 @given(st.integers(1, 10**5), st.integers(1, 10**7), st.integers(20, 40))
 @example(6692, 116, 20)
 def test_fits_or_says_what_would(rows: int, parameters: int, log_bytes: int) -> None:
@@ -56,16 +62,31 @@ def test_refusal_names_a_batch_that_fits() -> None:
 
 
 def test_damping_moves_both_ways() -> None:
-    policy = DampingPolicy()
+    policy = DampingPolicy(bend=0.75)
     assert policy.length(0.1) == 1.0
     assert policy.length(1.5) == 0.5
     assert policy.after_success(1e-6, 1.0, 1e-15) == pytest.approx(1e-7)
-    assert policy.after_success(1e-6, 0.7, 1e-15) == 1e-6
+    assert policy.after_success(1e-6, 1.0, 1e-15, at_once=False) == 1e-6
+    assert policy.after_success(1e-6, 0.3, 1e-15) == 1e-6
+    assert policy.after_success(1e-6, 0.1, 1e-15) == pytest.approx(3e-6)
     assert policy.after_success(1e-6, 1.0, 1e-6) == 1e-6
     levels = [policy.after_failure(1e-6, failures) for failures in range(1, 6)]
     assert levels[0] == levels[1] == pytest.approx(3e-6)
     assert levels == sorted(levels)
     assert policy.after_failure(1e3, 1) == policy.largest
+
+
+@given(st.floats(0, 1e30) | st.just(math.inf), st.floats(0, 1e30))
+def test_steps_that_miss_more_become_shorter(defect: float, less: float) -> None:
+    policy = DampingPolicy()
+    found = policy.shortening(defect)
+    assert 0.1 <= found <= 0.7
+    assert policy.shortening(max(policy.near, min(defect, less))) >= found
+    if defect < policy.near:
+        return
+    # The defect grows as α³: at the α that is tried next it is what was aimed at.
+    if 0.1 < found < 0.7:
+        assert defect * found**3 == pytest.approx(policy.missed)
 
 
 def test_damping_leaves_a_part_of_fresh_residuals_over() -> None:

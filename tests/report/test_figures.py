@@ -52,6 +52,16 @@ def test_ticks_of_large_numbers_are_short() -> None:
     assert [label for _, label in linear(0, 1).ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
+def test_losses_are_called_what_they_are() -> None:
+    from widefit.report.figures import of_training
+
+    report = dataclasses.replace(classification(), loss_name="mean cross-entropy")
+    per_step, per_second = of_training(report)[:2]
+    assert all(
+        "mean cross-entropy" in figure.body and "squared" not in figure.body for figure in (per_step, per_second)
+    )
+
+
 def test_frame_maps_corners_to_corners() -> None:
     frame = Frame(linear(0, 10), linear(-1, 1))
     points = frame.points([0, 10], [-1, 1])
@@ -142,7 +152,7 @@ def test_flips_leave_out_the_state_before_training() -> None:
 
 
 def test_losses_that_are_not_finite_break_the_line() -> None:
-    figure = loss_per_step(HISTORIES["not finite"](), None)
+    figure = loss_per_step(HISTORIES["not finite"](), None, "mean squared residual")
     path = re.search(r'<path class="line" d="([^"]*)"', figure.body)[1]
     assert path.count("M") == 2
     assert "2 steps whose loss is not finite" in figure.caption

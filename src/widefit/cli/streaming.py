@@ -24,7 +24,7 @@ from widefit.estimators import WideClassifier, WideRegressor
 from widefit.estimators.online import progress, settle
 from widefit.files import read_checkpoint, save, write_container
 from widefit.report import Report, Source, this_machine, write
-from widefit.report.html import STOPPED
+from widefit.report.html import LOSS_NAMES, STOPPED
 
 
 @dataclass
@@ -185,6 +185,7 @@ def _report(job: Job, blocks: TableBlocks, run: _Stream, interrupted: bool) -> R
         metrics=metrics,
         probabilities=run.scores.probabilities,
         classes=run.scores.classes.tolist(),
+        loss_name=LOSS_NAMES[run.model.loss_],
         metric_name="progressive",
         plan=run.model.plan_.rows(),
         settings={name: str(value) for name, value in (job.settings | {"rows": run.rows}).items()},

@@ -12,9 +12,10 @@ class DampingPolicy:
 
     A step follows the parabola θ + α d + α² a, where d is the damped Gauss-Newton direction and a its correction for
     the measured second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear
-    model holds: α is the largest step at which the bend stays below `bend`, and the damping moves so that α stays near
-    one. No gain ratio is waited for, so the damping falls to rounding level within a few steps on well-behaved problems
-    and rises at once on others.
+    model holds: α is the largest step at which the bend stays below `bend`. Where the outputs then differ from those
+    that the parabola promised, the same factorization corrects the point for it; the difference grows as α³, so that
+    one too large tells the α to try next. The damping falls after long steps and rises after short ones: to rounding
+    level within a few steps on well-behaved problems.
 
     Attributes
     ----------
@@ -23,9 +24,19 @@ class DampingPolicy:
     bend
         Largest relative bend of an accepted step.
     shortest
-        A step shorter than this is not tried; λ rises instead.
+        A path that bends so much that its α would be smaller is not followed; λ rises instead. Also the largest
+        correction of a point, as a part of its step.
+    near, farthest
+        Part of the residual by which the outputs may miss those of the parabola: up to the one a point that lowers the
+        loss is left as it is, beyond the other it is past correcting.
+    missed
+        Such a part that the next, smaller α aims at.
+    least
+        The smallest α that is tried before λ rises.
+    long, short
+        α of a step after which λ falls, and below which it rises.
     rise, fall
-        Factors of λ after a failure and after a full step.
+        Factors of λ.
     largest
         Upper bound of the relative λ.
     probe
@@ -41,8 +52,14 @@ class DampingPolicy:
     """
 
     start: float = 1e-8
-    bend: float = 0.75
+    bend: float = 0.6
     shortest: float = 0.5
+    near: float = 0.1
+    farthest: float = 4.0
+    missed: float = 0.7
+    least: float = 0.05
+    long: float = 0.5
+    short: float = 0.25
     rise: float = 3.0
     fall: float = 10.0
     largest: float = 1e3
@@ -57,9 +74,17 @@ class DampingPolicy:
         """α for a path that bends by `bending` at full length."""
         return 1.0 if bending <= self.bend else self.bend / bending
 
-    def after_success(self, level: float, length: float, floor: float) -> float:
-        """The next relative λ after a step of length α."""
-        return max(floor, level / self.fall) if length == 1.0 else level
+    def shortening(self, defect: float) -> float:
+        """The factor of α after a point that missed the outputs of the parabola by a part `defect` of the residual."""
+        if defect < self.near:  # the outputs are as promised: what fails is the model of the loss, or rounding
+            return 0.5
+        return min(0.7, max(0.1, (self.missed / defect) ** (1 / 3)))
+
+    def after_success(self, level: float, length: float, floor: float, at_once: bool = True) -> float:
+        """The next relative λ after a step of length α, found at the first λ tried or not."""
+        if length >= self.long and at_once:
+            return max(floor, level / self.fall)
+        return min(self.largest, level * self.rise) if length < self.short else level
 
     def after_fresh(self, level: float, following: float, left_over: float) -> float:
         """The next relative λ where every step sees other data, few for the parameters.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from widefit.callbacks import Callback
-from widefit.gram.jacobian import FunctionJacobian, Jacobian
+from widefit.gram.jacobian import Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.gram.traced import TracedJacobian
 from widefit.history import History, StepInfo
@@ -19,8 +19,8 @@ from widefit.losses import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.memory import StepMemory
-from widefit.optim.minimization import Minimization
-from widefit.optim.modules import check_module
+from widefit.optim.minimization import Minimization, State
+from widefit.optim.modules import check_module, trainable_parameters
 from widefit.optim.options import check_options
 from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
@@ -152,6 +152,8 @@ class GaussNewton(torch.optim.Optimizer):
         self._memory.tolerance = self.policy.tolerance(
             self._memory.tolerance, outcome.change is not None, outcome.loss / max(expansion.loss, 1e-300)
         )
+        if outcome.iterations:
+            self._memory.products = 0.5 * (self._memory.products + outcome.iterations)
         self._memory.step += 1
         self._memory.seconds += time.perf_counter() - began
         info = StepInfo(
@@ -180,6 +182,7 @@ class GaussNewton(torch.optim.Optimizer):
         tol: float = 0.0,
         metric: Callable[[nn.Module], float] | None = None,
         callbacks: Sequence[Callback] = (),
+        resume: State | None = None,
     ) -> History:
         """Step until a goal is reached, with progress and a clean end on Ctrl-C.
 
@@ -195,6 +198,9 @@ class GaussNewton(torch.optim.Optimizer):
             Called with the model after each step; its value is recorded in `StepInfo.metric`.
         callbacks
             See `widefit.callbacks`: `Progress()` for a bar, `Log()` for the logger.
+        resume
+            A state from `widefit.files.read_checkpoint`: the run that wrote it goes on, to the same bits where the data
+            are the same, until `max_iter` steps from its beginning.
 
         Returns
         -------
@@ -205,9 +211,9 @@ class GaussNewton(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            As `step` does; max_iter below 1, tol below 0.
+            As `step` does; max_iter below 1, tol below 0, a state of something else.
         """
-        return Minimization(self, self.model, data, max_iter, tol, metric, callbacks).run()
+        return Minimization(self, self.model, data, max_iter, tol, metric, callbacks).run(resume)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later step depends on."""
@@ -228,7 +234,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._memory = StepMemory(**{field.name: own[field.name] for field in fields(StepMemory)})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
-        self._preconditioner = None if kept is None else Preconditioner(**kept)
+        self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
         self._last = None
 
     def _search(self, system: System, parameters: dict[str, Tensor], expansion: Expansion, changes: bool) -> Outcome:
@@ -285,7 +291,7 @@ class GaussNewton(torch.optim.Optimizer):
             factor_numbers=cost.numbers if cost is not None else 0.0,
         )
         name = self.solver if isinstance(self.solver, str) else self.solver.name
-        self.plan = plan = plan_step(shape, dtype, free, name)
+        self.plan = plan = plan_step(shape, dtype, free, name, self._memory.products)
         solver = self.solver if isinstance(self.solver, Solver) else None
         jacobian: Jacobian
         if plan.jacobian == "factors":
@@ -298,7 +304,9 @@ class GaussNewton(torch.optim.Optimizer):
                 made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
             if plan.solver == "svd":
                 return Spectral(made.dense(), residual)
-            stored = plan.jacobian == "dense" and (plan.solver == "primal" or isinstance(made, FunctionJacobian))
+            # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
+            summed = plan.solver == "cholesky" and isinstance(made, TracedJacobian)
+            stored = plan.jacobian == "dense" and not summed
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, TracedJacobian):
                 self.plan = plan = replace(plan, jacobian="traced")
@@ -327,22 +335,7 @@ class GaussNewton(torch.optim.Optimizer):
         return expansion
 
     def _names(self) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
-        """Trainable parameters by their name in the model, with their group."""
-        groups = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
-        named = {
-            name: (parameter, groups.pop(id(parameter)))
-            for name, parameter in self.model.named_parameters()
-            if id(parameter) in groups
-        }
-        if groups:
-            raise ValueError(f"{len(groups)} of the parameters given do not belong to the model")
-        named = {name: (parameter, group) for name, (parameter, group) in named.items() if parameter.requires_grad}
-        if not named:
-            raise ValueError("no trainable parameter: set requires_grad_(True) on what should be trained")
-        kinds = {(parameter.dtype, parameter.device) for parameter, _ in named.values()}
-        if len(kinds) > 1:
-            raise ValueError(f"trainable parameters must share one type and device, got {sorted(map(str, kinds))}")
-        return named
+        return trainable_parameters(self.model, self.param_groups)
 
     def _apply(
         self,

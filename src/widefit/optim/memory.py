@@ -18,6 +18,8 @@ class StepMemory:
         Whether steps see different data.
     tolerance
         To which an iteration solves the next equations.
+    products
+        With H that an iteration takes a step, half of it from the latest one.
     pace, trend
         Part of a step that is taken, and trend of the losses before it, where every step sees few, other data.
     """
@@ -27,5 +29,6 @@ class StepMemory:
     seconds: float = 0.0
     changing: bool = False
     tolerance: float = 1e-3
+    products: float = 50.0
     pace: float = 1.0
     trend: float = math.inf

@@ -10,6 +10,8 @@ from torch import Tensor
 from widefit.callbacks import Callback, interrupt_flag
 from widefit.history import History, StepInfo
 
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
 # So many rejected steps in a row on the same data, and rounding has won.
 _PATIENCE = 3
 
@@ -26,6 +28,8 @@ class Stepper(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
 
 class Minimization:
     """One run of `GaussNewton.minimize`, which documents the arguments; what callbacks see.
@@ -35,7 +39,7 @@ class Minimization:
     history
         Of the optimizer, with all steps it has taken.
     max_iter
-        The step at which this run ends, counted like `StepInfo.step`.
+        The step at which this run ends at the latest, counted like `StepInfo.step`.
     tol
         The goal.
     """
@@ -60,17 +64,34 @@ class Minimization:
         self._waiting: tuple[Any, ...] | None = self._draw()
         self._metric, self._callbacks = metric, tuple(callbacks)
         self.history = optimizer.history
-        taken = self.history[-1].step if len(self.history) else 0
-        self.max_iter, self.tol = taken + max_iter, float(tol)
+        self._began = self.history[-1].step if len(self.history) else 0
+        self.max_iter, self.tol = self._began + max_iter, float(tol)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> State:
         """Model and optimizer as `state_dict` gives them: tensors by their path, and all plain values."""
         tensors: dict[str, Tensor] = {}
-        whole = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        whole = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(), "began": self._began}
         return tensors, _without_tensors(whole, "", tensors)
 
-    def run(self) -> History:
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave."""
+        tensors, document = state
+        if not {"model", "optimizer", "began"} <= document.keys():
+            raise ValueError("resume: this is not the state of a GaussNewton.minimize; widefit.train resumes its own")
+        whole = _with_tensors(document, "", tensors)
+        optimizer = whole["optimizer"]
+        # A document has words for keys, torch numbers its parameters.
+        optimizer["state"] = {int(number): own for number, own in optimizer["state"].items()}
+        self._model.load_state_dict(whole["model"])
+        self._optimizer.load_state_dict(optimizer)
+        self.history = self._optimizer.history
+        self.max_iter += whole["began"] - self._began
+        self._began = whole["began"]
+
+    def run(self, resume: State | None = None) -> History:
         """Step until the goal, max_iter, a callback or an interrupt ends it."""
+        if resume is not None:
+            self.restore(resume)
         if not len(self.history):
             self.history.steps.append(StepInfo(step=0, loss=self._optimizer.evaluate(*(self._waiting or ()))))
         for callback in self._callbacks:
@@ -113,4 +134,15 @@ def _without_tensors(value: Any, path: str, found: dict[str, Tensor]) -> Any:
         return {str(key): _without_tensors(item, f"{path}.{key}".lstrip("."), found) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_tensors(item, f"{path}.{place}", found) for place, item in enumerate(value)]
+    return value
+
+
+def _with_tensors(value: Any, path: str, found: dict[str, Tensor]) -> Any:
+    """The inverse of `_without_tensors`, but for keys that were no words and for tuples."""
+    if path in found:
+        return found[path]
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, f"{path}.{key}".lstrip("."), found) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(item, f"{path}.{place}", found) for place, item in enumerate(value)]
     return value

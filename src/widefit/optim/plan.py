@@ -8,15 +8,13 @@ from widefit.memory import available_memory
 from widefit.solvers import CG, Cholesky, NystromCG, SketchedCG, Solver
 
 # Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over stored
-# numbers (flops that fit into the time of moving one byte), products that a preconditioned iteration is reckoned to
-# need.
+# numbers (flops that fit into the time of moving one byte).
 _DOUBLE = 2.0
 _ORTHOGONAL = 3.0
-_BYTE = 8.0
-_PRODUCTS = 15.0
+_BYTE = 5.0
 # Values of λ a step tries on average, each a factorization; and solves per value.
-_TRIES = 1.5
-_SOLVES = 2.0
+_TRIES = 1.2
+_SOLVES = 3.0
 # H of fewer flops than this is summed in float64 even for a float32 network.
 _WIDEN = 4e9
 
@@ -77,7 +75,9 @@ class StepPlan:
     reason: str = ""
 
 
-def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "auto") -> StepPlan:
+def plan_step(
+    shape: StepShape, dtype: torch.dtype, free: int, solver: str = "auto", products: float = 50.0
+) -> StepPlan:
     """The cheapest plan that fits into `free` bytes.
 
     Parameters
@@ -90,13 +90,19 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
         Memory budget in bytes.
     solver
         "auto", or the name that is forced.
+    products
+        With H that a preconditioned iteration is reckoned to need in a step.
 
     Raises
     ------
     ValueError
         An unknown name; or nothing fits: says how much is missing and which batch would fit.
     """
-    plans = [plan for plan in _candidates(shape, dtype, free) if solver in ("auto", plan.solver)]
+    plans = [plan for plan in _candidates(shape, dtype, free, products) if solver in ("auto", plan.solver)]
+    if not plans and solver == "primal":
+        raise ValueError(
+            f"solver='primal' is for fewer parameters than outputs of samples, got {shape.parameters} and {shape.rows}"
+        )
     if not plans:
         known = ", ".join(map(repr, ("auto", *NAMES)))
         raise ValueError(f"solver must be one of {known} or a widefit.solvers object, got {solver!r}")
@@ -113,7 +119,7 @@ def plan_step(shape: StepShape, dtype: torch.dtype, free: int, solver: str = "au
     )
 
 
-def _candidates(shape: StepShape, dtype: torch.dtype, free: int) -> list[StepPlan]:
+def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float = 50.0) -> list[StepPlan]:
     """Every way that suits the shape, cheap or not."""
     rows, columns, item = shape.rows, shape.parameters, shape.itemsize
     small = min(rows, columns)
@@ -153,29 +159,34 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int) -> list[StepPla
             )
         )
     plans += [plan("cholesky", *way) for way in dual]
-    return plans + [plan(name, *way) for name in ("nystrom-cg", "cg", "sketched-cg") for way in _iterative(shape, name)]
+    iterative = ("nystrom-cg", "cg", "sketched-cg")
+    return plans + [plan(name, *way) for name in iterative for way in _iterative(shape, name, products)]
 
 
-def _iterative(shape: StepShape, name: str) -> list[tuple[str, float, float]]:
+def _iterative(shape: StepShape, name: str, products: float) -> list[tuple[str, float, float]]:
     """(form of J, bytes, flops) of a preconditioned iteration on each form of J."""
     rows, columns, item = shape.rows, shape.parameters, shape.itemsize
-    products = _TRIES * _SOLVES * _PRODUCTS * (5.0 if name == "cg" else 1.0)
+    products *= 5.0 if name == "cg" else 1.0
     make = (6.0 + _BYTE * item) * rows * columns
-    extra_bytes, extra = 0.0, 0.0
+    extra_bytes, extra, rank = 0.0, 0.0, 0.0
     if name == "nystrom-cg":
         rank = 4 * rows**0.5
-        extra_bytes, extra = 3 * rows * rank * item, _TRIES * (2.0 * rows * columns * rank + 6 * rows * rank**2)
+        extra_bytes, extra = 3 * rows * rank * item, _TRIES * 6 * rows * rank**2
     if name == "sketched-cg":
         sketch = min(4 * rows, columns)
         extra_bytes = 3.0 * (sketch + rows) * rows * item
         extra = _TRIES * (40.0 * rows * columns + 2 * _ORTHOGONAL * 2.0 * (sketch + rows) * rows**2)
+    picked = _TRIES * rank * 2.0 * rows * columns
+    stored = make + products * 2 * _BYTE * item * rows * columns + picked + extra
+    remade = make * rows**0.5 + products * 80.0 * rows * columns + picked + extra
     ways = [
-        ("dense", 2 * rows * columns * item + extra_bytes, make + products * _BYTE * item / 2 * rows * columns + extra),
-        ("function", 40 * rows * item + extra_bytes, make * rows**0.5 + products * 16.0 * rows * columns + extra),
+        ("dense", 2 * rows * columns * item + extra_bytes, stored),
+        ("function", 40 * rows * item + extra_bytes, remade),
     ]
     if shape.factor_flops is not None:
         held = shape.factor_numbers * rows * item + extra_bytes
-        ways.append(("factors", held, products * 4.0 * rows * columns + extra))
+        known = products * 12.0 * rows * columns + _TRIES * rank * shape.factor_flops * rows + extra
+        ways.append(("factors", held, known))
     return ways
 
 

@@ -1,5 +1,6 @@
 """One step: from a least-squares problem and its curvature to a change of the parameters that lowers the loss."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,6 +61,54 @@ class Outcome:
 
 
 @dataclass
+class Path:
+    """θ + α d + α² a, and what the outputs do along it.
+
+    Attributes
+    ----------
+    first, second
+        d and a; no a where the outputs do not move or leave all bounds.
+    curve
+        The outputs' part in α²: J̃ a and half the second derivative along d.
+    bend
+        2‖a‖/‖d‖.
+    iterations
+        Of all solves for it.
+    """
+
+    first: Direction
+    second: Direction | None
+    curve: Float[Tensor, " M"] | None
+    bend: float
+    iterations: int
+
+    @property
+    def farthest(self) -> float:
+        """A bound on the norm of the change at full length."""
+        return float(sum(torch.linalg.vector_norm(d.value) for d in (self.first, self.second) if d is not None))
+
+    def change(self, reach: float) -> Float[Tensor, " P"]:
+        """α d + α² a."""
+        change = reach * self.first.value
+        return change if self.second is None else change + reach * reach * self.second.value
+
+    def image(self, reach: float) -> Float[Tensor, " M"]:
+        """What the outputs should change by."""
+        image = reach * self.first.image
+        return image if self.curve is None else image + reach * reach * self.curve
+
+
+@dataclass(frozen=True)
+class Point:
+    """A change of the parameters, the outputs and the loss there, and the α it was found at."""
+
+    change: Float[Tensor, " P"]
+    outputs: list[Float[Tensor, "_ _"]]
+    loss: float
+    length: float
+
+
+@dataclass
 class Search:
     """Looks along bent paths, with a damping that grows until one of them holds.
 
@@ -98,34 +147,36 @@ class Search:
     def run(self, level: float, fixed: bool = False) -> Outcome:
         """Search from the relative damping `level`; `fixed` keeps it, and shortens the step instead."""
         policy, iterations = self.policy, 0
-        residual = self.expansion.residual
         level = max(level, self.curvature.floor)
-        attempts = 1 if fixed else policy.attempts
         shortest = 2.0**-10 if fixed else policy.shortest
-        for attempt in range(attempts):
+        for attempt in range(1 if fixed else policy.attempts):
             damping = level * self.curvature.scale
-            first = self._direction(residual, damping)
-            bend, second = self._bend(first, damping)
-            iterations += first.iterations + (second.iterations if second is not None else 0)
-            length = max(policy.length(bend * self.rate), shortest if fixed else 0.0)
+            path = self._path(damping)
+            length = max(policy.length(path.bend * self.rate), shortest if fixed else 0.0)
+            found = None
             # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
             if length >= shortest or level >= policy.largest:
-                found = self._shorten(first, second, length, shortest / 2)
-                if found is not None:
-                    change, outputs, loss, gain = found
-                    following = level if fixed else self._following(level, length, first, attempt)
-                    return Outcome(change, outputs, loss, following, damping, gain, first, iterations)
+                found = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
+            iterations += path.iterations
+            if found is not None:
+                gain = self._gain_ratio(path.first, found.length, found.loss)
+                following = level if fixed else self._following(level, found.length, path.first, attempt)
+                return Outcome(
+                    found.change, found.outputs, found.loss, following, damping, gain, path.first, iterations
+                )
             level = level if fixed else policy.after_failure(level, attempt + 1)
         loss, outputs = self.expansion.loss, self.expansion.outputs
-        return Outcome(None, outputs, loss, level, damping, None, first, iterations)
+        return Outcome(None, outputs, loss, level, damping, None, path.first, iterations)
 
     def _following(self, level: float, length: float, first: Direction, attempt: int) -> float:
         """The relative λ that the next step starts from."""
         policy, floor = self.policy, self.curvature.floor
-        following = policy.after_success(level, length, floor) if attempt == 0 else level
+        following = policy.after_success(level, length, floor, attempt == 0)
         return policy.after_fresh(level, following, self._left_over(first)) if self.fresh else following
 
-    def _direction(self, residual: Float[Tensor, " M"], damping: float) -> Direction:
+    def _direction(self, damping: float) -> Direction:
+        """d, from θ or from where momentum carries it."""
+        residual = self.expansion.residual
         if self.momentum is None:
             return self.curvature.direction(residual, damping)
         inner = self.curvature.direction(residual + self.momentum.image, damping)
@@ -137,51 +188,65 @@ class Search:
             inner.solver,
         )
 
-    def _bend(self, first: Direction, damping: float) -> tuple[float, Direction | None]:
-        """2‖a‖/‖d‖ and a, from the outputs a little way along d."""
+    def _path(self, damping: float) -> Path:
+        """The parabola for one λ, its bend measured from the outputs a little way along d."""
+        first = self._direction(damping)
         size = float(torch.linalg.vector_norm(first.value))
         if size == 0:
-            return 0.0, None
+            return Path(first, None, None, 0.0, first.iterations)
         probe = self.policy.probe
-        ahead = self.evaluate(probe * first.value)
-        change = torch.cat(
-            [
-                apply_root(root, after - before).reshape(-1)
-                for root, after, before in zip(self.expansion.roots, ahead, self.expansion.outputs, strict=True)
-            ]
-        )
+        change = self._change(self.evaluate(probe * first.value))
         # (f(θ + h d) − f(θ))/h = J d + (h/2) f″(d, d) + O(h²)
         half_second = (change / probe - first.image) / probe
         if not bool(torch.isfinite(half_second).all()):
-            return float("inf"), None
+            return Path(first, None, None, math.inf, first.iterations)
         second = self.curvature.direction(half_second, damping)
-        return 2 * float(torch.linalg.vector_norm(second.value)) / size, second
+        bend = 2 * float(torch.linalg.vector_norm(second.value)) / size
+        return Path(first, second, second.image + half_second, bend, first.iterations + second.iterations)
 
-    def _shorten(
-        self, first: Direction, second: Direction | None, length: float, shortest: float
-    ) -> tuple[Tensor, list[Tensor], float, float | None] | None:
-        """The first point of the path, going back from `length` by halves, that lowers the loss."""
+    def _follow(self, path: Path, length: float, shortest: float, damping: float) -> Point | None:
+        """The first point near the path, going back from `length`, that lowers the loss."""
         if self.max_norm is not None:
-            farthest = self.rate * float(
-                sum(torch.linalg.vector_norm(d.value) for d in (first, second) if d is not None)
-            )
+            farthest = self.rate * path.farthest
             part = min(1.0, self.max_norm / farthest) if farthest > 0 else 1.0
             length, shortest = length * part, shortest * part
         while length >= shortest:
-            change = self._path(first, second, length)
-            outputs = self.evaluate(change)
-            loss = self.loss(outputs)
-            if loss < self.expansion.loss:
-                return change, outputs, loss, self._gain_ratio(first, length, loss)
-            length /= 2
+            point, defect = self._near(path, length, damping)
+            if point.loss < self.expansion.loss:
+                return point
+            length *= self.policy.shortening(defect)
         return None
 
-    def _path(self, first: Direction, second: Direction | None, length: float) -> Float[Tensor, " P"]:
-        reach = length * self.rate
-        change = reach * first.value
-        if second is not None:
-            change = change + reach * reach * second.value
-        return change
+    def _near(self, path: Path, length: float, damping: float) -> tuple[Point, float]:
+        """A point of the path, or the same corrected where it has left its model; and how far it had left it.
+
+        The correction answers what the outputs are beyond the parabola by another solve with the same λ: what a third
+        derivative would do, measured where it matters.
+        """
+        reach, policy = length * self.rate, self.policy
+        point = self._point(path.change(reach), length)
+        missed = self._change(point.outputs) - path.image(reach)
+        size = torch.linalg.vector_norm(self.expansion.residual)
+        defect = float(torch.linalg.vector_norm(missed) / size) if size > 0 else 0.0
+        if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
+            return point, defect
+        correction = self.curvature.direction(missed, damping)
+        path.iterations += correction.iterations
+        change = point.change + correction.value
+        if float(torch.linalg.vector_norm(correction.value)) > policy.shortest * float(
+            torch.linalg.vector_norm(reach * path.first.value)
+        ) or (self.max_norm is not None and float(torch.linalg.vector_norm(change)) > self.max_norm):
+            return point, defect
+        return min(point, self._point(change, length), key=lambda found: found.loss), defect
+
+    def _point(self, change: Float[Tensor, " P"], length: float) -> Point:
+        outputs = self.evaluate(change)
+        return Point(change, outputs, self.loss(outputs), length)
+
+    def _change(self, outputs: list[Float[Tensor, "_ _"]]) -> Float[Tensor, " M"]:
+        """How far outputs are from those at θ, weighted as the rows of J̃ are."""
+        pairs = zip(self.expansion.roots, outputs, self.expansion.outputs, strict=True)
+        return torch.cat([apply_root(root, after - before).reshape(-1) for root, after, before in pairs])
 
     def _left_over(self, first: Direction) -> float:
         """The part of the squared residual that a full step would leave, were the model linear."""

@@ -20,8 +20,8 @@ def of_training(report: Report) -> list[Figure]:
     """How the run went."""
     history = report.history
     figures = [
-        loss_per_step(history, report.tol),
-        loss_per_second(history, report.tol),
+        loss_per_step(history, report.tol, report.loss_name),
+        loss_per_second(history, report.tol, report.loss_name),
         *validation(history, report.metric_name),
         *flips(history),
         *phases(history),

@@ -30,17 +30,17 @@ MARKED = 60
 REACH = 1000
 
 
-def loss_per_step(history: History, tol: float | None) -> Figure:
-    """Training loss after each step."""
-    return _loss(history, tol, [float(info.step) for info in history], "Loss per step", "step")
+def loss_per_step(history: History, tol: float | None, name: str) -> Figure:
+    """Training loss after each step; `name` says what it measures."""
+    return _loss(history, tol, name, [float(info.step) for info in history], "Loss per step", "step")
 
 
-def loss_per_second(history: History, tol: float | None) -> Figure:
-    """Training loss against wall-clock time."""
-    return _loss(history, tol, [info.seconds for info in history], "Loss per second", "seconds")
+def loss_per_second(history: History, tol: float | None, name: str) -> Figure:
+    """Training loss against wall-clock time; `name` says what it measures."""
+    return _loss(history, tol, name, [info.seconds for info in history], "Loss per second", "seconds")
 
 
-def _loss(history: History, tol: float | None, across: Sequence[float], title: str, x_label: str) -> Figure:
+def _loss(history: History, tol: float | None, name: str, across: Sequence[float], title: str, x_label: str) -> Figure:
     losses = history.losses
     if not losses:
         return Figure(title, _nothing("no step was recorded"))
@@ -69,7 +69,7 @@ def _loss(history: History, tol: float | None, across: Sequence[float], title: s
     alt = f"{title}: from {number(losses[0])} to {number(losses[-1])} in {history[-1].step} steps"
     lost = sum(not math.isfinite(loss) for loss in losses)
     caption = f"Not drawn: {plural(lost, 'step')} whose loss is not finite." if lost else ""
-    return Figure(title, frame.svg(marks, x_label, "mean squared residual", alt), caption, tuple(legend))
+    return Figure(title, frame.svg(marks, x_label, name, alt), caption, tuple(legend))
 
 
 def _hint(info: StepInfo) -> str:

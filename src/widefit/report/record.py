@@ -48,6 +48,8 @@ class Report:
         Labels in order; needed for classification.
     outputs
         Names of the k outputs of a regression; numbered when empty.
+    loss_name
+        What `StepInfo.loss` of the history measures.
     metric_name
         What `StepInfo.metric` of the history measures.
     tol
@@ -78,6 +80,7 @@ class Report:
     probabilities: ArrayLike | None = None
     classes: Sequence[Any] = ()
     outputs: Sequence[str] = ()
+    loss_name: str = "mean squared residual"
     metric_name: str = "validation metric"
     tol: float | None = None
     plan: Sequence[tuple[str, str, str]] = ()

@@ -82,7 +82,8 @@ class SketchedCG(Solver):
             sketch = _Identity(size if size is not None else operator.size)
         sketched = operator.sketched_factor(sketch)
         ridge = math.sqrt(damping) * torch.eye(operator.size, dtype=sketched.dtype, device=sketched.device)
-        factor = torch.linalg.qr(torch.cat([sketched, ridge]), mode="r")[1]
+        # Row after row, as a file keeps it: a solve with other strides would round otherwise.
+        factor = torch.linalg.qr(torch.cat([sketched, ridge]), mode="r")[1].contiguous()
         return _Sketched(self, operator, damping, factor, [])
 
 
