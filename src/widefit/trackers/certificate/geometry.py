@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.kernels.products import panels_of
+from widefit.kernels.vector import column_blocks
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.fire_pattern import Chunk
@@ -87,8 +88,10 @@ class Geometry:
     ----------
     initial
         W₀.
-    inputs, inputs64, inputs32
-        X in the dtype of the network, in float64 and in float32.
+    inputs, inputs64
+        X in the dtype of the network, and in float64.
+    blocks64, blocks32
+        X as `widefit.kernels.vector` reads it for sums in float64 and, in float32, for sums in float32.
     panels
         X as `widefit.kernels.products` reads it.
     similarity
@@ -110,7 +113,8 @@ class Geometry:
     initial: InitialWeights
     inputs: Float[np.ndarray, "n d"]
     inputs64: Float[np.ndarray, "n d"]
-    inputs32: Float[np.ndarray, "n d"]
+    blocks64: Float[np.ndarray, "blocks n lanes"]
+    blocks32: Float[np.ndarray, "blocks32 n lanes32"]
     panels: Float[np.ndarray, "panels d width"]
     similarity: Float[np.ndarray, "n n"]
     peak: Float[np.ndarray, " n"]
@@ -139,7 +143,8 @@ class Geometry:
             initial=InitialWeights(network, features, inputs.dtype),
             inputs=inputs,
             inputs64=inputs64,
-            inputs32=inputs.astype(np.float32),
+            blocks64=column_blocks(inputs, np.float64),
+            blocks32=column_blocks(inputs.astype(np.float32), np.float32),
             panels=panels_of(inputs),
             similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),

@@ -59,7 +59,7 @@ def scan(
         last = first + block.shape[0]
         block_start = np.empty(last - first + 1, np.int64)
         pairs = kernels.pass_block(
-            block, geometry.panels, z, held, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
+            block, geometry.panels, z, held, geometry.inputs, geometry.threshold, geometry.tolerance, geometry.floor,
             coefficients[first:last], geometry.bucket_of, radius, level, idle, counts[first:last], block_start, words,
             scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip
@@ -89,7 +89,7 @@ def weights_of(
         slots_kernels.materialize(
             block, geometry.initial.of(chunk, block), chunk.coefficients, chunk.counts, chunk.start, chunk.words,
             collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
-            geometry.inputs64, out,
+            geometry.blocks64, out,
         )  # fmt: skip
         yield out
 
@@ -128,7 +128,7 @@ def _exact(
         slots_kernels.exact_pairs(
             slots[part], samples[part], chunk.neurons, base, base_first, chunk.coefficients, chunk.counts, chunk.start,
             chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
-            scale, geometry.inputs64, z[part], y[part],
+            scale, geometry.blocks64, geometry.inputs, z[part], y[part],
         )  # fmt: skip
     return z, y
 

@@ -186,7 +186,7 @@ class CertificateTracking(Tracking):
         whole = beyond(self.chunks, drift, bounds.room())
         if sum(slots.size for slots in whole) > _WHOLE * sum(own.size for own in drift):
             return None
-        return self._look(after, change, bounds, np.zeros_like(bounds.level), drift, whole)
+        return self._look(after, change, bounds, bounds.level[:, :0], drift, whole)
 
     def _look(
         self,
