@@ -13,7 +13,7 @@ from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.fire_pattern import Chunk
 
 # Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
-_DRAWN = 4096
+_DRAWN = 2048
 
 
 def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
