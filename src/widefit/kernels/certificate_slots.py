@@ -72,15 +72,15 @@ def place(
 
 @njit(nogil=True, cache=True)
 def materialize(
-    slots, base, coefficients, counts, start, words, collected, head, following, entry_sample, entry_value, scale,
-    blocks, out,
+    slots, neurons, base, base_first, coefficients, counts, start, words, collected, head, following, entry_sample,
+    entry_value, scale, blocks, out,
 ):  # fmt: skip
-    """out = base − c_r Σ_i C_ri x_i in float64, slot by slot.
+    """out = w_r(0) − c_r Σ_i C_ri x_i in float64, slot by slot.
 
     Parameters
     ----------
     slots : (s,) int32
-    base : (s, d) initial weights
+    neurons : (slots,) int32; base : initial weights of neurons base_first, base_first + 1, …
     coefficients : float64, of all slots
     counts, start, words : fire rows of all slots
     collected : (n,) float64, G
@@ -89,19 +89,15 @@ def materialize(
     blocks : X from `column_blocks` for sums in float64
     out : (s, d) float64
     """
-    n, d = blocks.shape[1], out.shape[1]
+    n = blocks.shape[1]
     fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n)
     moved = np.empty(blocks.shape[0] * blocks.shape[2])
     for s in range(slots.size):
-        slot = slots[s]
-        k = fired_samples(counts, start, words, slot, n, fired)
-        terms = gather(fired, k, collected, slot, head, following, entry_sample, entry_value, scale, values)
-        sum_rows(fired, values, terms, blocks, moved)
-        a = coefficients[slot]
-        target = out[s]
-        source = base[s]
-        for c in range(d):
-            target[c] = np.float64(source[c]) - a * moved[c]
+        k = fired_samples(counts, start, words, slots[s], n, fired)
+        place(
+            fired, k, slots[s], neurons, base, base_first, coefficients, collected, head, following, entry_sample,
+            entry_value, scale, blocks, values, moved, out[s],
+        )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)

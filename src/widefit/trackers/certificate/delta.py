@@ -57,11 +57,11 @@ class CertificateDelta:
                 moved = np.empty((slots.size, rows.shape[1]))
                 corrections, output = chunk.corrections, chunk.chunk.output
                 kernels.materialize(
-                    slots, np.zeros((slots.size, rows.shape[1]), rows.dtype), chunk.coefficients, chunk.counts,
-                    chunk.start, chunk.words, self.collected[output], corrections.head, corrections.following,
-                    corrections.sample, corrections.value, float(self.scale[output]), blocks, moved,
+                    slots, chunk.neurons, rows, first - origin, chunk.coefficients, chunk.counts, chunk.start,
+                    chunk.words, self.collected[output], corrections.head, corrections.following, corrections.sample,
+                    corrections.value, float(self.scale[output]), blocks, moved,
                 )  # fmt: skip
-                rows[chunk.neurons[slots] + (origin - first)] += moved
+                rows[chunk.neurons[slots] + (origin - first)] = moved
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything it is made of, as arrays."""

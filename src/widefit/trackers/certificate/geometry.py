@@ -58,13 +58,10 @@ class InitialWeights:
             last = min(first + size, chunk.last)
             yield self.network.rows(first, last, None if out is None else out[: last - first])
 
-    def of(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> Float[np.ndarray, "s d"]:
-        """Weights of slots."""
-        neurons = chunk.neurons[slots]
-        if neurons.size == 0:
-            return np.empty((0, self.features), self.dtype)
-        low, first = int(neurons.min()), chunk.chunk.first
-        return self.network.rows(first + low, first + int(neurons.max()) + 1)[neurons - low]
+    def around(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> tuple[Float[np.ndarray, "rows d"], int]:
+        """Weights of the neurons among which those of ascending slots are, and the first of them."""
+        first, last = (int(chunk.neurons[slots[end]]) for end in (0, -1))
+        return self.network.rows(chunk.chunk.first + first, chunk.chunk.first + last + 1), first
 
     def spans(
         self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]

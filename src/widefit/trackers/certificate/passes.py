@@ -82,15 +82,15 @@ def weights_of(
     geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"], sums: Sums
 ) -> Iterator[Float[np.ndarray, "rows d"]]:
     """Weights of slots in float64, block by block."""
-    corrections, rows = chunk.corrections, block_rows(geometry.samples)
+    corrections, coefficients, rows = chunk.corrections, chunk.coefficients, block_rows(geometry.samples)
     collected, scale = sums.of(chunk.chunk.output)
     for first in range(0, slots.size, rows):
         block = slots[first : first + rows]
         out = np.empty((block.size, geometry.inputs.shape[1]))
         slots_kernels.materialize(
-            block, geometry.initial.of(chunk, block), chunk.coefficients, chunk.counts, chunk.start, chunk.words,
-            collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
-            geometry.blocks64, out,
+            block, chunk.neurons, *geometry.initial.around(chunk, block), coefficients, chunk.counts, chunk.start,
+            chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
+            scale, geometry.blocks64, out,
         )  # fmt: skip
         yield out
 
