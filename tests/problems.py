@@ -52,8 +52,9 @@ def real(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name == "digits":
         rows, targets = digits_parity(300)
     else:
-        data = {"wine": load_wine, "breast cancer": load_breast_cancer}[name]()
-        rows, targets = sphere((data.data - data.data.mean(0)) / data.data.std(0)), 2.0 * (data.target == 1) - 1
+        load = {"wine": load_wine, "breast cancer": load_breast_cancer}[name]
+        data, classes = (np.asarray(part) for part in load(return_X_y=True))
+        rows, targets = sphere((data - data.mean(0)) / data.std(0)), 2.0 * (classes == 1) - 1
     return rows.astype(np.float32), targets
 
 
