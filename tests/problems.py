@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 from widefit.nn import TwoLayer
 
@@ -45,6 +45,17 @@ def digits_parity(samples: int) -> tuple[np.ndarray, np.ndarray]:
     data = load_digits()
     rows = data.data[:samples] - data.data.mean(0)
     return sphere(rows), np.where(data.target[:samples] % 2, 1.0, -1.0)
+
+
+def real(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A data set of scikit-learn, float32: standardized, on the sphere, with ±1 for two halves of the classes."""
+    if name == "digits":
+        rows, targets = digits_parity(300)
+    else:
+        load = {"wine": load_wine, "breast cancer": load_breast_cancer}[name]
+        data, classes = (np.asarray(part) for part in load(return_X_y=True))
+        rows, targets = sphere((data - data.mean(0)) / data.std(0)), 2.0 * (classes == 1) - 1
+    return rows.astype(np.float32), targets
 
 
 def make(name: str, dtype, width: int | None = None) -> Problem:

@@ -24,8 +24,9 @@ from widefit.problem import checked_problem, linearize, refuse_floor, rule_for
 from widefit.rules import Linearization, Rule
 from widefit.trackers import Minibatches, Trial, Update
 
-# Neurons of every output from which the length of the first step is foretold.
-_SCOUT = 4096
+# Neurons of every output from which the length of the first step is foretold: so many that about this number of them
+# fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
+_SCOUT_FIRING, _SCOUT = 128, 4096
 # Neurons that tell how many fire at all.
 _SEEN = 1024
 
@@ -225,7 +226,8 @@ class Training:
         """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
         if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
             return None
-        scout = self.network.sample(_SCOUT * self.network.out_features)
+        width = max(_SCOUT, int(_SCOUT_FIRING / max(self._firing(), 1e-4))) * self.network.out_features
+        scout = self.network.sample(min(width, self.network.width))
         view = linearize(scout, self._inputs, self._objective, self._threads)
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
@@ -270,14 +272,18 @@ class Training:
         """What else decides the outputs: settings, and the bytes of what training leaves alone."""
         return self.network.threshold, self.network.readout_identity()
 
-    def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
+    def _firing(self) -> float:
+        """p, the expected part of the pairs that fire."""
         norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))
+        return firing_probability(self.network.threshold, norm)
+
+    def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
         shape = TwoLayerShape(
             samples=self._inputs.shape[0],
             features=self._inputs.shape[1],
             width=self.network.width,
             outputs=self.network.out_features,
-            firing=firing_probability(self.network.threshold, norm),
+            firing=self._firing(),
             itemsize=self._inputs.itemsize,
             anchored=self._objective.alpha > 0,
             readout_scale=max(1e-6, float(np.abs(self.network.coefficients(0, 2)).max()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import DenseReference, digits_parity, make, sphere
+from problems import DenseReference, digits_parity, make, real, sphere
 
 import widefit
 from widefit.gram import CurrentGrams
@@ -231,24 +231,49 @@ def test_own_movements_are_upper_bounds_and_tight():
         assert np.all(bound <= exact * 1.001 + 1e-4)
 
 
-@pytest.mark.parametrize("threshold", ["auto", 0.0], ids=["shifted", "plain"])
-@pytest.mark.parametrize("alpha", [0.0, 1e-3])
-def test_training_follows_dense_float64(threshold, alpha):
-    """Losses within 1e-5 down to 1e-10, in float32, on digits, with steps that no pass is made for."""
-    inputs, targets = digits_parity(250)
-    network = TwoLayer(64, 1 << 13, threshold=threshold, seed=4)
-    exact = TwoLayer(64, 1 << 13, threshold=threshold, seed=4, dtype=torch.float64)
-    inputs = inputs.astype(np.float32)
-    settings = {"tol": 1e-10, "max_iter": 7, "alpha": alpha}
-    found = widefit.train(network, inputs, targets, tracker=Certificate(), **settings)
-    expected = widefit.train(exact, inputs, targets, tracker=Dense(), **settings)
+class Patterns(widefit.callbacks.Callback):
+    """Who fires after every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def step(self, run, info):
+        self.steps.append(fires(run._tracking))
+        return False
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "alpha"),
+    [
+        ("digits", "auto", 0.0),
+        ("digits", 0.0, 1e-3),
+        ("wine", "auto", 1e-3),
+        ("wine", 0.0, 0.0),
+        ("breast cancer", "auto", 0.0),
+        ("breast cancer", 0.0, 0.0),
+    ],
+)
+def test_training_follows_dense_float64(name, threshold, alpha):
+    """Of a float32 network: the same pattern after every step, and losses within 1e-5 down to 1e-10."""
+    inputs, targets = real(name)
+    network = TwoLayer(inputs.shape[1], 1 << 11, threshold=threshold, seed=4)
+    rounded = float(np.float32(network.threshold))
+    exact = TwoLayer(inputs.shape[1], 1 << 11, threshold=rounded, seed=4, dtype=torch.float64)
+    exact.weight.data.copy_(network.weight)
+    kept, expected = Patterns(), Patterns()
+    settings = {"tol": 1e-10, "max_iter": 12, "alpha": alpha}
+    found = widefit.train(network, inputs, targets, tracker=Certificate(), callbacks=[kept], **settings)
+    losses = widefit.train(
+        exact, inputs.astype(np.float64), targets, tracker=Dense(), callbacks=[expected], **settings
+    ).losses
     assert not all(info.rebased for info in found[1:])
-    for one, other in zip(found, expected, strict=True):
-        if other.loss > 1e-10:
-            assert one.loss == pytest.approx(other.loss, rel=1e-5)
-    # A pair within rounding of the threshold may go either way, and takes its neuron along.
-    apart = (network.weight.double() - exact.weight).abs().amax(dim=1) > 2e-5
-    assert int(apart.sum()) <= 5
+    assert len(found) == len(losses)
+    for info, loss in zip(found, losses, strict=True):
+        assert loss < 1e-10 or info.loss == pytest.approx(loss, rel=1e-8)
+    # With weights that are known exactly nothing lies within rounding of the threshold.
+    for one, other in zip(kept.steps, expected.steps, strict=True):
+        assert np.array_equal(one, other)
+    torch.testing.assert_close(network.weight.double(), exact.weight, rtol=1e-6, atol=1e-6)
 
 
 def test_a_second_run_goes_on():

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from widefit.kernels.certificate_slots import add_rows
+from widefit.kernels.certificate_slots import gather, sum_rows
 from widefit.kernels.cpu import fired_samples
 
 # Terms g_i K_ij of either sign are sorted into this many bins of equal width: sums of the largest are known to a bin.
@@ -79,11 +79,11 @@ def _take_largest(count, total, sign, scale, up, caps, out):
 
 
 @njit(nogil=True, cache=True)
-def _path(fired, k, slot, change, head, following, entry_sample, entry_value, scale_change, lengths):
-    """Σ_i |ΔC_ri| ‖x_i‖ in float32, and its number of terms: k operations for a bound on a movement."""
+def _path(fired, k, slot, lengths, steps, head, following, entry_sample, entry_value, scale_change):
+    """Σ_i |ΔC_ri| ‖x_i‖, rounded up, and its number of terms: k operations for a bound on a movement."""
     size, terms = np.float32(0), k
     for p in range(k):
-        size += abs(change[fired[p]]) * lengths[fired[p]]
+        size += steps[fired[p]]
     if scale_change != 0:
         e = head[slot]
         while e >= 0:
@@ -95,53 +95,58 @@ def _path(fired, k, slot, change, head, following, entry_sample, entry_value, sc
 
 @njit(nogil=True, cache=True)
 def _length(
-    fired, k, slot, change, head, following, entry_sample, entry_value, scale_change, inputs, path, terms, moved
+    fired, k, slot, change, head, following, entry_sample, entry_value, scale_change, blocks, path, terms, values, moved
 ):  # fmt: skip
-    """‖Σ_i ΔC_ri x_i‖, rounded up: k d operations; `path` and `terms` are from `_path`, `moved` (d,) is scratch."""
-    moved[:] = 0
-    add_rows(fired, k, change, inputs, moved)
+    """‖Σ_i ΔC_ri x_i‖, rounded up: k d operations; `path` and `terms` are from `_path`, the last two scratch."""
     if scale_change != 0:
-        e = head[slot]
-        while e >= 0:
-            g, x = np.float32(scale_change * entry_value[e]), inputs[entry_sample[e]]
-            for c in range(moved.size):
-                moved[c] += g * x[c]
-            e = following[e]
+        gather(fired, k, change, slot, head, following, entry_sample, entry_value, scale_change, values)
+    else:
+        for p in range(k):
+            values[p] = change[fired[p]]
+    sum_rows(fired, values, terms, blocks, moved)
+    # The second term bounds what rounding has done to the sums.
+    return np.sqrt(_square(moved)) * (1 + 1e-6 * moved.size) + 1.3e-7 * (terms + 2) * path
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _square(moved):
     total = np.float32(0)
     for c in range(moved.size):
         total += moved[c] * moved[c]
-    # The second term bounds what rounding has done to the sums.
-    return np.sqrt(np.float64(total)) * (1 + 1e-6 * moved.size) + 1.3e-7 * (terms + 2) * path
+    return np.float64(total)
 
 
 @njit(nogil=True, cache=True)
 def own_movements(
     coefficients, counts, start, words, first, last, change, head, following, entry_sample, entry_value, scale_change,
-    inputs, lengths, out,
+    blocks, lengths, steps, out,
 ):  # fmt: skip
     """out_r ≥ |c_r| ‖Σ_i ΔC_ri x_i‖: how far a step moves w_r, rounded up, for slots first to last.
 
     Parameters
     ----------
     change : (n,) float32, that of G; scale_change : that of P
-    inputs : (n, d) float32; lengths : (n,) float32, their norms
+    blocks : X in float32 from `column_blocks`; lengths : (n,) float32, ‖x_i‖
+    steps : (n,) float32, |change_i| ‖x_i‖
     out : (last − first,) float32
     """
-    n, d = inputs.shape
-    fired, moved = np.empty(n + 1, np.int32), np.empty(d, np.float32)
+    n = blocks.shape[1]
+    fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n, np.float32)
+    moved = np.empty(blocks.shape[0] * blocks.shape[2], np.float32)
     for r in range(first, last):
         k = fired_samples(counts, start, words, r, n, fired)
-        path, terms = _path(fired, k, r, change, head, following, entry_sample, entry_value, scale_change, lengths)
+        path, terms = _path(fired, k, r, lengths, steps, head, following, entry_sample, entry_value, scale_change)
         length = _length(
-            fired, k, r, change, head, following, entry_sample, entry_value, scale_change, inputs, path, terms, moved
-        )
+            fired, k, r, change, head, following, entry_sample, entry_value, scale_change, blocks, path, terms, values,
+            moved,
+        )  # fmt: skip
         out[r - first] = np.float32(abs(coefficients[r]) * length * _UP32)
 
 
 @njit(nogil=True, cache=True)
 def drift_of_movements(
-    coefficients, counts, start, words, change, head, following, entry_sample, entry_value, scale_change, inputs,
-    lengths, longest, bucket, highest, room, soonest, drift,
+    coefficients, counts, start, words, change, head, following, entry_sample, entry_value, scale_change, blocks,
+    lengths, steps, longest, bucket, highest, room, soonest, drift,
 ):  # fmt: skip
     """drift_r += how far a step moves z of slot r at most, no more closely than it matters.
 
@@ -156,17 +161,18 @@ def drift_of_movements(
     drift : (slots,) float32
     The other arguments are those of `own_movements`.
     """
-    n, d = inputs.shape
-    fired, moved = np.empty(n + 1, np.int32), np.empty(d, np.float32)
+    n = blocks.shape[1]
+    fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n, np.float32)
+    moved = np.empty(blocks.shape[0] * blocks.shape[2], np.float32)
     for r in range(counts.size):
         k = fired_samples(counts, start, words, r, n, fired)
-        path, terms = _path(fired, k, r, change, head, following, entry_sample, entry_value, scale_change, lengths)
+        path, terms = _path(fired, k, r, lengths, steps, head, following, entry_sample, entry_value, scale_change)
         unit, before = abs(coefficients[r]) * longest, np.float64(drift[r])
         after = np.float32((before + unit * path) * _UP32)
         if not (highest[bucket[r]] + after < soonest[r] and after < room[bucket[r]]):
             length = _length(
-                fired, k, r, change, head, following, entry_sample, entry_value, scale_change, inputs, path, terms,
-                moved,
+                fired, k, r, change, head, following, entry_sample, entry_value, scale_change, blocks, path, terms,
+                values, moved,
             )  # fmt: skip
             after = np.float32((before + unit * length) * _UP32)
         drift[r] = after

@@ -13,7 +13,7 @@ _DOWN32 = 1 - 2e-7
 
 @njit(nogil=True, cache=True)
 def pass_block(
-    weights, panels, z, held, inputs, threshold, tolerance, floor, coefficients, bucket_of, radius, level, idle, counts,
+    weights, panels, z, held, inputs, threshold, tolerance, floor, coefficients, bucket_of, radius, level, counts,
     start, words, scratch, issued, soonest, pair_sample, due, outputs,
 ):  # fmt: skip
     """Pre-activations of neurons, who fires, and certificates for the pairs near the threshold.
@@ -23,19 +23,19 @@ def pass_block(
     weights : (rows, d) float64 or the dtype of the network; decides where z is too near to the threshold
     panels, z : X in the dtype of the network and room for pre-activations, see `widefit.kernels.products`
     held : (BLOCK, d) scratch in the dtype of the network
-    inputs : (n, d) float64
+    inputs : (n, d) in the dtype of the network
     threshold : float64
     tolerance, floor : the rounding of z_ri is at most tolerance · ‖w_r‖ + floor
     coefficients : (rows,) float64
     bucket_of : (n + 1,) uint8, bucket of a neuron that fires on k samples
     radius : (q,) float32, pairs get a certificate when it ends below that of their bucket; of size 0 for none
     level : (q, n) float32, the bounds so far, to which the margin is added
-    idle : True when neurons that fire on nothing get certificates, too
     counts, start, words : fire rows, written
     scratch : (2, n + 1) int32
     issued, soonest : (rows,) int32 and float32, written: certificates of each row, and when the first of them is due
     pair_sample, due : written: the samples of the certificates, row after row, and the levels at which they are due
-    outputs : (n,) float64, added to
+    outputs : (n,) float64, to which f of these neurons is added in that precision: what it is off by at the start of a
+        run it stays off by; neurons that fire on nothing get no certificates then. Of size 0 where f is known
 
     Returns
     -------
@@ -44,6 +44,7 @@ def pass_block(
     rows, n = weights.shape[0], inputs.shape[0]
     fired, near = scratch[0], scratch[1]
     bits = np.empty((n + 63) // 64, np.uint64)
+    adds, narrow = outputs.size > 0, z.itemsize < 8
     pairs = 0
     start[0] = 0
     for r in range(rows):
@@ -56,22 +57,23 @@ def pass_block(
         low, high = z.dtype.type(threshold - slack), threshold + slack
         k = find_at_least(row, low, n, bits)
         candidates = places(bits, bits.size, near)
-        k = 0
+        k, a = 0, coefficients[r]
         for p in range(candidates):
             i = near[p]
-            if row[i] > high or dot(w, inputs[i]) > threshold:
+            value = np.float64(row[i])
+            if (adds and narrow) or not value > high:
+                value = dot(w, inputs[i])
+            if value > threshold:
                 fired[k] = i
                 k += 1
-        a = coefficients[r]
-        for p in range(k):
-            i = fired[p]
-            outputs[i] += a * (np.float64(row[i]) - threshold)
+                if adds:
+                    outputs[i] += a * (value - threshold)
 
         counts[r] = k
         start[r + 1] = start[r] + store_row(fired, k, n, start[r], words)
         issued[r] = 0
         soonest[r] = np.inf
-        if (k > 0 or idle) and radius.size > 0:
+        if (k > 0 or not adds) and radius.size > 0:
             q = bucket_of[k]
             # Twice the slack: the rounding of the threshold and of the cut itself are part of it.
             find_at_least(row, z.dtype.type(threshold - 2 * slack - np.float64(radius[q])), n, bits)

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from widefit.kernels.cpu import fired_samples
+from widefit.kernels.vector import add_scaled_rows
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
@@ -25,97 +26,92 @@ def dot(a, b):
 
 
 @njit(nogil=True, cache=True)
-def add_rows(fired, k, factors, inputs, moved):
-    """moved += Σ_p factors[fired[p]] inputs[fired[p]]; four rows at a time load and store `moved` less often."""
-    whole = k - k % 4
-    for p in range(0, whole, 4):
-        i0, i1, i2, i3 = fired[p], fired[p + 1], fired[p + 2], fired[p + 3]
-        g0, g1, g2, g3 = factors[i0], factors[i1], factors[i2], factors[i3]
-        x0, x1, x2, x3 = inputs[i0], inputs[i1], inputs[i2], inputs[i3]
-        for c in range(moved.size):
-            moved[c] += (g0 * x0[c] + g1 * x1[c]) + (g2 * x2[c] + g3 * x3[c])
-    for p in range(whole, k):
-        g, x = factors[fired[p]], inputs[fired[p]]
-        for c in range(moved.size):
-            moved[c] += g * x[c]
+def sum_rows(index, values, terms, blocks, out):
+    """out = Σ_p values[p] x_index[p] over p < terms; out (blocks · lanes,) of the dtype of values."""
+    lanes = blocks.shape[2]
+    out[:] = 0
+    for b in range(blocks.shape[0]):
+        add_scaled_rows(out[b * lanes : (b + 1) * lanes], blocks[b], index, values, 0, terms)
 
 
 @njit(nogil=True, cache=True)
-def collect(fired, k, collected, slot, head, following, entry_sample, entry_value, scale, inputs, moved):
-    """moved = Σ_i C_ri x_i."""
-    moved[:] = 0
-    add_rows(fired, k, collected, inputs, moved)
-    e = head[slot]
+def gather(index, k, collected, slot, head, following, entry_sample, entry_value, scale, values):
+    """The entries of C_r other than 0: values and, behind the k samples it fires on, indices; returns how many.
+
+    index, values : (2n,), the first k indices given
+    """
+    for p in range(k):
+        values[p] = collected[index[p]]
+    terms, e = k, head[slot]
     while e >= 0:
-        g = scale * entry_value[e]
-        x = inputs[entry_sample[e]]
-        for c in range(moved.size):
-            moved[c] += g * x[c]
+        index[terms], values[terms] = entry_sample[e], scale * entry_value[e]
+        terms += 1
         e = following[e]
+    return terms
 
 
 @njit(nogil=True, cache=True)
 def place(
     fired, k, slot, neurons, base, base_first, coefficients, collected, head, following, entry_sample, entry_value,
-    scale, inputs, moved, weight,
+    scale, blocks, values, moved, weight,
 ):  # fmt: skip
-    """weight = w_slot after a step, moved = what it differs by from the start; both (d,) float64, written.
+    """weight = w_slot after a step, moved = what it differs by from the start; float64, written.
 
-    fired, k : the samples that the slot fired on before the step
+    fired, k : (2n,), the samples that the slot fired on before the step; the rest is overwritten
+    values : (2n,) scratch
+    moved : as long as a row of all blocks; weight : (d,)
     The other arguments are those of `look_at_certificates`.
     """
-    collect(fired, k, collected, slot, head, following, entry_sample, entry_value, scale, inputs, moved)
-    source = base[neurons[slot] - base_first]
-    for c in range(moved.size):
-        moved[c] *= -coefficients[slot]
+    terms = gather(fired, k, collected, slot, head, following, entry_sample, entry_value, scale, values)
+    sum_rows(fired, values, terms, blocks, moved)
+    source, a = base[neurons[slot] - base_first], coefficients[slot]
+    for c in range(weight.size):
+        moved[c] *= -a
         weight[c] = np.float64(source[c]) + moved[c]
 
 
 @njit(nogil=True, cache=True)
 def materialize(
-    slots, base, coefficients, counts, start, words, collected, head, following, entry_sample, entry_value, scale,
-    inputs, out,
+    slots, neurons, base, base_first, coefficients, counts, start, words, collected, head, following, entry_sample,
+    entry_value, scale, blocks, out,
 ):  # fmt: skip
-    """out = base − c_r Σ_i C_ri x_i in float64, slot by slot.
+    """out = w_r(0) − c_r Σ_i C_ri x_i in float64, slot by slot.
 
     Parameters
     ----------
     slots : (s,) int32
-    base : (s, d) initial weights
+    neurons : (slots,) int32; base : initial weights of neurons base_first, base_first + 1, …
     coefficients : float64, of all slots
     counts, start, words : fire rows of all slots
     collected : (n,) float64, G
     head : (slots,) int32; following, entry_sample : int32; entry_value : float64: corrections
     scale : P
-    inputs : (n, d) float64
+    blocks : X from `column_blocks` for sums in float64
     out : (s, d) float64
     """
-    n, d = inputs.shape
-    fired = np.empty(n + 1, np.int32)
-    moved = np.empty(d, np.float64)
+    n = blocks.shape[1]
+    fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n)
+    moved = np.empty(blocks.shape[0] * blocks.shape[2])
     for s in range(slots.size):
-        slot = slots[s]
-        k = fired_samples(counts, start, words, slot, n, fired)
-        collect(fired, k, collected, slot, head, following, entry_sample, entry_value, scale, inputs, moved)
-        a = coefficients[slot]
-        target = out[s]
-        source = base[s]
-        for c in range(d):
-            target[c] = np.float64(source[c]) - a * moved[c]
+        k = fired_samples(counts, start, words, slots[s], n, fired)
+        place(
+            fired, k, slots[s], neurons, base, base_first, coefficients, collected, head, following, entry_sample,
+            entry_value, scale, blocks, values, moved, out[s],
+        )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
 def exact_pairs(
     slots, samples, neurons, base, base_first, coefficients, counts, start, words, collected, head, following,
-    entry_sample, entry_value, scale, inputs, z, y,
+    entry_sample, entry_value, scale, blocks, inputs, z, y,
 ):  # fmt: skip
     """z of pairs after a step, and what it has moved by since the start; those of a slot together.
 
     The arguments are those of `look_at_certificates`.
     """
     n, d = inputs.shape
-    fired = np.empty(n + 1, np.int32)
-    moved, weight = np.empty(d, np.float64), np.empty(d, np.float64)
+    fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n)
+    moved, weight = np.empty(blocks.shape[0] * blocks.shape[2]), np.empty(d)
     current = -1
     for p in range(slots.size):
         slot = slots[p]
@@ -124,7 +120,7 @@ def exact_pairs(
             k = fired_samples(counts, start, words, slot, n, fired)
             place(
                 fired, k, slot, neurons, base, base_first, coefficients, collected, head, following, entry_sample,
-                entry_value, scale, inputs, moved, weight,
+                entry_value, scale, blocks, values, moved, weight,
             )  # fmt: skip
         z[p] = dot(weight, inputs[samples[p]])
-        y[p] = dot(moved, inputs[samples[p]])
+        y[p] = dot(moved[:d], inputs[samples[p]])

@@ -5,6 +5,7 @@ Written in LLVM's own vectors, which it maps to whatever registers the processor
 
 from collections.abc import Callable
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -13,8 +14,21 @@ from numba.extending import intrinsic
 _BYTES = 256
 
 
+def column_blocks(matrix: np.ndarray, sums: type[np.floating]) -> np.ndarray:
+    """Columns as `add_scaled_rows` takes them for sums of this dtype: (blocks, rows, lanes), zeros at the end."""
+    rows, columns = matrix.shape
+    lanes = _BYTES // np.dtype(sums).itemsize
+    blocks = np.zeros((-(-columns // lanes), rows, lanes), matrix.dtype)
+    for block in range(blocks.shape[0]):
+        own = matrix[:, block * lanes : (block + 1) * lanes]
+        blocks[block, :, : own.shape[1]] = own
+    return blocks
+
+
 def _add_scaled_rows(typingctx, target, rows, index, value, first, last):
-    """target += Σ value[p] rows[index[p]] over first ≤ p < last; target and rows are 256 bytes wide and contiguous.
+    """target += Σ value[p] rows[index[p]] over first ≤ p < last; target, contiguous, is 256 bytes wide.
+
+    Rows, contiguous and of as many numbers, may be of a shorter dtype than the target: less to read.
 
     In a loop of Numba the sums go to memory and back for every p, or for every few p written out by hand; here they
     stay in registers from the first p to the last.
@@ -28,22 +42,23 @@ def _add_scaled_rows(typingctx, target, rows, index, value, first, last):
         ]
         target, rows, index, value = begin
         first, last = arguments[4:]
-        number = context.get_data_type(signature.args[0].dtype)
-        size = 4 if isinstance(number, ir.FloatType) else 8
+        number, stored = (context.get_data_type(kind.dtype) for kind in signature.args[:2])
+        size, stored_size = (kind.dtype.bitwidth // 8 for kind in signature.args[:2])
         lanes = _BYTES // size
         vector = ir.VectorType(number, lanes)
         word, lane = first.type, ir.IntType(32)
 
-        def load(pointer):
-            loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()))
-            loaded.align = size
+        def load(pointer, number, align):
+            loaded = builder.load(builder.bitcast(pointer, ir.VectorType(number, lanes).as_pointer()))
+            loaded.align = align
             return loaded
 
         sums = cgutils.alloca_once(builder, vector)
-        builder.store(load(target), sums)
+        builder.store(load(target, number, size), sums)
         with cgutils.for_range_slice(builder, first, last, word(1), intp=word) as (p, _):
             column = builder.zext(builder.load(builder.gep(index, [p])), word)
-            row = load(builder.gep(rows, [builder.mul(column, word(lanes))]))
+            row = load(builder.gep(rows, [builder.mul(column, word(lanes))]), stored, stored_size)
+            row = row if stored == number else builder.fpext(row, vector)
             nothing = ir.Constant(vector, ir.Undefined)
             one = builder.insert_element(nothing, builder.load(builder.gep(value, [p])), lane(0))
             factor = builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(lane, lanes), [0] * lanes))

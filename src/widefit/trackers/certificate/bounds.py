@@ -49,10 +49,11 @@ def movements(
     """How far the slots' pre-activations move at most, when G and P of their output change so."""
     span = range(chunk.neurons.size)[slots]
     moved, corrections = np.empty(len(span), np.float32), chunk.corrections
+    narrow = change.astype(np.float32)
     kernels.own_movements(
-        chunk.coefficients, chunk.counts, chunk.start, chunk.words, span.start, span.stop, change.astype(np.float32),
-        corrections.head, corrections.following, corrections.sample, corrections.value, float(scale_change),
-        geometry.inputs32, geometry.lengths, moved,
+        chunk.coefficients, chunk.counts, chunk.start, chunk.words, span.start, span.stop, narrow, corrections.head,
+        corrections.following, corrections.sample, corrections.value, float(scale_change), geometry.blocks32,
+        geometry.lengths, np.abs(narrow) * geometry.lengths, moved,
     )  # fmt: skip
     return moved * np.float32(geometry.longest * (1 + 2e-7))
 
@@ -79,11 +80,12 @@ def own_drift(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, bo
         output, corrections = chunk.chunk.output, chunk.corrections
         drift = chunk.drift.copy() if chunk.drift.size else np.zeros(chunk.neurons.size, np.float32)
         changed, shrunk = change.of(output)
+        narrow = changed.astype(np.float32)
         kernels.drift_of_movements(
-            chunk.coefficients, chunk.counts, chunk.start, chunk.words, changed.astype(np.float32), corrections.head,
-            corrections.following, corrections.sample, corrections.value, shrunk, geometry.inputs32, geometry.lengths,
-            geometry.longest * (1 + 2e-7), chunk.bucket, by_output[output].highest, room[output],
-            chunk.certificates.soonest, drift,
+            chunk.coefficients, chunk.counts, chunk.start, chunk.words, narrow, corrections.head,
+            corrections.following, corrections.sample, corrections.value, shrunk, geometry.blocks32, geometry.lengths,
+            np.abs(narrow) * geometry.lengths, geometry.longest * (1 + 2e-7), chunk.bucket, by_output[output].highest,
+            room[output], chunk.certificates.soonest, drift,
         )  # fmt: skip
         return drift
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.kernels import certificate_slots as kernels
+from widefit.kernels.vector import column_blocks
 from widefit.nn import Delta, restorable
 from widefit.nn.delta import restore
 from widefit.trackers.certificate.chunk import CertifiedChunk
@@ -45,6 +46,7 @@ class CertificateDelta:
         """rows += (W − W₀) of neurons `first` to `last`."""
         if self.before is not None:
             self.before.add_to(first, last, rows)
+        blocks = column_blocks(self.inputs, np.float64)
         for chunk in self.chunks:
             origin = chunk.chunk.first
             if chunk.chunk.last <= first or origin >= last:
@@ -55,11 +57,11 @@ class CertificateDelta:
                 moved = np.empty((slots.size, rows.shape[1]))
                 corrections, output = chunk.corrections, chunk.chunk.output
                 kernels.materialize(
-                    slots, np.zeros((slots.size, rows.shape[1]), rows.dtype), chunk.coefficients, chunk.counts,
-                    chunk.start, chunk.words, self.collected[output], corrections.head, corrections.following,
-                    corrections.sample, corrections.value, float(self.scale[output]), self.inputs, moved,
+                    slots, chunk.neurons, rows, first - origin, chunk.coefficients, chunk.counts, chunk.start,
+                    chunk.words, self.collected[output], corrections.head, corrections.following, corrections.sample,
+                    corrections.value, float(self.scale[output]), blocks, moved,
                 )  # fmt: skip
-                rows[chunk.neurons[slots] + (origin - first)] += moved
+                rows[chunk.neurons[slots] + (origin - first)] = moved
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything it is made of, as arrays."""

@@ -7,12 +7,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.kernels.products import panels_of
+from widefit.kernels.vector import column_blocks
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.fire_pattern import Chunk
 
 # Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
-_DRAWN = 4096
+_DRAWN = 2048
 
 
 def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
@@ -57,13 +58,10 @@ class InitialWeights:
             last = min(first + size, chunk.last)
             yield self.network.rows(first, last, None if out is None else out[: last - first])
 
-    def of(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> Float[np.ndarray, "s d"]:
-        """Weights of slots."""
-        neurons = chunk.neurons[slots]
-        if neurons.size == 0:
-            return np.empty((0, self.features), self.dtype)
-        low, first = int(neurons.min()), chunk.chunk.first
-        return self.network.rows(first + low, first + int(neurons.max()) + 1)[neurons - low]
+    def around(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> tuple[Float[np.ndarray, "rows d"], int]:
+        """Weights of the neurons among which those of ascending slots are, and the first of them."""
+        first, last = (int(chunk.neurons[slots[end]]) for end in (0, -1))
+        return self.network.rows(chunk.chunk.first + first, chunk.chunk.first + last + 1), first
 
     def spans(
         self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]
@@ -87,8 +85,10 @@ class Geometry:
     ----------
     initial
         W₀.
-    inputs, inputs64, inputs32
-        X in the dtype of the network, in float64 and in float32.
+    inputs, inputs64
+        X in the dtype of the network, and in float64.
+    blocks64, blocks32
+        X as `widefit.kernels.vector` reads it for sums in float64 and, in float32, for sums in float32.
     panels
         X as `widefit.kernels.products` reads it.
     similarity
@@ -110,7 +110,8 @@ class Geometry:
     initial: InitialWeights
     inputs: Float[np.ndarray, "n d"]
     inputs64: Float[np.ndarray, "n d"]
-    inputs32: Float[np.ndarray, "n d"]
+    blocks64: Float[np.ndarray, "blocks n lanes"]
+    blocks32: Float[np.ndarray, "blocks32 n lanes32"]
     panels: Float[np.ndarray, "panels d width"]
     similarity: Float[np.ndarray, "n n"]
     peak: Float[np.ndarray, " n"]
@@ -139,7 +140,8 @@ class Geometry:
             initial=InitialWeights(network, features, inputs.dtype),
             inputs=inputs,
             inputs64=inputs64,
-            inputs32=inputs.astype(np.float32),
+            blocks64=column_blocks(inputs, np.float64),
+            blocks32=column_blocks(inputs.astype(np.float32), np.float32),
             panels=panels_of(inputs),
             similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),

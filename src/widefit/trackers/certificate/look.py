@@ -79,8 +79,9 @@ def _look_at_expired(
             low, high, held.start, held.count, held.soonest, held.sample, held.due, chunk.neurons, base, base_first,
             chunk.coefficients, chunk.counts, chunk.start, chunk.words, chunk.bucket, drift, bounds.level,
             bounds.highest, step, changed, collected, corrections.head, corrections.following, corrections.sample,
-            corrections.value, scale, geometry.peak, geometry.inputs64, geometry.threshold, position[expired:],
-            due[expired:], touched[visited:], soonest[visited:], *(array[flipped:] for array in (*pairs, *values)),
+            corrections.value, scale, geometry.peak, geometry.blocks64, geometry.inputs, geometry.threshold,
+            position[expired:], due[expired:], touched[visited:], soonest[visited:],
+            *(array[flipped:] for array in (*pairs, *values)),
         )  # fmt: skip
         expired, visited, flipped, evaluated = (
             have + more for have, more in zip((expired, visited, flipped, evaluated), found, strict=True)

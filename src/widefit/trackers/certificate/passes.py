@@ -21,11 +21,11 @@ from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
 
 @dataclass(frozen=True)
 class Scan:
-    """Fire rows, certificates, and what the neurons add to the outputs."""
+    """Fire rows, certificates, and what the neurons add to the outputs, where that was asked for."""
 
     pattern: FirePattern
     certificates: Certificates
-    outputs: Float[np.ndarray, " n"]
+    outputs: Float[np.ndarray, " n_or_none"]
 
 
 def scan(
@@ -35,11 +35,12 @@ def scan(
     weights: Iterable[Float[np.ndarray, "rows d"]],
     bounds: OutputBounds | None,
     *,
-    idle: bool = True,
+    opening: bool = False,
 ) -> Scan:
-    """Evaluate neurons of a chunk whose weights come block by block.
+    """Evaluate neurons of a chunk whose weights come block by block; without bounds no certificates are issued.
 
-    Without bounds no certificates are issued; with `idle` they are issued to neurons that fire on nothing, too.
+    At the opening of a run neurons that fire on nothing get none either, and what the others add to the outputs is
+    summed up.
     """
     samples, size = geometry.samples, coefficients.size
     rows = min(block_rows(samples), size)
@@ -52,15 +53,15 @@ def scan(
         radius, level, most = bounds.radius, bounds.level, rows * samples
     pair_sample, due = np.empty(most, dtype), np.empty(most, np.float32)
     issued, soonest = np.empty(size, np.int32), np.empty(size, np.float32)
-    counts, start, outputs = np.empty(size, np.int32), np.zeros(size + 1, np.int64), np.zeros(samples)
+    counts, start, outputs = np.empty(size, np.int32), np.zeros(size + 1, np.int64), np.zeros(samples * opening)
     pieces = [(np.empty(0, dtype), np.empty(0, dtype), np.empty(0, np.float32))]
     first = 0
     for block in _cut(weights, rows):
         last = first + block.shape[0]
         block_start = np.empty(last - first + 1, np.int64)
         pairs = kernels.pass_block(
-            block, geometry.panels, z, held, geometry.inputs64, geometry.threshold, geometry.tolerance, geometry.floor,
-            coefficients[first:last], geometry.bucket_of, radius, level, idle, counts[first:last], block_start, words,
+            block, geometry.panels, z, held, geometry.inputs, geometry.threshold, geometry.tolerance, geometry.floor,
+            coefficients[first:last], geometry.bucket_of, radius, level, counts[first:last], block_start, words,
             scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip
         pieces.append((words[: block_start[-1]].copy(), pair_sample[:pairs].copy(), due[:pairs].copy()))
@@ -81,15 +82,15 @@ def weights_of(
     geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"], sums: Sums
 ) -> Iterator[Float[np.ndarray, "rows d"]]:
     """Weights of slots in float64, block by block."""
-    corrections, rows = chunk.corrections, block_rows(geometry.samples)
+    corrections, coefficients, rows = chunk.corrections, chunk.coefficients, block_rows(geometry.samples)
     collected, scale = sums.of(chunk.chunk.output)
     for first in range(0, slots.size, rows):
         block = slots[first : first + rows]
         out = np.empty((block.size, geometry.inputs.shape[1]))
         slots_kernels.materialize(
-            block, geometry.initial.of(chunk, block), chunk.coefficients, chunk.counts, chunk.start, chunk.words,
-            collected, corrections.head, corrections.following, corrections.sample, corrections.value, scale,
-            geometry.inputs64, out,
+            block, chunk.neurons, *geometry.initial.around(chunk, block), coefficients, chunk.counts, chunk.start,
+            chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
+            scale, geometry.blocks64, out,
         )  # fmt: skip
         yield out
 
@@ -128,7 +129,7 @@ def _exact(
         slots_kernels.exact_pairs(
             slots[part], samples[part], chunk.neurons, base, base_first, chunk.coefficients, chunk.counts, chunk.start,
             chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
-            scale, geometry.inputs64, z[part], y[part],
+            scale, geometry.blocks64, geometry.inputs, z[part], y[part],
         )  # fmt: skip
     return z, y
 

@@ -33,7 +33,7 @@ class Reach:
 
     steps: float
     most: float
-    least: float
+    least: float = 0.0
     widely: bool = False
 
 

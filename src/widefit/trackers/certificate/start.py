@@ -93,7 +93,7 @@ def _open_chunk(
 ) -> tuple[CertifiedChunk, Float[np.ndarray, " n"]]:
     """The slots of a chunk, and what its neurons add to the outputs."""
     own = network.coefficients(chunk.first, chunk.last)
-    found = scan(geometry, chunk, own, geometry.initial.blocks(chunk), bounds, idle=False)
+    found = scan(geometry, chunk, own, geometry.initial.blocks(chunk), bounds, opening=True)
     pattern = found.pattern
     alive = np.flatnonzero(pattern.counts).astype(np.int32)
     dtype = pattern.words.dtype

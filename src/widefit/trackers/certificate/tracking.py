@@ -56,7 +56,7 @@ class Certificate(Tracker):
         what follows a step is shorter than the step.
     most, least
         Part of the pairs that may hold certificates: above `most` a pass issues none, and the next step is another
-        pass; below `least` the radius is widened.
+        pass; below `least` the radius that a pass issues them for is widened.
     first
         Part of the pairs that may hold certificates before the first step, the longest: above it another pass is
         cheaper than to look at so many (measured).
@@ -106,7 +106,7 @@ class CertificateTracking(Tracking):
     ):
         self._tracker, self._network = tracker, network
         self.geometry = Geometry.of(network, inputs, threads)
-        reach = Reach(1 + tracker.reach, tracker.first, tracker.least)
+        reach = Reach(1 + tracker.reach, tracker.first)
         opened = open_run(self.geometry, network, expected, reach)
         samples, outputs = opened.outputs.shape
         sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
@@ -186,7 +186,7 @@ class CertificateTracking(Tracking):
         whole = beyond(self.chunks, drift, bounds.room())
         if sum(slots.size for slots in whole) > _WHOLE * sum(own.size for own in drift):
             return None
-        return self._look(after, change, bounds, np.zeros_like(bounds.level), drift, whole)
+        return self._look(after, change, bounds, bounds.level[:, :0], drift, whole)
 
     def _look(
         self,
