@@ -9,6 +9,7 @@ from widefit.trackers.ball_tree import BallTree, Movement
 from widefit.trackers.counters import Counters
 from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.tree_descent import coefficients_by_slot, descend
 
 # Samples of a task: enough to hide what a call costs, few enough to spread over the threads.
 _QUERIES = 32
@@ -114,7 +115,7 @@ class NeuronTrees:
         if self._sums_of_nodes is None:
             self._sums_of_nodes = [
                 (coefficients, half_space.node_sums(tree.tree, coefficients))
-                for tree, coefficients in zip(self._trees, self._coefficients_by_slot(), strict=True)
+                for tree, coefficients in zip(self._trees, coefficients_by_slot(self._trees, self._layer), strict=True)
             ]
         outputs = np.tile(self._layer.silent, (x.shape[0], 1))
         threshold = self._layer.threshold
@@ -167,44 +168,8 @@ class NeuronTrees:
         f at every visited sample before the step of its batch, in the order of the visits.
         """
         self._changed()
-        layer, by_slot = self._layer, self._coefficients_by_slot()
-        before = np.tile(layer.silent, (minibatches.samples.size, 1))
-        for step in range(len(minibatches)):
-            x = inputs[minibatches.batch(step)]
-            answers: list[tuple[np.ndarray, np.ndarray]] = []
-
-            def evaluate(points: np.ndarray, answers=answers) -> np.ndarray:
-                f = np.tile(layer.silent, (points.shape[0], 1))
-                answers[:] = [self._answer(output, points, own, f) for output, own in enumerate(by_slot)]
-                return f
-
-            def pull_back(slope: np.ndarray, answers=answers) -> np.ndarray:
-                out = np.zeros((slope.shape[0], layer.weight.shape[1]))
-                for tree, (start, slots), own, column in zip(self._trees, answers, by_slot, slope.T, strict=True):
-                    half_space.pull_back(np.ascontiguousarray(column), own, start, slots, tree.tree, out)
-                return out
-
-            f = evaluate(x)
-            before[minibatches.edges[step] : minibatches.edges[step + 1]] = f
-            x, f = minibatches.attacked(step, x, f, evaluate, pull_back)
-            g = np.ascontiguousarray(minibatches.g(step, f).T)
-            for output, (tree, answer) in enumerate(zip(self._trees, answers, strict=True)):
-                own = by_slot[output]
-                moves = None
-                if minibatches.trains_readout:
-                    moves = half_space.readout_moves(
-                        x, layer.threshold, g[output] / layer.weight.shape[0], tree.tree, *answer
-                    )
-                leaves, moved = half_space.step_slots(x, g[output], own, *answer, tree.tree)
-                if moves is not None:
-                    half_space.move_coefficients(answer[1], moves, own)
-                slots = tree.slots
-                if self._count(tree.settle(leaves, moved)).rebuilt:
-                    self._keep(output, own, slots)
-                    by_slot[output] = self._of_output(output)
-        if minibatches.trains_readout:
-            for output, tree in enumerate(self._trees):
-                self._keep(output, by_slot[output], tree.slots)
+        before, spent = descend(self._trees, self._layer, inputs, minibatches, self._threads)
+        self.counters += spent
         return before
 
     def refresh(self) -> None:
@@ -229,36 +194,12 @@ class NeuronTrees:
         for tree, group in zip(self._trees, self._layer.groups, strict=True):
             ball_tree.points_of(tree.tree, out[slice(*group)])
 
-    def _answer(
-        self, output: int, x: np.ndarray, coefficients: np.ndarray, f: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Who fires on some inputs, as `BallTree.report` gives it; what they add to an output is added to f."""
-        tree, threshold = self._trees[output], self._layer.threshold
-        start, slots, visited, scanned = tree.report(x, threshold)
-        half_space.add_fired(x, threshold, tree.tree, coefficients, start, slots, f[:, output])
-        self.counters += Counters(pairs_evaluated=scanned + slots.size, nodes_visited=visited)
-        return start, slots
-
     def _changed(self) -> None:
         self._fresh, self._sums_of_nodes = False, None
 
     def _count(self, movement: Movement) -> Movement:
         self.counters += Counters(full_passes=int(movement.rebuilt), keys_updated=movement.rekeyed)
         return movement
-
-    def _coefficients_by_slot(self) -> list[Float[np.ndarray, " slots"]]:
-        return [self._of_output(output) for output in range(len(self._trees))]
-
-    def _of_output(self, output: int) -> Float[np.ndarray, " slots"]:
-        """a_r / √m where neuron r of an output stands, 0 in empty slots."""
-        tree = self._trees[output]
-        by_slot = np.zeros(tree.tree.members.size)
-        by_slot[tree.slots] = self._layer.coefficients[slice(*self._layer.groups[output])]
-        return by_slot
-
-    def _keep(self, output: int, by_slot: np.ndarray, slots: np.ndarray) -> None:
-        """Take the coefficients of an output into the layer."""
-        self._layer.coefficients[slice(*self._layer.groups[output])] = by_slot[slots]
 
     def _checked(self, x: Float[np.ndarray, "q d"]) -> np.ndarray:
         features, dtype = self._layer.weight.shape[1], self._layer.weight.dtype
