@@ -145,7 +145,7 @@ def _enclose(tree, node, first, last):
         center[c] = total / count
     radius, squares = 0.0, np.empty(tree.blocks.shape[2])
     for leaf in range(first, last):
-        radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center.reshape(d, 1), squares))
+        radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center, squares))
     tree.balls[node, d] = radius
     tree.balls[node, d + 1] = norm(center)
 
@@ -174,34 +174,55 @@ def _up(value, d):
 
 @njit(nogil=True, cache=True)
 def _farthest(block, size, origin, squares):
-    """Largest distance of `size` points from `origin`, (d, 1) for all or (d, cap) for each its own; rounded up.
-
-    `squares` is (size or more,) float64, overwritten.
-    """
-    d, shared = block.shape[0], origin.shape[1] == 1
+    """Largest distance of `size` points from `origin`, (d,); rounded up. `squares`, float64, is overwritten."""
+    d = block.shape[0]
     squares[:size] = 0
     for c in range(d):
-        row = block[c, :size]
-        if shared:
-            o = np.float64(origin[c, 0])
-            for j in range(size):
-                squares[j] += (row[j] - o) ** 2
-        else:
-            other = origin[c, :size]
-            for j in range(size):
-                squares[j] += (np.float64(row[j]) - other[j]) ** 2
-    # Half against half, for vectors; NaN is further than anything.
-    width = size
+        row, o = block[c, :size], origin[c]
+        for j in range(size):
+            squares[j] += (row[j] - o) ** 2
+    largest = _largest(squares[:size])
+    if 1e-200 < largest < 1e200:
+        return _up(np.sqrt(largest), d)
+    return _farthest_scaled(block, size, origin.reshape(d, 1))
+
+
+@njit(nogil=True, cache=True)
+def _drift(tree, leaf, keys, squares):
+    """Largest distance of the points of a leaf from their keys; rounded up. `squares`, of their dtype, is overwritten.
+
+    Twice as many differences a vector as in float64, with the rounding of the points' dtype allowed for.
+    """
+    block, d, size = tree.blocks[leaf], tree.blocks.shape[1], tree.sizes[leaf]
+    squares[:] = 0
+    for c in range(d):
+        row, key = block[c], keys[c]
+        for j in range(squares.size):
+            difference = row[j] - key[j]
+            squares[j] += difference * difference
+    largest = np.float64(_largest(squares))
+    if tree.limits[1] / tree.limits[0] ** 2 < largest < tree.limits[2]:
+        return np.sqrt(largest) * (1 + tree.limits[0])
+    return _farthest_scaled(block, size, keys)
+
+
+@njit(nogil=True, cache=True)
+def _largest(values):
+    """The largest of some numbers, which are overwritten: half against half, for vectors. NaN is above all."""
+    width = values.size
     while width > 1:
         half = (width + 1) >> 1
         for j in range(width - half):
-            other_square = squares[j + half]
-            squares[j] = other_square if other_square > squares[j] or other_square != other_square else squares[j]
+            other = values[j + half]
+            values[j] = other if other > values[j] or other != other else values[j]
         width = half
-    largest = squares[0]
-    if 1e-200 < largest < 1e200:
-        return _up(np.sqrt(largest), d)
-    # Squares that may have left the range of float64: coordinate sums of scaled differences, point by point.
+    return values[0]
+
+
+@njit(nogil=True, cache=True)
+def _farthest_scaled(block, size, origin):
+    """`_farthest` where squares may have left their range; origin is (d, 1) for all or (d, cap) for each its own."""
+    d, shared = block.shape[0], origin.shape[1] == 1
     largest, difference = 0.0, np.empty(d)
     for j in range(size):
         for c in range(d):
@@ -255,10 +276,10 @@ def settle(tree, keys, leaves, share, above, grown):
     """
     rekeyed = 0
     count, d, cap = tree.blocks.shape
-    squares, a_part = np.empty(cap), count // grown.size
+    squares, apart, a_part = np.empty(cap), np.empty(cap, keys.dtype), count // grown.size
     for leaf in leaves:
         node, size = count - 1 + leaf, tree.sizes[leaf]
-        drift = _farthest(tree.blocks[leaf], size, keys[leaf], squares)
+        drift = _drift(tree, leaf, keys[leaf], apart)
         if drift > share * tree.balls[node, d]:
             keys[leaf] = tree.blocks[leaf]
             before = tree.balls[node, d]
@@ -270,7 +291,7 @@ def settle(tree, keys, leaves, share, above, grown):
             while up > above:
                 up = (up - 1) >> 1
                 if up >= above:
-                    outer = _farthest(tree.blocks[leaf], size, tree.balls[up, :d].reshape(d, 1), squares)
+                    outer = _farthest(tree.blocks[leaf], size, tree.balls[up, :d], squares)
                     tree.balls[up, d] = max(tree.balls[up, d], outer)
         tree.balls[node, d + 2] = drift
         _raise(tree, node, above)

@@ -72,12 +72,18 @@ def leaves_below(node, leaves):
 
 @njit(nogil=True, cache=True)
 def products(block, query, z):
-    """z[j] = ⟨query, point j⟩, summed coordinate by coordinate."""
-    z[:] = 0
-    for c in range(query.size):
-        row, factor = block[c], query[c]
+    """z[j] = ⟨query, point j⟩, summed coordinate by coordinate, two of them a pass."""
+    d = query.size
+    if d & 1:
+        row, factor = block[0], query[0]
         for j in range(z.size):
-            z[j] += factor * row[j]
+            z[j] = factor * row[j]
+    else:
+        z[:] = 0
+    for c in range(d & 1, d, 2):
+        row, factor, next_row, next_factor = block[c], query[c], block[c + 1], query[c + 1]
+        for j in range(z.size):
+            z[j] = (z[j] + factor * row[j]) + next_factor * next_row[j]
 
 
 @njit(nogil=True, cache=True)

@@ -30,7 +30,7 @@ class Fired(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def fire(queries, threshold, tree, coefficients, level, first, last, outputs):
+def fire(queries, threshold, tree, coefficients, level, first, last, outputs, room):
     """Who fires on a batch in some parts of a tree, and what they add to the outputs.
 
     Parameters
@@ -41,11 +41,11 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs):
     level : the 2^level subtrees below it are the parts
     first, last : half-open range of the parts
     outputs : (parts, b) float64; Σ a_r (⟨w_r, x_i⟩ − b) is written, a row for each of the parts
+    room : a `Fired` whose arrays are overwritten: fresh memory would cost more than the work
 
     Returns
     -------
-    leaves, samples, lanes, visited, scanned
-        The fields of `Fired`; nodes and samples compared, products computed.
+    room, records, visited, scanned : the room, or a larger one; records in it; nodes compared, products computed
     """
     leaves, d, cap = tree.blocks.shape
     count, depth = queries.shape[0], 2
@@ -53,17 +53,20 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs):
         depth += 1
     relative, absolute, overflow = tree.limits[0], tree.limits[1], tree.limits[2]
     b, exact = np.float64(threshold), queries.astype(np.float64)
-    lengths = np.empty(count)
+    lengths, longest = np.empty(count), 0.0
     for i in range(count):
         lengths[i] = norm(queries[i])
+        longest = max(longest, lengths[i])
     # By depth: samples that the balls so far have not decided, and those that all points below fire on.
     open_, whole = np.empty((depth, count), np.int32), np.empty((depth, count), np.int32)
     opens, wholes = np.zeros(depth, np.int64), np.zeros(depth, np.int64)
     nodes, depths = np.empty(depth, np.int64), np.empty(depth, np.int64)
     open_[0], opens[0] = np.arange(count), count
-    z, sums, terms, places = np.empty(cap, tree.blocks.dtype), np.empty(d + 1), np.empty(cap), np.zeros((count, cap))
-    found_leaves, found_samples = np.empty(8 * count, np.int32), np.empty(8 * count, np.int32)
-    lanes = np.empty((8 * count, cap), np.bool_)
+    # Terms are no better than their pre-activations: they are added in the dtype of the points, place by place.
+    dtype = tree.blocks.dtype
+    z, near, places = np.empty(cap, dtype), np.empty(cap, dtype), np.zeros((count, cap), dtype)
+    zero, sums, terms = dtype.type(0), np.empty(d + 1), np.empty(cap)
+    found_leaves, found_samples, lanes = room.leaves, room.samples, room.lanes
     outputs[:] = 0
     k = visited = scanned = 0
     for part in range(first, last):
@@ -76,22 +79,23 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs):
             wide = ball[d] + ball[d + 2]
             q, f = 0, wholes[t]
             whole[t + 1, :f] = whole[t, :f]
-            for p in range(opens[t]):
-                i = open_[t, p]
-                product = 0.0
-                for c in range(d):
-                    product += exact[i, c] * ball[c]
-                largest = lengths[i] * (ball[d + 1] + wide)
-                if largest < overflow:
-                    slack = lengths[i] * wide + relative * largest + absolute
-                    if product + slack <= b:
-                        continue
-                    if product - slack > b:
-                        whole[t + 1, f] = i
-                        f += 1
-                        continue
-                open_[t + 1, q] = i
-                q += 1
+            if longest * (ball[d + 1] + wide) < overflow:
+                slack = wide + relative * (ball[d + 1] + wide)
+                for p in range(opens[t]):
+                    i = open_[t, p]
+                    product = 0.0
+                    for c in range(d):
+                        product += exact[i, c] * ball[c]
+                    # Branchless: the sample is always written, and kept where it belongs.
+                    all_fire = product - (lengths[i] * slack + absolute) > b
+                    none_fires = product + (lengths[i] * slack + absolute) <= b
+                    whole[t + 1, f] = i
+                    f += all_fire
+                    open_[t + 1, q] = i
+                    q += not (all_fire or none_fires)
+            else:
+                q = opens[t]
+                open_[t + 1, :q] = open_[t, :q]
             visited += opens[t]
             opens[t + 1], wholes[t + 1] = q, f
             if q + f == 0:
@@ -122,26 +126,31 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs):
                 found_leaves[k], found_samples[k] = leaf, i
                 k += 1
             scanned += q * size
+            for j in range(cap):
+                near[j] = own[j]
             for p in range(q):
                 i = open_[t + 1, p]
                 products(block, queries[i], z)
-                into, mask, any_ = places[i], lanes[k], 0
-                for j in range(size):
-                    silent = z[j] <= threshold
-                    mask[j] = not silent
-                    into[j] += 0.0 if silent else own[j] * (np.float64(z[j]) - b)
+                into, mask, some = places[i], lanes[k], False
+                # One thing a loop, for vectors.
+                for j in range(cap):
+                    mask[j] = not z[j] <= threshold
                 mask[size:] = False
-                for j in range(size):
-                    any_ += np.int64(mask[j])
+                for j in range(cap):
+                    z[j] = near[j] * (zero if z[j] <= threshold else z[j] - threshold)
+                for j in range(cap):
+                    into[j] += z[j]
+                for j in range(cap):
+                    some = some | mask[j]
                 # Kept only when some point fires.
                 found_leaves[k], found_samples[k] = leaf, i
-                k += any_ > 0
+                k += some
                 looked = True
         if looked:
             for i in range(count):
                 out[i] += _folded(places[i])
             places[:] = 0
-    return found_leaves[:k], found_samples[:k], lanes[:k], visited, scanned
+    return Fired(found_leaves, found_samples, lanes), k, visited, scanned
 
 
 @njit(nogil=True, cache=True)
@@ -196,7 +205,8 @@ def step(queries, g, coefficients, fired, tree, keys, share, level, averaged, mo
     """
     _, d, cap = tree.blocks.shape
     touched, size, p = np.empty(fired.leaves.size, np.int32), 0, 0
-    sums = np.empty((d, cap), tree.blocks.dtype)
+    dtype = tree.blocks.dtype
+    sums, own, zero = np.empty((d, cap), dtype), np.empty(cap, dtype), dtype.type(0)
     while p < fired.leaves.size:
         leaf, moved = fired.leaves[p], False
         sums[:] = 0
@@ -207,20 +217,22 @@ def step(queries, g, coefficients, fired, tree, keys, share, level, averaged, mo
                 continue
             moved = True
             for c in range(d):
-                x, row = tree.blocks.dtype.type(g[i] * queries[i, c]), sums[c]
+                x, row = dtype.type(g[i] * queries[i, c]), sums[c]
                 for j in range(cap):
-                    row[j] += x if lanes[j] else 0
+                    row[j] += x if lanes[j] else zero
         if not moved:
             continue
-        own = coefficients[leaf * cap : (leaf + 1) * cap]
+        for j in range(cap):
+            own[j] = coefficients[leaf * cap + j]
         for c in range(d):
             row, total = tree.blocks[leaf, c], sums[c]
             for j in range(cap):
-                row[j] -= own[j] * total[j]
+                total[j] *= own[j]
+                row[j] -= total[j]
             if moves.shape[0] > 0:
                 to_average = moves[leaf, c]
                 for j in range(cap):
-                    to_average[j] += averaged * (own[j] * total[j])
+                    to_average[j] += averaged * total[j]
         touched[size] = leaf
         size += 1
     return settle(tree, keys, touched[:size], share, (1 << level) - 1, grown)

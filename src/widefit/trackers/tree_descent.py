@@ -51,6 +51,7 @@ class _Part:
     output: int
     first: int
     last: int
+    room: Fired
     fired: Fired | None = None
     pulled: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)))
     grown: np.ndarray = field(default_factory=lambda: np.zeros(1))
@@ -169,11 +170,11 @@ class _Descent:
     def _fire(self, points: np.ndarray, part: _Part) -> None:
         """Who fires on a batch."""
         plant = self._plants[part.output]
-        *fired, visited, scanned = half_space_steps.fire(
+        part.room, records, visited, scanned = half_space_steps.fire(
             points, self._layer.threshold, plant.tree.tree, plant.coefficients, plant.level, part.first, part.last,
-            plant.outputs[part.first : part.last],
+            plant.outputs[part.first : part.last], part.room,
         )  # fmt: skip
-        part.fired = Fired(*fired)
+        part.fired = Fired(*(array[:records] for array in part.room))
         part.spent += Counters(pairs_evaluated=scanned, nodes_visited=visited)
 
     def _pull_back(self, slope: np.ndarray, share: list[_Part]) -> None:
@@ -221,10 +222,16 @@ def _shares(plants: Sequence[_Plant], threads: int) -> list[list[_Part]]:
     shares = []
     for low, high in pairwise(share * total // threads for share in range(threads + 1)):
         own = [
-            _Part(output, max(low, first) - first, min(high, last) - first)
+            _Part(output, max(low, first) - first, min(high, last) - first, _room(plants[output].tree))
             for output, (first, last) in enumerate(pairwise(edges.tolist()))
             if max(low, first) < min(high, last)
         ]
         if own:
             shares.append(own)
     return shares
+
+
+def _room(tree: BallTree) -> Fired:
+    """Room for the first records; it grows."""
+    capacity = tree.tree.members.shape[1]
+    return Fired(np.zeros(64, np.int32), np.zeros(64, np.int32), np.zeros((64, capacity), np.bool_))
