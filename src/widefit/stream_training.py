@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from widefit import trackers
@@ -42,8 +41,7 @@ class StreamRun:
     def state(self) -> State:
         """Everything needed to go on from here to the same bits."""
         self.streaming.settle()
-        network, recorder = self.streaming.network, self._recorder
-        tensors = {"weight": network.weight.detach(), "readout": network.readout.detach()}
+        recorder = self._recorder
         document = {
             "tracker": self.streaming.tracker,
             "memory": dict(self.streaming.memory),
@@ -52,7 +50,7 @@ class StreamRun:
             "steps": self._step,
             "data": self._first_block,
         }
-        return tensors, document
+        return self.streaming.state(), document
 
     def run(self, blocks: Iterable[Any], resume: State | None) -> History:
         size = -(-BLOCK // self.streaming.rule.batch_size) * self.streaming.rule.batch_size
@@ -119,10 +117,8 @@ class StreamRun:
             raise ValueError(
                 "resume: the checkpoint belongs to another stream or other settings; resume with those it was made with"
             )
-        with torch.no_grad():
-            self.streaming.network.weight.copy_(tensors["weight"])
-            self.streaming.network.readout.copy_(tensors["readout"])
         self.streaming.memory = dict(document["memory"])
+        self.streaming.restore(tensors)
         self._recorder = Recorder.from_document(History.from_dict(document["history"]), document["recorder"])
         self.history = self._recorder.history
         self._step = document["steps"]

@@ -20,7 +20,7 @@ from widefit.callbacks import Callback, Log, Progress
 from widefit.data.duplicates import MergedRows, merge_duplicates
 from widefit.data.sphere import SphereMap
 from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
-from widefit.estimators.online import forget, learn, restore_stream, stream_document
+from widefit.estimators.online import forget, learn, restore_stream, settings_of, stream_document, stream_tensors
 from widefit.files.checkpoint import read_checkpoint
 from widefit.fitting import training_of
 from widefit.history import History
@@ -199,7 +199,9 @@ class Wide(BaseEstimator, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Without the run of a stream, which goes on from the network."""
         state: dict[str, Any] = dict(super().__getstate__())  # pyright: ignore
-        state.pop("_streaming", None)
+        if "_streaming" in state:
+            state["_stream_state"] = stream_tensors(self)
+            del state["_streaming"]
         return state
 
     def _continues(self) -> bool:
@@ -323,6 +325,7 @@ class Wide(BaseEstimator, ABC):
         """The fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
         tensors, network = network_parts(self.network_)
+        tensors |= {f"stream.{name}": tensor for name, tensor in stream_tensors(self).items()}
         tensors |= {
             "center": torch.from_numpy(self.sphere_.center),
             "scale": torch.from_numpy(self.sphere_.scale),
@@ -347,6 +350,7 @@ class Wide(BaseEstimator, ABC):
             "loss": self.loss_,
             "seed": self._seed,
             "stream": stream_document(self),
+            "sgd": settings_of(self.rule),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -358,6 +362,8 @@ class Wide(BaseEstimator, ABC):
         """Build a fitted estimator from what `to_parts` returned."""
         parameters = dict(document["parameters"])
         parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
+        if document.get("sgd") is not None:
+            parameters["rule"] = SGD(**document["sgd"])
         model = cls(**parameters)
         model.network_ = network_from_parts(tensors, document["network"])
         constant = document["sphere_constant"]
@@ -368,7 +374,8 @@ class Wide(BaseEstimator, ABC):
         model._choices = ()
         model.loss_, model._seed = document.get("loss", "squared"), document.get("seed", 0)
         model._predictor = Predictor(model.network_) if isinstance(model.network_, TwoLayer) else None
-        restore_stream(model, document.get("stream"))
+        stream = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("stream.")}
+        restore_stream(model, document.get("stream"), stream)
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:
             model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)

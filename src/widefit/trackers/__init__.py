@@ -1,5 +1,6 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
+from widefit.trackers.averaging import IterateAverage
 from widefit.trackers.base import (
     Displacement,
     Flips,
@@ -35,6 +36,7 @@ __all__ = [
     "Gram",
     "Grams",
     "HalfSpaceTree",
+    "IterateAverage",
     "Minibatches",
     "Stream",
     "Tracker",

@@ -5,11 +5,11 @@ from jaxtyping import Float, Int
 
 from widefit.kernels import ball_tree, half_space
 from widefit.kernels.threads import ordered_map
-from widefit.trackers.ball_tree import BallTree, Movement
+from widefit.trackers.ball_tree import BallTree
 from widefit.trackers.counters import Counters
 from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
-from widefit.trackers.tree_descent import coefficients_by_slot, descend
+from widefit.trackers.tree_descent import Plant, descend
 
 # Samples of a task: enough to hide what a call costs, few enough to spread over the threads.
 _QUERIES = 32
@@ -48,6 +48,7 @@ class NeuronTrees:
         self._trees = list(ordered_map(build, layer.groups, threads))
         # True while every tree is what building it from the present weights would give.
         self._fresh = True
+        self._plants: list[Plant] | None = None
         self._sums_of_nodes: list[tuple[np.ndarray, np.ndarray]] | None = None
         self.counters = Counters(full_passes=1, keys_updated=layer.weight.shape[0])
 
@@ -114,8 +115,8 @@ class NeuronTrees:
         x = self._checked(x)
         if self._sums_of_nodes is None:
             self._sums_of_nodes = [
-                (coefficients, half_space.node_sums(tree.tree, coefficients))
-                for tree, coefficients in zip(self._trees, coefficients_by_slot(self._trees, self._layer), strict=True)
+                (plant.coefficients, half_space.node_sums(plant.tree.tree, plant.coefficients))
+                for plant in self._planted()
             ]
         outputs = np.tile(self._layer.silent, (x.shape[0], 1))
         threshold = self._layer.threshold
@@ -168,8 +169,11 @@ class NeuronTrees:
         f at every visited sample before the step of its batch, in the order of the visits.
         """
         self._changed()
-        before, spent = descend(self._trees, self._layer, inputs, minibatches, self._threads)
+        before, spent = descend(self._planted(), self._layer, inputs, minibatches, self._threads)
         self.counters += spent
+        if minibatches.trains_readout:
+            # The network may round them.
+            self._plants = None
         return before
 
     def refresh(self) -> None:
@@ -179,6 +183,7 @@ class NeuronTrees:
         for tree in self._trees:
             tree.rebuild()
         self._changed()
+        self._plants = None
         self._fresh = True
         self.counters += Counters(full_passes=1, keys_updated=self._layer.weight.shape[0])
 
@@ -187,7 +192,10 @@ class NeuronTrees:
     ) -> None:
         """Put neurons of an output elsewhere; see `BallTree.move`."""
         self._changed()
-        self._count(self._trees[output].move(where, weights, keep=keep))
+        movement = self._trees[output].move(where, weights, keep=keep)
+        if movement.rebuilt:
+            self._plants = None
+        self.counters += Counters(full_passes=int(movement.rebuilt), keys_updated=movement.rekeyed)
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
         """Write W in the order of the neurons."""
@@ -197,9 +205,12 @@ class NeuronTrees:
     def _changed(self) -> None:
         self._fresh, self._sums_of_nodes = False, None
 
-    def _count(self, movement: Movement) -> Movement:
-        self.counters += Counters(full_passes=int(movement.rebuilt), keys_updated=movement.rekeyed)
-        return movement
+    def _planted(self) -> list[Plant]:
+        """The trees with what stands beside their points, until they are built anew."""
+        if self._plants is None:
+            groups = zip(self._trees, self._layer.groups, strict=True)
+            self._plants = [Plant.of(tree, self._layer.coefficients[slice(*group)]) for tree, group in groups]
+        return self._plants
 
     def _checked(self, x: Float[np.ndarray, "q d"]) -> np.ndarray:
         features, dtype = self._layer.weight.shape[1], self._layer.weight.dtype

@@ -25,13 +25,31 @@ _LEVEL = 4
 
 
 @dataclass
-class _Plant:
-    """A tree with what stands beside its points, slot by slot."""
+class Plant:
+    """A tree over the neurons of an output, with what stands beside its points.
+
+    Attributes
+    ----------
+    tree
+        Over the weights.
+    coefficients
+        a_r / √m by slot, 0 in empty slots.
+    moves, readout_moves
+        What an `IterateAverage` keeps, (leaves, d, cap) and by slot; without entries where nothing is averaged.
+    outputs
+        What every part adds to the outputs of the batch.
+    """
 
     tree: BallTree
     coefficients: Float[np.ndarray, " slots"]
-    # What every part adds to the outputs of the batch.
-    outputs: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    moves: Float[np.ndarray, "leaves d cap"] = field(default_factory=lambda: np.empty((0, 1, 1)))
+    readout_moves: Float[np.ndarray, " slots"] = field(default_factory=lambda: np.empty(0))
+    outputs: Float[np.ndarray, "parts b"] = field(default_factory=lambda: np.empty((0, 0)))
+
+    @classmethod
+    def of(cls, tree: BallTree, coefficients: Float[np.ndarray, " N"]) -> "Plant":
+        """From the coefficients in the order of the neurons."""
+        return cls(tree, _by_slot(tree, coefficients))
 
     @property
     def level(self) -> int:
@@ -39,9 +57,30 @@ class _Plant:
 
     def rebuild(self) -> None:
         """A fresh tree over the points where they are, and all that stands beside them in its new place."""
-        coefficients = self.coefficients[self.tree.slots]
+        coefficients, kept = self.by_neuron(), self.kept()
         self.tree.rebuild()
         self.coefficients = _by_slot(self.tree, coefficients)
+        self.keep(*kept)
+
+    def by_neuron(self) -> Float[np.ndarray, " N"]:
+        """The coefficients in the order of the neurons."""
+        return self.coefficients[self.tree.slots]
+
+    def keep(self, moves: Float[np.ndarray, "_ d"], readout_moves: Float[np.ndarray, " _"]) -> None:
+        """Take what an average keeps, in the order of the neurons; nothing where there are none."""
+        leaves, d, cap = self.tree.tree.blocks.shape
+        self.moves = np.empty((0, d, cap))
+        if moves.shape[0]:
+            rows = np.zeros((leaves * cap, d))
+            rows[self.tree.slots] = moves
+            self.moves = np.ascontiguousarray(rows.reshape(leaves, cap, d).transpose(0, 2, 1))
+        self.readout_moves = _by_slot(self.tree, readout_moves) if readout_moves.size else readout_moves
+
+    def kept(self) -> tuple[Float[np.ndarray, "_ d"], Float[np.ndarray, " _"]]:
+        """The inverse of `keep`."""
+        slots, (_, d, cap) = self.tree.slots, self.moves.shape
+        moves = self.moves[slots // cap, :, slots % cap] if self.moves.size else np.empty((0, d))
+        return moves, self.readout_moves[slots] if self.readout_moves.size else self.readout_moves
 
 
 @dataclass
@@ -65,10 +104,11 @@ class _Step:
     inputs: np.ndarray
     g: np.ndarray
     trains_readout: bool
+    averaged: float
 
 
 def descend(
-    trees: Sequence[BallTree],
+    plants: Sequence[Plant],
     layer: Layer,
     inputs: Float[np.ndarray, "n d"],
     minibatches: Minibatches,
@@ -78,7 +118,7 @@ def descend(
 
     Parameters
     ----------
-    trees
+    plants
         Over the neurons of each output.
     layer
         The rest of the network; its weights are not looked at.
@@ -93,22 +133,24 @@ def descend(
     -------
     f at every visited sample before the step of its batch, in the order of the visits; and what it took.
     """
-    return _Descent(trees, layer, threads).take(inputs, minibatches)
+    return _Descent(plants, layer, threads).take(inputs, minibatches)
 
 
 class _Descent:
     """The steps of one call of `descend`."""
 
-    def __init__(self, trees: Sequence[BallTree], layer: Layer, threads: int):
-        beside = zip(trees, coefficients_by_slot(trees, layer), strict=True)
-        self._plants = [_Plant(tree, coefficients) for tree, coefficients in beside]
-        self._layer = layer
-        self._shares = _shares(self._plants, threads)
+    def __init__(self, plants: Sequence[Plant], layer: Layer, threads: int):
+        self._plants, self._layer = plants, layer
+        self._shares = _shares(plants, threads)
         self._parts = [part for share in self._shares for part in share]
         self._rebuilt = Counters()
 
     def take(self, inputs: np.ndarray, minibatches: Minibatches) -> tuple[np.ndarray, Counters]:
-        before = np.tile(self._layer.silent, (minibatches.samples.size, 1))
+        before, average = np.tile(self._layer.silent, (minibatches.samples.size, 1)), minibatches.average
+        for plant, group in zip(self._plants, self._layer.groups, strict=True):
+            nothing = np.empty((0, self._layer.weight.shape[1])), np.empty(0)
+            own = slice(*group)
+            plant.keep(*(nothing if average is None else (average.weight[own], average.readout[own])))
         with team(len(self._shares)) as for_each:
 
             def evaluate(points: np.ndarray, last: _Step | None = None) -> np.ndarray:
@@ -132,14 +174,17 @@ class _Descent:
                 f = evaluate(x, last)
                 before[minibatches.edges[step] : minibatches.edges[step + 1]] = f
                 x, f = minibatches.attacked(step, x, f, evaluate, pull_back)
-                last = _Step(x, minibatches.g(step, f), minibatches.trains_readout)
+                last = _Step(x, minibatches.g(step, f), minibatches.trains_readout, minibatches.kept(step)[0])
             for_each(partial(self._advance, last, None), self._shares)
         self._rebuild()
-        for plant in self._plants:
+        for plant, group in zip(self._plants, self._layer.groups, strict=True):
+            own = slice(*group)
             ball_tree.crown(plant.tree.tree, (1 << plant.level) - 1)
-        if minibatches.trains_readout:
-            for plant, group in zip(self._plants, self._layer.groups, strict=True):
-                self._layer.coefficients[slice(*group)] = plant.coefficients[plant.tree.slots]
+            if minibatches.trains_readout:
+                self._layer.coefficients[own] = plant.by_neuron()
+            if average is not None:
+                average.weight[own], readout_moves = plant.kept()
+                average.readout[own] = readout_moves
         return before, sum((part.spent for part in self._parts), self._rebuilt)
 
     def _advance(self, last: _Step | None, points: np.ndarray | None, share: list[_Part]) -> None:
@@ -161,10 +206,10 @@ class _Descent:
         part.grown = np.zeros(1 << plant.level)
         rekeyed = half_space_steps.step(
             step.inputs, g, plant.coefficients, fired, plant.tree.tree, plant.tree.keys, REKEY_SHARE, plant.level,
-            0.0, _NOTHING, part.grown,
+            step.averaged, plant.moves, part.grown,
         )  # fmt: skip
         if moves is not None:
-            half_space_steps.move_readout(*moves, plant.coefficients, 0.0, _NOTHING[:, 0, 0])
+            half_space_steps.move_readout(*moves, plant.coefficients, step.averaged, plant.readout_moves)
         part.spent += Counters(keys_updated=rekeyed)
 
     def _fire(self, points: np.ndarray, part: _Part) -> None:
@@ -175,7 +220,7 @@ class _Descent:
             plant.outputs[part.first : part.last], part.room,
         )  # fmt: skip
         part.fired = Fired(*(array[:records] for array in part.room))
-        part.spent += Counters(pairs_evaluated=scanned, nodes_visited=visited)
+        part.spent += Counters(pairs_evaluated=int(scanned), nodes_visited=int(visited))
 
     def _pull_back(self, slope: np.ndarray, share: list[_Part]) -> None:
         """What some parts add to ∂ Σ s_ic f_c(x_i) / ∂x at the batch last evaluated."""
@@ -200,22 +245,13 @@ class _Descent:
         return rebuilt
 
 
-def coefficients_by_slot(trees: Sequence[BallTree], layer: Layer) -> list[Float[np.ndarray, " slots"]]:
-    """a_r / √m where neuron r of an output stands in its tree, 0 in empty slots."""
-    groups = zip(trees, layer.groups, strict=True)
-    return [_by_slot(tree, layer.coefficients[slice(*group)]) for tree, group in groups]
-
-
-_NOTHING = np.empty((0, 1, 1))
-
-
 def _by_slot(tree: BallTree, values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " slots"]:
     by_slot = np.zeros(tree.tree.members.size)
     by_slot[tree.slots] = values
     return by_slot
 
 
-def _shares(plants: Sequence[_Plant], threads: int) -> list[list[_Part]]:
+def _shares(plants: Sequence[Plant], threads: int) -> list[list[_Part]]:
     """The parts of all trees, dealt out in order."""
     edges = np.cumsum([0, *(1 << plant.level for plant in plants)])
     total = int(edges[-1])
