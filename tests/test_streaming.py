@@ -71,7 +71,8 @@ def test_steps_are_those_of_autograd(tracker, both, name, loss):
 
 
 @pytest.mark.parametrize("tracker", TRACKERS, ids=lambda tracker: tracker.name)
-def test_how_a_stream_is_cut_and_the_threads_do_not_change_a_bit(tracker):
+def test_how_a_stream_is_cut_and_the_threads_do_not_change_a_bit(tracker, monkeypatch):
+    monkeypatch.setattr("widefit.trackers.tree_descent.WORTH_THREADS", 0)
     X, y = samples(2500, 3)
     found = []
     for size, threads in ((2500, 1), (700, 2), (33, 3)):

@@ -20,11 +20,13 @@ from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
+from widefit.trackers.tree_descent import WORTH_THREADS
 from widefit.trackers.verlet_list import VerletList
 from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
     "LOSSES",
+    "WORTH_THREADS",
     "Adversary",
     "Certificate",
     "Chunk",

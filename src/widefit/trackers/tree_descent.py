@@ -22,6 +22,8 @@ from widefit.trackers.minibatches import Minibatches
 
 # A tree is cut into 2^4 parts, fewer if it has fewer leaves: enough for every core to have some.
 _LEVEL = 4
+# Neurons below which handing a step out to threads takes longer than they save.
+WORTH_THREADS = 1 << 16
 
 
 @dataclass
@@ -141,7 +143,8 @@ class _Descent:
 
     def __init__(self, plants: Sequence[Plant], layer: Layer, threads: int):
         self._plants, self._layer = plants, layer
-        self._shares = _shares(plants, threads)
+        neurons = sum(plant.tree.slots.size for plant in plants)
+        self._shares = _shares(plants, threads if neurons >= WORTH_THREADS else 1)
         self._parts = [part for share in self._shares for part in share]
         self._rebuilt = Counters()
 
