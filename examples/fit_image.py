@@ -15,7 +15,7 @@ from widefit.rules import SGD
 from widefit.trackers import HalfSpaceTree
 from widefit.training import Training
 
-STRIDE, WIDTH, THRESHOLD, BATCH_SIZE, SHOWN = 5, 3 << 16, 2.5, 32, (1, 4, 16, 64)
+STRIDE, WIDTH, THRESHOLD, BATCH_SIZE, SHOWN = 5, 3 << 16, 2.0, 32, (1, 2, 6, 20)
 
 picture = load_sample_image("flower.jpg")[::STRIDE, ::STRIDE] / 255
 height, width, channels = picture.shape

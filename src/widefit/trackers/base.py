@@ -278,6 +278,11 @@ class Stream(ABC):
     name: str
     counters: Counters
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what it keeps beside the network."""
+        return 0
+
     @abstractmethod
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
         """Take stochastic steps; f at every visited sample before the step of its batch, in the order of the visits.
