@@ -13,7 +13,7 @@ from widefit.files import Checkpoint, read_checkpoint
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
 from widefit.streaming import Streaming
-from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, WeightTree
+from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Tracker, WeightTree
 
 LR, SIZE = 0.3, 7
 OVER_WEIGHTS = HalfSpaceTree(leaf_size=8)
@@ -21,8 +21,8 @@ FIRST_LAYER = [Dense(), WeightTree(), DataTree(), Certificate(), HalfSpaceTree("
 EITHER_LAYER = [Dense(), OVER_WEIGHTS]
 
 
-def kind(tracker) -> str:
-    return tracker.name + getattr(tracker, "over", "")
+def kind(value) -> str:
+    return value.name + getattr(value, "over", "") if isinstance(value, Tracker) else str(value)
 
 
 def reference(problem, batches, average, *, both=False, alpha=0.0):
@@ -61,14 +61,14 @@ def assert_close(network, weight, readout):
     torch.testing.assert_close(network.readout.detach(), readout.detach(), rtol=1e-9, atol=1e-9, check_stride=False)
 
 
-@pytest.mark.parametrize("tracker", FIRST_LAYER, ids=kind)
-@pytest.mark.parametrize(
-    ("name", "average", "alpha"),
-    [("random", True, 0.0), ("three outputs", 50, 0.0), ("three outputs", True, 0.1), ("random", 10**6, 0.0)],
-)
+CASES = [(tracker, "three outputs", 50, alpha) for tracker in FIRST_LAYER for alpha in (0.0, 0.1)]
+CASES += [(tracker, "random", average, 0.0) for tracker in EITHER_LAYER for average in (True, 10**6)]
+
+
+@pytest.mark.parametrize(("tracker", "name", "average", "alpha"), CASES, ids=kind)
 def test_the_network_is_left_with_the_average(tracker, name, average, alpha):
     problem = make(name, torch.float64)
-    weight, readout, last = reference(problem, epochs(len(problem.inputs), 3), average, alpha=alpha)
+    weight, readout, last = reference(problem, epochs(len(problem.inputs), 2), average, alpha=alpha)
     network, judged = problem.fresh(), []
 
     def metric(now: TwoLayer) -> float:
@@ -76,7 +76,7 @@ def test_the_network_is_left_with_the_average(tracker, name, average, alpha):
         return 0.0
 
     rule = SGD(LR, SIZE, average=average)
-    settings = {"tracker": tracker, "alpha": alpha, "tol": 0, "max_iter": 3}
+    settings = {"tracker": tracker, "alpha": alpha, "tol": 0, "max_iter": 2}
     history = widefit.train(network, problem.inputs, problem.targets, rule=rule, metric=metric, **settings)
     assert_close(network, weight, readout)
     assert torch.equal(judged[-1], network.weight)
