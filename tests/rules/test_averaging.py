@@ -13,11 +13,19 @@ from widefit.files import Checkpoint, read_checkpoint
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
 from widefit.streaming import Streaming
-from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Tracker, WeightTree
+from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Tracker, VerletList, WeightTree
 
 LR, SIZE = 0.3, 7
 OVER_WEIGHTS = HalfSpaceTree(leaf_size=8)
-FIRST_LAYER = [Dense(), WeightTree(), DataTree(), Certificate(), HalfSpaceTree("data", leaf_size=8), OVER_WEIGHTS]
+FIRST_LAYER = [
+    Dense(),
+    VerletList(),
+    WeightTree(),
+    DataTree(),
+    Certificate(),
+    HalfSpaceTree("data", leaf_size=8),
+    OVER_WEIGHTS,
+]
 EITHER_LAYER = [Dense(), OVER_WEIGHTS]
 
 

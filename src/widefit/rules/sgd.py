@@ -70,7 +70,8 @@ class SGD(Rule):
         average of the iterates of all steps, an integer k with that of the iterates from when k samples have been
         visited, repetitions included; before, with the last iterate. The steps, and the losses of the history, are
         those without it; metrics, and `History.average_loss`, are of the average. A step costs more for the neurons
-        that it moves alone, but with tracker "certificate", or a ridge and another tracker than "dense", for all.
+        that it moves alone; for all with trackers that have no steps of their own ("certificate", the half-space tree
+        over the data), and with a ridge and a tree.
         Memory: the weights once more, and in float64.
 
     Raises
