@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from harness import describe_machine, entry, main
+from sgd_figures import TORCH, crossovers, draw, figures_of
 from two_layer_peers import largest_eigenvalue, sgd
 from two_layer_problems import Problem, digits_parity, sphere
 from two_layer_runs import dense_network
@@ -23,9 +23,8 @@ from widefit.gram import CurrentGrams
 from widefit.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, Objective
-from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Minibatches, Tracker, Tracking, WeightTree
+from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Minibatches, Tracker, WeightTree
 
-TORCH = "dense torch"
 TRACKERS: dict[str, Tracker] = {
     "dense": Dense(),
     "certificate": Certificate(),
@@ -42,7 +41,7 @@ COMPARED, LEAST, STEPS, REPEATS = 8, 16, 320, 3
 # Samples of a prediction, and of a run in which every sample comes once.
 FRESH = 1024
 # Seconds for one measurement.
-LIMITS = {"quick": 0.05, "default": 6.0, "full": 20.0}
+LIMITS = {"quick": 0.05, "default": 1.0, "full": 20.0}
 
 # A process of its own for each size: the peak of a process never falls.
 MEMORY = """
@@ -115,7 +114,7 @@ def cases(size: str) -> list[Case]:
     """Fixed data: digits against m, the sphere against d. Unseen samples: two and three features against m, and d."""
     widths, features, exponent = {
         "quick": ((10, 12), (2, 64), 12),
-        "default": ((12, 14, 16, 18), (2, 3, 4, 8, 16, 64, 256, 784), 16),
+        "default": ((12, 14, 16, 18, 20), (2, 3, 4, 8, 16, 64, 256, 784), 16),
         "full": ((12, 14, 16, 18, 20), (2, 3, 4, 8, 16, 64, 256, 784), 18),
     }[size]
     held = 500 if size == "quick" else 1000
@@ -155,17 +154,14 @@ def run(size: str, trackers: str = "", limit: float = 0.0) -> dict:
         if before and next(iter(before.values()))[0].sweep != case.sweep:
             before = {}
         costs = _measure(case, [name for name in chosen if case.seen or name in UNSEEN], limit, before, result)
-        result["figures"] += _figures(case, costs)
+        result["figures"] += figures_of(case.name, costs, COMPARED)
         result["records"] += [
             {"sweep": case.sweep, "axis": case.axis, "size": case.size, "contestant": name, **cost.__dict__}
             for name, cost in costs.items()
         ]
-    result["figures"] += _crossovers(result["records"])
-    widths = [case.exponent for case in cases(size) if case.axis == "m" and case.seen]
-    if size == "quick":
-        _memory(result, [name for name in chosen if name in UNSEEN], [16])
-    else:
-        _memory(result, chosen, widths)
+    result["figures"] += crossovers(result["records"])
+    weighed = [name for name in chosen if name in UNSEEN] if size == "quick" else chosen
+    _memory(result, weighed, {"quick": [16], "default": [14, 18], "full": [12, 14, 16, 18, 20]}[size])
     return result
 
 
@@ -184,7 +180,8 @@ def _measure(
         if reason is None:
             with torch.no_grad():
                 network.weight.copy_(start)
-            costs[name] = _tracked(case, network, TRACKERS[name], batches, limit)
+            measure = _tracked if case.seen else _streamed
+            costs[name] = measure(case, network, TRACKERS[name], batches, limit)
             before[name] = case, costs[name]
         else:
             result["skipped"].append({"name": f"{case.name}, {name}", "reason": reason})
@@ -220,20 +217,34 @@ def _tracked(case: Case, network: TwoLayer, tracker: Tracker, batches: Minibatch
 
     estimate = seconds(0, COMPARED) / COMPARED
     loss = float(np.mean((tracking.outputs[:, 0] - case.problem.targets) ** 2))
-    most = len(batches) - COMPARED
-    steps = int(min(most, max(LEAST, limit / estimate))) if case.seen else most
+    steps = int(min(len(batches) - COMPARED, max(LEAST, limit / estimate)))
     # The pass at the end of a measurement is in the short one as well.
     pairs = [(seconds(COMPARED, COMPARED + 1), seconds(COMPARED, COMPARED + steps)) for _ in range(REPEATS)]
     short, long = (min(spent) for spent in zip(*pairs, strict=True))
-    step = max((long - short) / (steps - 1), 1e-9)
-    predict = _predicting(tracking, inputs) if isinstance(tracker, HalfSpaceTree) and not case.seen else math.nan
-    return Cost(build, step, loss, tracking.report().bytes_held, predict)
+    # A machine that others use may take longer for less.
+    step = (long - short) / (steps - 1) if long > short else long / steps
+    return Cost(build, step, loss, tracking.report().bytes_held)
 
 
-def _predicting(tracking: Tracking, inputs: np.ndarray) -> float:
-    evaluate: Callable[[np.ndarray], np.ndarray] = tracking.evaluate  # type: ignore[attr-defined]
-    evaluate(inputs[:1])
-    return _median(lambda: evaluate(inputs)) / inputs.shape[0]
+def _streamed(case: Case, network: TwoLayer, tracker: Tracker, batches: Minibatches, limit: float) -> Cost:
+    """A tracker over samples that come once; no pattern is kept, so that nothing but steps is timed."""
+    inputs = case.problem.inputs
+    begun = time.perf_counter()
+    stream = tracker.stream(network, threads=torch.get_num_threads())
+    build = time.perf_counter() - begun
+    stream.descend(inputs, batches.part(0, COMPARED))
+    loss = float(np.mean((stream.evaluate(inputs)[:, 0] - case.problem.targets) ** 2))
+    spent, steps = [], len(batches) - COMPARED
+    while len(spent) < REPEATS or sum(spent) < min(limit, 1.0):
+        begun = time.perf_counter()
+        stream.descend(inputs, batches.part(COMPARED, len(batches)))
+        spent.append(time.perf_counter() - begun)
+    stream.publish()
+    predict = math.nan
+    if isinstance(tracker, HalfSpaceTree):
+        stream.evaluate(inputs[:1])
+        predict = _median(lambda: stream.evaluate(inputs)) / inputs.shape[0]
+    return Cost(build, min(spent) / steps, loss, stream.nbytes, predict)
 
 
 def _torch(
@@ -275,56 +286,6 @@ def _refusal(case: Case, smaller: Case, measured: Cost, limit: float) -> str | N
     return None
 
 
-def _figures(case: Case, costs: dict[str, Cost]) -> list[dict]:
-    dense, figures = costs[TORCH], []
-    for name, cost in costs.items():
-        rival = None if name == TORCH else TORCH
-        ratio = dense.step / cost.step if rival else None
-        figures.append(entry(f"{case.name}, {name}, steps", 1 / cost.step, "a second", rival, ratio))
-        if not math.isnan(cost.predict):
-            ratio = dense.predict / cost.predict if rival else None
-            figures.append(entry(f"{case.name}, {name}, predictions", 1 / cost.predict, "a second", rival, ratio))
-        if rival:
-            apart = abs(cost.loss - dense.loss) / dense.loss
-            figures += [
-                entry(f"{case.name}, {name}, building", cost.build, "s"),
-                entry(f"{case.name}, {name}, loss after {COMPARED} steps, from that of torch", apart, "relative"),
-            ]
-    return figures
-
-
-def _crossovers(records: list[dict]) -> list[dict]:
-    """Where a tracker overtakes dense torch, or falls behind, by interpolation between the sizes measured."""
-    figures = []
-    for sweep, axis in dict.fromkeys((record["sweep"], record["axis"]) for record in records):
-        lines = [record for record in records if (record["sweep"], record["axis"]) == (sweep, axis)]
-        dense = {line["size"]: line for line in lines if line["contestant"] == TORCH}
-        for name in dict.fromkeys(line["contestant"] for line in lines if line["contestant"] != TORCH):
-            for what in ("step", "predict"):
-                own = [line for line in lines if line["contestant"] == name and not math.isnan(line[what])]
-                ratios = [(line["size"], dense[line["size"]][what] / line[what]) for line in own]
-                faster = sum(ratio > 1 for _, ratio in ratios)
-                title = f"{sweep}, {name}, {'steps' if what == 'step' else 'predictions'}"
-                if own:
-                    unit = f"of {len(own)} values of {axis}"
-                    figures.append(entry(f"{title} faster than in {TORCH} at", faster, unit))
-                figures += [
-                    entry(f"{title} {'overtake' if rising else 'fall behind'} {TORCH} at {axis}", where, "")
-                    for where, rising in _crossings(ratios)
-                ]
-    return figures
-
-
-def _crossings(ratios: list[tuple[int, float]]) -> list[tuple[float, bool]]:
-    """Sizes at which a ratio passes 1, on a line through its logarithms, and whether it rises there."""
-    found = []
-    for (low, before), (high, after) in pairwise(ratios):
-        if (before > 1) != (after > 1):
-            share = math.log(before) / (math.log(before) - math.log(after))
-            found.append((low * (high / low) ** share, after > before))
-    return found
-
-
 def few_steps(name: str, exponent: int) -> int:
     """A network on the digits with 2^exponent neurons takes a few steps; returns the bytes of its weights."""
     case = Case("m", True, digits_parity(), exponent)
@@ -361,35 +322,6 @@ def _memory(result: dict, names: list[str], exponents: list[int]) -> None:
                 {"sweep": "peak memory, digits, n = 1000, d = 64", "axis": "m", "size": 1 << exponent,
                  "contestant": name, **used}
             )  # fmt: skip
-
-
-def draw(result: dict, path: Path) -> None:
-    """A panel a sweep, a line a contestant."""
-    import matplotlib.pyplot as plt
-
-    panels = [
-        (sweep, axis, what)
-        for sweep, axis in dict.fromkeys((record["sweep"], record["axis"]) for record in result["records"])
-        for what in ("step", "predict", "used")
-        if any(not math.isnan(r.get(what, math.nan)) for r in result["records"] if r["sweep"] == sweep)
-    ]
-    rows = -(-len(panels) // 3)
-    figure, grid = plt.subplots(rows, 3, figsize=(13, 3.6 * rows), layout="constrained", squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    titles = {"step": "seconds a step", "predict": "seconds a prediction", "used": "bytes"}
-    for axes, (sweep, axis, what) in zip(grid.flat, panels, strict=False):
-        for color, name in enumerate((TORCH, *TRACKERS)):
-            lines = [r for r in result["records"] if (r["sweep"], r["axis"], r["contestant"]) == (sweep, axis, name)]
-            lines = [line for line in lines if not math.isnan(line.get(what, math.nan))]
-            if lines:
-                style = "k--" if name == TORCH else f"C{color}o-"
-                axes.plot([line["size"] for line in lines], [line[what] for line in lines], style, label=name)
-        axes.set_xscale("log", base=2)
-        axes.set(yscale="log", xlabel=axis, ylabel=titles[what], title=sweep)
-        axes.legend(fontsize="x-small")
-    figure.savefig(path)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

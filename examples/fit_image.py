@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from sklearn.datasets import load_sample_image
 
-import widefit
-from widefit.callbacks import Callback
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
+from widefit.streaming import Streaming
 from widefit.trackers import HalfSpaceTree
-from widefit.training import Training
 
-STRIDE, WIDTH, THRESHOLD, BATCH_SIZE, SHOWN = 5, 3 << 16, 2.5, 32, (1, 4, 16, 64)
+STRIDE, WIDTH, THRESHOLD, BATCH_SIZE, SHOWN = 5, 3 << 16, 2.0, 32, (1, 4, 12, 24)
 
 picture = load_sample_image("flower.jpg")[::STRIDE, ::STRIDE] / 255
 height, width, channels = picture.shape
@@ -27,32 +25,25 @@ mean = picture.mean((0, 1))
 colours = picture.reshape(-1, channels) - mean
 
 
-class Gallery(Callback):
-    """Keeps the picture at some epochs."""
-
-    def __init__(self):
-        self.shown = {}
-
-    def step(self, run: Training, info):
-        if info.step in SHOWN:
-            # The loss sums over the channels, whose values lie in [0, 1].
-            psnr = 10 * np.log10(channels / info.loss)
-            touched = run.tracker_report.firing_pairs / len(pixels)
-            title = f"epoch {info.step}: {psnr:.1f} dB"
-            print(f"{title}, {touched:.0f} of {WIDTH:,} neurons touched a pixel, {info.seconds:.1f} s")
-            self.shown[title] = (run.view().outputs + mean).reshape(picture.shape).clip(0, 1)
-
-
 network = TwoLayer(4, WIDTH, channels, threshold=THRESHOLD, paired=True)
-# A step of 1 / p cancels the error of a pixel, p the probability that a neuron fires.
+# A step of 1 / p cancels the error of a pixel, p the probability that a neuron fires; a stream counts in thousands.
 p = math.erfc(THRESHOLD / math.sqrt(2)) / 2
-rule = SGD(lr=0.4 / p, batch_size=BATCH_SIZE, schedule="cosine", period=SHOWN[-1])
-gallery = Gallery()
-begun = time.perf_counter()
-widefit.train(
-    network, pixels, colours, rule=rule, tracker=HalfSpaceTree(), max_iter=SHOWN[-1], tol=0, callbacks=[gallery]
-)
-spent = time.perf_counter() - begun
+rule = SGD(lr=0.4 / p, batch_size=BATCH_SIZE, schedule="cosine", period=math.ceil(SHOWN[-1] * len(pixels) / 1000))
+streaming = Streaming(network, rule=rule, tracker=HalfSpaceTree())
+generator, shown, spent = np.random.default_rng(0), {}, 0.0
+for epoch in range(1, SHOWN[-1] + 1):
+    order = generator.permutation(len(pixels))
+    begun = time.perf_counter()
+    streaming.learn(pixels[order], colours[order])
+    spent += time.perf_counter() - begun
+    if epoch in SHOWN:
+        now = (streaming.evaluate(pixels) + mean).clip(0, 1)
+        psnr = -10 * np.log10(np.mean((now.reshape(picture.shape) - picture) ** 2))
+        some = torch.from_numpy(pixels[order[:256]])
+        touched = (network.weight @ some.T > THRESHOLD).sum(dim=0).float().mean()
+        title = f"epoch {epoch}: {psnr:.1f} dB"
+        print(f"{title}, a pixel touches {touched:,.0f} of {WIDTH:,} neurons, {spent:.1f} s")
+        shown[title] = now.reshape(picture.shape)
 
 optimizer = torch.optim.SGD([network.weight], lr=1e-9)
 batches = torch.from_numpy(pixels[: 12 * BATCH_SIZE]).split(BATCH_SIZE)
@@ -69,7 +60,7 @@ dense = steps * float(np.median(seconds))
 print(f"{spent:.0f} s; dense torch would take {dense:.0f} s, judging by the median of {len(seconds)} steps")
 
 figure, panels = plt.subplots(1, len(SHOWN) + 1, figsize=(15, 2.6), layout="constrained")
-for panel, (title, image) in zip(panels, {**gallery.shown, "original": picture}.items(), strict=True):
+for panel, (title, image) in zip(panels, {**shown, "original": picture}.items(), strict=True):
     panel.imshow(image)
     panel.set(title=title, xticks=[], yticks=[])
 figure.savefig("fit_image.png")

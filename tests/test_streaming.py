@@ -71,7 +71,8 @@ def test_steps_are_those_of_autograd(tracker, both, name, loss):
 
 
 @pytest.mark.parametrize("tracker", TRACKERS, ids=lambda tracker: tracker.name)
-def test_how_a_stream_is_cut_and_the_threads_do_not_change_a_bit(tracker):
+def test_how_a_stream_is_cut_and_the_threads_do_not_change_a_bit(tracker, monkeypatch):
+    monkeypatch.setattr("widefit.trackers.tree_descent.WORTH_THREADS", 0)
     X, y = samples(2500, 3)
     found = []
     for size, threads in ((2500, 1), (700, 2), (33, 3)):
@@ -189,13 +190,28 @@ def test_diverging_and_empty_streams_say_so():
         ((np.zeros(4), np.zeros(4)), "block 0 must have the shapes"),
         ((np.zeros((4, 2)), np.zeros(4)), r"X must have shape \(n, 3\)"),
         ((np.zeros((4, 3)), np.zeros((4, 2))), r"y must have shape \(4, 1\)"),
-        ((np.full((4, 3), np.nan), np.zeros(4)), "X contains NaN"),
+        ((np.full((4, 3), np.nan), np.zeros(4)), "X of block 0 contains NaN"),
         ((np.zeros((4, 3)), np.zeros(4), -np.ones(4)), "sample_weight must be"),
     ],
 )
 def test_bad_blocks(block, message):
     with pytest.raises(ValueError, match=message):
         widefit.train_stream(TwoLayer(3, 64), [block])
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ((np.zeros((4, 2)), np.zeros(4)), r"block 2 has \(2, 1\) in \(X, y\), those before it \(3, 1\)"),
+        ((np.zeros((4, 3)), np.zeros((4, 2))), r"block 2 has \(3, 2\) in \(X, y\)"),
+        ((np.array([[0, 0, 0], [0, np.nan, 0]]), np.zeros(2)), "X of block 2 contains NaN or infinity, first in row 1"),
+        ((np.zeros((4, 3)), np.array([0, 0, 0, np.inf])), "y of block 2 contains NaN or infinity, first in row 3"),
+    ],
+)
+def test_bad_blocks_in_the_midst_are_named_and_empty_ones_passed_over(block, message):
+    X, y = samples(30, 3)
+    with pytest.raises(ValueError, match=message):
+        widefit.train_stream(TwoLayer(3, 64), [(X, y), (X[:0], y[:0]), block])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class History(Sequence[StepInfo]):
     stop_reason
         Why training ended: "tol", "converged", "max_iter", "stalled", "diverged", "interrupted" or "callback"; "end"
         for a stream that has come to its end.
+    average_loss
+        Loss of the average of the iterates, which the network was left with; None for a rule that does not average.
     phases
         Seconds spent per phase of the work ("pass", "gram", "solve", …).
     """
@@ -79,6 +81,7 @@ class History(Sequence[StepInfo]):
     steps: list[StepInfo] = field(default_factory=list)
     stop_reason: str = ""
     phases: dict[str, float] = field(default_factory=dict)
+    average_loss: float | None = None
 
     @overload
     def __getitem__(self, index: int) -> StepInfo: ...
@@ -103,6 +106,7 @@ class History(Sequence[StepInfo]):
         return {
             "stop_reason": self.stop_reason,
             "phases": dict(self.phases),
+            "average_loss": self.average_loss,
             "steps": [asdict(info) for info in self.steps],
         }
 
@@ -113,4 +117,5 @@ class History(Sequence[StepInfo]):
             steps=[StepInfo(**step) for step in record["steps"]],
             stop_reason=record["stop_reason"],
             phases=dict(record["phases"]),
+            average_loss=record.get("average_loss"),
         )

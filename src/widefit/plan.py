@@ -226,6 +226,10 @@ class DeepShape:
         return total + 200 * products
 
 
+# What a plan says of a rule that averages.
+AVERAGED = Choice(
+    "network", "average of the iterates", "the rule averages; losses of the history are those of the last iterates"
+)
 # Samples that stand for all in the estimates of stochastic rules.
 FEW = 2048
 # Products with H that conjugate gradients behind a block of it take, from runs on digits.

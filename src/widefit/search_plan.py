@@ -11,10 +11,12 @@ from widefit.nn import TwoLayer
 from widefit.plan import TRACKERS, Choice, Plan, firing_probability, named
 
 # Measured on one core (AMD Zen 4), seconds: products; a neuron and sample of a dense stochastic step and of a
-# prediction in float64; a product in a leaf of the half-space tree; one of two visits to a neuron that fires, and more
-# for each feature; a neuron and level of building, and more for each feature. Neurons of a leaf.
+# prediction in float64; a neuron in a leaf of the half-space tree that a prediction looks into; the same of a step, and
+# more for each feature; a neuron that it moves, and more for each feature; what a sample takes besides; a neuron and
+# level of building, and more for each feature. Neurons of a leaf.
 _FLOPS = 1e11
-_DENSE_NEURON, _DENSE_VALUE, _LOOK, _TOUCH, _TOUCH_FEATURE = 0.65e-9, 1.3e-9, 2.3e-9, 2e-9, 1.3e-9
+_DENSE_NEURON, _DENSE_VALUE, _LOOK = 0.65e-9, 1.3e-9, 2.3e-9
+_LOOK_IN_STEP, _LOOK_FEATURE, _TOUCH, _TOUCH_FEATURE, _SAMPLE = 0.8e-9, 0.12e-9, 1e-9, 0.5e-9, 1.5e-6
 _SORT, _SORT_FEATURE, _LEAF = 1e-8, 2.5e-9, 64
 # A tree has to promise more than a rough model can be wrong by.
 _WORTHWHILE = 0.5
@@ -56,10 +58,12 @@ class NeuronShape:
         """A sample of a stochastic step that looks at all neurons."""
         return self.width * (_DENSE_NEURON + 4 * self.features / _FLOPS) / threads
 
-    def seconds_of_a_tree_step(self) -> float:
-        """A sample of a stochastic step that finds its neurons in trees; on one core, which is what it takes."""
-        touched = self.firing * self.width * 2 * (_TOUCH + _TOUCH_FEATURE * self.features)
-        return self.opened() * self.width * _LOOK + touched
+    def seconds_of_a_tree_step(self, threads: int) -> float:
+        """A sample of a stochastic step that finds its neurons in trees."""
+        looked = self.opened() * (_LOOK_IN_STEP + _LOOK_FEATURE * self.features)
+        touched = self.firing * (_TOUCH + _TOUCH_FEATURE * self.features)
+        at_once = threads if self.width >= trackers.WORTH_THREADS else 1
+        return _SAMPLE + self.width * (looked + touched) / at_once
 
     def seconds_of_a_dense_prediction(self, threads: int) -> float:
         """f at one input, from all neurons, in float64."""
@@ -91,7 +95,7 @@ def plan_stream(shape: NeuronShape, tracker: "str | trackers.Tracker", threads: 
     ValueError
         An unknown name.
     """
-    dense, tree = shape.seconds_of_a_dense_step(threads), shape.seconds_of_a_tree_step()
+    dense, tree = shape.seconds_of_a_dense_step(threads), shape.seconds_of_a_tree_step(threads)
     if tracker != "auto":
         chosen = named(tracker, TRACKERS, trackers.Tracker, "tracker")
         return Plan(flops_per_step=4.0 * shape.width * shape.features), chosen

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from widefit import trackers
@@ -42,8 +41,7 @@ class StreamRun:
     def state(self) -> State:
         """Everything needed to go on from here to the same bits."""
         self.streaming.settle()
-        network, recorder = self.streaming.network, self._recorder
-        tensors = {"weight": network.weight.detach(), "readout": network.readout.detach()}
+        recorder = self._recorder
         document = {
             "tracker": self.streaming.tracker,
             "memory": dict(self.streaming.memory),
@@ -52,7 +50,7 @@ class StreamRun:
             "steps": self._step,
             "data": self._first_block,
         }
-        return tensors, document
+        return self.streaming.state(), document
 
     def run(self, blocks: Iterable[Any], resume: State | None) -> History:
         size = -(-BLOCK // self.streaming.rule.batch_size) * self.streaming.rule.batch_size
@@ -119,10 +117,8 @@ class StreamRun:
             raise ValueError(
                 "resume: the checkpoint belongs to another stream or other settings; resume with those it was made with"
             )
-        with torch.no_grad():
-            self.streaming.network.weight.copy_(tensors["weight"])
-            self.streaming.network.readout.copy_(tensors["readout"])
         self.streaming.memory = dict(document["memory"])
+        self.streaming.restore(tensors)
         self._recorder = Recorder.from_document(History.from_dict(document["history"]), document["recorder"])
         self.history = self._recorder.history
         self._step = document["steps"]
@@ -151,7 +147,8 @@ def train_stream(
         `widefit.nn.TwoLayer` with store="array".
     blocks
         (X, y) or (X, y, sample_weight) of any number of samples, as a `torch.utils.data.DataLoader` gives them: X of
-        shape (n, d), taken as it is, y of shape (n,) or (n, k). How the samples are cut into blocks does not matter.
+        shape (n, d), taken as it is, y of shape (n,) or (n, k). How the samples are cut into blocks does not matter;
+        one without any is passed over.
     rule
         "sgd" or `widefit.rules.SGD`.
     tracker
@@ -175,8 +172,8 @@ def train_stream(
     Raises
     ------
     ValueError
-        No samples, an argument of the wrong shape or value, numbers that are not finite, weights that overflow, a state
-        that belongs to another stream.
+        No samples, blocks of the wrong shape, of other columns than those before, or with numbers that are not finite
+        (named by block and row), weights that overflow, a state that belongs to another stream.
     """
     streaming = Streaming(network, rule=rule, tracker=tracker, threads=threads)
     return StreamRun(streaming, metric, callbacks).run(blocks, resume)
@@ -185,9 +182,15 @@ def train_stream(
 def _of_size(blocks: Iterable[Any], size: int) -> Iterator[Samples]:
     """The same samples in blocks of one size, the last one shorter; weights are None where no block has had any."""
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
-    held = 0
+    held, columns = 0, None
     for number, block in enumerate(blocks):
         X, y, weight = _checked_block(block, number)
+        columns = columns or (X.shape[1], y.shape[1])
+        if (X.shape[1], y.shape[1]) != columns:
+            raise ValueError(
+                f"the blocks of a stream must have the same columns: block {number} has {(X.shape[1], y.shape[1])} in "
+                f"(X, y), those before it {columns}"
+            )
         while len(X):
             taken = min(size - held, len(X))
             waiting.append((X[:taken], y[:taken], None if weight is None else weight[:taken]))
@@ -207,6 +210,10 @@ def _checked_block(block: Any, number: int) -> tuple[np.ndarray, np.ndarray, np.
     if X.ndim != 2 or y.ndim not in (1, 2) or len(X) != len(y) or (weight is not None and weight.shape != (len(X),)):
         shapes = ", ".join(str(part.shape) for part in (X, y, weight) if part is not None)
         raise ValueError(f"block {number} must have the shapes (n, d), (n,) or (n, k), and (n,), got {shapes}")
+    for name, array in (("X", X), ("y", y), ("sample_weight", weight)):
+        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise ValueError(f"{name} of block {number} contains NaN or infinity, first in row {row}")
     return X, y[:, None] if y.ndim == 1 else y, weight
 
 
@@ -217,9 +224,6 @@ def _plain(part: Any) -> Any:
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> Samples:
-    columns = {(part[0].shape[1], part[1].shape[1]) for part in parts}
-    if len(columns) > 1:
-        raise ValueError(f"the blocks of a stream must have the same columns, got (X, y) with {sorted(columns)}")
     weight = None
     if any(part[2] is not None for part in parts):
         weight = np.concatenate([np.ones(len(part[0])) if part[2] is None else part[2] for part in parts])

@@ -1,5 +1,6 @@
 """Learning from a stream: every sample is seen once, in the order in which it comes."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from widefit import rules, trackers
 from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.nn import TwoLayer
-from widefit.plan import Plan
+from widefit.plan import AVERAGED, Plan
 from widefit.problem import checked_problem, linearize, refuse_floor, rule_of
 from widefit.rules import Objective, Rule
 from widefit.search_plan import NeuronShape, plan_stream
@@ -93,6 +94,8 @@ class Streaming:
         Cores to use, None: `torch.get_num_threads()`. The result does not depend on it.
     memory
         What `learn` remembered in an earlier run over the same network; None begins anew.
+    state
+        What `state` gave in that run, for a rule that averages: the network has the average, not the last iterate.
 
     Attributes
     ----------
@@ -118,6 +121,7 @@ class Streaming:
         tracker: str | trackers.Tracker = "auto",
         threads: int | None = None,
         memory: dict[str, float] | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ):
         chosen = rule_of(rule)
         if not isinstance(chosen, rules.SGD):
@@ -125,7 +129,13 @@ class Streaming:
         if chosen.train_readout:
             refuse_floor(network)
         self.network, self.rule = network, chosen
+        # What the steps move: the network itself, or a copy where it is to have the average of the iterates.
+        self._iterate, self._average = network, None
         self.memory: dict[str, float] = dict(memory or {})
+        if chosen.averages:
+            self._average, self._iterate = trackers.IterateAverage.of(network, readout=chosen.train_readout)
+            if state:
+                self.restore(state)
         self._tracker = tracker
         self._threads = torch.get_num_threads() if threads is None else threads
         self._stream: trackers.Stream | None = None
@@ -165,12 +175,15 @@ class Streaming:
         """
         inputs, objective = checked_problem(self.network, X, y, sample_weight, 0.0, self.rule.loss)
         stream = self._started(inputs, objective)
-        minibatches = self.rule.stretch(objective, self.seen, self.memory["lr"])
+        averaged = int(self.memory.get("averaged", 0))
+        minibatches = self.rule.stretch(objective, self.seen, self.memory["lr"], averaged)
         # Weights that overflow are seen in the outputs.
         with np.errstate(over="ignore", invalid="ignore"):
-            before = stream.descend(inputs, minibatches)
+            before = stream.descend(inputs, replace(minibatches, average=self._average))
             stream.publish()
-        self.memory["seen"] = self.seen + inputs.shape[0]
+            self.memory |= {"seen": self.seen + inputs.shape[0], "averaged": minibatches.averaged_after(averaged)}
+            if self._average is not None:
+                self._average.write(self._iterate, self.memory["averaged"], self.network)
         if not np.isfinite(before).all():
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
         return before
@@ -188,6 +201,20 @@ class Streaming:
         if self._stream is not None:
             self._stream.settle()
 
+    def state(self) -> dict[str, Tensor]:
+        """What has been trained by name, for another run to go on from; not copied."""
+        trained = {"weight": self._iterate.weight.detach(), "readout": self._iterate.readout.detach()}
+        return trained | ({} if self._average is None else self._average.tensors())
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave; before the first samples."""
+        with torch.no_grad():
+            self._iterate.weight.copy_(state["weight"])
+            self._iterate.readout.copy_(state["readout"])
+        if self._average is not None:
+            self._average.restore(state)
+            self._average.write(self._iterate, self.memory.get("averaged", 0), self.network)
+
     def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
         """f at some inputs in the dtype of the network, as the steps see it."""
         assert self._stream is not None
@@ -197,16 +224,18 @@ class Streaming:
         """What depends on the first samples."""
         if self._stream is None:
             announce_compilation()
-            shape = NeuronShape.of(self.network, inputs)
+            shape = NeuronShape.of(self._iterate, inputs)
             self.plan, tracker = plan_stream(shape, self._tracker, self._threads)
+            if self._average is not None:
+                self.plan = self.plan.then(AVERAGED)
             if self.rule.train_readout and not tracker.trains_readout:
                 raise ValueError(f'tracker "{tracker.name}" keeps the second layer as it is; take tracker="dense"')
-            self._stream = tracker.stream(self.network, threads=self._threads)
+            self._stream = tracker.stream(self._iterate, threads=self._threads)
         if "lr" not in self.memory:
             first = slice(BLOCK)
-            view = linearize(self.network, inputs[first], objective.part(first), self._threads)
+            view = linearize(self._iterate, inputs[first], objective.part(first), self._threads)
             loss = view.objective.loss(view.outputs)
-            self.memory = {"lr": self.rule.start(view)["lr"], "seen": 0, "first": loss}
+            self.memory = {"lr": self.rule.start(view)["lr"], "seen": 0, "first": loss, "averaged": 0}
         return self._stream
 
 

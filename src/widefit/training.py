@@ -19,7 +19,7 @@ from widefit.history import History, StepInfo
 from widefit.kernels.compilation import announce_compilation
 from widefit.memory import available_memory
 from widefit.nn import Deep, TwoLayer
-from widefit.plan import FEW, Plan, TwoLayerShape, firing_probability, plan_two_layer
+from widefit.plan import AVERAGED, FEW, Plan, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.problem import checked_problem, linearize, refuse_floor, rule_for
 from widefit.rules import Linearization, Rule
 from widefit.trackers import Minibatches, Trial, Update
@@ -45,6 +45,7 @@ class Training:
     """
 
     network: Any
+    _iterate: Any
     _tracker: Any
     _tracking: Any
 
@@ -82,6 +83,12 @@ class Training:
         self._threads = torch.get_num_threads() if threads is None else threads
         self.plan, self._tracker, self._solver = self._make_plan(tracker, solver, memory)
         self._refuse_readout()
+        # What the steps move: the network itself, or a copy where it is to have the average of the iterates.
+        self._iterate, self._average = network, None
+        if self._rule.averages:
+            self._average, self._iterate = trackers.IterateAverage.of(self._iterate, readout=self._rule.train_readout)
+            held = self._average.nbytes + self._iterate.weight.nbytes
+            self.plan = replace(self.plan.then(AVERAGED), bytes_needed=self.plan.bytes_needed + held)
         # As it was before training, which may change the readout.
         self._identity = self._fixed()
         self._memory: dict[str, float] = {}
@@ -108,6 +115,8 @@ class Training:
                 callback.start(self)
             with interrupt_flag() as interrupted:
                 self.history.stop_reason = self._loop(interrupted)
+            if self._average is not None:
+                self.history.average_loss = self._loss_of_the_average()
             for callback in self._callbacks:
                 callback.finish(self, self.history)
         finally:
@@ -117,7 +126,7 @@ class Training:
 
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
-        tensors = self._trained()
+        tensors = self._trained() | ({} if self._average is None else self._average.tensors())
         if self._anchor is not None:
             tensors["anchor"] = torch.from_numpy(self._anchor)
         for name, array in self._tracking.state().items():
@@ -184,7 +193,7 @@ class Training:
         tracking = self._tracking
         return Linearization(
             self._objective, tracking.outputs, tracking.displacement, self._gram,
-            features_squared=lambda: trackers.features_squared(self.network, self._inputs),
+            features_squared=lambda: trackers.features_squared(self._iterate, self._inputs),
             few=self._few if len(self._inputs) > FEW else None,
         )  # fmt: skip
 
@@ -204,9 +213,12 @@ class Training:
         """Take stochastic steps; the number of flips, and whether all neurons were looked at."""
         with self._phase("pass"):
             passes = self._tracking.report().full_passes
-            flips = self._tracking.descend(minibatches, self._grams)
+            flips = self._tracking.descend(replace(minibatches, average=self._average), self._grams)
             if minibatches.trains_readout:
                 self._start_grams()
+            if self._average is not None:
+                with self._tracking.materialized():
+                    self._average.write(self._iterate, minibatches.averaged_after(0), self.network)
             return flips, self._tracking.report().full_passes > passes
 
     def _info(self, number: int, loss: float) -> StepInfo:
@@ -218,6 +230,12 @@ class Training:
         seconds = time.perf_counter() - self._started
         return StepInfo(step=number, loss=loss + self._loss_floor, metric=metric, seconds=seconds)
 
+    def _loss_of_the_average(self) -> float:
+        """The training loss of the network as it is left."""
+        with self._phase("pass"):
+            outputs = trackers.Dense().start(self.network, self._inputs, threads=self._threads).outputs
+        return self._objective.loss(outputs) + self._loss_floor
+
     def _gram(self, output: int) -> gram.CoFiringGram:
         with self._phase("gram"):
             return self._grams(output)
@@ -227,7 +245,7 @@ class Training:
         if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
             return None
         width = max(_SCOUT, int(_SCOUT_FIRING / max(self._firing(), 1e-4))) * self.network.out_features
-        scout = self.network.sample(min(width, self.network.width))
+        scout = self._iterate.sample(min(width, self.network.width))
         view = linearize(scout, self._inputs, self._objective, self._threads)
         rule = rules.GaussNewton()
         return rule.direction(view, rule.start(view), self._solver).update.g
@@ -237,16 +255,16 @@ class Training:
         spread = np.linspace(0, len(self._inputs) - 1, FEW - 1).astype(np.int64)
         length = self._objective.sample_weight * np.einsum("ij,ij->i", self._inputs, self._inputs)
         rows = np.append(spread, int(length.argmax()))
-        return linearize(self.network, self._inputs[rows], self._objective.part(rows), self._threads)
+        return linearize(self._iterate, self._inputs[rows], self._objective.part(rows), self._threads)
 
     def _keep_anchor(self) -> None:
         """Keep W₀, unless the tracker leaves the weights as they are."""
         if not self._tracker.lazy:
-            self._anchor = self.network.weight.detach().numpy().copy()
+            self._anchor = self._iterate.weight.detach().numpy().copy()
 
     def _start_tracking(self) -> None:
         self._tracking = self._tracker.start(
-            self.network, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
+            self._iterate, self._inputs, anchor=self._anchor, threads=self._threads, state=self._tracker_state,
             expected=self._forecast(),
         )  # fmt: skip
         self._start_grams()
@@ -257,16 +275,16 @@ class Training:
         inputs = self._inputs.astype(np.float64)
         held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
         self._grams = gram.CurrentGrams(
-            self._tracking, lambda: inputs @ inputs.T, self.network.coefficients, held, self._threads
+            self._tracking, lambda: inputs @ inputs.T, self._iterate.coefficients, held, self._threads
         )
 
     def _trained(self) -> dict[str, Tensor]:
         """The tensors that training changes."""
         # The tracker's state says how far weights that are not stored have moved.
-        if self.network.store != "array":
+        if self._iterate.store != "array":
             return {}
-        trained = {"weight": self.network.weight.detach()}
-        return trained | ({"readout": self.network.readout.detach()} if self._rule.train_readout else {})
+        trained = {"weight": self._iterate.weight.detach()}
+        return trained | ({"readout": self._iterate.readout.detach()} if self._rule.train_readout else {})
 
     def _fixed(self) -> tuple[Any, bytes]:
         """What else decides the outputs: settings, and the bytes of what training leaves alone."""
@@ -339,6 +357,9 @@ class Training:
         with torch.no_grad():
             for name, weight in self._trained().items():
                 weight.copy_(tensors[name])
+        if self._average is not None:
+            self._average.restore(tensors)
+            self._average.write(self._iterate, document["memory"]["averaged"], self.network)
         if document["tracker"] != self._tracker.name:
             raise ValueError(f'resume: the checkpoint was made with tracker="{document["tracker"]}"; resume with it')
         if "anchor" in tensors:

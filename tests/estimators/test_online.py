@@ -129,7 +129,7 @@ def test_a_column_that_is_constant_at_first_counts_later():
         (np.zeros((0, 2)), [], None, "0 sample"),
         (np.zeros((2, 2)), [0, 7], None, r"y has labels \[7\] that the first fit has not seen"),
         (np.zeros((2, 2)), [0, 1], [0, 1], "is not the same as on last call"),
-        (np.full((2, 2), np.nan), [0, 1], None, "contains NaN"),
+        (np.array([[0, 0], [0, np.nan]]), [0, 1], None, "X contains NaN or infinity, first in row 1, column 1"),
         (np.zeros((2, 2)), [0, 1, 2], None, "inconsistent numbers of samples"),
     ],
 )

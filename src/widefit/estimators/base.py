@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -19,8 +18,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from widefit.callbacks import Callback, Log, Progress
 from widefit.data.duplicates import MergedRows, merge_duplicates
 from widefit.data.sphere import SphereMap
+from widefit.estimators.arrays import dense, plain, refuse_missing
 from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
-from widefit.estimators.online import forget, learn, restore_stream, stream_document
+from widefit.estimators.online import forget, learn, restore_stream, settings_of, stream_document, stream_tensors
 from widefit.files.checkpoint import read_checkpoint
 from widefit.fitting import training_of
 from widefit.history import History
@@ -199,7 +199,9 @@ class Wide(BaseEstimator, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Without the run of a stream, which goes on from the network."""
         state: dict[str, Any] = dict(super().__getstate__())  # pyright: ignore
-        state.pop("_streaming", None)
+        if "_streaming" in state:
+            state["_stream_state"] = stream_tensors(self)
+            del state["_streaming"]
         return state
 
     def _continues(self) -> bool:
@@ -238,10 +240,10 @@ class Wide(BaseEstimator, ABC):
     def _outputs(self, X: Any) -> np.ndarray:
         """Network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
-        rows = validate_data(self, _plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
+        rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
         if self._predictor is None:
-            return self._network_outputs(_dense(rows))
-        return self._predictor(self.sphere_(_dense(rows)))
+            return self._network_outputs(dense(rows))
+        return self._predictor(self.sphere_(dense(rows)))
 
     def _network_outputs(self, rows: np.ndarray) -> np.ndarray:
         """By all neurons."""
@@ -250,8 +252,8 @@ class Wide(BaseEstimator, ABC):
 
     def _monitor(self, X: Any, y: Any):
         """A metric for the training; checked and mapped before it starts."""
-        rows = _dense(validate_data(self, _plain(X), reset=False, accept_sparse="csr", dtype=np.float64))
-        truth = np.asarray(_plain(y))
+        rows = dense(validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64))
+        truth = np.asarray(plain(y))
         if truth.shape[0] != rows.shape[0]:
             raise ValueError(f"validation has {rows.shape[0]} rows but {truth.shape[0]} targets")
         return lambda network: self._score_outputs(truth, self._network_outputs(rows))
@@ -305,17 +307,20 @@ class Wide(BaseEstimator, ABC):
     def _check_data(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, reset: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        y = _plain(y)
+        y = plain(y)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        X = plain(X)
+        for name, values in (("X", X), ("y", y)):
+            refuse_missing(name, values)
         rows, targets = validate_data(
-            self, _plain(X), y, reset=reset, accept_sparse="csr", dtype=np.float64, multi_output=True,
+            self, X, y, reset=reset, accept_sparse="csr", dtype=np.float64, multi_output=True,
             y_numeric=self._numeric_targets,
         )  # fmt: skip
         weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if not np.any(weight > 0):
             raise ValueError("sample_weight must not be all zero")
-        return _dense(rows), np.asarray(targets), weight
+        return dense(rows), np.asarray(targets), weight
 
     # Files.
 
@@ -323,6 +328,7 @@ class Wide(BaseEstimator, ABC):
         """The fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
         tensors, network = network_parts(self.network_)
+        tensors |= {f"stream.{name}": tensor for name, tensor in stream_tensors(self).items()}
         tensors |= {
             "center": torch.from_numpy(self.sphere_.center),
             "scale": torch.from_numpy(self.sphere_.scale),
@@ -347,6 +353,7 @@ class Wide(BaseEstimator, ABC):
             "loss": self.loss_,
             "seed": self._seed,
             "stream": stream_document(self),
+            "sgd": settings_of(self.rule),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -358,6 +365,8 @@ class Wide(BaseEstimator, ABC):
         """Build a fitted estimator from what `to_parts` returned."""
         parameters = dict(document["parameters"])
         parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
+        if document.get("sgd") is not None:
+            parameters["rule"] = SGD(**document["sgd"])
         model = cls(**parameters)
         model.network_ = network_from_parts(tensors, document["network"])
         constant = document["sphere_constant"]
@@ -368,7 +377,8 @@ class Wide(BaseEstimator, ABC):
         model._choices = ()
         model.loss_, model._seed = document.get("loss", "squared"), document.get("seed", 0)
         model._predictor = Predictor(model.network_) if isinstance(model.network_, TwoLayer) else None
-        restore_stream(model, document.get("stream"))
+        stream = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("stream.")}
+        restore_stream(model, document.get("stream"), stream)
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:
             model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
@@ -383,12 +393,3 @@ class Wide(BaseEstimator, ABC):
     @abstractmethod
     def _restore_target(self, document: dict[str, Any]) -> None:
         """The inverse of `_target_document`."""
-
-
-def _plain(value: Any) -> Any:
-    """Tensors as arrays; everything else as it is, for scikit-learn to check."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-
-
-def _dense(rows: Any) -> np.ndarray:
-    return rows.toarray() if sparse.issparse(rows) else rows

@@ -1,10 +1,12 @@
 """partial_fit: the estimators on a stream, in which every row is seen once."""
 
 import time
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from widefit.data.duplicates import merge_duplicates
 from widefit.history import History, StepInfo
@@ -18,6 +20,13 @@ _TUNING_ROWS = 4000
 def is_stochastic(rule: Any) -> bool:
     """True for rules that can learn from a stream."""
     return isinstance(rule, SGD) or (isinstance(rule, str) and rule == "sgd")
+
+
+def settings_of(rule: Any) -> dict[str, Any] | None:
+    """The fields of an SGD as plain values; None for another rule, and for one with an adversary, which has parts."""
+    if not isinstance(rule, SGD) or rule.adversary is not None:
+        return None
+    return {field.name: getattr(rule, field.name) for field in fields(rule)}
 
 
 def can_stream(model: Any) -> bool:
@@ -63,7 +72,9 @@ def learn(
     streaming = getattr(model, "_streaming", None)
     if streaming is None:
         memory = getattr(model, "_stream_memory", None)
-        streaming = Streaming(model.network_, rule=model._rule(loss), tracker=model.tracker, memory=memory)
+        streaming = Streaming(
+            model.network_, rule=model._rule(loss), tracker=model.tracker, memory=memory, state=stream_tensors(model)
+        )
     outputs = streaming.learn(model.sphere_(rows), encoded, weight)
     model._streaming, model._stream_memory = streaming, streaming.memory
     model.plan_ = streaming.plan.after(model._choices)
@@ -74,7 +85,7 @@ def learn(
 
 def forget(model: Any) -> None:
     """A fit begins: streams before it have ended."""
-    for name in ("_streaming", "_stream_memory", "_recorder", "progressive_predictions_"):
+    for name in ("_streaming", "_stream_memory", "_stream_state", "_recorder", "progressive_predictions_"):
         vars(model).pop(name, None)
 
 
@@ -96,9 +107,18 @@ def stream_document(model: Any) -> dict[str, Any] | None:
     return {"memory": dict(model._stream_memory), "recorder": model._recorder.document()}
 
 
-def restore_stream(model: Any, document: dict[str, Any] | None) -> None:
-    """The inverse of `stream_document`; the model has its history."""
+def stream_tensors(model: Any) -> dict[str, Tensor]:
+    """What a stream whose rule averages needs to go on beside the network, which has the average."""
+    streaming = getattr(model, "_streaming", None)
+    if streaming is not None and streaming.rule.averages:
+        return streaming.state()
+    return getattr(model, "_stream_state", {})
+
+
+def restore_stream(model: Any, document: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `stream_document` and `stream_tensors`; the model has its history."""
     if document is not None:
+        model._stream_state = tensors
         model._stream_memory = dict(document["memory"])
         model._recorder = Recorder.from_document(model.history_, document["recorder"])
 

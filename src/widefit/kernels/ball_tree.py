@@ -143,9 +143,9 @@ def _enclose(tree, node, first, last):
             for j in range(tree.sizes[leaf]):
                 total += row[j]
         center[c] = total / count
-    radius = 0.0
+    radius, squares = 0.0, np.empty(tree.blocks.shape[2])
     for leaf in range(first, last):
-        radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center.reshape(d, 1)))
+        radius = max(radius, _farthest(tree.blocks[leaf], tree.sizes[leaf], center, squares))
     tree.balls[node, d] = radius
     tree.balls[node, d + 1] = norm(center)
 
@@ -173,27 +173,56 @@ def _up(value, d):
 
 
 @njit(nogil=True, cache=True)
-def _farthest(block, size, origin):
-    """Largest distance of `size` points from `origin`, (d, 1) for all or (d, cap) for each its own; rounded up."""
-    d, shared = block.shape[0], origin.shape[1] == 1
-    squares = np.zeros(size)
+def _farthest(block, size, origin, squares):
+    """Largest distance of `size` points from `origin`, (d,); rounded up. `squares`, float64, is overwritten."""
+    d = block.shape[0]
+    squares[:size] = 0
     for c in range(d):
-        row = block[c, :size]
-        if shared:
-            o = np.float64(origin[c, 0])
-            for j in range(size):
-                squares[j] += (row[j] - o) ** 2
-        else:
-            other = origin[c, :size]
-            for j in range(size):
-                squares[j] += (np.float64(row[j]) - other[j]) ** 2
-    largest = 0.0
-    for j in range(size):
-        if not squares[j] <= largest:
-            largest = squares[j] if squares[j] == squares[j] else np.inf
+        row, o = block[c, :size], origin[c]
+        for j in range(size):
+            squares[j] += (row[j] - o) ** 2
+    largest = _largest(squares[:size])
     if 1e-200 < largest < 1e200:
         return _up(np.sqrt(largest), d)
-    # Squares that may have left the range of float64: coordinate sums of scaled differences, point by point.
+    return _farthest_scaled(block, size, origin.reshape(d, 1))
+
+
+@njit(nogil=True, cache=True)
+def _drift(tree, leaf, keys, squares):
+    """Largest distance of the points of a leaf from their keys; rounded up. `squares`, of their dtype, is overwritten.
+
+    Twice as many differences a vector as in float64, with the rounding of the points' dtype allowed for.
+    """
+    block, d, size = tree.blocks[leaf], tree.blocks.shape[1], tree.sizes[leaf]
+    squares[:] = 0
+    for c in range(d):
+        row, key = block[c], keys[c]
+        for j in range(squares.size):
+            difference = row[j] - key[j]
+            squares[j] += difference * difference
+    largest = np.float64(_largest(squares))
+    if tree.limits[1] / tree.limits[0] ** 2 < largest < tree.limits[2]:
+        return np.sqrt(largest) * (1 + tree.limits[0])
+    return _farthest_scaled(block, size, keys)
+
+
+@njit(nogil=True, cache=True)
+def _largest(values):
+    """The largest of some numbers, which are overwritten: half against half, for vectors. NaN is above all."""
+    width = values.size
+    while width > 1:
+        half = (width + 1) >> 1
+        for j in range(width - half):
+            other = values[j + half]
+            values[j] = other if other > values[j] or other != other else values[j]
+        width = half
+    return values[0]
+
+
+@njit(nogil=True, cache=True)
+def _farthest_scaled(block, size, origin):
+    """`_farthest` where squares may have left their range; origin is (d, 1) for all or (d, cap) for each its own."""
+    d, shared = block.shape[0], origin.shape[1] == 1
     largest, difference = 0.0, np.empty(d)
     for j in range(size):
         for c in range(d):
@@ -229,7 +258,7 @@ def points_of(tree, out):
 
 
 @njit(nogil=True, cache=True)
-def settle(tree, keys, leaves, moved, share):
+def settle(tree, keys, leaves, share, above, grown):
     """After points of some leaves have moved: their drift, and new keys for leaves that have drifted far.
 
     Parameters
@@ -237,40 +266,63 @@ def settle(tree, keys, leaves, moved, share):
     tree : with the points where they are
     keys : (leaves, d, cap) the points as the balls know them
     leaves : (q,) int32, where points have moved
-    moved : (q,) float64, how far any of them has at most; infinite where that is not known
     share : a leaf that has drifted more than this share of its radius is re-keyed; infinite to re-key none
+    above : nodes before this one are left as they are; 0 for none
+    grown : (parts,) float64; what the radii of re-keyed leaves have grown by is added, part by part of the leaves
 
     Returns
     -------
-    rekeyed, grown : points with new keys, and what the radii of their leaves have grown by in all
+    rekeyed : points with new keys
     """
-    rekeyed, grown = 0, 0.0
-    count, d, _ = tree.blocks.shape
-    for q in range(leaves.size):
-        leaf = leaves[q]
+    rekeyed = 0
+    count, d, cap = tree.blocks.shape
+    squares, apart, a_part = np.empty(cap), np.empty(cap, keys.dtype), count // grown.size
+    for leaf in leaves:
         node, size = count - 1 + leaf, tree.sizes[leaf]
-        # As long as the sum of the moves is small there is no need to look at the points.
-        drift = tree.balls[node, d + 2] + moved[q]
-        if moved[q] == np.inf or not drift <= share * tree.balls[node, d]:
-            drift = _farthest(tree.blocks[leaf], size, keys[leaf])
-        # Moves that come again and again would have the points looked at each time, were the bound not left far behind.
-        if drift > (share if moved[q] == np.inf else share / 2) * tree.balls[node, d]:
+        drift = _drift(tree, leaf, keys[leaf], apart)
+        if drift > share * tree.balls[node, d]:
             keys[leaf] = tree.blocks[leaf]
             before = tree.balls[node, d]
             _enclose(tree, node, leaf, leaf + 1)
-            grown += tree.balls[node, d] - before
+            grown[leaf // a_part] += tree.balls[node, d] - before
             rekeyed += size
             drift = 0.0
-            above = node
-            while above > 0:
-                above = (above - 1) >> 1
-                outer = _farthest(tree.blocks[leaf], size, tree.balls[above, :d].reshape(d, 1))
-                tree.balls[above, d] = max(tree.balls[above, d], outer)
+            up = node
+            while up > above:
+                up = (up - 1) >> 1
+                if up >= above:
+                    outer = _farthest(tree.blocks[leaf], size, tree.balls[up, :d], squares)
+                    tree.balls[up, d] = max(tree.balls[up, d], outer)
         tree.balls[node, d + 2] = drift
-        while node > 0:
-            node = (node - 1) >> 1
-            largest = max(tree.balls[2 * node + 1, d + 2], tree.balls[2 * node + 2, d + 2])
-            if tree.balls[node, d + 2] == largest:
-                break
-            tree.balls[node, d + 2] = largest
-    return rekeyed, grown
+        _raise(tree, node, above)
+    return rekeyed
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _raise(tree, node, above):
+    """Let the nodes above one drift as far as the farther of their children."""
+    last = tree.balls.shape[1] - 1
+    while node > 0:
+        node = (node - 1) >> 1
+        if node < above:
+            return
+        largest = max(tree.balls[2 * node + 1, last], tree.balls[2 * node + 2, last])
+        if tree.balls[node, last] == largest:
+            return
+        tree.balls[node, last] = largest
+
+
+@njit(nogil=True, cache=True)
+def crown(tree, above):
+    """Nodes before `above`, after points below them have moved: balls around the balls of their children."""
+    d = tree.blocks.shape[1]
+    apart = np.empty(d)
+    for node in range(above - 1, -1, -1):
+        ball = tree.balls[node]
+        for child in (2 * node + 1, 2 * node + 2):
+            for c in range(d):
+                apart[c] = tree.balls[child, c] - ball[c]
+            # A few roundings of what is added: of the difference, the norm and the sum.
+            reach = (norm(apart) + tree.balls[child, d]) * (1 + 1e-14)
+            ball[d] = reach if not reach <= ball[d] else ball[d]
+            ball[d + 2] = max(ball[d + 2], tree.balls[child, d + 2])

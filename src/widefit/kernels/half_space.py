@@ -72,12 +72,18 @@ def leaves_below(node, leaves):
 
 @njit(nogil=True, cache=True)
 def products(block, query, z):
-    """z[j] = ⟨query, point j⟩, summed coordinate by coordinate."""
-    z[:] = 0
-    for c in range(query.size):
-        row, factor = block[c], query[c]
+    """z[j] = ⟨query, point j⟩, summed coordinate by coordinate, two of them a pass."""
+    d = query.size
+    if d & 1:
+        row, factor = block[0], query[0]
         for j in range(z.size):
-            z[j] += factor * row[j]
+            z[j] = factor * row[j]
+    else:
+        z[:] = 0
+    for c in range(d & 1, d, 2):
+        row, factor, next_row, next_factor = block[c], query[c], block[c + 1], query[c + 1]
+        for j in range(z.size):
+            z[j] = (z[j] + factor * row[j]) + next_factor * next_row[j]
 
 
 @njit(nogil=True, cache=True)
@@ -225,109 +231,3 @@ def fired_sums(queries, threshold, tree, coefficients, sums, out):
                     lanes[j] += 0.0 if z[j] <= threshold else own[j] * (np.float64(z[j]) - b)
         out[i] = total + lanes.sum()
     return visited, scanned
-
-
-@njit(nogil=True, cache=True)
-def add_fired(queries, threshold, tree, coefficients, start, slots, out):
-    """out[i] += Σ a_r (⟨w_r, x_i⟩ − b) over the answers of query i, in the order of the slots.
-
-    The arguments are those of `report` and `node_sums`.
-    """
-    _, d, cap = tree.blocks.shape
-    for i in range(queries.shape[0]):
-        query, total = queries[i], 0.0
-        for slot in slots[start[i] : start[i + 1]]:
-            leaf, j = slot // cap, slot % cap
-            z = query[0] * tree.blocks[leaf, 0, j]
-            for c in range(1, d):
-                z += query[c] * tree.blocks[leaf, c, j]
-            total += coefficients[slot] * (z - threshold)
-        out[i] += total
-
-
-@njit(nogil=True, cache=True)
-def step_slots(queries, g, coefficients, start, slots, tree):
-    """w_r −= a_r Σ_i g_i x_i over the queries i that r answers.
-
-    Parameters
-    ----------
-    queries : (q, d)
-    g : (q,) float64
-    coefficients : (leaves · cap,) float64, a_r by slot
-    start, slots : the answers
-
-    Returns
-    -------
-    touched, moved : leaves, int32, and how far any of their points has moved at most, float64
-    """
-    leaves, d, cap = tree.blocks.shape
-    path, out, size = np.zeros(leaves), np.empty(leaves, np.int32), 0
-    longest, seen = np.zeros(leaves), np.full(leaves, -1, np.int32)
-    # Rounding of a step: of the product, of the difference, and of the length.
-    relative, absolute = tree.limits[0], tree.limits[1]
-    for i in range(queries.shape[0]):
-        query = queries[i]
-        if g[i] == 0:
-            continue
-        length = norm(query)
-        for slot in slots[start[i] : start[i + 1]]:
-            leaf, j = slot // cap, slot % cap
-            factor = query.dtype.type(coefficients[slot] * g[i])
-            for c in range(d):
-                tree.blocks[leaf, c, j] -= factor * query[c]
-            move = abs(np.float64(factor)) * length
-            if seen[leaf] < 0:
-                out[size] = leaf
-                size += 1
-            if seen[leaf] != i:
-                path[leaf] += longest[leaf]
-                longest[leaf], seen[leaf] = 0.0, i
-            # NaN is infinitely far.
-            if not move <= longest[leaf]:
-                longest[leaf] = move if move == move else np.inf
-    moved = np.empty(size)
-    for p in range(size):
-        ball = tree.balls[leaves - 1 + out[p]]
-        far = path[out[p]] + longest[out[p]]
-        # A point moves at most once a query, and is never further out than this.
-        reach = ball[d + 1] + ball[d] + ball[d + 2] + far
-        moved[p] = far + queries.shape[0] * (relative * (reach + far) + absolute)
-    return out[:size].copy(), moved
-
-
-@njit(nogil=True, cache=True)
-def readout_moves(queries, threshold, g, tree, start, slots):
-    """g_i (⟨w_r, x_i⟩ − b) for every answer r of every query i, in the order of the slots: (slots.size,) float64.
-
-    The arguments are those of `report` and `step_slots`; w_r as it is now.
-    """
-    _, d, cap = tree.blocks.shape
-    moves = np.empty(slots.size)
-    for i in range(queries.shape[0]):
-        query = queries[i]
-        for p in range(start[i], start[i + 1]):
-            leaf, j = slots[p] // cap, slots[p] % cap
-            z = query[0] * tree.blocks[leaf, 0, j]
-            for c in range(1, d):
-                z += query[c] * tree.blocks[leaf, c, j]
-            moves[p] = g[i] * (np.float64(z) - np.float64(threshold))
-    return moves
-
-
-@njit(nogil=True, cache=True)
-def move_coefficients(slots, moves, coefficients):
-    """coefficients[slot] −= what `readout_moves` gave for it."""
-    for p in range(slots.size):
-        coefficients[slots[p]] -= moves[p]
-
-
-@njit(nogil=True, cache=True)
-def pull_back(slope, coefficients, start, slots, tree, out):
-    """out[i] += slope_i Σ a_r w_r over the answers of query i; out (q, d), slope (q,) float64, see `step_slots`."""
-    _, d, cap = tree.blocks.shape
-    for i in range(slope.size):
-        for slot in slots[start[i] : start[i + 1]]:
-            leaf, j = slot // cap, slot % cap
-            factor = slope[i] * coefficients[slot]
-            for c in range(d):
-                out[i, c] += factor * tree.blocks[leaf, c, j]

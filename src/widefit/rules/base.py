@@ -248,6 +248,11 @@ class Rule(ABC):
         """True for rules that step at points which differ from the samples."""
         return False
 
+    @property
+    def averages(self) -> bool:
+        """True for rules that leave the network with an average of their iterates."""
+        return False
+
     @abstractmethod
     def start(self, view: Linearization) -> dict[str, float]:
         """The memory before the first step."""

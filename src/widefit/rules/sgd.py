@@ -29,8 +29,8 @@ class SGD(Rule):
     Over a stream (`widefit.train_stream`, `partial_fit`) batches are cut in the order in which the samples come, and t
     in the schedules counts thousands of samples.
 
-    There is no averaging of the iterates. Where the network interpolates, a constant step converges without it (arXiv
-    1712.06559); where it does not, "cosine" lets the noise die out.
+    Where the network interpolates, a constant step converges (arXiv 1712.06559); where it does not, it ends in noise,
+    which a falling rate or `average` takes out.
 
     With an adversary this is adversarial training (Madry et al. 2018, arXiv 1706.06083; for two layers over half-space
     reporting arXiv 2208.05395): every batch is first perturbed so as to raise its loss, and the step is taken at the
@@ -65,6 +65,14 @@ class SGD(Rule):
         the first layer alone.
     adversary
         Such as `PGD`; None: the samples stay where they are.
+    average
+        Polyak-Ruppert averaging (Polyak and Juditsky 1992), as in scikit-learn's SGD: True leaves the network with the
+        average of the iterates of all steps, an integer k with that of the iterates from when k samples have been
+        visited, repetitions included; before, with the last iterate. The steps, and the losses of the history, are
+        those without it; metrics, and `History.average_loss`, are of the average. A step costs more for the neurons
+        that it moves alone; for all with trackers that have no steps of their own ("certificate", the half-space tree
+        over the data), and with a ridge and a tree.
+        Memory: the weights once more, and in float64.
 
     Raises
     ------
@@ -82,6 +90,7 @@ class SGD(Rule):
     period: int = 20
     train_readout: bool = False
     adversary: Adversary | None = None
+    average: bool | int = False
     name: str = "sgd"
 
     def __post_init__(self) -> None:
@@ -95,10 +104,16 @@ class SGD(Rule):
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
         if not isinstance(self.train_readout, bool):
             raise ValueError(f"train_readout must be True or False, got {self.train_readout!r}")
+        if not isinstance(self.average, bool) and (not isinstance(self.average, Integral) or self.average < 1):
+            raise ValueError(f"average must be True, False or a number of samples ≥ 1, got {self.average!r}")
 
     @property
     def perturbs(self) -> bool:
         return self.adversary is not None
+
+    @property
+    def averages(self) -> bool:
+        return self.average is not False
 
     def start(self, view: Linearization) -> dict[str, float]:
         batch = min(self.batch_size, view.outputs.shape[0])
@@ -106,20 +121,21 @@ class SGD(Rule):
             lr = minibatch_rate(view if view.few is None else view.few(), batch, self.train_readout)
         else:
             lr = float(self.lr)
-        return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "epoch": 0}
+        return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "epoch": 0, "averaged": 0}
 
     def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
-        epoch = self.epoch(run.view().objective, int(memory["epoch"]), memory["lr"])
+        averaged = int(memory.get("averaged", 0))
+        epoch = self.epoch(run.view().objective, int(memory["epoch"]), memory["lr"], averaged)
         # Weights that overflow are seen in the outputs.
         with np.errstate(over="ignore", invalid="ignore"):
             flips, rebased = run.descend(epoch)
             view = run.view()
             after = view.objective.value(view.outputs, view.displacement)
         diverged = not math.isfinite(after) or after > _DIVERGED * memory["first"]
-        memory = {**memory, "epoch": memory["epoch"] + 1}
+        memory = {**memory, "epoch": memory["epoch"] + 1, "averaged": epoch.averaged_after(averaged)}
         return Outcome(Verdict(True, memory, stop="diverged" if diverged else None), flips, rebased)
 
-    def epoch(self, objective: Objective, number: int, lr: float) -> Minibatches:
+    def epoch(self, objective: Objective, number: int, lr: float, averaged: int = 0) -> Minibatches:
         """The minibatches of epoch `number`, which counts from 0.
 
         Parameters
@@ -130,6 +146,8 @@ class SGD(Rule):
             t.
         lr
             η before the schedule.
+        averaged
+            Iterates that are averaged so far.
         """
         samples = objective.targets.shape[0]
         order = np.arange(samples)
@@ -151,9 +169,10 @@ class SGD(Rule):
             shrink,
             self.train_readout,
             self.adversary,
+            self._averaged(number * samples + edges[1:], averaged),
         )
 
-    def stretch(self, objective: Objective, seen: int, lr: float) -> Minibatches:
+    def stretch(self, objective: Objective, seen: int, lr: float, averaged: int = 0) -> Minibatches:
         """The minibatches of the next samples of a stream, in their order.
 
         Parameters
@@ -164,14 +183,22 @@ class SGD(Rule):
             Samples that came before.
         lr
             η before the schedule.
+        averaged
+            Iterates that are averaged so far.
         """
         samples = objective.targets.shape[0]
         edges = self._edges(samples)
         eta = rates(lr, self.schedule, (seen + edges[:-1]) / _SAMPLES_A_TIME, self.decay, self.period)
         return Minibatches(
             np.arange(samples), edges, eta, objective.targets, objective.sample_weight, objective.kind, None,
-            self.train_readout, self.adversary,
+            self.train_readout, self.adversary, self._averaged(seen + edges[1:], averaged),
         )  # fmt: skip
+
+    def _averaged(self, seen: np.ndarray, before: int) -> np.ndarray | None:
+        """Iterates that are averaged before each step and after the last, from the samples seen after each."""
+        if not self.averages:
+            return None
+        return np.concatenate([[before], before + np.cumsum(seen >= self.average)])
 
     def _edges(self, samples: int) -> np.ndarray:
         return np.append(np.arange(0, samples, min(self.batch_size, samples)), samples)

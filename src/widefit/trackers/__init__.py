@@ -1,5 +1,6 @@
 """Trackers: who fires on what. A tracker is one file here and one line below."""
 
+from widefit.trackers.averaging import IterateAverage
 from widefit.trackers.base import (
     Displacement,
     Flips,
@@ -19,11 +20,13 @@ from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
+from widefit.trackers.tree_descent import WORTH_THREADS
 from widefit.trackers.verlet_list import VerletList
 from widefit.trackers.weight_tree import WeightTree
 
 __all__ = [
     "LOSSES",
+    "WORTH_THREADS",
     "Adversary",
     "Certificate",
     "Chunk",
@@ -35,6 +38,7 @@ __all__ = [
     "Gram",
     "Grams",
     "HalfSpaceTree",
+    "IterateAverage",
     "Minibatches",
     "Stream",
     "Tracker",

@@ -10,7 +10,7 @@ from widefit.kernels import ball_tree, half_space
 from widefit.kernels.ball_tree import Tree
 
 # A leaf that has drifted by this share of its radius gets new keys: below, widening its ball costs less.
-_REKEY_SHARE = 0.25
+REKEY_SHARE = 0.25
 # The tree is built anew when re-keyed leaves have grown by this share of all radii: points have left their neighbours.
 _REBUILD_SHARE = 0.5
 
@@ -108,20 +108,18 @@ class BallTree:
             False for points that will soon move again: no keys are written, bounds are only widened.
         """
         leaves = ball_tree.move(points, where, self.tree, self.slots)
-        return self.settle(leaves, np.full(leaves.size, np.inf), keep=keep)
-
-    def settle(
-        self, leaves: Int[np.ndarray, " touched"], moved: Float[np.ndarray, " touched"], *, keep: bool = True
-    ) -> Movement:
-        """Follow points of some leaves whose blocks have been written, none by more than `moved`; see `move`."""
-        share = _REKEY_SHARE if keep else np.inf
-        rekeyed, grown = ball_tree.settle(self.tree, self.keys, leaves, moved, share)
-        self._grown += grown
-        # Points that are not finite stretch a ball beyond measure: once they are gone, so must the tree be.
-        if keep and (self._spread == np.inf or not self._grown <= _REBUILD_SHARE * self._spread):
+        grown = np.zeros(1)
+        rekeyed = ball_tree.settle(self.tree, self.keys, leaves, REKEY_SHARE if keep else np.inf, 0, grown)
+        if self.stretched(grown) and keep:
             self.rebuild()
             return Movement(self.slots.size, True)
         return Movement(rekeyed)
+
+    def stretched(self, grown: Float[np.ndarray, " parts"]) -> bool:
+        """True when the tree should be built anew, radii of re-keyed leaves having grown by so much more."""
+        self._grown += float(grown.sum())
+        # Points that are not finite stretch a ball beyond measure: once they are gone, so must the tree be.
+        return self._spread == np.inf or not self._grown <= _REBUILD_SHARE * self._spread
 
     def rebuild(self) -> None:
         """A fresh tree over the points where they are."""

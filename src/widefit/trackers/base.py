@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from widefit.nn import TwoLayer
+from widefit.trackers.averaging import IterateAverage
 from widefit.trackers.counters import Counters
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.minibatches import Minibatches
@@ -215,7 +216,7 @@ class Tracking(ABC):
         `outputs`, `displacement` and `patterns` are up to date when it returns. This follows every step and counts
         every flip; a tracker that looks no further than the batch counts the pairs that differ in the end. When the
         steps train the second layer, the network's readout is up to date as well, and `gram` is not: the caller needs
-        another.
+        another. To keep its steps for an average this looks at all weights in each, a tracker at those that move.
 
         Raises
         ------
@@ -230,9 +231,20 @@ class Tracking(ABC):
             g[minibatches.batch(step)] = minibatches.g(step, self.outputs[minibatches.batch(step)])
             trial = self.propose(Update(g, np.full(g.shape[1], minibatches.pull(step))), gram)
             gram.follow(trial.changes)
+            averaged, average = minibatches.kept(step)
+            before = self._written(average)
             self.commit(trial)
+            if average is not None:
+                average.follow(slice(None), before, self._written(average), averaged)
             flips += trial.flips
         return flips
+
+    def _written(self, average: IterateAverage | None) -> Float[np.ndarray, "_ _"]:
+        """A copy of the weights, to see how far a step takes them; nothing where no average asks for it."""
+        out = np.empty((0, 0)) if average is None else np.empty_like(average.weight)
+        if average is not None:
+            self.write_weights(out)
+        return out
 
     def state(self) -> dict[str, np.ndarray]:
         """What `Tracker.start` needs, beside the network's weights and the anchor, to go on to the same bits."""
@@ -265,6 +277,11 @@ class Stream(ABC):
 
     name: str
     counters: Counters
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what it keeps beside the network."""
+        return 0
 
     @abstractmethod
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:

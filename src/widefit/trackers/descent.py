@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from widefit.kernels import minibatch
 from widefit.kernels.threads import serial_blas, team
+from widefit.trackers.averaging import IterateAverage
 from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
 
@@ -51,6 +52,8 @@ class _Step:
     g: np.ndarray
     shrink: float
     trains_readout: bool
+    averaged: float = 0.0
+    average: IterateAverage | None = None
 
 
 def descend(
@@ -105,7 +108,10 @@ def descend(
             outputs = evaluate(sampled, last)
             before[minibatches.edges[step] : minibatches.edges[step + 1]] = outputs
             sampled, outputs = minibatches.attacked(step, sampled, outputs, evaluate, pull_back)
-            last = _Step(sampled, minibatches.g(step, outputs), minibatches.pull(step), minibatches.trains_readout)
+            last = _Step(
+                sampled, minibatches.g(step, outputs), minibatches.pull(step), minibatches.trains_readout,
+                *minibatches.kept(step),
+            )  # fmt: skip
         for_each(partial(_advance, layer, last, None), shares)
     return before
 
@@ -163,11 +169,14 @@ def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
     """Move the neurons of a block."""
     weights, coefficients = layer.weight[block.rows], layer.coefficients[block.rows]
     g, size = np.ascontiguousarray(step.g[:, block.output]), step.inputs.shape[0]
+    kept = None if step.average is None else step.average.weight[block.rows]
     moves = None
     if step.trains_readout and block.fired:
         moves = np.empty(weights.shape[0])
         minibatch.readout_moves(weights, layer.threshold, g / layer.weight.shape[0], step.inputs, block.bits, moves)
     if step.shrink != 0 and layer.anchor is not None:
+        if kept is not None:
+            kept += step.averaged * step.shrink * (weights - layer.anchor[block.rows])
         minibatch.shrink_rows(weights, layer.anchor[block.rows], weights.dtype.type(step.shrink))
     if block.fired > _DENSE_SHARE * size * weights.shape[0]:
         factors = share.values[: weights.shape[0] * size].reshape(-1, size)
@@ -175,7 +184,13 @@ def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
         move = share.moves[: weights.shape[0]]
         np.matmul(factors, step.inputs, out=move)
         weights -= move
+        if kept is not None:
+            kept += step.averaged * move
     elif block.fired:
         minibatch.step_batch(weights, coefficients, g, step.inputs, block.bits)
+        if kept is not None:
+            minibatch.step_batch(kept, coefficients, -step.averaged * g, step.inputs, block.bits)
     if moves is not None:
         coefficients -= moves
+        if step.average is not None:
+            step.average.readout[block.rows] += step.averaged * moves

@@ -60,10 +60,14 @@ class DataHalfSpaces(FollowedRows):
                 by_sample, batch, feeds, weight, coefficients, threshold, self._inputs, f
             )  # fmt: skip
             g, size = minibatches.g(step, f), row_descent.neurons_on(by_sample, batch, neurons)
+            averaged, average = minibatches.kept(step)
+            before_step = weight[neurons[:size]] if average is not None else weight[:0]
             visited, scanned = row_descent.step(
                 neurons[:size], batch, g, feeds, coefficients, threshold, self._inputs, self._tree.tree, weight,
                 by_neuron, by_sample,
             )  # fmt: skip
+            if average is not None:
+                average.follow(neurons[:size], before_step, weight[neurons[:size]], averaged)
             self._counters += Counters(pairs_evaluated=pairs + scanned, nodes_visited=visited)
         return self._descended([self._gathered(chunk, by_neuron) for chunk in self._chunks], gram)
 

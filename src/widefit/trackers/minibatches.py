@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from widefit.trackers.averaging import IterateAverage
+
 LOSSES = ("squared", "logistic", "softmax")
 
 
@@ -52,6 +54,10 @@ class Minibatches:
     adversary
         Perturbs the samples of a batch at the weights before its step, which is then taken at the perturbed points;
         None: the samples stay where they are.
+    averaged
+        How many iterates are averaged before each step, and after the last; None: none.
+    average
+        Where the steps are kept for it.
     """
 
     samples: Int[np.ndarray, " visits"]
@@ -63,6 +69,8 @@ class Minibatches:
     shrink: Float[np.ndarray, " batches"] | None = None
     trains_readout: bool = False
     adversary: Adversary | None = None
+    averaged: Int[np.ndarray, " batches_plus_one"] | None = None
+    average: IterateAverage | None = None
 
     def __len__(self) -> int:
         return self.rates.size
@@ -79,6 +87,7 @@ class Minibatches:
             edges=self.edges[first : last + 1] - low,
             rates=self.rates[first:last],
             shrink=None if self.shrink is None else self.shrink[first:last],
+            averaged=None if self.averaged is None else self.averaged[first : last + 1],
         )
 
     def g(self, step: int, outputs: Float[np.ndarray, "b k"]) -> Float[np.ndarray, "b k"]:
@@ -108,6 +117,16 @@ class Minibatches:
     def pull(self, step: int) -> float:
         """s_t."""
         return 0.0 if self.shrink is None else float(self.shrink[step])
+
+    def averaged_after(self, before: int) -> int:
+        """Iterates that are averaged after the last step; those before the first where no more are."""
+        return before if self.averaged is None else int(self.averaged[-1])
+
+    def kept(self, step: int) -> tuple[float, IterateAverage | None]:
+        """Averaged iterates before a step, and where it is to be kept for them; None where it does not matter."""
+        if self.average is None or self.averaged is None or self.averaged[step] == 0:
+            return 0.0, None
+        return float(self.averaged[step]), self.average
 
 
 def attack(

@@ -5,10 +5,11 @@ from jaxtyping import Float, Int
 
 from widefit.kernels import ball_tree, half_space
 from widefit.kernels.threads import ordered_map
-from widefit.trackers.ball_tree import BallTree, Movement
+from widefit.trackers.ball_tree import BallTree
 from widefit.trackers.counters import Counters
 from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.tree_descent import Plant, descend
 
 # Samples of a task: enough to hide what a call costs, few enough to spread over the threads.
 _QUERIES = 32
@@ -47,6 +48,7 @@ class NeuronTrees:
         self._trees = list(ordered_map(build, layer.groups, threads))
         # True while every tree is what building it from the present weights would give.
         self._fresh = True
+        self._plants: list[Plant] | None = None
         self._sums_of_nodes: list[tuple[np.ndarray, np.ndarray]] | None = None
         self.counters = Counters(full_passes=1, keys_updated=layer.weight.shape[0])
 
@@ -113,8 +115,8 @@ class NeuronTrees:
         x = self._checked(x)
         if self._sums_of_nodes is None:
             self._sums_of_nodes = [
-                (coefficients, half_space.node_sums(tree.tree, coefficients))
-                for tree, coefficients in zip(self._trees, self._coefficients_by_slot(), strict=True)
+                (plant.coefficients, half_space.node_sums(plant.tree.tree, plant.coefficients))
+                for plant in self._planted()
             ]
         outputs = np.tile(self._layer.silent, (x.shape[0], 1))
         threshold = self._layer.threshold
@@ -167,44 +169,11 @@ class NeuronTrees:
         f at every visited sample before the step of its batch, in the order of the visits.
         """
         self._changed()
-        layer, by_slot = self._layer, self._coefficients_by_slot()
-        before = np.tile(layer.silent, (minibatches.samples.size, 1))
-        for step in range(len(minibatches)):
-            x = inputs[minibatches.batch(step)]
-            answers: list[tuple[np.ndarray, np.ndarray]] = []
-
-            def evaluate(points: np.ndarray, answers=answers) -> np.ndarray:
-                f = np.tile(layer.silent, (points.shape[0], 1))
-                answers[:] = [self._answer(output, points, own, f) for output, own in enumerate(by_slot)]
-                return f
-
-            def pull_back(slope: np.ndarray, answers=answers) -> np.ndarray:
-                out = np.zeros((slope.shape[0], layer.weight.shape[1]))
-                for tree, (start, slots), own, column in zip(self._trees, answers, by_slot, slope.T, strict=True):
-                    half_space.pull_back(np.ascontiguousarray(column), own, start, slots, tree.tree, out)
-                return out
-
-            f = evaluate(x)
-            before[minibatches.edges[step] : minibatches.edges[step + 1]] = f
-            x, f = minibatches.attacked(step, x, f, evaluate, pull_back)
-            g = np.ascontiguousarray(minibatches.g(step, f).T)
-            for output, (tree, answer) in enumerate(zip(self._trees, answers, strict=True)):
-                own = by_slot[output]
-                moves = None
-                if minibatches.trains_readout:
-                    moves = half_space.readout_moves(
-                        x, layer.threshold, g[output] / layer.weight.shape[0], tree.tree, *answer
-                    )
-                leaves, moved = half_space.step_slots(x, g[output], own, *answer, tree.tree)
-                if moves is not None:
-                    half_space.move_coefficients(answer[1], moves, own)
-                slots = tree.slots
-                if self._count(tree.settle(leaves, moved)).rebuilt:
-                    self._keep(output, own, slots)
-                    by_slot[output] = self._of_output(output)
+        before, spent = descend(self._planted(), self._layer, inputs, minibatches, self._threads)
+        self.counters += spent
         if minibatches.trains_readout:
-            for output, tree in enumerate(self._trees):
-                self._keep(output, by_slot[output], tree.slots)
+            # The network may round them.
+            self._plants = None
         return before
 
     def refresh(self) -> None:
@@ -214,6 +183,7 @@ class NeuronTrees:
         for tree in self._trees:
             tree.rebuild()
         self._changed()
+        self._plants = None
         self._fresh = True
         self.counters += Counters(full_passes=1, keys_updated=self._layer.weight.shape[0])
 
@@ -222,43 +192,25 @@ class NeuronTrees:
     ) -> None:
         """Put neurons of an output elsewhere; see `BallTree.move`."""
         self._changed()
-        self._count(self._trees[output].move(where, weights, keep=keep))
+        movement = self._trees[output].move(where, weights, keep=keep)
+        if movement.rebuilt:
+            self._plants = None
+        self.counters += Counters(full_passes=int(movement.rebuilt), keys_updated=movement.rekeyed)
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
         """Write W in the order of the neurons."""
         for tree, group in zip(self._trees, self._layer.groups, strict=True):
             ball_tree.points_of(tree.tree, out[slice(*group)])
 
-    def _answer(
-        self, output: int, x: np.ndarray, coefficients: np.ndarray, f: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Who fires on some inputs, as `BallTree.report` gives it; what they add to an output is added to f."""
-        tree, threshold = self._trees[output], self._layer.threshold
-        start, slots, visited, scanned = tree.report(x, threshold)
-        half_space.add_fired(x, threshold, tree.tree, coefficients, start, slots, f[:, output])
-        self.counters += Counters(pairs_evaluated=scanned + slots.size, nodes_visited=visited)
-        return start, slots
-
     def _changed(self) -> None:
         self._fresh, self._sums_of_nodes = False, None
 
-    def _count(self, movement: Movement) -> Movement:
-        self.counters += Counters(full_passes=int(movement.rebuilt), keys_updated=movement.rekeyed)
-        return movement
-
-    def _coefficients_by_slot(self) -> list[Float[np.ndarray, " slots"]]:
-        return [self._of_output(output) for output in range(len(self._trees))]
-
-    def _of_output(self, output: int) -> Float[np.ndarray, " slots"]:
-        """a_r / √m where neuron r of an output stands, 0 in empty slots."""
-        tree = self._trees[output]
-        by_slot = np.zeros(tree.tree.members.size)
-        by_slot[tree.slots] = self._layer.coefficients[slice(*self._layer.groups[output])]
-        return by_slot
-
-    def _keep(self, output: int, by_slot: np.ndarray, slots: np.ndarray) -> None:
-        """Take the coefficients of an output into the layer."""
-        self._layer.coefficients[slice(*self._layer.groups[output])] = by_slot[slots]
+    def _planted(self) -> list[Plant]:
+        """The trees with what stands beside their points, until they are built anew."""
+        if self._plants is None:
+            groups = zip(self._trees, self._layer.groups, strict=True)
+            self._plants = [Plant.of(tree, self._layer.coefficients[slice(*group)]) for tree, group in groups]
+        return self._plants
 
     def _checked(self, x: Float[np.ndarray, "q d"]) -> np.ndarray:
         features, dtype = self._layer.weight.shape[1], self._layer.weight.dtype

@@ -165,7 +165,10 @@ class TreeTracking(Tracking):
             rows = self._rows(np.sort(batch).astype(np.int32))
             g = np.zeros_like(self.outputs)
             g[batch] = minibatches.g(step, self._sum(rows)[batch])
-            flips += self._carry_out(self._move(rows, Update(g, still)))
+            moved, (averaged, average) = self._move(rows, Update(g, still)), minibatches.kept(step)
+            if average is not None:
+                average.follow(moved.neurons, self._weight[moved.neurons], moved.weights, averaged)
+            flips += self._carry_out(moved)
         self._flips += flips
         self._refresh()
         return flips

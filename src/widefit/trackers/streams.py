@@ -52,6 +52,10 @@ class TreeStream(Stream):
     def counters(self) -> Counters:
         return self._trees.counters
 
+    @property
+    def nbytes(self) -> int:
+        return self._trees.nbytes
+
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
         self._moves_readout |= minibatches.trains_readout
         return self._trees.descend(inputs, minibatches)
