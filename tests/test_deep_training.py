@@ -8,9 +8,9 @@ from scipy.linalg import block_diag
 
 import widefit
 from widefit.callbacks import Callback
+from widefit.deep_plan import DeepShape, plan_deep
 from widefit.fitting import training_of
 from widefit.nn import Deep
-from widefit.plan import DeepShape, plan_deep
 from widefit.rules import GaussNewton, GradientDescent
 from widefit.solvers import BlockCG
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"files", "data"},
     {"fitting", "deep_training", "training", "streaming", "stream_training", "optim"},
     {"callbacks"},
-    {"plan", "search_plan", "problem"},
+    {"plan", "search_plan", "deep_plan", "problem"},
     {"rules", "trackers", "gram", "solvers", "sketches"},
     {"nn", "history", "pinn", "losses"},
     {"kernels", "memory"},

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from widefit import gram, solvers
+from widefit.deep_plan import DeepShape, plan_deep
 from widefit.nn import Deep
-from widefit.plan import DeepShape, Plan, firing_probability, plan_deep
+from widefit.plan import Plan, firing_probability
 from widefit.rules import FullBatch, Linearization
 from widefit.trackers import Displacement, Minibatches, Trial, Update
 from widefit.trackers.deep import DeepTracking, Sparse

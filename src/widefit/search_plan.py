@@ -15,7 +15,7 @@ from widefit.plan import TRACKERS, Choice, Plan, firing_probability, named
 # more for each feature; a neuron that it moves, and more for each feature; what a sample takes besides; a neuron and
 # level of building, and more for each feature. Neurons of a leaf.
 _FLOPS = 1e11
-_DENSE_NEURON, _DENSE_VALUE, _LOOK = 0.65e-9, 1.3e-9, 2.3e-9
+_DENSE_NEURON, _DENSE_VALUE, _LOOK = 0.65e-9, 1.3e-9, 1.7e-9
 _LOOK_IN_STEP, _LOOK_FEATURE, _TOUCH, _TOUCH_FEATURE, _SAMPLE = 0.8e-9, 0.12e-9, 1e-9, 0.5e-9, 1.5e-6
 _SORT, _SORT_FEATURE, _LEAF = 1e-8, 2.5e-9, 64
 # A tree has to promise more than a rough model can be wrong by.
@@ -71,7 +71,8 @@ class NeuronShape:
 
     def seconds_of_a_tree_prediction(self, threads: int) -> float:
         """f at one input; nodes that fire as a whole are not looked into."""
-        return self.opened() * self.width * _LOOK / threads
+        # In float64, which takes twice as long for each feature as the steps do.
+        return self.opened() * self.width * (_LOOK + 2 * _LOOK_FEATURE * self.features) / threads
 
     def seconds_of_a_build(self) -> float:
         """Trees over all neurons, with the sums of their nodes."""
