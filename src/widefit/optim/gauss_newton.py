@@ -263,6 +263,7 @@ class GaussNewton(torch.optim.Optimizer):
             rate=rate * memory.pace,
             momentum=self._previous_step(curvature, changes),
             max_norm=self.max_norm,
+            resampled=changes,
             fresh=few,
         )
         outcome = search.run(memory.level, fixed=self.damping != "auto")

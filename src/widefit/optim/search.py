@@ -130,8 +130,10 @@ class Search:
         Where the step starts from; None: from θ.
     max_norm
         Upper bound on the norm of a step.
+    resampled
+        Whether every step sees other data. Points are then not corrected: that would fit what is peculiar to a batch.
     fresh
-        Whether every step sees other data, few for the number of parameters.
+        Whether that are few data for the number of parameters as well.
     """
 
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
@@ -142,6 +144,7 @@ class Search:
     rate: float = 1.0
     momentum: Momentum | None = None
     max_norm: float | None = None
+    resampled: bool = False
     fresh: bool = False
 
     def run(self, level: float, fixed: bool = False) -> Outcome:
@@ -225,6 +228,8 @@ class Search:
         """
         reach, policy = length * self.rate, self.policy
         point = self._point(path.change(reach), length)
+        if self.resampled:
+            return point, 0.0
         missed = self._change(point.outputs) - path.image(reach)
         size = torch.linalg.vector_norm(self.expansion.residual)
         defect = float(torch.linalg.vector_norm(missed) / size) if size > 0 else 0.0
