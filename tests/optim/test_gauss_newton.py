@@ -287,7 +287,7 @@ def test_momentum_starts_when_the_data_change() -> None:
     assert not torch.equal(flat(with_it), flat(without))
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_small_fresh_batches_are_not_fitted_to_rounding(seed: int) -> None:
     def wanted(x):
         return torch.sin(2 * x[:, :1]) * x[:, 1:2] + x[:, 2:3] * x[:, 3:4]
