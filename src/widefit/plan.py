@@ -79,8 +79,6 @@ class TwoLayerShape:
         |a_r| / √k.
     second_order
         True for rules that converge in a handful of long steps.
-    stochastic
-        True for rules that step on minibatches, and so never ask for H of more than a few samples.
     stored
         False when the weights are drawn again whenever they are needed.
     perturbed
@@ -88,7 +86,7 @@ class TwoLayerShape:
     alive
         Part of the neurons that fire on some sample.
     minibatches
-        True when a step looks at a few of the samples.
+        True for rules whose steps look at a few of the samples, and which never ask for H of more than a few.
     """
 
     samples: int
@@ -100,7 +98,6 @@ class TwoLayerShape:
     anchored: bool
     readout_scale: float = 1.0
     second_order: bool = True
-    stochastic: bool = False
     stored: bool = True
     perturbed: bool = False
     alive: float = 1.0
@@ -115,7 +112,7 @@ class TwoLayerShape:
 
     def _square_bytes(self, solver: str, tracker: str) -> int:
         """K, N and H are held at once, and a factorization works on a copy of H."""
-        if self.stochastic:
+        if self.minibatches:
             # The certificate tracker takes each minibatch for a step of its own, which follows H.
             return 20 * (self.samples if tracker == "certificate" else min(self.samples, FEW)) ** 2
         return self.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
@@ -152,7 +149,7 @@ class TwoLayerShape:
 
     def flops_per_step(self, solver: str) -> float:
         """Products W Xᵀ, additions into N, and the solve."""
-        if self.stochastic:
+        if self.minibatches:
             # An epoch and the pass that ends it.
             return (4.0 + 4.0 * self.firing) * self.width * self.samples * self.features
         fired = self.firing * self.samples
@@ -258,7 +255,7 @@ def plan_two_layer(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
             'use "dense" or HalfSpaceTree(over="weights")'
         )
-    if solver == "auto" and shape.stochastic:
+    if solver == "auto" and shape.minibatches:
         solver = solvers.Cholesky()
     if solver == "auto":
         direct = shape.bytes_needed("cholesky", threads) <= memory
@@ -302,7 +299,7 @@ def _refusal(shape: TwoLayerShape, tracker: str, solver: str, threads: int, need
         smaller = TwoLayerShape(**{**shape.__dict__, "width": width})
         if smaller.bytes_needed(solver, threads, tracker) <= memory:
             return f"{said}; a width of {width:,} fits"
-    if shape.stochastic:
+    if shape.minibatches:
         return f"{said}; widefit.train_stream and partial_fit learn any number of samples in memory that does not grow"
     samples = int(math.sqrt(memory / 40))
     return f"{said}; its {shape.samples:,} × {shape.samples:,} Gram matrices fit for about {samples:,} samples"

@@ -1,6 +1,7 @@
 """What a run is given, checked once: the rule, its loss, the data."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -65,8 +66,7 @@ def checked_problem(
 def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threads: int) -> Linearization:
     """A problem at the weights that a network has, found by one dense pass; without displacement."""
     tracking = trackers.Dense().start(network, inputs, threads=threads)
-    exact = inputs.astype(np.float64)
-    grams = gram.CurrentGrams(tracking, lambda: exact @ exact.T, network.coefficients, 1, threads)
+    grams = gram.CurrentGrams(tracking, partial(gram.similarity, inputs), network.coefficients, 1, threads)
     return Linearization(
         objective, tracking.outputs, None, grams, features_squared=lambda: trackers.features_squared(network, inputs)
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -271,11 +272,9 @@ class Training:
 
     def _start_grams(self) -> None:
         """H as it follows from the network's readout."""
-        samples = self._inputs.shape[0]
-        inputs = self._inputs.astype(np.float64)
-        held = max(1, int(self._memory_limit / 4 / (12 * samples**2)))
+        held = max(1, int(self._memory_limit / 4 / (12 * self._inputs.shape[0] ** 2)))
         self._grams = gram.CurrentGrams(
-            self._tracking, lambda: inputs @ inputs.T, self._iterate.coefficients, held, self._threads
+            self._tracking, partial(gram.similarity, self._inputs), self._iterate.coefficients, held, self._threads
         )
 
     def _trained(self) -> dict[str, Tensor]:
@@ -307,7 +306,6 @@ class Training:
             readout_scale=max(1e-6, float(np.abs(self.network.coefficients(0, 2)).max()))
             * float(np.sqrt(self.network.width / self.network.out_features)),
             second_order=isinstance(self._rule, rules.GaussNewton),
-            stochastic=isinstance(self._rule, rules.SGD),
             stored=self.network.store == "array",
             perturbed=self._rule.perturbs,
             alive=_alive(self.network, self._inputs),

@@ -3,7 +3,7 @@
 from widefit.gram.base import DenseGram, GramOperator
 from widefit.gram.co_firing import CoFiringGram, co_firing
 from widefit.gram.coupled import CoupledGram
-from widefit.gram.current import CurrentGrams
+from widefit.gram.current import CurrentGrams, similarity
 from widefit.gram.outer import OuterGram, OuterLayer
 from widefit.gram.sparse_layers import sparse_khatri_rao
 from widefit.gram.weighted import WeightedGram, block_times
@@ -19,5 +19,6 @@ __all__ = [
     "WeightedGram",
     "block_times",
     "co_firing",
+    "similarity",
     "sparse_khatri_rao",
 ]

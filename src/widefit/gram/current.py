@@ -10,6 +10,12 @@ from widefit.trackers.base import Flips, Tracking
 from widefit.trackers.fire_pattern import FirePattern
 
 
+def similarity(inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    """K = X Xᵀ in float64, whatever the dtype of X."""
+    exact = inputs.astype(np.float64)
+    return exact @ exact.T
+
+
 class CurrentGrams:
     """H by output: counted from the fire pattern when first asked for, then followed flip by flip.
 

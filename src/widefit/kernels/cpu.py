@@ -114,12 +114,12 @@ def fire_block(z, threshold, coefficients, old_counts, old_start, old_words, cou
                     flips += _popcount32(words[base + w] ^ old_words[old_start[r] + w])
             else:
                 q = fired_samples(old_counts, old_start, old_words, r, n, before)
-                flips += k + q - 2 * _common(fired, k, before, q)
+                flips += k + q - 2 * common(fired, k, before, q)
     return flips
 
 
 @njit(nogil=True, cache=True)
-def _common(a, size_a, b, size_b):
+def common(a, size_a, b, size_b):
     """Size of the intersection of two ascending lists."""
     p = q = hits = 0
     while p < size_a and q < size_b:

@@ -65,7 +65,7 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs, ro
     # Terms are no better than their pre-activations: they are added in the dtype of the points, place by place.
     dtype = tree.blocks.dtype
     z, near, places = np.empty(cap, dtype), np.empty(cap, dtype), np.zeros((count, cap), dtype)
-    zero, sums, terms = dtype.type(0), np.empty(d + 1), np.empty(cap)
+    sums, terms = np.empty(d + 1), np.empty(cap)
     found_leaves, found_samples, lanes = room.leaves, room.samples, room.lanes
     outputs[:] = 0
     k = visited = scanned = 0
@@ -77,24 +77,12 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs, ro
             node, t = nodes[top], depths[top]
             ball = tree.balls[node]
             wide = ball[d] + ball[d + 2]
-            q, f = 0, wholes[t]
+            q, f = opens[t], wholes[t]
             whole[t + 1, :f] = whole[t, :f]
             if longest * (ball[d + 1] + wide) < overflow:
                 slack = wide + relative * (ball[d + 1] + wide)
-                for p in range(opens[t]):
-                    i = open_[t, p]
-                    product = 0.0
-                    for c in range(d):
-                        product += exact[i, c] * ball[c]
-                    # Branchless: the sample is always written, and kept where it belongs.
-                    all_fire = product - (lengths[i] * slack + absolute) > b
-                    none_fires = product + (lengths[i] * slack + absolute) <= b
-                    whole[t + 1, f] = i
-                    f += all_fire
-                    open_[t + 1, q] = i
-                    q += not (all_fire or none_fires)
+                q, f = _decide(exact, lengths, ball, slack, absolute, b, open_[t, :q], open_[t + 1], whole[t + 1], f)
             else:
-                q = opens[t]
                 open_[t + 1, :q] = open_[t, :q]
             visited += opens[t]
             opens[t + 1], wholes[t + 1] = q, f
@@ -131,26 +119,51 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs, ro
             for p in range(q):
                 i = open_[t + 1, p]
                 products(block, queries[i], z)
-                into, mask, some = places[i], lanes[k], False
-                # One thing a loop, for vectors.
-                for j in range(cap):
-                    mask[j] = not z[j] <= threshold
-                mask[size:] = False
-                for j in range(cap):
-                    z[j] = near[j] * (zero if z[j] <= threshold else z[j] - threshold)
-                for j in range(cap):
-                    into[j] += z[j]
-                for j in range(cap):
-                    some = some | mask[j]
                 # Kept only when some point fires.
                 found_leaves[k], found_samples[k] = leaf, i
-                k += some
+                k += _add_firing(z, threshold, near, size, places[i], lanes[k])
                 looked = True
         if looked:
             for i in range(count):
                 out[i] += _folded(places[i])
             places[:] = 0
     return Fired(found_leaves, found_samples, lanes), k, visited, scanned
+
+
+@njit(nogil=True, cache=True)
+def _decide(exact, lengths, ball, slack, absolute, b, candidates, open_, whole, f):
+    """Samples a ball leaves open, into open_[:q], and those all its points fire on, into whole[f:]; gives q, f."""
+    q = 0
+    for p in range(candidates.size):
+        i = candidates[p]
+        product = 0.0
+        for c in range(exact.shape[1]):
+            product += exact[i, c] * ball[c]
+        # Branchless: the sample is always written, and kept where it belongs.
+        all_fire = product - (lengths[i] * slack + absolute) > b
+        none_fires = product + (lengths[i] * slack + absolute) <= b
+        whole[f] = i
+        f += all_fire
+        open_[q] = i
+        q += not (all_fire or none_fires)
+    return q, f
+
+
+@njit(nogil=True, cache=True)
+def _add_firing(z, threshold, coefficients, size, into, mask):
+    """into += a (z − b) where a point of a leaf fires, which mask tells; whether one does. z is overwritten."""
+    some, zero = False, z.dtype.type(0)
+    # One thing a loop, for vectors.
+    for j in range(z.size):
+        mask[j] = not z[j] <= threshold
+    mask[size:] = False
+    for j in range(z.size):
+        z[j] = coefficients[j] * (zero if z[j] <= threshold else z[j] - threshold)
+    for j in range(z.size):
+        into[j] += z[j]
+    for j in range(z.size):
+        some = some | mask[j]
+    return some
 
 
 @njit(nogil=True, cache=True)

@@ -13,7 +13,19 @@ whatever else stands in a list.
 import numpy as np
 from numba import njit
 
-from widefit.kernels.cpu import _common
+from widefit.kernels.cpu import common
+
+
+@njit(nogil=True, cache=True)
+def _fired(lists, r, fired):
+    """The samples that row r fires on, into fired[:k]; returns k."""
+    start, samples, fires = lists
+    k = 0
+    for p in range(start[r], start[r + 1]):
+        # Branchless: always listed, and kept only when the pair fires.
+        fired[k] = samples[p]
+        k += fires[p]
+    return k
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
@@ -30,15 +42,10 @@ def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
     inputs : (n, d)
     lists : start, samples, fires
     """
-    start, samples, fires = lists
     rows, d = weights.shape
     fired = np.empty(inputs.shape[0] + 1, np.int64)
     for r in range(rows):
-        k = 0
-        for p in range(start[r], start[r + 1]):
-            # Branchless: always listed, and kept only when the pair fires.
-            fired[k] = samples[p]
-            k += fires[p]
+        k = _fired(lists, r, fired)
         target, a = out[r], coefficients[r]
         target[:] = weights[r]
         if shrink != 0:
@@ -144,17 +151,6 @@ def relist(old_start, old_samples, leaving, z, lowest, norms, start, samples):
 
 
 @njit(nogil=True, cache=True)
-def _fired(lists, r, fired):
-    """The samples that row r fires on, into fired[:k]; returns k."""
-    start, samples, fires = lists
-    k = 0
-    for p in range(start[r], start[r + 1]):
-        fired[k] = samples[p]
-        k += fires[p]
-    return k
-
-
-@njit(nogil=True, cache=True)
 def count_flips(before, after, leaving, n):
     """Pairs that fire in lists before or after, not in both; those of the neurons `leaving` have been made anew."""
     one, other = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
@@ -162,7 +158,7 @@ def count_flips(before, after, leaving, n):
     for r in range(before[0].size - 1):
         if q < leaving.size and leaving[q] == r:
             k, p = _fired(before, r, one), _fired(after, r, other)
-            flips += k + p - 2 * _common(one, k, other, p)
+            flips += k + p - 2 * common(one, k, other, p)
             q += 1
             continue
         first, later = before[0][r], after[0][r]

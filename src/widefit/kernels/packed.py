@@ -57,6 +57,15 @@ def unpack(packed, first, last, weight):
 
 
 @njit(nogil=True, cache=True)
+def _load(packed, t, b, block):
+    """Block b of the inputs of tile t, copied; returns the half-open range of its inputs."""
+    origin = b * BLOCK_INPUTS
+    end = min(origin + BLOCK_INPUTS, packed.shape[1])
+    block[: end - origin] = packed[t, origin:end]
+    return origin, end
+
+
+@njit(nogil=True, cache=True)
 def tile_products(packed, edges, place, value, first, last, z):
     """z[i, r] += Σ_c a_ic W[r, c] over the entries of row i, for the outputs r of tiles `first` to `last`.
 
@@ -76,9 +85,7 @@ def tile_products(packed, edges, place, value, first, last, z):
             count = min(PANEL_SAMPLES, rows - i0)
             panel[:] = 0
             for b in range(edges.shape[0]):
-                origin = b * BLOCK_INPUTS
-                end = min(origin + BLOCK_INPUTS, inputs)
-                block[: end - origin] = packed[t, origin:end]
+                _load(packed, t, b, block)
                 for i in range(count):
                     add_scaled_rows(panel[i], block, place, value, edges[b, i0 + i], edges[b, i0 + i + 1])
             for i in range(count):
@@ -107,9 +114,7 @@ def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
         if lane_edges[t, 0] == lane_edges[t, rows]:
             continue
         for b in range(edges.shape[0]):
-            origin = b * BLOCK_INPUTS
-            end = min(origin + BLOCK_INPUTS, inputs)
-            block[: end - origin] = packed[t, origin:end]
+            origin, end = _load(packed, t, b, block)
             for i in range(rows):
                 for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
                     at, factor = np.uint64(lane[q]), u[q]
@@ -141,9 +146,7 @@ def active_products(packed, lane_edges, lane, d, edges, place, first, last, out)
         if lane_edges[t, 0] == lane_edges[t, rows]:
             continue
         for b in range(edges.shape[0]):
-            origin = b * BLOCK_INPUTS
-            end = min(origin + BLOCK_INPUTS, inputs)
-            block[: end - origin] = packed[t, origin:end]
+            _load(packed, t, b, block)
             for i in range(rows):
                 for q in range(lane_edges[t, i], lane_edges[t, i + 1]):
                     at, factors, factor = np.uint64(lane[q]), d[q], d[q, 0]

@@ -238,9 +238,9 @@ class Search:
         correction = self.curvature.direction(missed, damping)
         path.iterations += correction.iterations
         change = point.change + correction.value
-        if float(torch.linalg.vector_norm(correction.value)) > policy.shortest * float(
-            torch.linalg.vector_norm(reach * path.first.value)
-        ) or (self.max_norm is not None and float(torch.linalg.vector_norm(change)) > self.max_norm):
+        longest = policy.shortest * reach * torch.linalg.vector_norm(path.first.value)
+        too_far = bool(torch.linalg.vector_norm(correction.value) > longest)
+        if too_far or (self.max_norm is not None and bool(torch.linalg.vector_norm(change) > self.max_norm)):
             return point, defect
         return min(point, self._point(change, length), key=lambda found: found.loss), defect
 
