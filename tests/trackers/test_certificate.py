@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from problems import DenseReference, digits_parity, make, real, sphere
 import widefit
 from widefit.gram import CurrentGrams
 from widefit.kernels import certificate_bounds as kernels
+from widefit.kernels.products import INTEGERS
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
 from widefit.trackers import Certificate, Dense, Update
 from widefit.trackers.certificate.bounds import movements
-from widefit.trackers.certificate.geometry import bucket_caps
+from widefit.trackers.certificate.geometry import Geometry, bucket_caps
+from widefit.trackers.certificate.passes import scan
+from widefit.trackers.certificate.trial import OutputBounds
+from widefit.trackers.fire_pattern import Chunk
 from widefit.training import Training
 
 
@@ -195,6 +200,49 @@ def test_steps_that_overflow_are_followed(scale, size):
     # Sample 3 does not touch the other half of the inputs.
     assert np.array_equal(fires(run)[:, 15:], before[:, 15:]) or not np.isfinite(size)
     assert np.isfinite(run.outputs[3, 0]) == np.isfinite(size)
+
+
+@pytest.mark.skipif(not INTEGERS, reason="the processor has no such instruction")
+@settings(max_examples=25)
+@given(
+    st.integers(1, 70), st.integers(1, 20), st.sampled_from([-30, 0, 15]), st.sampled_from(["f4", "f8"]),
+    st.booleans(), st.integers(0, 10**6),
+)  # fmt: skip
+def test_a_pass_in_integers_finds_what_one_in_floats_does(samples, features, exponent, dtype, certified, seed):
+    """Samples of all lengths, zeros, and weights with one large feature; certificates are at most a little earlier."""
+    generator = np.random.default_rng(seed)
+    inputs = generator.standard_normal((samples, features)) * 10.0 ** generator.uniform(-3, 0, (samples, 1))
+    inputs[generator.random(samples) < 0.2] = 0
+    weights = generator.standard_normal((130, features)) * 10.0 ** generator.uniform(-2, 0, (130, 1))
+    weights[::7] = 0
+    weights[::5, 0] *= 1e4
+    inputs, weights = inputs.astype(dtype), (weights * 10.0**exponent).astype(dtype)
+    threshold = float(generator.choice([0.0, 0.5])) * 10.0**exponent
+    network = TwoLayer(features, 130, threshold=threshold, dtype=torch.float32 if dtype == "f4" else torch.float64)
+    network.weight.data[:] = torch.from_numpy(weights)
+    geometry = Geometry.of(network, inputs, 1)
+    chosen, radius = geometry.products, np.full(geometry.caps.size, 0.3 * 10.0**exponent, np.float32)
+    assert chosen.rounded is not None
+    bounds = OutputBounds(radius, np.zeros((radius.size, samples), np.float32), radius) if certified else None
+    found = [
+        scan(
+            replace(geometry, products=replace(chosen, exact=one, rounded=None)), Chunk(0, 130, 0),
+            network.coefficients(), [weights], bounds, opening=not certified,
+        )
+        for one in (chosen.exact, chosen.rounded)
+    ]  # fmt: skip
+    exact, rounded = found
+    z = weights.astype(np.float64) @ inputs.T.astype(np.float64)
+    assert np.array_equal(rounded.pattern.dense(), exact.pattern.dense())
+    clear = np.abs(z - threshold) > 1e-12 * np.abs(z)
+    assert np.array_equal(rounded.pattern.dense()[clear], (z > threshold)[clear])
+    np.testing.assert_allclose(rounded.outputs, exact.outputs, rtol=1e-9, atol=1e-30)
+    held = rounded.certificates
+    owner, margin = np.repeat(np.arange(130), held.count), np.abs(z - threshold)
+    assert np.all(held.due <= margin[owner, held.sample])
+    near = np.zeros(z.shape, bool)
+    near[owner, held.sample] = True
+    assert np.all(near | (margin >= radius[0])) or not certified
 
 
 @settings(max_examples=25)

@@ -169,7 +169,8 @@ class ChunkFlips:
             (self.slots[1:] == self.slots[:-1]) & (self.samples[1:] <= self.samples[:-1])
         ):
             return self
-        order = np.lexsort((self.samples, self.slots))
+        # Two ordered lists, one behind the other, take a stable sort no more than a merge.
+        order = np.argsort((self.slots.astype(np.int64) << 32) + self.samples, kind="stable")
         return ChunkFlips(*(array[order] for array in self._arrays))
 
     def merged(self, other: "ChunkFlips") -> "ChunkFlips":

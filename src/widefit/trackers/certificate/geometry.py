@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels.products import panels_of
 from widefit.kernels.vector import column_blocks
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.products import Choice
 from widefit.trackers.fire_pattern import Chunk
 
 # Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
@@ -89,8 +89,8 @@ class Geometry:
         X in the dtype of the network, and in float64.
     blocks64, blocks32
         X as `widefit.kernels.vector` reads it for sums in float64 and, in float32, for sums in float32.
-    panels
-        X as `widefit.kernels.products` reads it.
+    products
+        How a pass multiplies by X.
     similarity
         K = X Xᵀ, float32, and infinite beyond its range.
     peak
@@ -112,7 +112,7 @@ class Geometry:
     inputs64: Float[np.ndarray, "n d"]
     blocks64: Float[np.ndarray, "blocks n lanes"]
     blocks32: Float[np.ndarray, "blocks32 n lanes32"]
-    panels: Float[np.ndarray, "panels d width"]
+    products: Choice
     similarity: Float[np.ndarray, "n n"]
     peak: Float[np.ndarray, " n"]
     lengths: Float[np.ndarray, " n"]
@@ -142,7 +142,7 @@ class Geometry:
             inputs64=inputs64,
             blocks64=column_blocks(inputs, np.float64),
             blocks32=column_blocks(inputs.astype(np.float32), np.float32),
-            panels=panels_of(inputs),
+            products=Choice.of(inputs, network.rows(0, min(_DRAWN, network.width))),
             similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),
             lengths=lengths,

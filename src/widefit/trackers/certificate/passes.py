@@ -10,7 +10,7 @@ from widefit.kernels import certificate_pass as kernels
 from widefit.kernels import certificate_rows as rows_kernels
 from widefit.kernels import certificate_slots as slots_kernels
 from widefit.kernels.cpu import row_limit
-from widefit.kernels.products import BLOCK, block_for
+from widefit.kernels.products import block_for
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
 from widefit.trackers.certificate.geometry import Geometry
@@ -44,7 +44,8 @@ def scan(
     """
     samples, size = geometry.samples, coefficients.size
     rows = min(block_rows(samples), size)
-    z, held = block_for(geometry.panels), np.zeros((BLOCK, geometry.inputs.shape[1]), geometry.inputs.dtype)
+    products = geometry.products.within(None if bounds is None else float(np.median(bounds.radius)))
+    z, held = block_for(products.panels), products.held()
     dtype, scratch = word_dtype(samples), np.empty((2, samples + 1), np.int32)
     words = np.empty(rows * row_limit(np.empty(0, dtype), samples), dtype)
     if bounds is None:
@@ -60,9 +61,9 @@ def scan(
         last = first + block.shape[0]
         block_start = np.empty(last - first + 1, np.int64)
         pairs = kernels.pass_block(
-            block, geometry.panels, z, held, geometry.inputs, geometry.threshold, geometry.tolerance, geometry.floor,
-            coefficients[first:last], geometry.bucket_of, radius, level, counts[first:last], block_start, words,
-            scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
+            block, products.panels, z, held, products.rounding, geometry.inputs, geometry.threshold, geometry.tolerance,
+            geometry.floor, coefficients[first:last], geometry.bucket_of, radius, level, counts[first:last],
+            block_start, words, scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip
         pieces.append((words[: block_start[-1]].copy(), pair_sample[:pairs].copy(), due[:pairs].copy()))
         start[first + 1 : last + 1] = start[first] + block_start[1:]

@@ -1,0 +1,86 @@
+"""How a pass multiplies: in the dtype of the network or, where that tells enough, in integers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int16
+
+from widefit.kernels.certificate_pass import LEAST, LENGTH
+from widefit.kernels.products import BLOCK, INTEGERS, panels_of, together_of
+
+# Features up to which rounding does not make rows so much longer that products could overflow.
+_MOST_FEATURES = 1 << 16
+# Radius of the certificates that a pass issues, in units of what integer products are off by at most.
+_FINE = 16.0
+
+
+@dataclass(frozen=True)
+class Products:
+    """X as it is multiplied by.
+
+    Attributes
+    ----------
+    panels
+        X as `widefit.kernels.products` reads it, in the dtype of the network or rounded to int16.
+    features
+        d.
+    rounding
+        Of int16: the unit, the largest length of a rounded sample, and the largest of what one lacks; rounded up.
+    """
+
+    panels: Float[np.ndarray, "panels d width"] | Int16[np.ndarray, "panels d_half width"]
+    features: int
+    rounding: Float[np.ndarray, " 3"]
+
+    @classmethod
+    def of(cls, inputs: Float[np.ndarray, "n d"]) -> "Products":
+        """In the dtype of X."""
+        return cls(panels_of(inputs), inputs.shape[1], np.zeros(3))
+
+    @classmethod
+    def rounded(cls, inputs: Float[np.ndarray, "n d"]) -> "Products":
+        """In integers."""
+        exact = inputs.astype(np.float64)
+        step = max(float(np.linalg.norm(exact, axis=1).max()) / LENGTH, LEAST)
+        whole = np.rint(exact / step)
+        longest, lost = (np.linalg.norm(rows, axis=1).max() for rows in (step * whole, exact - step * whole))
+        rounding = np.array([step, longest * (1 + 1e-9), lost * (1 + 1e-9)])
+        return cls(panels_of(whole.astype(np.int16)), inputs.shape[1], rounding)
+
+    def held(self) -> Float[np.ndarray, "rows d"] | Int16[np.ndarray, "rows d_even"]:
+        """Room for a block of weights as they are multiplied."""
+        together = together_of(self.panels.dtype)
+        return np.zeros((BLOCK, -(-self.features // together) * together), self.panels.dtype)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which products a pass takes.
+
+    Attributes
+    ----------
+    exact, rounded
+        In the dtype of the network, and in integers; None where the processor has no instruction for those.
+    error
+        What integer products are off by at most, for a weight of ordinary length.
+    """
+
+    exact: Products
+    rounded: Products | None
+    error: float
+
+    @classmethod
+    def of(cls, inputs: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "rows d"]) -> "Choice":
+        """For samples, and some weights."""
+        exact = Products.of(inputs)
+        if not INTEGERS or inputs.shape[1] > _MOST_FEATURES:
+            return cls(exact, None, 0.0)
+        rounded = Products.rounded(inputs)
+        _, longest, lost = rounded.rounding
+        length = float(np.median(np.linalg.norm(weights.astype(np.float64), axis=1)))
+        return cls(exact, rounded, length * (lost + longest * np.sqrt(inputs.shape[1]) / 2 / LENGTH))
+
+    def within(self, radius: float | None) -> Products:
+        """For a pass that issues certificates within a radius of the threshold, or none."""
+        fine = radius is None or radius > _FINE * self.error
+        return self.rounded if self.rounded is not None and fine else self.exact
