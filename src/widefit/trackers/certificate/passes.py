@@ -44,7 +44,7 @@ def scan(
     """
     samples, size = geometry.samples, coefficients.size
     rows = min(block_rows(samples), size)
-    products = geometry.products.within(None if bounds is None else float(np.median(bounds.radius)))
+    products = geometry.products.within(None if bounds is None else float(bounds.radius[bounds.radius.size // 2]))
     z, held = block_for(products.panels), products.held()
     dtype, scratch = word_dtype(samples), np.empty((2, samples + 1), np.int32)
     words = np.empty(rows * row_limit(np.empty(0, dtype), samples), dtype)
