@@ -60,7 +60,7 @@ class Outcome:
     iterations: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Path:
     """θ + α d + α² a, and what the outputs do along it.
 
@@ -73,7 +73,7 @@ class Path:
     bend
         2‖a‖/‖d‖.
     iterations
-        Of all solves for it.
+        Of the solves for it.
     """
 
     first: Direction
@@ -156,11 +156,11 @@ class Search:
             damping = level * self.curvature.scale
             path = self._path(damping)
             length = max(policy.length(path.bend * self.rate), shortest if fixed else 0.0)
-            found = None
+            found, corrections = None, 0
             # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
             if length >= shortest or level >= policy.largest:
-                found = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
-            iterations += path.iterations
+                found, corrections = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
+            iterations += path.iterations + corrections
             if found is not None:
                 gain = self._gain_ratio(path.first, found.length, found.loss)
                 following = level if fixed else self._following(level, found.length, path.first, attempt)
@@ -207,21 +207,24 @@ class Search:
         bend = 2 * float(torch.linalg.vector_norm(second.value)) / size
         return Path(first, second, second.image + half_second, bend, first.iterations + second.iterations)
 
-    def _follow(self, path: Path, length: float, shortest: float, damping: float) -> Point | None:
-        """The first point near the path, going back from `length`, that lowers the loss."""
+    def _follow(self, path: Path, length: float, shortest: float, damping: float) -> tuple[Point | None, int]:
+        """The first point near the path, going back from `length`, that lowers the loss; iterations of corrections."""
+        iterations = 0
         if self.max_norm is not None:
             farthest = self.rate * path.farthest
             part = min(1.0, self.max_norm / farthest) if farthest > 0 else 1.0
             length, shortest = length * part, shortest * part
         while length >= shortest:
-            point, defect = self._near(path, length, damping)
+            point, defect, solved = self._near(path, length, damping)
+            iterations += solved
             if point.loss < self.expansion.loss:
-                return point
+                return point, iterations
             length *= self.policy.shortening(defect)
-        return None
+        return None, iterations
 
-    def _near(self, path: Path, length: float, damping: float) -> tuple[Point, float]:
-        """A point of the path, or the same corrected where it has left its model; and how far it had left it.
+    def _near(self, path: Path, length: float, damping: float) -> tuple[Point, float, int]:
+        """A point of the path, or the same corrected where it has left its model; how far it had left it, and the
+        iterations of the correction.
 
         The correction answers what the outputs are beyond the parabola by another solve with the same λ: what a third
         derivative would do, measured where it matters.
@@ -229,20 +232,20 @@ class Search:
         reach, policy = length * self.rate, self.policy
         point = self._point(path.change(reach), length)
         if self.resampled:
-            return point, 0.0
+            return point, 0.0, 0
         missed = self._change(point.outputs) - path.image(reach)
         size = torch.linalg.vector_norm(self.expansion.residual)
         defect = float(torch.linalg.vector_norm(missed) / size) if size > 0 else 0.0
         if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
-            return point, defect
+            return point, defect, 0
         correction = self.curvature.direction(missed, damping)
-        path.iterations += correction.iterations
         change = point.change + correction.value
         longest = policy.shortest * reach * torch.linalg.vector_norm(path.first.value)
         too_far = bool(torch.linalg.vector_norm(correction.value) > longest)
         if too_far or (self.max_norm is not None and bool(torch.linalg.vector_norm(change) > self.max_norm)):
-            return point, defect
-        return min(point, self._point(change, length), key=lambda found: found.loss), defect
+            return point, defect, correction.iterations
+        corrected = self._point(change, length)
+        return min(point, corrected, key=lambda found: found.loss), defect, correction.iterations
 
     def _point(self, change: Float[Tensor, " P"], length: float) -> Point:
         outputs = self.evaluate(change)
