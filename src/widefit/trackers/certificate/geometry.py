@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from widefit.kernels.vector import column_blocks
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk
-from widefit.trackers.certificate.products import Choice
+from widefit.trackers.certificate.products import Products
 from widefit.trackers.fire_pattern import Chunk
 
 # Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
@@ -112,7 +112,7 @@ class Geometry:
     inputs64: Float[np.ndarray, "n d"]
     blocks64: Float[np.ndarray, "blocks n lanes"]
     blocks32: Float[np.ndarray, "blocks32 n lanes32"]
-    products: Choice
+    products: Products
     similarity: Float[np.ndarray, "n n"]
     peak: Float[np.ndarray, " n"]
     lengths: Float[np.ndarray, " n"]
@@ -142,7 +142,7 @@ class Geometry:
             inputs64=inputs64,
             blocks64=column_blocks(inputs, np.float64),
             blocks32=column_blocks(inputs.astype(np.float32), np.float32),
-            products=Choice.of(inputs, network.rows(0, min(_DRAWN, network.width))),
+            products=Products.of(inputs, network.rows(0, min(_DRAWN, network.width))),
             similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),
             lengths=lengths,

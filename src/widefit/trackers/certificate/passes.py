@@ -44,8 +44,8 @@ def scan(
     """
     samples, size = geometry.samples, coefficients.size
     rows = min(block_rows(samples), size)
-    products = geometry.products.within(None if bounds is None else float(bounds.radius[bounds.radius.size // 2]))
-    z, held = block_for(products.panels), products.held()
+    operand = geometry.products.within(None if bounds is None else float(bounds.radius[bounds.radius.size // 2]))
+    z, held = block_for(operand.panels), operand.held()
     dtype, scratch = word_dtype(samples), np.empty((2, samples + 1), np.int32)
     words = np.empty(rows * row_limit(np.empty(0, dtype), samples), dtype)
     if bounds is None:
@@ -61,7 +61,7 @@ def scan(
         last = first + block.shape[0]
         block_start = np.empty(last - first + 1, np.int64)
         pairs = kernels.pass_block(
-            block, products.panels, z, held, products.rounding, geometry.inputs, geometry.threshold, geometry.tolerance,
+            block, operand.panels, z, held, operand.rounding, geometry.inputs, geometry.threshold, geometry.tolerance,
             geometry.floor, coefficients[first:last], geometry.bucket_of, radius, level, counts[first:last],
             block_start, words, scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip

@@ -15,7 +15,7 @@ _FINE = 16.0
 
 
 @dataclass(frozen=True)
-class Products:
+class Operand:
     """X as it is multiplied by.
 
     Attributes
@@ -33,12 +33,12 @@ class Products:
     rounding: Float[np.ndarray, " 3"]
 
     @classmethod
-    def of(cls, inputs: Float[np.ndarray, "n d"]) -> "Products":
+    def of(cls, inputs: Float[np.ndarray, "n d"]) -> "Operand":
         """In the dtype of X."""
         return cls(panels_of(inputs), inputs.shape[1], np.zeros(3))
 
     @classmethod
-    def rounded(cls, inputs: Float[np.ndarray, "n d"]) -> "Products":
+    def rounded(cls, inputs: Float[np.ndarray, "n d"]) -> "Operand":
         """In integers."""
         exact = inputs.astype(np.float64)
         step = max(float(np.linalg.norm(exact, axis=1).max()) / LENGTH, LEAST)
@@ -54,7 +54,7 @@ class Products:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Products:
     """Which products a pass takes.
 
     Attributes
@@ -65,22 +65,22 @@ class Choice:
         What integer products are off by at most, for a weight of ordinary length.
     """
 
-    exact: Products
-    rounded: Products | None
+    exact: Operand
+    rounded: Operand | None
     error: float
 
     @classmethod
-    def of(cls, inputs: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "rows d"]) -> "Choice":
+    def of(cls, inputs: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "rows d"]) -> "Products":
         """For samples, and some weights."""
-        exact = Products.of(inputs)
+        exact = Operand.of(inputs)
         if not INTEGERS or inputs.shape[1] > _MOST_FEATURES:
             return cls(exact, None, 0.0)
-        rounded = Products.rounded(inputs)
+        rounded = Operand.rounded(inputs)
         _, longest, lost = rounded.rounding
         length = float(np.median(np.linalg.norm(weights.astype(np.float64), axis=1)))
         return cls(exact, rounded, length * (lost + longest * np.sqrt(inputs.shape[1]) / 2 / LENGTH))
 
-    def within(self, radius: float | None) -> Products:
+    def within(self, radius: float | None) -> Operand:
         """For a pass that issues certificates within a radius of the threshold, or none."""
         fine = radius is None or radius > _FINE * self.error
         return self.rounded if self.rounded is not None and fine else self.exact
