@@ -38,12 +38,10 @@ def _write_row(fired, k, n, row, counts, start, words, room, free):
 
 @njit(nogil=True, cache=True)
 def pack_rows(counts, start, words, n, fired):
-    """Store fire rows given as index lists, one after the other, with room for each where it begins."""
-    room = np.empty(counts.size, np.int32)
-    room[:] = n
+    """Store fire rows given as index lists, one after the other, where each begins."""
     first = 0
     for row in range(counts.size):
-        _write_row(fired[first : first + counts[row]], counts[row], n, row, counts, start, words, room, 0)
+        store_row(fired[first : first + counts[row]], counts[row], n, start[row], words)
         first += counts[row]
 
 
@@ -89,6 +87,26 @@ def differing_pairs(old_counts, old_start, old_words, slots, counts, start, word
 
 
 @njit(nogil=True, cache=True)
+def first_due(slots, run_start, run_count, due, soonest):
+    """soonest[slot] = when the first certificate of each of these slots is due."""
+    for s in range(slots.size):
+        slot = slots[s]
+        earliest = np.float32(np.inf)
+        for p in range(run_start[slot], run_start[slot] + run_count[slot]):
+            earliest = min(earliest, due[p])
+        soonest[slot] = earliest
+
+
+@njit(nogil=True, cache=True)
+def link(owner, head, following):
+    """Chains of entries that stand slot after slot; `head` (slots,) is −1 to begin with."""
+    for e in range(owner.size):
+        if e == 0 or owner[e] != owner[e - 1]:
+            head[owner[e]] = e
+        following[e] = e + 1 if e + 1 < owner.size and owner[e + 1] == owner[e] else -1
+
+
+@njit(nogil=True, cache=True)
 def add_corrections(slots, samples, values, head, entry_owner, following, entry_sample, entry_value, used):
     """Add values to the corrections of pairs; returns how many entries are taken then.
 
@@ -119,7 +137,7 @@ def rewrite_rows(slots, samples, fires, counts, start, words, room, free, n):
     ----------
     slots, samples, fires : (q,) flips, ordered by slot and then by sample
     words : its first `free` entries are taken; needs room for the rows that grow
-    room : (slots,) int32, words that a row may take where it stands
+    room : (slots,) words that a row may take where it stands
     """
     fired, after = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
     p = 0

@@ -34,8 +34,9 @@ class FirePattern:
         n.
     counts
         k_r.
-    start, words
-        Row r stands in words from start[r] on: k_r ascending indices, or a bitset when k_r > ⌈n/32⌉.
+    places, words
+        Row r stands in words from places[r] on: k_r ascending indices, or a bitset when k_r > ⌈n/32⌉. Without places
+        each row stands right behind the one before.
     neurons
         The neuron of each row, counted from the first of the chunk, ascending; the others fire on nothing. None: a row
         for every neuron.
@@ -44,14 +45,24 @@ class FirePattern:
     chunk: Chunk
     samples: int
     counts: Integer[np.ndarray, " rows"]
-    start: Int[np.ndarray, " rows_plus_one"]
+    places: Int[np.ndarray, " places"] | None
     words: Integer[np.ndarray, " words"]
-    neurons: Int[np.ndarray, " rows"] | None = None
+    neurons: Integer[np.ndarray, " rows"] | None = None
+
+    @property
+    def start(self) -> Int[np.ndarray, " places"]:
+        """Where each row begins; summed up when asked for where that is not kept."""
+        if self.places is not None:
+            return self.places
+        sizes = np.minimum(self.counts, self.limit)
+        start = np.zeros(sizes.size + 1, fitting(self.words.size))
+        np.cumsum(sizes, dtype=start.dtype, out=start[1:])
+        return start
 
     @property
     def nbytes(self) -> int:
-        neurons = 0 if self.neurons is None else self.neurons.nbytes
-        return self.counts.nbytes + self.start.nbytes + self.words.nbytes + neurons
+        held = (self.counts, self.places, self.words, self.neurons)
+        return sum(array.nbytes for array in held if array is not None)
 
     @property
     def limit(self) -> int:
@@ -92,6 +103,11 @@ class FirePattern:
         return whole
 
 
+def fitting(largest: int) -> type[np.signedinteger]:
+    """The shorter dtype of places up to `largest`."""
+    return np.int32 if largest < 1 << 31 else np.int64
+
+
 def word_dtype(samples: int) -> type[np.unsignedinteger]:
     """The shortest words of fire rows: each must hold any sample, and a count of them."""
     return np.uint16 if samples < 1 << 16 else np.uint32
@@ -99,8 +115,9 @@ def word_dtype(samples: int) -> type[np.unsignedinteger]:
 
 # Chunks a network is cut into, whatever the number of threads: enough to keep many cores busy, few enough to combine.
 _CHUNKS = 64
-# Neurons of a chunk at most: what is in memory for each of them while a chunk is looked at is next to nothing then.
-_LONGEST = 1 << 20
+# Neurons of a chunk at most: what is in memory for each of them while a chunk is looked at is next to nothing then, and
+# their numbers take two bytes.
+_LONGEST = 1 << 16
 
 
 def partition(neurons_of: list[tuple[int, int]]) -> list[Chunk]:

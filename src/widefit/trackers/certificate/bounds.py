@@ -1,7 +1,7 @@
 """How far a step of the certificate tracker can move pre-activations: bounds of buckets, movements of neurons."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from widefit.kernels import certificate_bounds as kernels
 from widefit.kernels.threads import ordered_map
@@ -48,12 +48,10 @@ def movements(
 ) -> Float[np.ndarray, " s"]:
     """How far the slots' pre-activations move at most, when G and P of their output change so."""
     span = range(chunk.neurons.size)[slots]
-    moved, corrections = np.empty(len(span), np.float32), chunk.corrections
-    narrow = change.astype(np.float32)
+    moved, narrow = np.empty(len(span), np.float32), change.astype(np.float32)
     kernels.own_movements(
-        chunk.coefficients, chunk.counts, chunk.start, chunk.words, span.start, span.stop, narrow, corrections.head,
-        corrections.following, corrections.sample, corrections.value, float(scale_change), geometry.blocks32,
-        geometry.lengths, np.abs(narrow) * geometry.lengths, moved,
+        chunk.coefficients, *chunk.rows(), span.start, span.stop, narrow, *chunk.corrections.chains(),
+        float(scale_change), geometry.blocks32, geometry.lengths, np.abs(narrow) * geometry.lengths, moved,
     )  # fmt: skip
     return moved * np.float32(geometry.longest * (1 + 2e-7))
 
@@ -63,9 +61,9 @@ def drift_of_budget(
 ) -> Float[np.ndarray, " s"]:
     """How far steps with Σ |g| ≤ budget move the slots' pre-activations at most."""
     span = range(chunk.neurons.size)[slots]
-    moved = np.empty(len(span), np.float32)
+    moved, (counts, start, words) = np.empty(len(span), np.float32), chunk.rows()
     kernels.own_budgets(
-        chunk.coefficients[slots], chunk.counts[slots], chunk.start[span.start :], chunk.words,
+        chunk.coefficients[slots], counts[slots], start[span.start :], words,
         np.nextafter(budget.astype(np.float32), np.float32(np.inf)), geometry.steepest, moved,
     )  # fmt: skip
     return moved
@@ -77,15 +75,14 @@ def own_drift(geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, bo
     by_output = bounds.by_output()
 
     def walk(chunk: CertifiedChunk) -> np.ndarray:
-        output, corrections = chunk.chunk.output, chunk.corrections
+        output = chunk.chunk.output
         drift = chunk.drift.copy() if chunk.drift.size else np.zeros(chunk.neurons.size, np.float32)
         changed, shrunk = change.of(output)
         narrow = changed.astype(np.float32)
         kernels.drift_of_movements(
-            chunk.coefficients, chunk.counts, chunk.start, chunk.words, narrow, corrections.head,
-            corrections.following, corrections.sample, corrections.value, shrunk, geometry.blocks32, geometry.lengths,
-            np.abs(narrow) * geometry.lengths, geometry.longest * (1 + 2e-7), chunk.bucket, by_output[output].highest,
-            room[output], chunk.certificates.soonest, drift,
+            chunk.coefficients, *chunk.rows(), narrow, *chunk.corrections.chains(), shrunk, geometry.blocks32,
+            geometry.lengths, np.abs(narrow) * geometry.lengths, geometry.longest * (1 + 2e-7), chunk.bucket,
+            by_output[output].highest, room[output], chunk.certificates.soonest, drift,
         )  # fmt: skip
         return drift
 
@@ -126,7 +123,7 @@ def few_expire(chunks: list[CertifiedChunk], level: Float[np.ndarray, "k q n"], 
     return bool(opened <= _OPEN * seen)
 
 
-def rebucket(geometry: Geometry, bounds: Bounds, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> None:
+def rebucket(geometry: Geometry, bounds: Bounds, chunk: CertifiedChunk, slots: Integer[np.ndarray, " s"]) -> None:
     """Neurons that fire on more samples than their bucket allows move to another."""
     outgrown = slots[chunk.counts[slots] > geometry.caps[chunk.bucket[slots]]]
     if outgrown.size == 0:

@@ -1,17 +1,15 @@
 """What the certificate tracker keeps of a chunk of neurons."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Float, Int, Integer
 
 from widefit.kernels import certificate_rows as kernels
-from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
-
-
-def fitting(largest: int) -> type[np.signedinteger]:
-    """The shorter dtype of places up to `largest`."""
-    return np.int32 if largest < 1 << 31 else np.int64
+from widefit.trackers.certificate.corrections import Corrections
+from widefit.trackers.certificate.flips import ChunkFlips, slot_dtype
+from widefit.trackers.certificate.runs import disperse, in_order
+from widefit.trackers.fire_pattern import Chunk, FirePattern, fitting, word_dtype
 
 
 @dataclass(frozen=True)
@@ -50,137 +48,66 @@ class Certificates:
 
     Attributes
     ----------
-    start, count
-        Where the pairs of each slot begin, and how many they are.
+    count
+        How many pairs each slot has.
     soonest
         When the first of them is due, or before.
     sample, due
         The pairs: one cannot have flipped before the bound of its bucket and sample, and the slot's drift, reach `due`.
-    used
-        Pairs that are taken; what a slot has left behind counts, too.
+    places
+        Where the pairs of each slot begin; None while they stand slot after slot.
     """
 
-    start: Int[np.ndarray, " slots"]
     count: Integer[np.ndarray, " slots"]
     soonest: Float[np.ndarray, " slots"]
-    sample: Integer[np.ndarray, " capacity"]
-    due: Float[np.ndarray, " capacity"]
-    used: int
+    sample: Integer[np.ndarray, " pairs"]
+    due: Float[np.ndarray, " pairs"]
+    places: Int[np.ndarray, " slots"] | None = None
+
+    @property
+    def start(self) -> Int[np.ndarray, " slots"]:
+        """Where the pairs of each slot begin; summed up when asked for where that is not kept."""
+        if self.places is not None:
+            return self.places
+        dtype = fitting(self.sample.size)
+        return np.cumsum(self.count, dtype=dtype) - self.count.astype(dtype)
 
     @classmethod
-    def issued(
-        cls,
-        count: Integer[np.ndarray, " slots"],
-        soonest: Float[np.ndarray, " slots"],
-        sample: Integer[np.ndarray, " pairs"],
-        due: Float[np.ndarray, " pairs"],
-    ) -> "Certificates":
-        """Slot after slot."""
-        start = (np.cumsum(count, dtype=np.int64) - count).astype(fitting(sample.size))
-        return cls(start, count.astype(sample.dtype), soonest, sample, due, sample.size)
+    def none(cls, slots: int, samples: int) -> "Certificates":
+        dtype = word_dtype(samples)
+        never = np.full(slots, np.inf, np.float32)
+        return cls(np.zeros(slots, dtype), never, np.empty(0, dtype), np.empty(0, np.float32))
 
     def of(self, slots: Int[np.ndarray, " s"]) -> "Certificates":
-        """The slots are numbered anew; the pairs stay where they are."""
-        return Certificates(self.start[slots], self.count[slots], self.soonest[slots], self.sample, self.due, self.used)
+        """Of slots in order, slot after slot, when the others have none."""
+        return Certificates(self.count[slots], self.soonest[slots], self.sample, self.due)
+
+    def renew(
+        self,
+        expired: Integer[np.ndarray, " e"],
+        due: Float[np.ndarray, " e"],
+        touched: Integer[np.ndarray, " t"],
+    ) -> None:
+        """Certificates are due again; `touched` are their slots."""
+        self.due[expired] = due
+        kernels.first_due(touched, self.start, self.count, self.due, self.soonest)
 
     def exchange(self, slots: Int[np.ndarray, " a"], issued: "Certificates") -> None:
         """Take back the certificates of slots and issue others."""
-        if self.used + issued.used > self.due.size:
-            spare = issued.used + self.used // 8
-            self.sample = np.concatenate([self.sample[: self.used], np.empty(spare, self.sample.dtype)])
-            self.due = np.concatenate([self.due[: self.used], np.empty(spare, np.float32)])
-            self.start = self.start.astype(fitting(self.due.size), copy=False)
-        place = slice(self.used, self.used + issued.used)
-        self.sample[place], self.due[place] = issued.sample, issued.due
-        self.start[slots], self.count[slots] = issued.start.astype(np.int64) + self.used, issued.count
-        self.soonest[slots] = issued.soonest
-        self.used += issued.used
+        start = self.start
+        start[slots] = issued.start + np.asarray(self.due.size, start.dtype)
+        self.count[slots], self.soonest[slots] = issued.count, issued.soonest
+        self.sample = np.concatenate([self.sample, issued.sample])
+        self.due = np.concatenate([self.due, issued.due])
+        self.places = start.astype(fitting(self.due.size), copy=False)
+        if not disperse(slots.size, self.count.size) or self.due.size > 2 * self.count.sum(dtype=np.int64):
+            order = in_order(start, self.count)
+            self.sample, self.due, self.places = self.sample[order], self.due[order], None
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in (self.start, self.count, self.soonest, self.sample, self.due))
-
-
-@dataclass
-class Corrections:
-    """ê: what C of a pair that has flipped differs by from s ∘ G, in units of P; a chain a slot."""
-
-    head: Int[np.ndarray, " slots"]
-    sample: Integer[np.ndarray, " capacity"]
-    owner: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
-    following: Int[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0, np.int32))
-    value: Float[np.ndarray, " capacity"] = field(default_factory=lambda: np.empty(0))
-    used: int = 0
-
-    @classmethod
-    def none(cls, slots: int, samples: int) -> "Corrections":
-        """Of so many slots."""
-        return cls(np.full(slots, -1, np.int32), np.empty(0, word_dtype(samples)))
-
-    def reserve(self, more: int) -> None:
-        """Make room for further entries."""
-        if self.used + more > self.value.size:
-            size = self.used + more + self.used // 2
-            for name in ("owner", "following", "sample", "value"):
-                held = getattr(self, name)
-                larger = np.empty(size, held.dtype)
-                larger[: self.used] = held[: self.used]
-                setattr(self, name, larger)
-
-    def clear(self) -> None:
-        self.head[self.owner[: self.used]] = -1
-        self.used = 0
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in (self.head, self.owner, self.following, self.sample, self.value))
-
-
-@dataclass(frozen=True)
-class ChunkFlips:
-    """Flips of a chunk, ordered by slot and then by sample.
-
-    Attributes
-    ----------
-    slots, samples, fires
-        The pairs, and whether they fire afterwards.
-    z, y
-        Pre-activation after the update, and how far it is from the one at the start.
-    """
-
-    slots: Int[np.ndarray, " q"]
-    samples: Int[np.ndarray, " q"]
-    fires: Bool[np.ndarray, " q"]
-    z: Float[np.ndarray, " q"]
-    y: Float[np.ndarray, " q"]
-
-    def __len__(self) -> int:
-        return self.slots.size
-
-    def touched(self) -> Int[np.ndarray, " s"]:
-        """Their slots, each once."""
-        first = np.ones(self.slots.size, np.bool_)
-        first[1:] = self.slots[1:] != self.slots[:-1]
-        return self.slots[first]
-
-    def ordered(self) -> "ChunkFlips":
-        """By slot, then by sample."""
-        if np.all(self.slots[1:] >= self.slots[:-1]) and not np.any(
-            (self.slots[1:] == self.slots[:-1]) & (self.samples[1:] <= self.samples[:-1])
-        ):
-            return self
-        # Two ordered lists, one behind the other, take a stable sort no more than a merge.
-        order = np.argsort((self.slots.astype(np.int64) << 32) + self.samples, kind="stable")
-        return ChunkFlips(*(array[order] for array in self._arrays))
-
-    def merged(self, other: "ChunkFlips") -> "ChunkFlips":
-        """Both, in order."""
-        pairs = zip(self._arrays, other._arrays, strict=True)
-        return ChunkFlips(*(np.concatenate(pair) for pair in pairs)).ordered()
-
-    @property
-    def _arrays(self) -> tuple[np.ndarray, ...]:
-        return self.slots, self.samples, self.fires, self.z, self.y
+        held = (self.count, self.soonest, self.sample, self.due, self.places)
+        return sum(array.nbytes for array in held if array is not None)
 
 
 @dataclass
@@ -195,8 +122,11 @@ class CertifiedChunk:
         The neuron of each slot, counted from the first of the chunk.
     sizes
         a_r / √m of each slot.
-    counts, start, words, room, free
-        Fire rows, the words each may take where it stands, and the first free word.
+    counts, words
+        Fire rows.
+    places, room, free
+        Where each row begins, the words it may take there, and the first free word; None while they stand slot after
+        slot and fill the words.
     bucket
         Of each slot: its certificates hold while it fires on no more samples than the bucket's cap.
     certificates, corrections
@@ -207,44 +137,38 @@ class CertifiedChunk:
 
     chunk: Chunk
     samples: int
-    neurons: Int[np.ndarray, " slots"]
+    neurons: Integer[np.ndarray, " slots"]
     sizes: Coefficients
     counts: Integer[np.ndarray, " slots"]
-    start: Int[np.ndarray, " slots"]
     words: Integer[np.ndarray, " words"]
-    room: Integer[np.ndarray, " slots"]
-    free: int
     bucket: Integer[np.ndarray, " slots"]
     certificates: Certificates
     corrections: Corrections
     drift: Float[np.ndarray, " slots_or_none"]
+    places: Int[np.ndarray, " slots"] | None = None
+    room: Integer[np.ndarray, " slots"] | None = None
+    free: int = 0
 
     @classmethod
     def silent(
         cls,
         chunk: Chunk,
         samples: int,
-        neurons: Int[np.ndarray, " slots"],
+        neurons: Integer[np.ndarray, " slots"],
         coefficients: Float[np.ndarray, " slots"],
     ) -> "CertifiedChunk":
         """With slots that fire on nothing and hold no certificates."""
         size, dtype = neurons.size, word_dtype(samples)
-        nothing = Certificates.issued(
-            np.zeros(size, dtype), np.full(size, np.inf, np.float32), np.empty(0, dtype), np.empty(0, np.float32)
-        )
         return cls(
             chunk=chunk,
             samples=samples,
-            neurons=neurons,
+            neurons=neurons.astype(slot_dtype(chunk.last - chunk.first)),
             sizes=Coefficients.of(coefficients),
             counts=np.zeros(size, dtype),
-            start=np.zeros(size, np.int32),
             words=np.empty(0, dtype),
-            room=np.zeros(size, dtype),
-            free=0,
             bucket=np.zeros(size, np.uint8),
-            certificates=nothing,
-            corrections=Corrections.none(size, samples),
+            certificates=Certificates.none(size, samples),
+            corrections=Corrections(size, chunk.last - chunk.first, samples),
             drift=np.empty(0, np.float32),
         )
 
@@ -255,53 +179,24 @@ class CertifiedChunk:
 
     def pattern(self) -> FirePattern:
         """A view, not a copy."""
-        return FirePattern(self.chunk, self.samples, self.counts, self.start, self.words, self.neurons)
+        return FirePattern(self.chunk, self.samples, self.counts, self.places, self.words, self.neurons)
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`counts`, `start`, `words` of the fire rows."""
+        return self.counts, self.pattern().start, self.words
 
     @property
     def nbytes(self) -> int:
-        arrays = (
-            self.neurons, self.sizes, self.counts, self.start, self.words, self.room, self.bucket, self.drift,
+        held = (
+            self.neurons, self.sizes, self.counts, self.places, self.words, self.room, self.bucket, self.drift,
             self.certificates, self.corrections,
         )  # fmt: skip
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in held if array is not None)
 
     def apply(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
         """Carry flips into the fire rows and the corrections; G and P are those after the update."""
-        self._correct_flips(flips, collected, scale)
-        self.rewrite(flips)
-
-    def rewrite(self, flips: ChunkFlips) -> None:
-        """Carry flips into the fire rows alone."""
-        if len(flips) == 0:
-            return
-        touched = flips.touched()
-        limit = self.pattern().limit
-        need = np.minimum(limit, self.counts[touched] + np.bincount(flips.slots, minlength=1)[touched])
-        self.make_room(int(np.minimum(limit, need + need // 4 + 4).sum()))
-        self.free = kernels.rewrite_rows(
-            flips.slots, flips.samples, flips.fires, self.counts, self.start, self.words, self.room, self.free,
-            self.samples,
-        )  # fmt: skip
-
-    def correct(
-        self, slots: Int[np.ndarray, " q"], samples: Int[np.ndarray, " q"], values: Float[np.ndarray, " q"]
-    ) -> None:
-        """Add to the corrections of pairs."""
-        c = self.corrections
-        c.reserve(slots.size)
-        c.used = kernels.add_corrections(
-            slots, samples, values, c.head, c.owner, c.following, c.sample, c.value, c.used
-        )
-
-    def _correct_flips(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
-        self.correct(flips.slots, flips.samples, np.where(flips.fires, -1.0, 1.0) * collected[flips.samples] / scale)
-
-    def make_room(self, words: int) -> None:
-        """Have so many free words."""
-        if self.free + words > self.words.size:
-            spare = np.empty(words + self.free // 8, self.words.dtype)
-            self.words = np.concatenate([self.words[: self.free], spare])
-            self.start = self.start.astype(fitting(self.words.size), copy=False)
+        self._correct(flips, collected, scale)
+        self._rewrite(flips)
 
     def replace(
         self,
@@ -313,24 +208,43 @@ class CertifiedChunk:
         scale: float,
     ) -> None:
         """Take over what a pass has found; the flips are those from the pattern before."""
-        self._correct_flips(flips, collected, scale)
-        self.take_rows(pattern)
+        self._correct(flips, collected, scale)
+        self.counts, self.words = pattern.counts.astype(self.words.dtype), pattern.words
+        self.places = self.room = None
         self.certificates, self.bucket = certificates, bucket
         self.drift = np.empty(0, np.float32)
 
-    def take_rows(self, pattern: FirePattern) -> None:
-        """The fire rows of a pattern that stand one after the other, in the shortest form."""
-        self.words, self.free = pattern.words, pattern.words.size
-        self.start = pattern.start[:-1].astype(fitting(self.free))
-        self.counts = pattern.counts.astype(self.words.dtype)
-        self.room = np.diff(pattern.start).astype(self.words.dtype)
+    def _correct(self, flips: ChunkFlips, collected: Float[np.ndarray, " n"], scale: float) -> None:
+        values = np.where(flips.fires, -1.0, 1.0) * collected[flips.samples] / scale
+        self.corrections.add(flips.slots, flips.samples, values)
+
+    def _rewrite(self, flips: ChunkFlips) -> None:
+        """Carry flips into the fire rows; rows that outgrow their room move to the end."""
+        if len(flips) == 0:
+            return
+        limit, touched = self.pattern().limit, flips.touched()
+        counts, start, words = self.rows()
+        if self.room is None:
+            start, self.free = start[:-1], words.size
+            self.room = np.minimum(counts, limit)
+        need = np.minimum(limit, counts[touched] + np.bincount(flips.slots, minlength=1)[touched])
+        more = int(np.minimum(limit, need + need // 4 + 4).sum())
+        if self.free + more > words.size:
+            words = np.concatenate([words[: self.free], np.empty(more + self.free // 8, words.dtype)])
+            start = start.astype(fitting(words.size), copy=False)
+        self.free = kernels.rewrite_rows(
+            flips.slots, flips.samples, flips.fires, counts, start, words, self.room, self.free, self.samples
+        )
+        self.words, self.places = words, start
+        if not disperse(len(flips), counts.size):
+            self.words = words[in_order(start, np.minimum(counts, limit))]
+            self.places = self.room = None
 
     def state(self) -> dict[str, np.ndarray]:
         """Fire rows as index lists and corrections, slot after slot."""
         c, fired = self.corrections, np.empty(int(self.counts.sum(dtype=np.int64)), np.int32)
-        kernels.unpack_lists(self.counts, self.start, self.words, self.samples, fired)
-        # A chain begins with its latest entry: the order of the pool, backwards, is that of every chain.
-        order = np.lexsort((-np.arange(c.used), c.owner[: c.used]))
+        kernels.unpack_lists(*self.rows(), self.samples, fired)
+        order = c.ordered()
         return {
             "counts": self.counts.astype(np.int32),
             "fired": fired,
@@ -348,23 +262,11 @@ class CertifiedChunk:
         entry_value: Float[np.ndarray, " entries"],
     ) -> None:
         """The inverse of `state`."""
-        dtype = self.words.dtype
-        self.room = np.minimum(counts, self.pattern().limit).astype(dtype)
-        self.free, self.counts = int(self.room.sum(dtype=np.int64)), counts.astype(dtype)
-        self.start = (np.cumsum(self.room, dtype=np.int64) - self.room).astype(fitting(self.free))
-        self.words = np.empty(self.free, dtype)
-        kernels.pack_rows(self.counts, self.start, self.words, self.samples, fired)
-        c = self.corrections
-        c.reserve(entry_value.size)
-        c.used = entry_value.size
-        c.owner[: c.used] = np.repeat(np.arange(corrections.size, dtype=np.int32), corrections)
-        c.sample[: c.used], c.value[: c.used] = entry_sample, entry_value
-        last = np.cumsum(corrections)
-        c.following[: c.used] = np.arange(1, c.used + 1)
-        c.following[last[corrections > 0] - 1] = -1
-        c.head[:] = np.where(corrections > 0, last - corrections, -1)
-        self.certificates = Certificates.issued(
-            np.zeros(counts.size, dtype), np.full(counts.size, np.inf, np.float32), np.empty(0, dtype),
-            np.empty(0, np.float32),
-        )  # fmt: skip
+        self.counts = counts.astype(self.words.dtype)
+        self.places = self.room = None
+        size = int(np.minimum(counts, self.pattern().limit).sum(dtype=np.int64))
+        self.words = np.empty(size, self.words.dtype)
+        kernels.pack_rows(*self.rows(), self.samples, fired)
+        self.corrections.place(np.repeat(np.arange(corrections.size), corrections), entry_sample, entry_value)
+        self.certificates = Certificates.none(counts.size, self.samples)
         self.drift = np.empty(0, np.float32)

@@ -28,7 +28,7 @@ def carry_out(geometry: Geometry, standing: Standing, step: Followed) -> None:
             _renew(geometry, step.bounds, chunk, found, *sums.of(output))
 
     with serial_blas():
-        for _ in ordered_map(carry, zip(standing.chunks, step.found, strict=True), geometry.threads):
+        for _ in ordered_map(carry, zip(standing.chunks, step.handed_over(), strict=True), geometry.threads):
             pass
     standing.sums, standing.bounds = sums, step.bounds
 
@@ -54,8 +54,7 @@ def _renew(
     """Some certificates have expired, and some slots were looked at as a whole."""
     chunk.drift = found.drift
     if found.renewal is not None:
-        chunk.certificates.due[found.renewal.expired] = found.renewal.due
-        chunk.certificates.soonest[found.renewal.touched] = found.renewal.soonest
+        chunk.certificates.renew(found.renewal.expired, found.renewal.due, found.renewal.touched)
     chunk.apply(found.flips, collected, scale)
     if found.anew is not None:
         slots = found.anew.slots

@@ -51,24 +51,24 @@ class CertificateDelta:
             origin = chunk.chunk.first
             if chunk.chunk.last <= first or origin >= last:
                 continue
-            low, high = np.searchsorted(chunk.neurons, [first - origin, last - origin])
+            low, high = np.searchsorted(chunk.neurons, np.array([first - origin, last - origin]))
+            fire_rows, chains, coefficients = chunk.rows(), chunk.corrections.chains(), chunk.coefficients
             for start in range(int(low), int(high), _SLOTS):
                 slots = np.arange(start, min(start + _SLOTS, int(high)), dtype=np.int32)
                 moved = np.empty((slots.size, rows.shape[1]))
-                corrections, output = chunk.corrections, chunk.chunk.output
+                output = chunk.chunk.output
                 kernels.materialize(
-                    slots, chunk.neurons, rows, first - origin, chunk.coefficients, chunk.counts, chunk.start,
-                    chunk.words, self.collected[output], corrections.head, corrections.following, corrections.sample,
-                    corrections.value, float(self.scale[output]), blocks, moved,
+                    slots, chunk.neurons, rows, first - origin, coefficients, *fire_rows, self.collected[output],
+                    *chains, float(self.scale[output]), blocks, moved,
                 )  # fmt: skip
-                rows[chunk.neurons[slots] + (origin - first)] = moved
+                rows[chunk.neurons[slots].astype(np.int64) + (origin - first)] = moved
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything it is made of, as arrays."""
         spans = [(own.chunk.first, own.chunk.last, own.chunk.output, own.neurons.size) for own in self.chunks]
         out = {
             "spans": np.array(spans, np.int64).reshape(-1, 4),
-            "neurons": np.concatenate([chunk.neurons for chunk in self.chunks]),
+            "neurons": np.concatenate([chunk.neurons.astype(np.int32) for chunk in self.chunks]),
             "coefficients": np.concatenate([chunk.coefficients for chunk in self.chunks]),
             "collected": self.collected,
             "scale": self.scale,

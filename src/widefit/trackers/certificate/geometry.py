@@ -66,15 +66,20 @@ class InitialWeights:
     def spans(
         self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]
     ) -> Iterator[tuple[int, int, Float[np.ndarray, "rows d"], int]]:
-        """Ranges of slots, their weights, and the neuron those begin with: all at once, or where `slots` are, drawn."""
+        """Ranges of slots, their weights, and the neuron those begin with: all at once, or where `slots` are, drawn.
+
+        Weights that are drawn are overwritten by the next.
+        """
         if self.stored:
             yield 0, chunk.neurons.size, self.of_chunk(chunk.chunk), 0
             return
         size, origin = chunk.chunk.last - chunk.chunk.first, chunk.chunk.first
-        for block in np.unique(chunk.neurons[slots] // _DRAWN):
-            first, last = int(block) * _DRAWN, min((int(block) + 1) * _DRAWN, size)
-            low, high = np.searchsorted(chunk.neurons, [first, last])
-            yield int(low), int(high), self.network.rows(origin + first, origin + last), first
+        edges = np.searchsorted(chunk.neurons, np.arange(0, size + _DRAWN, _DRAWN))
+        out = np.empty((min(_DRAWN, size), self.features), self.dtype)
+        for block in np.unique(chunk.neurons[slots] // _DRAWN).tolist():
+            first, last = block * _DRAWN, min((block + 1) * _DRAWN, size)
+            weights = self.network.rows(origin + first, origin + last, out[: last - first])
+            yield int(edges[block]), int(edges[block + 1]), weights, first
 
 
 @dataclass(frozen=True)

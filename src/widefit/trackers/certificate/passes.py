@@ -12,9 +12,10 @@ from widefit.kernels import certificate_slots as slots_kernels
 from widefit.kernels.cpu import row_limit
 from widefit.kernels.products import block_for
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk
+from widefit.trackers.certificate.flips import EvaluatedFlips
 from widefit.trackers.certificate.geometry import Geometry
-from widefit.trackers.certificate.trial import Anew, Bounds, Found, OutputBounds, Sums
+from widefit.trackers.certificate.trial import Anew, Bounds, Found, Looked, OutputBounds, Sums, found_in
 from widefit.trackers.dense import block_rows
 from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
 
@@ -54,7 +55,7 @@ def scan(
         radius, level, most = bounds.radius, bounds.level, rows * samples
     pair_sample, due = np.empty(most, dtype), np.empty(most, np.float32)
     issued, soonest = np.empty(size, np.int32), np.empty(size, np.float32)
-    counts, start, outputs = np.empty(size, np.int32), np.zeros(size + 1, np.int64), np.zeros(samples * opening)
+    counts, outputs = np.empty(size, np.int32), np.zeros(samples * opening)
     pieces = [(np.empty(0, dtype), np.empty(0, dtype), np.empty(0, np.float32))]
     first = 0
     for block in _cut(weights, rows):
@@ -66,11 +67,10 @@ def scan(
             block_start, words, scratch, issued[first:last], soonest[first:last], pair_sample, due, outputs,
         )  # fmt: skip
         pieces.append((words[: block_start[-1]].copy(), pair_sample[:pairs].copy(), due[:pairs].copy()))
-        start[first + 1 : last + 1] = start[first] + block_start[1:]
         first = last
     all_words, all_samples, all_due = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    pattern = FirePattern(chunk, samples, counts, start, all_words)
-    return Scan(pattern, Certificates.issued(issued, soonest, all_samples, all_due), outputs)
+    pattern = FirePattern(chunk, samples, counts.astype(dtype), None, all_words)
+    return Scan(pattern, Certificates(issued.astype(dtype), soonest, all_samples, all_due), outputs)
 
 
 def _cut(weights: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
@@ -83,14 +83,13 @@ def weights_of(
     geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"], sums: Sums
 ) -> Iterator[Float[np.ndarray, "rows d"]]:
     """Weights of slots in float64, block by block."""
-    corrections, coefficients, rows = chunk.corrections, chunk.coefficients, block_rows(geometry.samples)
-    collected, scale = sums.of(chunk.chunk.output)
-    for first in range(0, slots.size, rows):
-        block = slots[first : first + rows]
+    coefficients, fire_rows, chains = chunk.coefficients, chunk.rows(), chunk.corrections.chains()
+    (collected, scale), size = sums.of(chunk.chunk.output), block_rows(geometry.samples)
+    for first in range(0, slots.size, size):
+        block = slots[first : first + size]
         out = np.empty((block.size, geometry.inputs.shape[1]))
         slots_kernels.materialize(
-            block, chunk.neurons, *geometry.initial.around(chunk, block), coefficients, chunk.counts, chunk.start,
-            chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
+            block, chunk.neurons, *geometry.initial.around(chunk, block), coefficients, *fire_rows, collected, *chains,
             scale, geometry.blocks64, out,
         )  # fmt: skip
         yield out
@@ -105,45 +104,43 @@ def look_at_slots(
     return Anew(slots, found.pattern, found.certificates)
 
 
-def flips_of(geometry: Geometry, chunk: CertifiedChunk, anew: Anew, sums: Sums) -> ChunkFlips:
+def flips_of(geometry: Geometry, chunk: CertifiedChunk, anew: Anew, sums: Sums) -> EvaluatedFlips:
     """Where new fire rows differ from those of the chunk."""
     pattern = anew.pattern
     most = int(chunk.counts[anew.slots].sum(dtype=np.int64) + pattern.counts.sum(dtype=np.int64))
     slots, samples, fires = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.bool_)
     count = rows_kernels.differing_pairs(
-        chunk.counts, chunk.start, chunk.words, anew.slots, pattern.counts, pattern.start, pattern.words,
-        geometry.samples, slots, samples, fires,
+        *chunk.rows(), anew.slots, pattern.counts, pattern.start, pattern.words, geometry.samples, slots, samples, fires
     )  # fmt: skip
     slots, samples = slots[:count].copy(), samples[:count].copy()
     z, y = _exact(geometry, chunk, slots, samples, sums)
-    return ChunkFlips(slots, samples, fires[:count].copy(), z, y)
+    return EvaluatedFlips(slots, samples, fires[:count].copy(), z, y)
 
 
 def _exact(
     geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " q"], samples: Int[np.ndarray, " q"], sums: Sums
 ) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
     """z of pairs, those of a slot together, and how far it is from the one at the start."""
-    z, y, corrections = np.empty(slots.size), np.empty(slots.size), chunk.corrections
-    collected, scale = sums.of(chunk.chunk.output)
+    z, y, (collected, scale) = np.empty(slots.size), np.empty(slots.size), sums.of(chunk.chunk.output)
+    coefficients, rows, chains = chunk.coefficients, chunk.rows(), chunk.corrections.chains()
     for low, high, base, base_first in geometry.initial.spans(chunk, slots):
         part = slice(*np.searchsorted(slots, [low, high]))
         slots_kernels.exact_pairs(
-            slots[part], samples[part], chunk.neurons, base, base_first, chunk.coefficients, chunk.counts, chunk.start,
-            chunk.words, collected, corrections.head, corrections.following, corrections.sample, corrections.value,
+            slots[part], samples[part], chunk.neurons, base, base_first, coefficients, *rows, collected, *chains,
             scale, geometry.blocks64, geometry.inputs, z[part], y[part],
         )  # fmt: skip
     return z, y
 
 
-def pass_over(geometry: Geometry, chunks: list[CertifiedChunk], sums: Sums, bounds: Bounds | None) -> list[Found]:
+def pass_over(geometry: Geometry, chunks: list[CertifiedChunk], sums: Sums, bounds: Bounds | None) -> Looked:
     """Look at all slots at the weights that the sums come to."""
     by_output: Sequence[OutputBounds | None] = [None] * len(sums.scale) if bounds is None else bounds.by_output()
 
-    def look(chunk: CertifiedChunk) -> Found:
+    def look(chunk: CertifiedChunk) -> tuple[Found, np.ndarray]:
         slots = np.arange(chunk.neurons.size, dtype=np.int32)
         anew = look_at_slots(geometry, chunk, slots, sums, by_output[chunk.chunk.output])
         flips = flips_of(geometry, chunk, anew, sums)
-        return Found(flips, np.empty(0, np.float32), slots.size * geometry.samples, anew=anew)
+        return found_in(geometry, chunk, flips, np.empty(0, np.float32), slots.size * geometry.samples, anew=anew)
 
     with serial_blas():
-        return list(ordered_map(look, chunks, geometry.threads))
+        return Looked.at(chunks, ordered_map(look, chunks, geometry.threads), len(sums.scale))

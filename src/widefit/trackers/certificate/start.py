@@ -8,7 +8,9 @@ from jaxtyping import Float
 
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers.certificate.chunk import CertifiedChunk, Coefficients, Corrections, fitting
+from widefit.trackers.certificate.chunk import CertifiedChunk, Coefficients
+from widefit.trackers.certificate.corrections import Corrections
+from widefit.trackers.certificate.flips import slot_dtype
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import scan
 from widefit.trackers.certificate.radius import SURVEY, Reach, choose_radius
@@ -96,21 +98,17 @@ def _open_chunk(
     found = scan(geometry, chunk, own, geometry.initial.blocks(chunk), bounds, opening=True)
     pattern = found.pattern
     alive = np.flatnonzero(pattern.counts).astype(np.int32)
-    dtype = pattern.words.dtype
-    counts = pattern.counts[alive].astype(dtype)
+    counts, size = pattern.counts[alive], chunk.last - chunk.first
     held = CertifiedChunk(
         chunk=chunk,
         samples=geometry.samples,
-        neurons=alive,
+        neurons=alive.astype(slot_dtype(size)),
         sizes=Coefficients.of(own[alive]),
         counts=counts,
-        start=pattern.start[:-1][alive].astype(fitting(pattern.words.size)),
         words=pattern.words,
-        room=np.diff(pattern.start)[alive].astype(dtype),
-        free=pattern.words.size,
         bucket=geometry.bucket_of[counts],
         certificates=found.certificates.of(alive),
-        corrections=Corrections.none(alive.size, geometry.samples),
+        corrections=Corrections(alive.size, size, geometry.samples),
         drift=np.empty(0, np.float32),
     )
     return held, found.outputs

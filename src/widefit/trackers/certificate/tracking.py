@@ -13,7 +13,7 @@ from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.certificate import state as certificate_state
 from widefit.trackers.certificate.bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
-from widefit.trackers.certificate.chunk import CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.commit import carry_out
 from widefit.trackers.certificate.delta import CertificateDelta
 from widefit.trackers.certificate.geometry import Geometry
@@ -28,6 +28,8 @@ from widefit.trackers.fire_pattern import FirePattern
 
 # Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
 _WHOLE = 0.2
+# Flips that are listed one by one; where there are more, H is counted anew.
+_LISTED = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,15 @@ class CertificateTracking(Tracking):
         )
         payload = self._follow(after)
         self._evaluated += payload.evaluated
-        flipped = payload.flips(self.chunks)
-        for chunk, flips in flipped:
-            self._add_flips(chunk, flips, outputs, response)
+        bent, bent_response = payload.looked.effect
         return Trial(
             update=update,
-            outputs=outputs,
-            flips=sum(len(flips) for _, flips in flipped),
+            outputs=outputs + bent,
+            flips=payload.flips,
             rebased=payload.passed,
-            displacement=Displacement(response, np.maximum(squared_norm, 0)),
+            displacement=Displacement(response + bent_response, np.maximum(squared_norm, 0)),
             payload=payload,
-            changes=_changes(flipped),
+            changes=_changes(self.chunks, payload) if payload.flips <= _LISTED else None,
         )
 
     def _follow(self, after: Sums) -> Followed:
@@ -197,8 +197,8 @@ class CertificateTracking(Tracking):
         drift: list[np.ndarray],
         whole: Sequence[np.ndarray | None],
     ) -> Followed:
-        found = look(self.geometry, self.chunks, after, change, bounds, step, drift, whole)
-        followed = Followed(after, bounds, found, passed=False)
+        looked = look(self.geometry, self.chunks, after, change, bounds, step, drift, whole)
+        followed = Followed(after, bounds, looked, passed=False)
         self._looked_at += followed.expired
         return followed
 
@@ -207,37 +207,22 @@ class CertificateTracking(Tracking):
         with serial_blas():
             radius = choose_radius(self.geometry, self.chunks, change, after, self._reach())
         bounds = None if radius is None else Bounds.after_pass(radius, self.geometry.samples)
-        found = pass_over(self.geometry, self.chunks, after, bounds)
+        looked = pass_over(self.geometry, self.chunks, after, bounds)
         self._passes += 1
-        return Followed(after, bounds, found, passed=True)
+        return Followed(after, bounds, looked, passed=True)
 
     def _reach(self) -> Reach:
         # Many steps like the last are to come when it was like the one before.
         tracker = self._tracker
         return Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike)
 
-    def _add_flips(
-        self,
-        chunk: CertifiedChunk,
-        flips: ChunkFlips,
-        outputs: Float[np.ndarray, "n k"],
-        response: Float[np.ndarray, "n k"],
-    ) -> None:
-        """What flips change f and J (W − W₀) by, beyond the linear model."""
-        if len(flips) == 0:
-            return
-        output = chunk.chunk.output
-        signed = np.where(flips.fires, 1.0, -1.0) * chunk.coefficients[flips.slots]
-        np.add.at(outputs[:, output], flips.samples, signed * (flips.z - self.geometry.threshold))
-        np.add.at(response[:, output], flips.samples, signed * flips.y)
-
     # Carrying it out.
 
     def commit(self, trial: Trial) -> None:
         payload: Followed = trial.payload
         self._pace.record(payload.sums.collected - self._standing.sums.collected)
-        carry_out(self.geometry, self._standing, payload)
         self._renewed += payload.expired
+        carry_out(self.geometry, self._standing, payload)
         self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
         self._flips += trial.flips
 
@@ -304,14 +289,11 @@ class CertificateTracking(Tracking):
         self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())
 
 
-def _changes(flipped: list[tuple[CertifiedChunk, ChunkFlips]]) -> Flips:
+def _changes(chunks: list[CertifiedChunk], step: Followed) -> Flips:
     """Flips of the network."""
-    pairs = [(chunk, flips) for chunk, flips in flipped if len(flips)]
-    none = np.empty(0, np.int64)
-    neurons = [chunk.chunk.first + chunk.neurons[flips.slots].astype(np.int64) for chunk, flips in pairs]
-    samples, fires = [flips.samples for _, flips in pairs], [flips.fires for _, flips in pairs]
+    flipped = [(chunk, found.flips) for chunk, found in zip(chunks, step.looked.found, strict=True)]
+    neurons = [chunk.chunk.first + chunk.neurons[flips.slots].astype(np.int64) for chunk, flips in flipped]
+    samples = [flips.samples.astype(np.int32) for _, flips in flipped]
     return Flips(
-        np.concatenate([none, *neurons]),
-        np.concatenate([none.astype(np.int32), *samples]),
-        np.concatenate([none.astype(np.bool_), *fires]),
+        np.concatenate(neurons), np.concatenate(samples), np.concatenate([flips.fires for _, flips in flipped])
     )

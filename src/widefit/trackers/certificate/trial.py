@@ -1,12 +1,15 @@
 """Where a run of the certificate tracker stands, and what a trial finds."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from widefit.trackers.base import Update
-from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk, ChunkFlips
+from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk
+from widefit.trackers.certificate.flips import ChunkFlips, EvaluatedFlips
+from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.fire_pattern import FirePattern
 
 
@@ -83,14 +86,13 @@ class Renewal:
     ----------
     expired, due
         Their positions, and when they are due again.
-    touched, soonest
-        Their slots, and when the first certificate of each is due.
+    touched
+        Their slots.
     """
 
-    expired: Int[np.ndarray, " e"]
+    expired: Integer[np.ndarray, " e"]
     due: Float[np.ndarray, " e"]
-    touched: Int[np.ndarray, " t"]
-    soonest: Float[np.ndarray, " t"]
+    touched: Integer[np.ndarray, " t"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,51 @@ class Found:
         return 0 if self.renewal is None else self.renewal.expired.size
 
 
+def found_in(
+    geometry: Geometry,
+    chunk: CertifiedChunk,
+    flips: EvaluatedFlips,
+    drift: Float[np.ndarray, " slots_or_none"],
+    evaluated: int,
+    renewal: Renewal | None = None,
+    anew: Anew | None = None,
+) -> tuple[Found, Float[np.ndarray, "2 n"]]:
+    """What a trial comes to in a chunk, and what its flips change f and J (W − W₀) by."""
+    pairs = flips.pairs(chunk.chunk.last - chunk.chunk.first, geometry.samples)
+    effect = flips.effect(chunk.coefficients, geometry.threshold, geometry.samples)
+    return Found(pairs, drift, evaluated, renewal, anew), effect
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a trial comes to.
+
+    Attributes
+    ----------
+    found
+        For every chunk.
+    effect
+        What flips change f and J (W − W₀) by, beyond the linear model.
+    """
+
+    found: list[Found]
+    effect: Float[np.ndarray, "2 n k"]
+
+    @classmethod
+    def at(
+        cls,
+        chunks: list[CertifiedChunk],
+        found: Iterable[tuple[Found, Float[np.ndarray, "2 n"]]],
+        outputs: int,
+    ) -> "Looked":
+        """Chunk after chunk, as they are looked at."""
+        kept, effect = [], np.zeros((2, chunks[0].samples, outputs))
+        for chunk, (own, added) in zip(chunks, found, strict=True):
+            kept.append(own)
+            effect[:, :, chunk.chunk.output] += added
+        return cls(kept, effect)
+
+
 @dataclass(frozen=True)
 class Followed:
     """A step that was followed by bounds, by own movements or by a pass.
@@ -137,26 +184,34 @@ class Followed:
     ----------
     sums, bounds
         After the step; without bounds the next step is a pass.
-    found
-        For every chunk.
+    looked
+        What was found.
     passed
         True when all slots were looked at.
     """
 
     sums: Sums
     bounds: Bounds | None
-    found: list[Found]
+    looked: Looked
     passed: bool
 
     @property
     def evaluated(self) -> int:
         """Pre-activations computed."""
-        return sum(found.evaluated for found in self.found)
+        return sum(found.evaluated for found in self.looked.found)
 
     @property
     def expired(self) -> int:
         """Certificates that were looked at."""
-        return sum(found.expired for found in self.found)
+        return sum(found.expired for found in self.looked.found)
 
-    def flips(self, chunks: list[CertifiedChunk]) -> list[tuple[CertifiedChunk, ChunkFlips]]:
-        return [(chunk, found.flips) for chunk, found in zip(chunks, self.found, strict=True)]
+    @property
+    def flips(self) -> int:
+        return sum(len(found.flips) for found in self.looked.found)
+
+    def handed_over(self) -> Iterator[Found]:
+        """What was found in every chunk, each forgotten when it has been taken."""
+        found = self.looked.found
+        found.reverse()
+        while found:
+            yield found.pop()

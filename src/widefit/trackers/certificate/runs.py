@@ -1,0 +1,23 @@
+"""Numbers of slots that stand slot after slot, or dispersed while a few slots change at a time (this project).
+
+What stands slot after slot needs no places: they are summed up when asked for. A slot that outgrows its place moves to
+the end, and from then on places are kept, until so many slots have moved that all are put in order again.
+"""
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+# Part of the slots that may change without all being put in order, and slots of a chunk that are so many that places
+# would take more memory than order takes time.
+_FEW, _LARGE = 1 / 512, 1 << 14
+
+
+def disperse(changed: int, slots: int) -> bool:
+    """True where it pays to let slots that change move away from the others."""
+    return slots < _LARGE and changed <= _FEW * slots
+
+
+def in_order(start: Int[np.ndarray, " slots"], sizes: Integer[np.ndarray, " slots"]) -> Int[np.ndarray, " numbers"]:
+    """Where numbers stand, slot after slot; those of a slot stand together from `start` on."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return np.arange(ends[-1] if ends.size else 0) + np.repeat(start - (ends - sizes), sizes)
