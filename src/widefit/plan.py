@@ -105,7 +105,7 @@ class TwoLayerShape:
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
-        patterns = self._certificate_bytes() if tracker == "certificate" else self._pattern_bytes(tracker)
+        patterns = self._certificate_bytes(threads) if tracker == "certificate" else self._pattern_bytes(tracker)
         block = max(64, min(1024, (1 << 20) // self.samples))
         blocks = threads * block * (self.samples * self.itemsize + self.samples // 8 + self.features * self.itemsize)
         return patterns + blocks + self._square_bytes(solver, tracker)
@@ -131,21 +131,26 @@ class TwoLayerShape:
         }
         return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
 
-    def _certificate_bytes(self) -> int:
-        """Neurons that are alive with their fire rows, certificates, and the first and longest step in the making."""
+    def _certificate_bytes(self, threads: int) -> int:
+        """Neurons that are alive with their fire rows and certificates, and the longest step in the making."""
         word = 2 if self.samples < 1 << 16 else 4
         slots, flips = self.width * self.alive, self.flips()
         rows = self.width * min(self.samples / 8, word * self.firing * self.samples)
-        fixed = slots * (26 + 3 * word)
-        if _CERTIFIED * flips > _MOST_CERTIFIED * slots * self.samples:
+        certificates, drift, fixed = _CERTIFIED * flips, 4 * slots, slots * (8 + 2 * word) + rows
+        # Where they stand in a chunk takes two bytes while a neuron has less than one.
+        looked_at, place = _LOOKED_AT * flips, 2 if certificates < 0.9 * self.width else 4
+        if certificates > _MOST_CERTIFIED * slots * self.samples:
             # The first step is another pass: everything of every slot once more.
-            certificates, trial = _CERTIFIED / 3 * flips, rows + 24 * slots
+            certificates /= 3
+            first = later = fixed + drift
         else:
-            certificates, trial = _CERTIFIED * flips, (word + 6) * _LOOKED_AT * flips + 4 * slots
-        # A row that grows moves to where it has room to grow further.
-        moved = min(slots, flips) * word * (1.25 * self.firing * self.samples / self.alive + 6)
-        # A flip is a correction of its neuron, and is told to others while the step is tried.
-        return int(_UNUSED * (fixed + rows + (word + 4) * certificates + trial + moved + (16 + word + 38) * flips))
+            # The first step has its flips and what is looked at, a later one corrections for every flip before it.
+            renewals = (place + 4) * looked_at + word * min(slots, looked_at) / 2
+            first = renewals + drift + (3 + word) * flips
+            later = renewals / 6 + 2 * drift + (10 + word) * flips
+        listed = 40 * min(flips, _LISTED)
+        held = fixed + (word + 4) * certificates + max(first, later) + listed
+        return int(_UNUSED * held) + threads * min(_AT_WORK, int(held))
 
     def flops_per_step(self, solver: str) -> float:
         """Products W Xᵀ, additions into N, and the solve."""
@@ -179,8 +184,10 @@ _FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.2e-6, 0.3
 # Passes of a dense Gauss-Newton run.
 _PASSES = 6
 # Certificates for every pair that flips in a run, of which so many are looked at, and part of the pairs from which the
-# tracker rather makes another pass; what the allocator holds for a byte in use (measured).
-_CERTIFIED, _LOOKED_AT, _MOST_CERTIFIED, _UNUSED = 11.0, 4.8, 0.04, 1.1
+# tracker rather makes another pass; what the allocator holds for a byte in use, and for a thread at work (measured).
+_CERTIFIED, _LOOKED_AT, _MOST_CERTIFIED, _UNUSED, _AT_WORK = 11.0, 4.8, 0.04, 1.06, 50_000_000
+# Flips of a step that the certificate tracker lists one by one.
+_LISTED = 1 << 21
 
 
 def _choose_tracker(

@@ -113,7 +113,8 @@ class Trial:
     payload
         What the tracker needs to commit.
     changes
-        The pairs that change, where the tracker knows them one by one; None after a full pass.
+        The pairs that change, where the tracker knows them one by one; None after a full pass, or where they are more
+        than it pays to list.
     """
 
     update: Update
