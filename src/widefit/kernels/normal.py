@@ -6,13 +6,10 @@ are made a few thousand at a time, and the ziggurat (Marsaglia and Tsang 2000, 2
 """
 
 import math
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 # Right edge of the lowest layer, beyond which the tail begins.
 _TAIL = 3.6541528853610088
@@ -20,7 +17,9 @@ _TAIL32, _INVERSE_TAIL32 = np.float32(_TAIL), np.float32(1 / _TAIL)
 _UNIT32 = np.float32(2.0**-24)
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
-_WORDS = 2048
+_HALF = np.uint64(0xFFFFFFFF)
+# Words that are made at a time, and counters whose rounds the vectors of the processor share.
+_WORDS, _LANES = 2048, 64
 
 
 @cache
@@ -50,38 +49,39 @@ def ziggurat_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return inside, np.concatenate([width, -width]), height
 
 
-def _wide_product(context, a, b):
-    """Upper 64 bits of the product of two uint64: one instruction, which Numba has no name for."""
-
-    def generate(context, builder, signature, arguments):
-        wide = ir.IntType(128)
-        product = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
-
-    return types.uint64(types.uint64, types.uint64), generate
-
-
-_high_product: Callable = intrinsic(_wide_product)
+@njit(nogil=True, cache=True, inline="always")
+def _high_product(number, multiplier):
+    """Upper 64 bits of the product of two uint64, from halves: that fits in vectors."""
+    low, high = multiplier & _HALF, multiplier >> np.uint64(32)
+    own_low, own_high = number & _HALF, number >> np.uint64(32)
+    middle = own_high * low + ((own_low * low) >> np.uint64(32))
+    other = own_low * high + (middle & _HALF)
+    return own_high * high + (middle >> np.uint64(32)) + (other >> np.uint64(32))
 
 
 @njit(nogil=True, cache=True)
 def _philox(key, stream, block, words):
     """Words of consecutive counters, the first of them `block`, into words; eight a counter, low halves first."""
-    for p in range(0, words.size, 8):
-        a, b, c, d = block, np.uint64(0), np.uint64(0), np.uint64(0)
-        block += np.uint64(1)
+    a, b = np.empty(_LANES, np.uint64), np.empty(_LANES, np.uint64)
+    c, d = np.empty(_LANES, np.uint64), np.empty(_LANES, np.uint64)
+    out = words.view(np.uint64).reshape(-1, _LANES, 4)
+    for batch in range(out.shape[0]):
+        for i in range(_LANES):
+            a[i] = block + np.uint64(i)
+            b[i] = c[i] = d[i] = np.uint64(0)
+        block += np.uint64(_LANES)
         left, right = key, stream
         for _ in range(10):
-            high, low = _high_product(_MULTIPLIERS[0], a), _MULTIPLIERS[0] * a
-            other_high, other_low = _high_product(_MULTIPLIERS[1], c), _MULTIPLIERS[1] * c
-            a, b, c, d = other_high ^ b ^ left, other_low, high ^ d ^ right, low
+            for i in range(_LANES):
+                high, low = _high_product(a[i], _MULTIPLIERS[0]), a[i] * _MULTIPLIERS[0]
+                other_high, other_low = _high_product(c[i], _MULTIPLIERS[1]), c[i] * _MULTIPLIERS[1]
+                a[i], b[i] = other_high ^ b[i] ^ left, other_low
+                c[i], d[i] = high ^ d[i] ^ right, low
             left += _WEYL[0]
             right += _WEYL[1]
-        own = words[p : p + 8]
-        own[0], own[1] = np.uint32(a), np.uint32(a >> np.uint64(32))
-        own[2], own[3] = np.uint32(b), np.uint32(b >> np.uint64(32))
-        own[4], own[5] = np.uint32(c), np.uint32(c >> np.uint64(32))
-        own[6], own[7] = np.uint32(d), np.uint32(d >> np.uint64(32))
+        for i in range(_LANES):
+            own = out[batch, i]
+            own[0], own[1], own[2], own[3] = a[i], b[i], c[i], d[i]
 
 
 @njit(nogil=True, cache=True)
