@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.memory import giving_back
 from widefit.trackers.certificate.bounds import rebucket
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
@@ -28,7 +29,8 @@ def carry_out(geometry: Geometry, standing: Standing, step: Followed) -> None:
             _renew(geometry, step.bounds, chunk, found, *sums.of(output))
 
     with serial_blas():
-        for _ in ordered_map(carry, zip(standing.chunks, step.handed_over(), strict=True), geometry.threads):
+        items = zip(standing.chunks, step.handed_over(), strict=True)
+        for _ in giving_back(ordered_map(carry, items, geometry.threads)):
             pass
     standing.sums, standing.bounds = sums, step.bounds
 

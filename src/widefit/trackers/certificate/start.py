@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.memory import giving_back
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk, Coefficients
 from widefit.trackers.certificate.corrections import Corrections
@@ -63,7 +64,7 @@ def _collected(
 ) -> Opened:
     outputs = np.tile(network.silent_outputs(), (geometry.samples, 1))
     chunks, largest = [], np.zeros(network.out_features)
-    for chunk, added in opened:
+    for chunk, added in giving_back(opened):
         chunks.append(chunk)
         output = chunk.chunk.output
         outputs[:, output] += added

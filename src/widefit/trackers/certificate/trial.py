@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from widefit.memory import giving_back
 from widefit.trackers.base import Update
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk
 from widefit.trackers.certificate.flips import ChunkFlips, EvaluatedFlips
@@ -170,7 +171,7 @@ class Looked:
     ) -> "Looked":
         """Chunk after chunk, as they are looked at."""
         kept, effect = [], np.zeros((2, chunks[0].samples, outputs))
-        for chunk, (own, added) in zip(chunks, found, strict=True):
+        for chunk, (own, added) in giving_back(zip(chunks, found, strict=True)):
             kept.append(own)
             effect[:, :, chunk.chunk.output] += added
         return cls(kept, effect)
