@@ -18,6 +18,7 @@ from widefit.kernels.products import INTEGERS
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
 from widefit.trackers import Certificate, Dense, Update
+from widefit.trackers.certificate import runs, tracking
 from widefit.trackers.certificate.bounds import movements
 from widefit.trackers.certificate.geometry import Geometry, bucket_caps
 from widefit.trackers.certificate.passes import scan
@@ -331,6 +332,28 @@ def test_a_second_run_goes_on():
         widefit.train(network, problem.inputs, problem.targets, tracker="certificate", max_iter=2, tol=0)
         widefit.train(other, problem.inputs, problem.targets, tracker="dense", max_iter=2, tol=0)
     torch.testing.assert_close(network.weight, other.weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["three outputs", "plain relu"])
+def test_slots_in_order_and_dispersed_come_to_the_same_bits(name, monkeypatch):
+    problem, ends = make(name, torch.float64), []
+    for few, listed in ((-1.0, 0), (2.0, 10**6)):
+        monkeypatch.setattr(runs, "_FEW", few)
+        monkeypatch.setattr(tracking, "_LISTED", listed)
+        network, generator = problem.fresh(), np.random.default_rng(5)
+        run = Certificate().start(network, problem.inputs)
+        gram = current_grams(run, network, problem.inputs)
+        for step, size in enumerate(schedule("mixed", 8)):
+            g = size * size_of_steps(network) * generator.standard_normal(problem.targets.shape) / 3
+            trial = run.propose(Update(g, np.full(g.shape[1], [0.0, 0.1][step % 2])), gram)
+            assert (trial.changes is None) == (trial.flips > listed)
+            gram.follow(trial.changes)
+            run.commit(trial)
+            assert all(chunk.places is None for chunk in run.chunks) or few > 0
+        assert any(chunk.places is not None for chunk in run.chunks) == (few > 0)
+        ends.append([*run.state().values(), *(gram(output).matrix.numpy() for output in range(g.shape[1]))])
+    for in_order, dispersed in zip(*ends, strict=True):
+        np.testing.assert_array_equal(in_order, dispersed)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05])

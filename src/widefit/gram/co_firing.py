@@ -21,6 +21,8 @@ _WAVE_PAIRS = 1 << 21
 _LIGHT = 10
 # Flips from which their changes are summed up first, n² operations more (measured).
 _MANY_FLIPS = 1000
+# Chunks whose rows are summed up together: where each row begins takes memory meanwhile.
+_PARTS = 256
 
 _FlippedRows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -117,22 +119,29 @@ class CoFiringGram(DenseGram):
     def _flip_many(self, parts: list[tuple[FirePattern, slice]], flips: Flips) -> None:
         """Sum up what the flips change N by, tile by tile of their samples."""
         change, samples = np.zeros_like(self.counts), self._similarity.shape[0]
+        for low in range(0, len(parts), _PARTS):
+            self._sum_up(parts[low : low + _PARTS], flips, change)
+
+        def add(first: int) -> None:
+            kernels.add_changes(change, first, min(first + _TILE, samples), self.counts)
+
+        for _ in ordered_map(add, range(0, samples, _TILE), self._threads):
+            pass
+        self._fill()
+
+    def _sum_up(self, parts: list[tuple[FirePattern, slice]], flips: Flips, change: np.ndarray) -> None:
+        """Add to `change` what flips of some chunks change N by."""
         arrays = list(ordered_map(lambda part: self._rows_of(part[0], flips, part[1]), parts, self._threads))
         orders = [np.argsort(own[4], kind="stable").astype(np.int32) for own in arrays]
-        edges = range(0, samples + _TILE, _TILE)
+        edges = range(0, len(change) + _TILE, _TILE)
         cuts = [np.searchsorted(own[4][order], edges) for own, order in zip(arrays, orders, strict=True)]
 
         def collect(tile: int) -> None:
             for own, order, cut in zip(arrays, orders, cuts, strict=True):
                 kernels.flip_changes(*own, order[cut[tile] : cut[tile + 1]], change)
 
-        def add(tile: int) -> None:
-            kernels.add_changes(change, tile * _TILE, min((tile + 1) * _TILE, samples), self.counts)
-
-        for work in (collect, add):
-            for _ in ordered_map(work, range(len(edges) - 1), self._threads):
-                pass
-        self._fill()
+        for _ in ordered_map(collect, range(len(edges) - 1), self._threads):
+            pass
 
     def _rows_of(self, pattern: FirePattern, flips: Flips, own: slice) -> _FlippedRows:
         """Fire rows, and flips of them: row, sample, whether it fires, what its co-firings count."""

@@ -99,11 +99,10 @@ def first_due(slots, run_start, run_count, due, soonest):
 
 @njit(nogil=True, cache=True)
 def link(owner, head, following):
-    """Chains of entries that stand slot after slot; `head` (slots,) is −1 to begin with."""
+    """Chains, from the latest on, of entries that stand slot after slot; `head` (slots,) is −1 to begin with."""
     for e in range(owner.size):
-        if e == 0 or owner[e] != owner[e - 1]:
-            head[owner[e]] = e
-        following[e] = e + 1 if e + 1 < owner.size and owner[e + 1] == owner[e] else -1
+        following[e] = e - 1 if e > 0 and owner[e - 1] == owner[e] else -1
+        head[owner[e]] = e
 
 
 @njit(nogil=True, cache=True)

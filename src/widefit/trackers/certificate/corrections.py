@@ -30,7 +30,7 @@ class Corrections:
         self.sample: Integer[np.ndarray, " capacity"] = np.empty(0, word_dtype(samples))
         self.value: Float[np.ndarray, " capacity"] = np.empty(0)
         self.used, self._slots = 0, slots
-        # Kept while entries stand in the order in which they came; otherwise slot after slot, the latest first.
+        # Kept while entries stand in the order in which they came, and not slot after slot.
         self._linked: tuple[np.ndarray, np.ndarray] | None = None
 
     def chains(self) -> Chains:
@@ -58,7 +58,8 @@ class Corrections:
             slots, samples, values, head, self.owner, following, self.sample, self.value, self.used
         )
         if not disperse(slots.size, self._slots):
-            self._order()
+            order = self.ordered()
+            self.place(self.owner[order], self.sample[order], self.value[order])
 
     def clear(self) -> None:
         self.place(self.owner[:0], self.sample[:0], self.value[:0])
@@ -69,22 +70,16 @@ class Corrections:
         sample: Integer[np.ndarray, " entries"],
         value: Float[np.ndarray, " entries"],
     ) -> None:
-        """Let these be all, slot after slot, the latest of each first."""
+        """Let these be all, slot after slot, the latest of each last."""
         self.owner, self.sample, self.value = (
             given.astype(held.dtype)
             for given, held in ((owner, self.owner), (sample, self.sample), (value, self.value))
         )
         self.used, self._linked = owner.size, None
 
-    def _order(self) -> None:
-        order = self.ordered()
-        self.place(self.owner[order], self.sample[order], self.value[order])
-
     def ordered(self) -> Int[np.ndarray, " used"]:
-        """Entries slot after slot, in the order of its chain."""
-        if self._linked is None:
-            return np.arange(self.used)
-        return self.used - 1 - np.argsort(self.owner[: self.used][::-1], kind="stable")
+        """Entries slot after slot, the latest of each last."""
+        return np.argsort(self.owner[: self.used], kind="stable")
 
     @property
     def nbytes(self) -> int:
