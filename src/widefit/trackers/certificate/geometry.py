@@ -1,7 +1,7 @@
 """What is fixed in a run of the certificate tracker: samples, rounding, buckets, and the weights at the start."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,11 +36,14 @@ class InitialWeights:
         The network; its weights do not change before the end of the run.
     features, dtype
         d, and of the weights.
+    drawn
+        Weights of the chunk that is being looked at, where they have been drawn.
     """
 
     network: TwoLayer
     features: int
     dtype: np.dtype
+    drawn: Float[np.ndarray, "neurons d"] | None = None
 
     @property
     def stored(self) -> bool:
@@ -48,7 +51,7 @@ class InitialWeights:
 
     def of_chunk(self, chunk: Chunk) -> Float[np.ndarray, "neurons d"]:
         """All neurons of a chunk at once."""
-        return self.network.rows(chunk.first, chunk.last)
+        return self.network.rows(chunk.first, chunk.last) if self.drawn is None else self.drawn
 
     def blocks(self, chunk: Chunk) -> Iterator[Float[np.ndarray, "rows d"]]:
         """Weights of a chunk, block by block; what was yielded is overwritten by the next block."""
@@ -61,6 +64,8 @@ class InitialWeights:
     def around(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> tuple[Float[np.ndarray, "rows d"], int]:
         """Weights of the neurons among which those of ascending slots are, and the first of them."""
         first, last = (int(chunk.neurons[slots[end]]) for end in (0, -1))
+        if self.drawn is not None:
+            return self.drawn[first : last + 1], first
         return self.network.rows(chunk.chunk.first + first, chunk.chunk.first + last + 1), first
 
     def spans(
@@ -70,7 +75,7 @@ class InitialWeights:
 
         Weights that are drawn are overwritten by the next.
         """
-        if self.stored:
+        if self.stored or self.drawn is not None:
             yield 0, chunk.neurons.size, self.of_chunk(chunk.chunk), 0
             return
         size, origin = chunk.chunk.last - chunk.chunk.first, chunk.chunk.first
@@ -159,6 +164,11 @@ class Geometry:
             bucket_of=np.searchsorted(caps, wanted).astype(np.uint8),
             threads=threads,
         )
+
+    def with_weights_of(self, chunk: Chunk) -> "Geometry":
+        """The same with the weights of a chunk at hand, for what looks at them more than once."""
+        initial = self.initial
+        return self if initial.stored else replace(self, initial=replace(initial, drawn=initial.of_chunk(chunk)))
 
     @property
     def samples(self) -> int:

@@ -41,14 +41,13 @@ def look(
 
     def look_at(item: tuple[CertifiedChunk, np.ndarray, np.ndarray | None]) -> tuple[Found, np.ndarray]:
         chunk, own, slots = item
-        output, anew, others = chunk.chunk.output, None, None
+        near, output, anew, others = geometry, chunk.chunk.output, None, None
         if slots is not None and slots.size:
-            anew = look_at_slots(geometry, chunk, slots, after, by_output[output])
-            others = flips_of(geometry, chunk, anew, after)
+            near = geometry.with_weights_of(chunk.chunk)
+            anew = look_at_slots(near, chunk, slots, after, by_output[output])
+            others = flips_of(near, chunk, anew, after)
             own[slots] = -np.inf  # keeps their certificates from being looked at
-        flips, renewal, evaluated = _look_at_expired(
-            geometry, chunk, after, change, by_output[output], step[output], own
-        )
+        flips, renewal, evaluated = _look_at_expired(near, chunk, after, change, by_output[output], step[output], own)
         if anew is not None and others is not None:
             own[anew.slots] = 0
             flips, evaluated = flips.merged(others), evaluated + anew.slots.size * geometry.samples

@@ -138,8 +138,9 @@ def pass_over(geometry: Geometry, chunks: list[CertifiedChunk], sums: Sums, boun
 
     def look(chunk: CertifiedChunk) -> tuple[Found, np.ndarray]:
         slots = np.arange(chunk.neurons.size, dtype=np.int32)
-        anew = look_at_slots(geometry, chunk, slots, sums, by_output[chunk.chunk.output])
-        flips = flips_of(geometry, chunk, anew, sums)
+        near = geometry.with_weights_of(chunk.chunk)
+        anew = look_at_slots(near, chunk, slots, sums, by_output[chunk.chunk.output])
+        flips = flips_of(near, chunk, anew, sums)
         return found_in(geometry, chunk, flips, np.empty(0, np.float32), slots.size * geometry.samples, anew=anew)
 
     with serial_blas():
