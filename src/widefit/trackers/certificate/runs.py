@@ -9,7 +9,7 @@ from jaxtyping import Int, Integer
 
 # Part of the slots that may change without all being put in order, and slots of a chunk that are so many that places
 # would take more memory than order takes time.
-_FEW, _LARGE = 1 / 512, 1 << 14
+_FEW, _LARGE = 1 / 8, 1 << 14
 
 
 def disperse(changed: int, slots: int) -> bool:
