@@ -1,25 +1,36 @@
 """The tracker of Verlet lists: a neuron that has not moved far fires on no sample but those near it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import near_lists as kernels
+from widefit.kernels import inner_steps, near_lists as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.dense import block_rows
 from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern
+from widefit.trackers.inner_steps import Forecast, InnerStep, InnerSteps, NearPairs
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.near_lists import Lists, Skins
 
 # Skin of the first lists, in units of the size of a weight.
 _FIRST_SKIN = 0.1
+# Inner steps are for steps that flip less than one in so many of the pairs that fire.
+_FEW = 40
+# They are worth their while as long as no more than one such pair is near the threshold.
+_MANY = 4
+# Steps of the first look ahead.
+_SHORT = 2.0
+# Of a pre-activation, over ‖w‖ (1 + ‖x‖).
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ class _BlockTrial:
     flips: int
     response: Float[np.ndarray, " n"] | None
     squared_norm: float
+    near: NearPairs | None = None
 
 
 class VerletListTracking(Tracking):
@@ -96,6 +108,10 @@ class VerletListTracking(Tracking):
         self._proposed: Trial | None = None
         self._skins = Skins.over(inputs, self._layer.threshold)
         self._blocks = _blocks(self._layer.groups, block_rows(samples))
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="widefit")
+        self._inner: list[InnerSteps] = []
+        self._own, self._stretch, self._last, self._waiting, self._pause = False, _SHORT, -1, 0, 1
+        self._shapes: list = [None] * self._layer.silent.size
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
         self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
         self._take(self._over_blocks(self._anew, None))
@@ -106,6 +122,14 @@ class VerletListTracking(Tracking):
     # A trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
+        if self._layer.anchor is None and not np.any(update.shrink) and self._look_ahead(update.g, gram):
+            steps = [
+                inner.propose(np.ascontiguousarray(update.g[:, output]), self._threads, self._executor)
+                for output, inner in enumerate(self._inner)
+            ]
+            outputs = self.outputs + np.stack([step.change for step in steps], axis=1)
+            return Trial(update, outputs, sum(step.flips for step in steps), False, None, steps)
+        self._fold()
         self._proposed = self._over_blocks(partial(self._follow, update), update)
         return self._proposed
 
@@ -154,7 +178,8 @@ class VerletListTracking(Tracking):
                 weights, self._anchor(block), weights.dtype.type(update.shrink[output]), layer.coefficients[block.rows],
                 np.ascontiguousarray(update.g[:, output]), self._inputs, lists.entries, moved,
             )  # fmt: skip
-            lists, leaving = self._skins.leaving(lists, weights, moved, self._reference[block.rows], self._step)
+            still = np.zeros(moved.shape[0])
+            lists, leaving = self._skins.leaving(lists, weights, moved, self._reference[block.rows], self._step, still)
             return self._evaluate(block, lists, leaving, self._skins.best(lists, leaving, self._step))
 
     def _evaluate(
@@ -164,7 +189,7 @@ class VerletListTracking(Tracking):
         layer, moved = self._layer, self._moved[block.rows]
         coefficients, outputs = layer.coefficients[block.rows], np.zeros(self._inputs.shape[0])
         after = self._skins.renewed(lists, leaving, moved, skin, self._step)
-        kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs)
+        kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs, np.empty(0))
         flips = lists.flips(after, leaving, outputs.size)
         if layer.anchor is None:
             return _BlockTrial(after, leaving, outputs, flips, None, 0.0)
@@ -176,14 +201,208 @@ class VerletListTracking(Tracking):
         weight, anchor = self._layer.weight, self._layer.anchor
         return weight[:0] if anchor is None else anchor[block.rows]
 
+    # Inner steps.
+
+    def _look_ahead(self, g: Float[np.ndarray, "n k"], gram: Grams) -> bool:
+        """Whether there are inner steps that cover this one; if need be, from a look at all weights."""
+        if self._inner and all(inner.covers(g[:, output]) for output, inner in enumerate(self._inner)):
+            return True
+        if not self._inner and not self._quiet():
+            return False
+        if not np.all(np.isfinite(g)):
+            return False
+        self._learn(g)
+        if self._waiting > 0:
+            return False
+        self._own_weights()
+        forecasts = [
+            Forecast.of(direction, self._stretch, shape, self._skins.norms, self._least)
+            for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True)
+        ]
+        halves = [inner.settle() for inner in self._inner] or [0.5 * gram(output).matrix.numpy() for output in range(g.shape[1])]
+        amounts = self._synchronized()
+        sums = self._sums()
+        trial = self._over_blocks(partial(self._ahead, forecasts, sums, amounts), Update(sums, np.zeros(g.shape[1])))
+        self._take(trial)
+        if any(part.near is None for part in trial.payload):
+            self._inner = []
+            self._wait()
+            return False
+        by_output = [
+            [part.near for block, part in zip(self._blocks, trial.payload, strict=True) if block.output == output]
+            for output in range(g.shape[1])
+        ]
+        self._inner = [
+            InnerSteps(forecast, NearPairs.join(parts), self._layer.coefficients, self._similarity, half)
+            for forecast, parts, half in zip(forecasts, by_output, halves, strict=True)
+        ]
+        return True
+
+    def _ahead(
+        self,
+        forecasts: list[Forecast],
+        sums: Float[np.ndarray, "n k"],
+        amounts: list[tuple],
+        work: tuple[Chunk, Lists],
+    ) -> _BlockTrial:
+        """One block where inner steps have taken it, and its pairs that the next ones can take to the threshold."""
+        block, lists = work
+        layer, moved, forecast = self._layer, self._moved[block.rows], forecasts[block.output]
+        coefficients, rows = layer.coefficients[block.rows], block.last - block.first
+        pairs = self._bring(block, lists, sums, amounts)
+        direction, outputs = np.zeros_like(moved), np.zeros(self._inputs.shape[0])
+        kernels.move(
+            direction, moved[:0], moved.dtype.type(0), np.full(rows, -1.0), forecast.direction, self._inputs,
+            lists.entries, direction,
+        )  # fmt: skip
+        far = np.empty(rows)
+        inner_steps.reach(lists.entries, direction, coefficients, forecast.stretch, forecast.deviation, far)
+        rounding = _ROUNDING * (np.linalg.norm(moved, axis=1) + abs(layer.threshold))
+        fires = lists.fires
+        start = lists
+        while True:
+            lists, leaving = self._skins.leaving(
+                start, layer.weight[block.rows], moved, self._reference[block.rows], self._step, far
+            )
+            skin = np.maximum(self._skins.best(lists, leaving, self._step), 1.5 * far[leaving])
+            after = self._skins.renewed(lists, leaving, moved, skin, self._step)
+            margins = np.empty(after.samples.size)
+            outputs[:] = 0
+            kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs, margins)
+            if pairs is not None:
+                inner_steps.restore(after.entries, *pairs)
+            near, reached = np.zeros(margins.size, np.bool_), np.empty(rows)
+            most = 64 + int(np.count_nonzero(after.fires)) // _MANY
+            found = inner_steps.choose(
+                after.entries, margins, direction, self._inputs, self._skins.norms, coefficients, forecast.stretch,
+                forecast.deviation, forecast.swing, rounding, most, near, reached,
+            )  # fmt: skip
+            if found > most:
+                return _BlockTrial(after, leaving, outputs, 0, None, 0.0, None)
+            short = after.path + reached > after.skin
+            if not np.any(short & (reached > 0)):
+                break
+            far = np.where(short, 1.5 * reached, far)
+        return _BlockTrial(after, leaving, outputs, 0, None, 0.0, _near_pairs(block, after, margins, near))
+
+    def _bring(self, block: Chunk, lists: Lists, sums: Float[np.ndarray, "n k"], amounts: list[tuple]) -> tuple | None:
+        """Bring a block to where inner steps have taken it, into `_moved`; its near pairs and whether they fire."""
+        weights, moved = self._layer.weight[block.rows], self._moved[block.rows]
+        coefficients = self._layer.coefficients[block.rows]
+        kernels.move(
+            weights, weights[:0], weights.dtype.type(0), coefficients, np.ascontiguousarray(sums[:, block.output]),
+            self._inputs, lists.entries, moved,
+        )  # fmt: skip
+        if not amounts:
+            return None
+        pairs, fires, added = amounts[block.output]
+        own = slice(*np.searchsorted(pairs.neurons, [block.first, block.last]))
+        neurons, samples = pairs.neurons[own] - block.first, pairs.samples[own]
+        inner_steps.fold(moved, coefficients, self._inputs, neurons, samples, added[own])
+        return neurons, samples, fires[own]
+
+    def _synchronized(self) -> list[tuple]:
+        """`InnerSteps.amounts` of every output, once the lists say who fires now."""
+        amounts = [inner.amounts() for inner in self._inner]
+        for block, lists in zip(self._blocks, self._lists, strict=True):
+            if amounts:
+                pairs, fires, _ = amounts[block.output]
+                own = slice(*np.searchsorted(pairs.neurons, [block.first, block.last]))
+                inner_steps.restore(lists.entries, pairs.neurons[own] - block.first, pairs.samples[own], fires[own])
+        return amounts
+
+    def _sums(self) -> Float[np.ndarray, "n k"]:
+        """Sum of g over the inner steps."""
+        if self._inner:
+            return np.stack([inner.total for inner in self._inner], axis=1)
+        return np.zeros((self._inputs.shape[0], self._layer.silent.size))
+
+    def _fold(self) -> None:
+        """End the inner steps: the weights are where they have taken them."""
+        if self._inner:
+            self._brought(self._layer.weight)
+            self._inner = []
+            self._proposed = None
+
+    def _brought(self, out: Float[np.ndarray, "m d"]) -> None:
+        """Write where inner steps have taken the weights; the lists say who fires there."""
+        amounts, sums = self._synchronized(), self._sums()
+        self._proposed = None
+
+        def bring(work: tuple[Chunk, Lists]) -> None:
+            block, lists = work
+            before = self._layer.weight[block.rows].copy()
+            self._bring(block, lists, sums, amounts)
+            if out is self._layer.weight:
+                lists.path[:] += np.linalg.norm(self._moved[block.rows] - before, axis=1) * (1 + 1e-6)
+            out[block.rows] = self._moved[block.rows]
+
+        for _ in ordered_map(bring, zip(self._blocks, self._lists, strict=True), self._threads):
+            pass
+
+    def _quiet(self) -> bool:
+        """Steps are short."""
+        firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
+        return 0 <= _FEW * self._last <= firing
+
+    def _learn(self, g: Float[np.ndarray, "n k"]) -> None:
+        """How far to look ahead, from the inner steps that end."""
+        if not self._inner:
+            self._waiting = max(0, self._waiting - 1)
+            return
+        steps = self._inner[0].steps
+        self._shapes = [inner.forecast.shape(inner.total + g[:, c]) for c, inner in enumerate(self._inner)]
+        firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
+        idle = sum(inner.size - inner.turned for inner in self._inner)
+        row = 20 + firing / max(1, self._layer.weight.shape[0])
+        look = firing * self._inputs.shape[1] / 2
+        self._stretch *= 1.4 if look > 2 * steps * idle * row else 1 / 1.4
+        self._stretch = max(self._stretch, 1.0)
+        if steps <= 1:
+            self._fold()
+            self._wait()
+        else:
+            self._pause = 1
+
+    def _wait(self) -> None:
+        """Looking ahead does not pay yet."""
+        self._pause, self._stretch = min(32, 2 * self._pause), _SHORT
+        self._waiting, self._shapes = self._pause, [None] * len(self._shapes)
+
+    def _own_weights(self) -> None:
+        """Weights of our own, in float64: the network's stay where they are until they are asked for."""
+        if self._own:
+            return
+        self._own = True
+        layer, exact = self._layer, np.float64
+        self._layer = replace(layer, weight=layer.weight.astype(exact), threshold=exact(layer.threshold))
+        self._reference, self._moved = self._reference.astype(exact), self._layer.weight.copy()
+        self._inputs = self._inputs.astype(exact)
+        self._similarity = self._inputs @ self._inputs.T
+        self._skins = replace(Skins.over(self._inputs, self._layer.threshold), scale=self._skins.scale)
+        size = np.sqrt(np.mean(np.square(self._layer.weight))) * np.sqrt(self._inputs.shape[1]) + abs(layer.threshold)
+        self._least = _ROUNDING * float(size) / max(float(np.abs(layer.coefficients).max()), 1e-300)
+        self._proposed = None
+
     # Carrying it out.
 
     def commit(self, trial: Trial) -> None:
+        steps = trial.payload
+        if isinstance(steps[0], InnerStep):
+            if all(step.steps is inner and step.number == inner.steps for step, inner in zip(steps, self._inner, strict=False)):
+                for step in steps:
+                    step.steps.commit(step)
+                self._flips += trial.flips
+                self._evaluated += sum(inner.size for inner in self._inner)
+                self.outputs, self._last = trial.outputs, trial.flips
+                return
         if trial is not self._proposed:
             # The weights that it goes to have been written over: find them again.
+            self._fold()
             trial = self._over_blocks(partial(self._follow, trial.update), trial.update)
         self._take(trial)
         self._flips += trial.flips
+        self._last = trial.flips
 
     def _take(self, trial: Trial) -> None:
         def write(work: tuple[Chunk, _BlockTrial]) -> None:
@@ -201,6 +420,7 @@ class VerletListTracking(Tracking):
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """As with `Dense`, the steps look at the samples of each batch alone; the lists are made anew in the end."""
+        self._fold()
         descend(self._layer, self._inputs, minibatches, self._threads)
         if minibatches.trains_readout:
             write_readout(self._layer.coefficients, self._network)
@@ -213,15 +433,27 @@ class VerletListTracking(Tracking):
     # What others see.
 
     def patterns(self) -> Sequence[FirePattern]:
+        self._synchronized()
         samples = self._inputs.shape[0]
         return [lists.pattern(block, samples) for block, lists in zip(self._blocks, self._lists, strict=True)]
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        if out is not self._layer.weight:
+        if self._inner:
+            self._brought(out)
+        elif out is not self._layer.weight:
             out[...] = self._layer.weight
 
+    @contextmanager
+    def materialized(self) -> Iterator[None]:
+        if self._own:
+            self.write_weights(self._network.weight.detach().numpy())
+        yield
+
     def finish(self) -> None:
-        """Nothing is left to do: every commit writes the weights."""
+        """Write the weights, unless every commit has."""
+        if self._own:
+            self.write_weights(self._network.weight.detach().numpy())
+        self._executor.shutdown()
 
     def report(self) -> TrackerReport:
         listed = sum(lists.nbytes for lists in self._lists)
@@ -243,3 +475,19 @@ def _blocks(groups: Sequence[tuple[int, int]], rows: int) -> list[Chunk]:
         for output, (first, last) in enumerate(groups)
         for low in range(first, last, rows)
     ]
+
+
+def _near_pairs(block: Chunk, lists: Lists, margins: Float[np.ndarray, " listed"], near: np.ndarray) -> NearPairs:
+    """The near pairs of a block, and the rows of their neurons."""
+    places = np.flatnonzero(near)
+    rows = np.searchsorted(lists.start, places, side="right") - 1
+    awake, count = np.unique(rows, return_counts=True)
+    fired = np.append(0, np.cumsum(lists.fires))[lists.start]
+    room = np.diff(fired)[awake] + count
+    first, length = np.cumsum(room) - room, np.empty(awake.size, np.int64)
+    words = np.empty(int(room.sum()), lists.samples.dtype)
+    inner_steps.rows_of(lists.entries, near, awake, first, length, words)
+    return NearPairs(
+        rows + block.first, lists.samples[places].astype(np.int64), margins[places], lists.fires[places],
+        awake + block.first, length, first, words,
+    )  # fmt: skip
