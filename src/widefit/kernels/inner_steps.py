@@ -24,12 +24,19 @@ def _image(half, g, l, image):
     image[l] += total
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True)
 def _sum_over_row(words, first, length, h):
-    total = 0.0
-    for p in range(first, first + length):
-        total += h[words[p]]
-    return total
+    """Σ h_i over the samples of a row: four sums, and no gather instructions, which are slower than loads."""
+    one = two = three = four = 0.0
+    high, whole = first + length, first + length - length % 4
+    for p in range(first, whole, 4):
+        one += h[words[p]]
+        two += h[words[p + 1]]
+        three += h[words[p + 2]]
+        four += h[words[p + 3]]
+    for p in range(whole, high):
+        one += h[words[p]]
+    return (one + two) + (three + four)
 
 
 @njit(nogil=True, cache=True)

@@ -59,13 +59,13 @@ class Forecast:
     def along(self, total: Float[np.ndarray, " n"]) -> tuple[float, Float[np.ndarray, " n_plus_one"]]:
         """θ of a sum, and how far that is from the line."""
         square = float(self.direction @ self.direction)
-        theta = min(max(float(total @ self.direction) / square, 0.0), self.stretch) if square > 0 else 0.0
+        theta = max(float(total @ self.direction) / square, 0.0) if square > 0 else 0.0
         return theta, _largest(np.abs(total - theta * self.direction) * self.norms)
 
     def holds(self, total: Float[np.ndarray, " n"], path: Float[np.ndarray, " n"]) -> bool:
         """Whether it covers steps of this sum, and of this sum of their sizes."""
         theta, off = self.along(total)
-        if not np.all(off <= self.deviation):
+        if not (theta <= self.stretch and np.all(off <= self.deviation)):
             return False
         back = 0.5 * (path - np.sign(self.direction) * total)
         swing = np.maximum(path, back + theta * np.abs(self.direction))

@@ -23,12 +23,12 @@ from widefit.trackers.near_lists import Lists, Skins
 
 # Skin of the first lists, in units of the size of a weight.
 _FIRST_SKIN = 0.1
-# Inner steps are for steps that flip less than one in so many of the pairs that fire.
-_FEW = 40
-# They are worth their while as long as no more than one such pair is near the threshold.
-_MANY = 4
+# Inner steps are worth their while as long as no more than one in so many of the pairs that fire is near the threshold.
+_MANY = 8
+# What a look costs for a pair that fires and a feature, in additions of an inner step.
+_LOOK = 2.5
 # Steps of the first look ahead.
-_SHORT = 2.0
+_SHORT = 6.0
 # Of a pre-activation, over ‖w‖ (1 + ‖x‖).
 _ROUNDING = 1e-13
 
@@ -110,14 +110,15 @@ class VerletListTracking(Tracking):
         self._blocks = _blocks(self._layer.groups, block_rows(samples))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="widefit")
         self._inner: list[InnerSteps] = []
-        self._own, self._stretch, self._last, self._waiting, self._pause = False, _SHORT, -1, 0, 1
+        self._own, self._stretch, self._waiting, self._pause = False, _SHORT, 0, 1
+        self._before: np.ndarray | None = None
         self._shapes: list = [None] * self._layer.silent.size
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
         self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
         self._take(self._over_blocks(self._anew, None))
         # Pairs of a neuron for every unit of distance next to the threshold.
         near = max(1, sum(np.count_nonzero(~lists.fires) for lists in self._lists)) / weight.shape[0] / self._skin
-        self._skins = replace(self._skins, scale=price * samples / near)
+        self._density, self._skins = near, replace(self._skins, scale=price * samples / near)
 
     # A trial.
 
@@ -207,7 +208,7 @@ class VerletListTracking(Tracking):
         """Whether there are inner steps that cover this one; if need be, from a look at all weights."""
         if self._inner and all(inner.covers(g[:, output]) for output, inner in enumerate(self._inner)):
             return True
-        if not self._inner and not self._quiet():
+        if not self._inner and not self._quiet(g):
             return False
         if not np.all(np.isfinite(g)):
             return False
@@ -340,10 +341,25 @@ class VerletListTracking(Tracking):
         for _ in ordered_map(bring, zip(self._blocks, self._lists, strict=True), self._threads):
             pass
 
-    def _quiet(self) -> bool:
-        """Steps are short."""
-        firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
-        return 0 <= _FEW * self._last <= firing
+    def _quiet(self, g: Float[np.ndarray, "n k"]) -> bool:
+        """Whether inner steps like this one are likely to have few near pairs."""
+        if self._before is None:
+            return False
+        self._shapes = [
+            Forecast.of(first, 1.0, None, self._skins.norms, 0.0).shape(first + second)
+            for first, second in zip(self._before.T, g.T, strict=True)
+        ]
+        layer, firing = self._layer, sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
+        neurons = layer.weight.shape[0]
+        size = float(np.sqrt(np.mean(np.square(layer.coefficients))))
+        for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True):
+            forecast = Forecast.of(direction, _SHORT, shape, self._skins.norms, 0.0)
+            # Pairs that a pair which flips can take along, and those that the rest of the way can.
+            along = 2 * size * self._density * float(forecast.swing.mean())
+            off = 2 * size * self._density * float(forecast.deviation[min(firing // neurons + 1, len(g))])
+            if not (along < 0.5 and neurons * off < (1 - along) * firing / _MANY):
+                return False
+        return True
 
     def _learn(self, g: Float[np.ndarray, "n k"]) -> None:
         """How far to look ahead, from the inner steps that end."""
@@ -355,10 +371,10 @@ class VerletListTracking(Tracking):
         firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
         idle = sum(inner.size - inner.turned for inner in self._inner)
         row = 20 + firing / max(1, self._layer.weight.shape[0])
-        look = firing * self._inputs.shape[1] / 2
+        look = _LOOK * firing * self._inputs.shape[1]
         self._stretch *= 1.4 if look > 2 * steps * idle * row else 1 / 1.4
-        self._stretch = max(self._stretch, 1.0)
-        if steps <= 1:
+        self._stretch = max(self._stretch, _SHORT)
+        if steps < _SHORT / 2:
             self._fold()
             self._wait()
         else:
@@ -367,7 +383,7 @@ class VerletListTracking(Tracking):
     def _wait(self) -> None:
         """Looking ahead does not pay yet."""
         self._pause, self._stretch = min(32, 2 * self._pause), _SHORT
-        self._waiting, self._shapes = self._pause, [None] * len(self._shapes)
+        self._waiting, self._before = self._pause, None
 
     def _own_weights(self) -> None:
         """Weights of our own, in float64: the network's stay where they are until they are asked for."""
@@ -394,7 +410,7 @@ class VerletListTracking(Tracking):
                     step.steps.commit(step)
                 self._flips += trial.flips
                 self._evaluated += sum(inner.size for inner in self._inner)
-                self.outputs, self._last = trial.outputs, trial.flips
+                self.outputs = trial.outputs
                 return
         if trial is not self._proposed:
             # The weights that it goes to have been written over: find them again.
@@ -402,7 +418,7 @@ class VerletListTracking(Tracking):
             trial = self._over_blocks(partial(self._follow, trial.update), trial.update)
         self._take(trial)
         self._flips += trial.flips
-        self._last = trial.flips
+        self._before = trial.update.g
 
     def _take(self, trial: Trial) -> None:
         def write(work: tuple[Chunk, _BlockTrial]) -> None:
