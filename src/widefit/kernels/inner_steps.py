@@ -2,8 +2,8 @@
 
 **Pairs** are ordered by sample, and for a sample by neuron: those of sample l stand in start[l]:start[l + 1], and ``slot``
 says whose they are. **Rows**: for each neuron of a pair the samples that it fires on, words[first[s]:first[s] + length[s]]
-in any order, with room for all of its pairs. **half** is any matrix with H = half + halfᵀ: a flip of (r, l) changes its
-row l alone.
+in any order, with room for all of its pairs. **half** is any matrix with H = scale K ∘ (half + halfᵀ): a flip of (r, l)
+changes its row l alone.
 
 Every kernel is serial and releases the GIL.
 """
@@ -15,12 +15,14 @@ _FAST = {"contract", "reassoc"}
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _image(half, g, l, image):
-    """image += (row l of half)ᵀ g_l, and image_l += (row l of half) g."""
+def _image(half, similarity, g, l, h, image):
+    """h = K_l ∘ g, image_l += (row l of half) h, and image += (row l of half)ᵀ ∘ K_l g_l."""
     own, total = g[l], 0.0
     for i in range(g.size):
-        total += half[l, i] * g[i]
-        image[i] += half[l, i] * own
+        value, count = similarity[l, i] * g[i], half[l, i]
+        h[i] = value
+        total += count * value
+        image[i] += count * similarity[l, i] * own
     image[l] += total
 
 
@@ -40,11 +42,12 @@ def _sum_over_row(words, first, length, h):
 
 
 @njit(nogil=True, cache=True)
-def settle(low, high, pairs, flipped, rows, coefficients, similarity, half):
+def settle(low, high, pairs, flipped, rows, squares, half):
     """Bring rows low to high of half up to date with flips.
 
     Parameters
     ----------
+    squares : (slots,) what a co-firing counts
     flipped : (pairs,) 1 for a pair that fires since, −1 for one that no longer does; set to 0
     The others are as in `evaluate`.
     """
@@ -55,17 +58,16 @@ def settle(low, high, pairs, flipped, rows, coefficients, similarity, half):
             if flipped[p] == 0:
                 continue
             s = slot[p]
-            square = flipped[p] * coefficients[s] * coefficients[s]
+            square = half.dtype.type(flipped[p] * squares[s])
             for t in range(first[s], first[s] + length[s]):
-                i = words[t]
-                half[l, i] += square * similarity[l, i]
+                half[l, words[t]] += square
             # The pair itself counts once, half of it here: it stands in its row when it fires.
-            half[l, l] += (-0.5 if flipped[p] > 0 else 0.5) * square * similarity[l, l]
+            half[l, l] += half.dtype.type(-0.5 if flipped[p] > 0 else 0.5) * square
             flipped[p] = 0
 
 
 @njit(nogil=True, cache=True)
-def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, g, similarity, half, after, images, bends):
+def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, squares, g, similarity, half, after, images, bends):
     """Where a step takes the pairs of some samples, and their part of what it does to f; returns the flips.
 
     Parameters
@@ -79,7 +81,7 @@ def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, g, similarity,
     g : (n,)
     similarity, half : (n, n); half is brought up to date
     after : (pairs,), written: z after the step
-    images : (parts, n), added to: each part of H g
+    images : (parts, n), added to: each part of H g / scale
     bends : (n,), written: what flips do to f
     """
     start, slot = pairs
@@ -88,11 +90,8 @@ def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, g, similarity,
     for part in range(edges.size - 1):
         for l in range(edges[part], edges[part + 1]):
             # While the row is at hand.
-            settle(l, l + 1, pairs, flipped, rows, coefficients, similarity, half)
-            _image(half, g, l, images[part])
-            if start[l] < start[l + 1]:
-                for i in range(g.size):
-                    h[i] = similarity[l, i] * g[i]
+            settle(l, l + 1, pairs, flipped, rows, squares, half)
+            _image(half, similarity, g, l, h, images[part])
             bend = 0.0
             for p in range(start[l], start[l + 1]):
                 s = slot[p]
@@ -141,24 +140,23 @@ def commit(pairs, z, fires, flipped, turned, carried, rows, g, after):
 
 
 @njit(nogil=True, cache=True)
-def count_twice(flipped, coefficients, similarity, half, neurons):
+def count_twice(flipped, squares, half, neurons):
     """Take away what `settle` will count twice: pairs of flips of the same neuron.
 
     Parameters
     ----------
-    neurons : start (slots + 1,), and the pairs of every slot with their samples
+    neurons : start (q + 1,), the pairs of q rows that have more than one, their samples, and those rows
     """
-    start, of, samples = neurons
-    for s in range(start.size - 1):
-        for one in range(start[s], start[s + 1]):
+    start, of, samples, slots = neurons
+    for q in range(start.size - 1):
+        for one in range(start[q], start[q + 1]):
             a = flipped[of[one]]
             if a == 0:
                 continue
-            for other in range(start[s], one):
+            for other in range(start[q], one):
                 b = flipped[of[other]]
                 if b != 0:
-                    i, j = samples[one], samples[other]
-                    half[i, j] -= a * b * coefficients[s] * coefficients[s] * similarity[i, j]
+                    half[samples[one], samples[other]] -= half.dtype.type(a * b * squares[slots[q]])
 
 
 @njit(nogil=True, cache=True)

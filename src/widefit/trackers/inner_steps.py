@@ -134,7 +134,7 @@ class InnerSteps:
     steps
         Their number.
     half
-        H = half + halfᵀ but for the flips of the last step, changed in place.
+        H = a² / m K ∘ (half + halfᵀ) but for the flips of the last step, changed in place.
     """
 
     def __init__(
@@ -144,23 +144,30 @@ class InnerSteps:
         coefficients: Float[np.ndarray, " m"],
         similarity: Float[np.ndarray, "n n"],
         half: Float[np.ndarray, "n n"],
+        scale: float,
     ):
+        """`half` counts co-firings for `scale` = a² / m, or sums up squares of coefficients, in float64 where those differ."""
         samples = forecast.direction.size
         self.forecast, self.half, self.steps = forecast, half, 0
         self.total, self.path = np.zeros(samples), np.zeros(samples)
         self._similarity, self._near = similarity, pairs
         order = np.argsort(pairs.samples, kind="stable")
-        slots = np.searchsorted(pairs.awake, pairs.neurons)
         start = np.searchsorted(pairs.samples[order], np.arange(samples + 1))
-        self._order, self._pairs = order, (start, slots[order])
+        # Rows in the order in which the pairs come to them: memory is read as it stands.
+        mine = np.searchsorted(pairs.awake, pairs.neurons)
+        _, seen = np.unique(mine[order], return_index=True)
+        awake, place = np.argsort(seen), np.empty(seen.size, np.int64)
+        place[awake] = np.arange(seen.size)
+        self._order, self._pairs = order, (start, place[mine[order]])
         self._margins, self._fires = pairs.margins[order], pairs.fires[order]
         self._turned, self._flipped = np.zeros(order.size, np.bool_), np.zeros(order.size, np.int8)
         self._carried = np.zeros(order.size)
-        self._rows = pairs.first, pairs.length, pairs.words
-        self._coefficients = coefficients[pairs.awake]
-        place = np.empty_like(order)
-        place[order] = np.arange(order.size)
-        self._of_slots = np.searchsorted(slots, np.arange(pairs.awake.size + 1)), place, pairs.samples
+        self._rows = _rearranged(pairs, awake)
+        self._coefficients = coefficients[pairs.awake[awake]]
+        plain = half.dtype == np.float32
+        self._squares = np.ones(awake.size) if plain else self._coefficients**2
+        self._scale = scale if plain else 1.0
+        self._of_slots = _shared(self._pairs[1], np.repeat(np.arange(samples), np.diff(start)))
         work = start + 20.0 * np.arange(samples + 1)
         self._edges = np.searchsorted(work, np.linspace(0, work[-1], _PARTS + 1))
 
@@ -188,13 +195,13 @@ class InnerSteps:
         def parts(first: int, last: int) -> int:
             return kernels.evaluate(
                 self._edges[first : last + 1], self._pairs, self._margins, self._fires, self._flipped, self._rows,
-                self._coefficients, g, self._similarity, self.half, after, images[first:last], bends,
+                self._coefficients, self._squares, g, self._similarity, self.half, after, images[first:last], bends,
             )  # fmt: skip
 
         shares = np.linspace(0, _PARTS, min(threads, _PARTS) + 1).astype(np.int64)
         others = [executor.submit(parts, *share) for share in pairwise(shares[1:])]
         flips = parts(*shares[:2]) + sum(other.result() for other in others)
-        return InnerStep(self, self.steps, g, after, bends - images.sum(0), flips)
+        return InnerStep(self, self.steps, g, after, bends - self._scale * images.sum(0), flips)
 
     def commit(self, step: "InnerStep") -> None:
         g = step.g
@@ -202,16 +209,14 @@ class InnerSteps:
             self._pairs, self._margins, self._fires, self._flipped, self._turned, self._carried, self._rows, g,
             step.after,
         )  # fmt: skip
-        kernels.count_twice(self._flipped, self._coefficients, self._similarity, self.half, self._of_slots)
+        kernels.count_twice(self._flipped, self._squares, self.half, self._of_slots)
         self.total += g
         self.path += np.abs(g)
         self.steps += 1
 
     def settle(self) -> Float[np.ndarray, "n n"]:
         """`half`, up to date."""
-        kernels.settle(
-            0, len(self.half), self._pairs, self._flipped, self._rows, self._coefficients, self._similarity, self.half
-        )
+        kernels.settle(0, len(self.half), self._pairs, self._flipped, self._rows, self._squares, self.half)
         return self.half
 
     def amounts(self) -> tuple[NearPairs, Bool[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
@@ -233,3 +238,26 @@ class InnerStep:
     after: Float[np.ndarray, " pairs"]
     change: Float[np.ndarray, " n"]
     flips: int
+
+
+def half_of(counts: np.ndarray) -> Float[np.ndarray, "n n"]:
+    """From the upper triangle of N: float32, which is exact for counts, or float64 for sums of squares."""
+    half = np.triu(counts).astype(np.float32 if counts.dtype.kind == "i" else np.float64)
+    np.fill_diagonal(half, half.diagonal() / 2)
+    return half
+
+
+def _rearranged(pairs: NearPairs, awake: Int[np.ndarray, " slots"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """first, length and words of the rows in another order."""
+    room = np.diff(np.append(pairs.first, pairs.words.size))[awake]
+    first = np.cumsum(room) - room
+    places = np.repeat(pairs.first[awake] - first, room) + np.arange(pairs.words.size)
+    return first, pairs.length[awake], pairs.words[places]
+
+
+def _shared(slots: Int[np.ndarray, " pairs"], samples: Int[np.ndarray, " pairs"]) -> tuple[np.ndarray, ...]:
+    """Rows with more than one pair: where each begins, their pairs, samples, and the row of each."""
+    order = np.argsort(slots, kind="stable")
+    count = np.bincount(slots)
+    order = order[(count > 1)[slots[order]]]
+    return np.append(0, np.cumsum(count[count > 1])), order, samples[order], np.flatnonzero(count > 1)

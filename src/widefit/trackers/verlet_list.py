@@ -16,7 +16,7 @@ from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, T
 from widefit.trackers.dense import block_rows
 from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern
-from widefit.trackers.inner_steps import Forecast, InnerStep, InnerSteps, NearPairs
+from widefit.trackers.inner_steps import Forecast, InnerStep, InnerSteps, NearPairs, half_of
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.near_lists import Lists, Skins
@@ -220,7 +220,7 @@ class VerletListTracking(Tracking):
             Forecast.of(direction, self._stretch, shape, self._skins.norms, self._least)
             for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True)
         ]
-        halves = [inner.settle() for inner in self._inner] or [0.5 * gram(output).matrix.numpy() for output in range(g.shape[1])]
+        halves = [inner.settle() for inner in self._inner] or [half_of(gram(output).counts) for output in range(g.shape[1])]
         amounts = self._synchronized()
         sums = self._sums()
         trial = self._over_blocks(partial(self._ahead, forecasts, sums, amounts), Update(sums, np.zeros(g.shape[1])))
@@ -233,9 +233,10 @@ class VerletListTracking(Tracking):
             [part.near for block, part in zip(self._blocks, trial.payload, strict=True) if block.output == output]
             for output in range(g.shape[1])
         ]
+        coefficients = self._layer.coefficients
         self._inner = [
-            InnerSteps(forecast, NearPairs.join(parts), self._layer.coefficients, self._similarity, half)
-            for forecast, parts, half in zip(forecasts, by_output, halves, strict=True)
+            InnerSteps(forecast, NearPairs.join(parts), coefficients, self._similarity, half, float(coefficients[first] ** 2))
+            for forecast, parts, half, (first, _) in zip(forecasts, by_output, halves, self._layer.groups, strict=True)
         ]
         return True
 
