@@ -198,7 +198,7 @@ class InnerSteps:
                 self._coefficients, self._squares, g, self._similarity, self.half, after, images[first:last], bends,
             )  # fmt: skip
 
-        shares = np.linspace(0, _PARTS, min(threads, _PARTS) + 1).astype(np.int64)
+        shares = np.linspace(0, _PARTS, min(threads, _PARTS) + 1).astype(np.int64).tolist()
         others = [executor.submit(parts, *share) for share in pairwise(shares[1:])]
         flips = parts(*shares[:2]) + sum(other.result() for other in others)
         return InnerStep(self, self.steps, g, after, bends - self._scale * images.sum(0), flips)

@@ -206,6 +206,7 @@ class VerletListTracking(Tracking):
 
     def _look_ahead(self, g: Float[np.ndarray, "n k"], gram: Grams) -> bool:
         """Whether there are inner steps that cover this one; if need be, from a look at all weights."""
+        self._own_weights()
         if self._inner and all(inner.covers(g[:, output]) for output, inner in enumerate(self._inner)):
             return True
         if not self._inner and not self._quiet(g):
@@ -215,7 +216,6 @@ class VerletListTracking(Tracking):
         self._learn(g)
         if self._waiting > 0:
             return False
-        self._own_weights()
         forecasts = [
             Forecast.of(direction, self._stretch, shape, self._skins.norms, self._least)
             for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True)
