@@ -1,9 +1,9 @@
 """Numba kernels of steps in sample space: only pairs near the threshold are looked at, and no weights are read.
 
-**Pairs** are ordered by sample, and for a sample by neuron: those of sample l stand in start[l]:start[l + 1], and ``slot``
-says whose they are. **Rows**: for each neuron of a pair the samples that it fires on, words[first[s]:first[s] + length[s]]
-in any order, with room for all of its pairs. **half** is any matrix with H = scale K ∘ (half + halfᵀ): a flip of (r, l)
-changes its row l alone.
+**Pairs** are ordered by sample, and for a sample by neuron: those of sample j stand in start[j]:start[j + 1], and
+``slot`` says whose they are. **Rows**: for each neuron of a pair the samples that it fires on, in any order,
+words[first[s]:first[s] + length[s]], with room for all of its pairs. **half** is any matrix with
+H = scale K ∘ (half + halfᵀ): a flip of (r, j) changes its row j alone.
 
 Every kernel is serial and releases the GIL.
 """
@@ -15,15 +15,15 @@ _FAST = {"contract", "reassoc"}
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _image(half, similarity, g, l, h, image):
-    """h = K_l ∘ g, image_l += (row l of half) h, and image += (row l of half)ᵀ ∘ K_l g_l."""
-    own, total = g[l], 0.0
+def _image(half, similarity, g, j, h, image):
+    """h = K_l ∘ g, image_l += (row j of half) h, and image += (row j of half)ᵀ ∘ K_l g_l."""
+    own, total = g[j], 0.0
     for i in range(g.size):
-        value, count = similarity[l, i] * g[i], half[l, i]
+        value, count = similarity[j, i] * g[i], half[j, i]
         h[i] = value
         total += count * value
-        image[i] += count * similarity[l, i] * own
-    image[l] += total
+        image[i] += count * similarity[j, i] * own
+    image[j] += total
 
 
 @njit(nogil=True, cache=True)
@@ -53,16 +53,16 @@ def settle(low, high, pairs, flipped, rows, squares, half):
     """
     start, slot = pairs
     first, length, words = rows
-    for l in range(low, high):
-        for p in range(start[l], start[l + 1]):
+    for j in range(low, high):
+        for p in range(start[j], start[j + 1]):
             if flipped[p] == 0:
                 continue
             s = slot[p]
             square = half.dtype.type(flipped[p] * squares[s])
             for t in range(first[s], first[s] + length[s]):
-                half[l, words[t]] += square
+                half[j, words[t]] += square
             # The pair itself counts once, half of it here: it stands in its row when it fires.
-            half[l, l] += half.dtype.type(-0.5 if flipped[p] > 0 else 0.5) * square
+            half[j, j] += half.dtype.type(-0.5 if flipped[p] > 0 else 0.5) * square
             flipped[p] = 0
 
 
@@ -88,12 +88,12 @@ def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, squares, g, si
     first, length, words = rows
     h, flips = np.empty(g.size), 0
     for part in range(edges.size - 1):
-        for l in range(edges[part], edges[part + 1]):
+        for j in range(edges[part], edges[part + 1]):
             # While the row is at hand.
-            settle(l, l + 1, pairs, flipped, rows, squares, half)
-            _image(half, similarity, g, l, h, images[part])
+            settle(j, j + 1, pairs, flipped, rows, squares, half)
+            _image(half, similarity, g, j, h, images[part])
             bend = 0.0
-            for p in range(start[l], start[l + 1]):
+            for p in range(start[j], start[j + 1]):
                 s = slot[p]
                 moved = z[p] - coefficients[s] * _sum_over_row(words, first[s], length[s], h)
                 after[p] = moved
@@ -101,7 +101,7 @@ def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, squares, g, si
                 if now != fires[p]:
                     flips += 1
                     bend += coefficients[s] * moved if now else -coefficients[s] * moved
-            bends[l] = bend
+            bends[j] = bend
     return flips
 
 
@@ -118,9 +118,9 @@ def commit(pairs, z, fires, flipped, turned, carried, rows, g, after):
     """
     start, slot = pairs
     first, length, words = rows
-    for l in range(g.size):
-        for p in range(start[l], start[l + 1]):
-            carried[p] += g[l] if fires[p] else 0.0
+    for j in range(g.size):
+        for p in range(start[j], start[j + 1]):
+            carried[p] += g[j] if fires[p] else 0.0
             z[p] = after[p]
             now = not (after[p] <= 0)
             if now == fires[p]:
@@ -128,11 +128,11 @@ def commit(pairs, z, fires, flipped, turned, carried, rows, g, after):
             s = slot[p]
             high = first[s] + length[s]
             if now:
-                words[high] = l
+                words[high] = j
                 high += 1
             else:
                 for t in range(first[s], high):
-                    if words[t] == l:
+                    if words[t] == j:
                         words[t] = words[high - 1]
                         break
                 high -= 1
@@ -201,7 +201,9 @@ def reach(lists, direction, coefficients, stretch, deviation, out):
 
 
 @njit(nogil=True, cache=True)
-def choose(lists, margins, direction, inputs, norms, coefficients, stretch, deviation, swing, rounding, most, near, out):
+def choose(
+    lists, margins, direction, inputs, norms, coefficients, stretch, deviation, swing, rounding, most, near, out
+):
     """Pairs that can come to the threshold; returns how many, more than `most` where it gave up.
 
     Each lets its neuron go further: until none is new.
@@ -249,12 +251,11 @@ def choose(lists, margins, direction, inputs, norms, coefficients, stretch, devi
 
 
 @njit(nogil=True, cache=True)
-def rows_of(lists, near, neurons, first, length, words):
+def rows_of(lists, neurons, first, length, words):
     """The samples that neurons fire on, with room for the near pairs that do not fire.
 
     Parameters
     ----------
-    near : (listed,)
     neurons : (slots,) rows of the lists
     first : (slots,) where each begins
     length, words : written

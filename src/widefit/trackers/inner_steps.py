@@ -9,77 +9,75 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from widefit.kernels import inner_steps as kernels
+from widefit.kernels.near_lists import move
+from widefit.trackers.fire_pattern import Chunk, word_dtype
+from widefit.trackers.near_lists import Lists
+from widefit.trackers.outlook import MANY, Forecast
 
 # Parts that the samples are cut into, whatever the number of threads.
 _PARTS = 8
-# What a bound leaves for surprises; how it grows with the number of steps; where it starts, as a part of the first step.
-_ROOM, _GROWTH, _FIRST = 1.3, 1.5, 0.2
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Steps whose sum s stays near a line, s ≈ θ ĝ with 0 ≤ θ ≤ stretch.
+class Ahead:
+    """A block on its way along a forecast.
 
     Attributes
     ----------
+    forecast
+        Of its output.
     direction
-        ĝ, the first of them.
-    stretch
-        Θ.
-    deviation
-        For k = 0 … n, the k largest |s_i − θ ĝ_i| ‖x_i‖ together are no more than this.
-    swing
-        Σ_{t in T} g_i(t) is no further than this, over ‖x_i‖, from 0 and from θ ĝ_i, for any steps T.
-    norms
-        ‖x_i‖.
+        v_r = Σ_{i: r fires on i} ĝ_i x_i.
+    coefficients
+        a_r / √m.
+    inputs
+        X.
     """
 
-    direction: Float[np.ndarray, " n"]
-    stretch: float
-    deviation: Float[np.ndarray, " n_plus_one"]
-    swing: Float[np.ndarray, " n"]
-    norms: Float[np.ndarray, " n"]
+    forecast: Forecast
+    direction: Float[np.ndarray, "rows d"]
+    coefficients: Float[np.ndarray, " rows"]
+    inputs: Float[np.ndarray, "n d"]
 
     @classmethod
     def of(
         cls,
-        direction: Float[np.ndarray, " n"],
-        stretch: float,
-        shape: Float[np.ndarray, " n_plus_one"] | None,
+        forecast: Forecast,
+        weights: Float[np.ndarray, "rows d"],
+        coefficients: Float[np.ndarray, " rows"],
+        inputs: Float[np.ndarray, "n d"],
+        lists: Lists,
+    ) -> "Ahead":
+        direction = np.zeros_like(weights)
+        move(
+            direction, weights[:0], weights.dtype.type(0), np.full(len(weights), -1.0), forecast.direction, inputs,
+            lists.entries, direction,
+        )  # fmt: skip
+        return cls(forecast, direction, coefficients, inputs)
+
+    def reach(self, lists: Lists) -> Float[np.ndarray, " rows"]:
+        """How far each neuron can go, apart from what its near pairs add."""
+        out = np.empty(len(self.direction))
+        kernels.reach(
+            lists.entries, self.direction, self.coefficients, self.forecast.stretch, self.forecast.deviation, out
+        )
+        return out
+
+    def near(
+        self,
+        lists: Lists,
+        margins: Float[np.ndarray, " listed"],
         norms: Float[np.ndarray, " n"],
-        least: float,
-    ) -> "Forecast":
-        """For about `stretch` steps like this one, that leave the line as the steps before did, or by no more than `least`."""
-        size = np.abs(direction)
-        if shape is None:
-            shape = _FIRST * _largest(size * norms) / max(float(size.sum()), 1e-300)
-        room = _ROOM * float(size.sum()) * stretch**_GROWTH * shape
-        return cls(direction, stretch, room + least, stretch * (1.1 * size + 0.1 * size.mean()) * norms + least, norms)
-
-    def along(self, total: Float[np.ndarray, " n"]) -> tuple[float, Float[np.ndarray, " n_plus_one"]]:
-        """θ of a sum, and how far that is from the line."""
-        square = float(self.direction @ self.direction)
-        theta = max(float(total @ self.direction) / square, 0.0) if square > 0 else 0.0
-        return theta, _largest(np.abs(total - theta * self.direction) * self.norms)
-
-    def holds(self, total: Float[np.ndarray, " n"], path: Float[np.ndarray, " n"]) -> bool:
-        """Whether it covers steps of this sum, and of this sum of their sizes."""
-        theta, off = self.along(total)
-        if not (theta <= self.stretch and np.all(off <= self.deviation)):
-            return False
-        back = 0.5 * (path - np.sign(self.direction) * total)
-        swing = np.maximum(path, back + theta * np.abs(self.direction))
-        return bool(np.all(swing * self.norms <= self.swing * (1 + 1e-12)))
-
-    def shape(self, total: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n_plus_one"]:
-        """How steps leave the line, whatever their size and number."""
-        theta, off = self.along(total)
-        return off / (max(theta, 1.0) ** _GROWTH * max(float(np.abs(self.direction).sum()), 1e-300))
-
-
-def _largest(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n_plus_one"]:
-    """Sums of the k largest, k = 0 … n."""
-    return np.append(0.0, np.cumsum(np.sort(values)[::-1]))
+        rounding: Float[np.ndarray, " rows"],
+    ) -> tuple[Bool[np.ndarray, " listed"] | None, Float[np.ndarray, " rows"]]:
+        """The listed pairs that can come to the threshold, None if there are many; how far each neuron can go."""
+        near, reached = np.zeros(margins.size, np.bool_), np.zeros(len(self.direction))
+        most = 64 + int(np.count_nonzero(lists.fires)) // MANY
+        found = kernels.choose(
+            lists.entries, margins, self.direction, self.inputs, norms, self.coefficients, self.forecast.stretch,
+            self.forecast.deviation, self.forecast.swing, rounding, most, near, reached,
+        )  # fmt: skip
+        return (near if found <= most else None), reached
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,23 @@ class NearPairs:
     words: np.ndarray
 
     @classmethod
+    def of(
+        cls, block: Chunk, lists: Lists, margins: Float[np.ndarray, " listed"], near: Bool[np.ndarray, " listed"]
+    ) -> "NearPairs":
+        """Those of a block, some of the listed pairs."""
+        places = np.flatnonzero(near)
+        rows = np.searchsorted(lists.start, places, side="right") - 1
+        awake, count = np.unique(rows, return_counts=True)
+        room = np.diff(np.append(0, np.cumsum(lists.fires))[lists.start])[awake] + count
+        first, length = np.cumsum(room) - room, np.empty(awake.size, np.int64)
+        words = np.empty(int(room.sum()), lists.samples.dtype)
+        kernels.rows_of(lists.entries, awake, first, length, words)
+        return cls(
+            rows + block.first, lists.samples[places].astype(np.int64), margins[places], lists.fires[places],
+            awake + block.first, length, first, words,
+        )  # fmt: skip
+
+    @classmethod
     def join(cls, parts: Sequence["NearPairs"]) -> "NearPairs":
         """Those of consecutive blocks."""
         shift = np.cumsum([0, *(part.words.size for part in parts[:-1])])
@@ -122,8 +137,8 @@ class NearPairs:
 class InnerSteps:
     """Steps of one output for which a forecast holds.
 
-    Between the steps only pairs near the threshold can flip. Their pre-activations follow from K and from who fires, k_r
-    operations for each, f from H g, and H from the flips; the weights follow later, from the sum of g.
+    Between the steps only pairs near the threshold can flip. Their pre-activations follow from K and from who fires,
+    k_r operations for each, f from H g, and H from the flips; the weights follow later, from the sum of g.
 
     Attributes
     ----------
@@ -143,10 +158,10 @@ class InnerSteps:
         pairs: NearPairs,
         coefficients: Float[np.ndarray, " m"],
         similarity: Float[np.ndarray, "n n"],
-        half: Float[np.ndarray, "n n"],
         scale: float,
+        half: Float[np.ndarray, "n n"],
     ):
-        """`half` counts co-firings for `scale` = a² / m, or sums up squares of coefficients, in float64 where those differ."""
+        """`half` counts co-firings, float32, for `scale` = a² / m; or sums up squares of coefficients, float64."""
         samples = forecast.direction.size
         self.forecast, self.half, self.steps = forecast, half, 0
         self.total, self.path = np.zeros(samples), np.zeros(samples)
@@ -162,7 +177,7 @@ class InnerSteps:
         self._margins, self._fires = pairs.margins[order], pairs.fires[order]
         self._turned, self._flipped = np.zeros(order.size, np.bool_), np.zeros(order.size, np.int8)
         self._carried = np.zeros(order.size)
-        self._rows = _rearranged(pairs, awake)
+        self._awake, self._rows = awake, _rearranged(pairs.first, pairs.length, pairs.words, awake)
         self._coefficients = coefficients[pairs.awake[awake]]
         plain = half.dtype == np.float32
         self._squares = np.ones(awake.size) if plain else self._coefficients**2
@@ -177,9 +192,9 @@ class InnerSteps:
         return self._order.size
 
     @property
-    def turned(self) -> int:
-        """Near pairs that have flipped."""
-        return int(np.count_nonzero(self._turned))
+    def idle(self) -> int:
+        """Near pairs that have not flipped."""
+        return self.size - int(np.count_nonzero(self._turned))
 
     @property
     def nbytes(self) -> int:
@@ -219,13 +234,78 @@ class InnerSteps:
         kernels.settle(0, len(self.half), self._pairs, self._flipped, self._rows, self._squares, self.half)
         return self.half
 
-    def amounts(self) -> tuple[NearPairs, Bool[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
-        """The near pairs; whether they fire now; what they add to s_i over those that fire now, in the weights."""
+    def carried(self) -> "Carried":
+        """What the steps come to in the weights."""
         fires, amounts = np.empty_like(self._fires), np.empty_like(self._carried)
         samples = self._near.samples[self._order]
         fires[self._order] = self._fires
         amounts[self._order] = self._carried - np.where(self._fires, self.total[samples], 0.0)
-        return self._near, fires, amounts
+        return Carried(self.total, self._near.neurons, self._near.samples, fires, amounts)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restored` needs beside what the constructor is given, but for the pairs."""
+        self.settle()
+        awake = np.argsort(self._awake)
+        first, length, words = _rearranged(*self._rows, awake)
+        by_neuron = np.empty((4, self.size))
+        by_neuron[:, self._order] = self._margins, self._fires, self._turned, self._carried
+        forecast = self.forecast
+        return {
+            "near": by_neuron, "pairs": np.stack([self._near.neurons, self._near.samples]),
+            "rows": np.stack([self._near.awake, first, length]), "words": words.astype(np.int32),
+            "sums": np.stack([self.total, self.path, forecast.direction, forecast.swing]),
+            "deviation": forecast.deviation, "numbers": np.array([forecast.stretch, self.steps]), "half": self.half,
+        }  # fmt: skip
+
+    @classmethod
+    def restored(
+        cls,
+        state: dict[str, np.ndarray],
+        norms: Float[np.ndarray, " n"],
+        coefficients: Float[np.ndarray, " m"],
+        similarity: Float[np.ndarray, "n n"],
+        scale: float,
+    ) -> "InnerSteps":
+        """In the middle of a run, to go on to the same bits."""
+        margins, fires, turned, carried = state["near"]
+        neurons, samples = state["pairs"]
+        awake, first, length = state["rows"]
+        total, path, direction, swing = state["sums"]
+        stretch, steps = state["numbers"]
+        pairs = NearPairs(
+            neurons, samples, margins, fires > 0, awake, length, first, state["words"].astype(word_dtype(len(norms)))
+        )
+        forecast = Forecast(direction, float(stretch), state["deviation"], swing, norms)
+        self = cls(forecast, pairs, coefficients, similarity, scale, state["half"].copy())
+        self.total, self.path, self.steps = total.copy(), path.copy(), int(steps)
+        self._turned, self._carried = turned[self._order] > 0, carried[self._order]
+        return self
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Steps that the weights have not taken yet.
+
+    Attributes
+    ----------
+    total
+        s = Σ g.
+    neurons, samples, fires
+        The near pairs in the order of the neurons, and whether they fire now.
+    amounts
+        Σ g_i over the steps in which a near pair fired, less s_i where it fires now.
+    """
+
+    total: Float[np.ndarray, " n"]
+    neurons: Int[np.ndarray, " pairs"]
+    samples: Int[np.ndarray, " pairs"]
+    fires: Bool[np.ndarray, " pairs"]
+    amounts: Float[np.ndarray, " pairs"]
+
+    def of(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Neurons counted from `first`, samples, fires and amounts of some neurons."""
+        own = slice(*np.searchsorted(self.neurons, [first, last]))
+        return self.neurons[own] - first, self.samples[own], self.fires[own], self.amounts[own]
 
 
 @dataclass(frozen=True)
@@ -239,6 +319,10 @@ class InnerStep:
     change: Float[np.ndarray, " n"]
     flips: int
 
+    def fits(self, steps: Sequence[InnerSteps]) -> bool:
+        """Whether it is the next of some steps."""
+        return any(self.steps is inner and self.number == inner.steps for inner in steps)
+
 
 def half_of(counts: np.ndarray) -> Float[np.ndarray, "n n"]:
     """From the upper triangle of N: float32, which is exact for counts, or float64 for sums of squares."""
@@ -247,12 +331,17 @@ def half_of(counts: np.ndarray) -> Float[np.ndarray, "n n"]:
     return half
 
 
-def _rearranged(pairs: NearPairs, awake: Int[np.ndarray, " slots"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """first, length and words of the rows in another order."""
-    room = np.diff(np.append(pairs.first, pairs.words.size))[awake]
-    first = np.cumsum(room) - room
-    places = np.repeat(pairs.first[awake] - first, room) + np.arange(pairs.words.size)
-    return first, pairs.length[awake], pairs.words[places]
+def _rearranged(
+    first: Int[np.ndarray, " slots"],
+    length: Int[np.ndarray, " slots"],
+    words: np.ndarray,
+    to: Int[np.ndarray, " slots"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same for rows that stand one after the other, in another order."""
+    room = np.diff(np.append(first, words.size))[to]
+    after = np.cumsum(room) - room
+    places = np.repeat(first[to] - after, room) + np.arange(words.size)
+    return after, length[to], words[places]
 
 
 def _shared(slots: Int[np.ndarray, " pairs"], samples: Int[np.ndarray, " pairs"]) -> tuple[np.ndarray, ...]:

@@ -9,26 +9,22 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import inner_steps, near_lists as kernels
+from widefit.kernels import inner_steps
+from widefit.kernels import near_lists as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.dense import block_rows
 from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern
-from widefit.trackers.inner_steps import Forecast, InnerStep, InnerSteps, NearPairs, half_of
+from widefit.trackers.inner_steps import Ahead, Carried, InnerStep, InnerSteps, NearPairs, half_of
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.near_lists import Lists, Skins
+from widefit.trackers.outlook import Forecast, Outlook
 
 # Skin of the first lists, in units of the size of a weight.
 _FIRST_SKIN = 0.1
-# Inner steps are worth their while as long as no more than one in so many of the pairs that fire is near the threshold.
-_MANY = 8
-# What a look costs for a pair that fires and a feature, in additions of an inner step.
-_LOOK = 2.5
-# Steps of the first look ahead.
-_SHORT = 6.0
 # Of a pre-activation, over ‖w‖ (1 + ‖x‖).
 _ROUNDING = 1e-13
 
@@ -74,11 +70,12 @@ class VerletList(Tracker):
         state: dict[str, np.ndarray] | None = None,
         expected: Float[np.ndarray, "n k"] | None = None,
     ) -> "VerletListTracking":
-        return VerletListTracking(network, inputs, anchor, threads, self.price)
+        return VerletListTracking(network, inputs, anchor, threads, self.price, state)
 
 
 @dataclass(frozen=True)
 class _BlockTrial:
+    chunk: Chunk
     lists: Lists
     leaving: Int[np.ndarray, " q"]
     outputs: Float[np.ndarray, " n"]
@@ -98,6 +95,7 @@ class VerletListTracking(Tracking):
         anchor: Float[np.ndarray, "m d"] | None,
         threads: int,
         price: float,
+        state: dict[str, np.ndarray] | None,
     ):
         refuse_unstored(VerletList.name, network)
         self._network, self._inputs, self._threads = network, inputs, threads
@@ -109,16 +107,16 @@ class VerletListTracking(Tracking):
         self._skins = Skins.over(inputs, self._layer.threshold)
         self._blocks = _blocks(self._layer.groups, block_rows(samples))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="widefit")
-        self._inner: list[InnerSteps] = []
-        self._own, self._stretch, self._waiting, self._pause = False, _SHORT, 0, 1
-        self._before: np.ndarray | None = None
-        self._shapes: list = [None] * self._layer.silent.size
+        self._own, self._inner = False, list[InnerSteps]()
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
         self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
         self._take(self._over_blocks(self._anew, None))
         # Pairs of a neuron for every unit of distance next to the threshold.
         near = max(1, sum(np.count_nonzero(~lists.fires) for lists in self._lists)) / weight.shape[0] / self._skin
-        self._density, self._skins = near, replace(self._skins, scale=price * samples / near)
+        self._skins = replace(self._skins, scale=price * samples / near)
+        self._outlook = Outlook(self._layer.silent.size, near)
+        if state:
+            self._restore(state)
 
     # A trial.
 
@@ -193,233 +191,152 @@ class VerletListTracking(Tracking):
         kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs, np.empty(0))
         flips = lists.flips(after, leaving, outputs.size)
         if layer.anchor is None:
-            return _BlockTrial(after, leaving, outputs, flips, None, 0.0)
+            return _BlockTrial(block, after, leaving, outputs, flips, None, 0.0)
         offset, response = moved - layer.anchor[block.rows], np.zeros_like(outputs)
         kernels.respond(offset, self._inputs, coefficients, after.entries, response)
-        return _BlockTrial(after, leaving, outputs, flips, response, float(np.vdot(offset, offset)))
+        return _BlockTrial(block, after, leaving, outputs, flips, response, float(np.vdot(offset, offset)))
 
     def _anchor(self, block: Chunk) -> Float[np.ndarray, "rows d"]:
         weight, anchor = self._layer.weight, self._layer.anchor
         return weight[:0] if anchor is None else anchor[block.rows]
 
-    # Inner steps.
+    # Looking ahead.
 
     def _look_ahead(self, g: Float[np.ndarray, "n k"], gram: Grams) -> bool:
         """Whether there are inner steps that cover this one; if need be, from a look at all weights."""
         self._own_weights()
         if self._inner and all(inner.covers(g[:, output]) for output, inner in enumerate(self._inner)):
             return True
-        if not self._inner and not self._quiet(g):
+        if not np.all(np.isfinite(g)) or not self._worth_a_look(g):
             return False
-        if not np.all(np.isfinite(g)):
-            return False
-        self._learn(g)
-        if self._waiting > 0:
-            return False
-        forecasts = [
-            Forecast.of(direction, self._stretch, shape, self._skins.norms, self._least)
-            for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True)
-        ]
-        halves = [inner.settle() for inner in self._inner] or [half_of(gram(output).counts) for output in range(g.shape[1])]
-        amounts = self._synchronized()
-        sums = self._sums()
-        trial = self._over_blocks(partial(self._ahead, forecasts, sums, amounts), Update(sums, np.zeros(g.shape[1])))
+        halves = [inner.settle() for inner in self._inner]
+        if not halves:
+            halves = [half_of(gram(output).counts) for output in range(g.shape[1])]
+        forecasts, carried = self._outlook.forecasts(g, self._skins.norms, self._least), self._carried()
+        trial = self._over_blocks(partial(self._look, forecasts, carried), Update(0 * g, np.zeros(g.shape[1])))
         self._take(trial)
-        if any(part.near is None for part in trial.payload):
-            self._inner = []
-            self._wait()
+        self._inner = []
+        near = [[part.near for part in trial.payload if part.chunk.output == output] for output in range(g.shape[1])]
+        if any(None in parts for parts in near):
+            self._outlook.wait()
             return False
-        by_output = [
-            [part.near for block, part in zip(self._blocks, trial.payload, strict=True) if block.output == output]
-            for output in range(g.shape[1])
-        ]
-        coefficients = self._layer.coefficients
-        self._inner = [
-            InnerSteps(forecast, NearPairs.join(parts), coefficients, self._similarity, half, float(coefficients[first] ** 2))
-            for forecast, parts, half, (first, _) in zip(forecasts, by_output, halves, self._layer.groups, strict=True)
-        ]
+        for output, (forecast, parts, half) in enumerate(zip(forecasts, near, halves, strict=True)):
+            self._inner.append(InnerSteps(forecast, NearPairs.join(parts), *self._problem(output), half))
         return True
 
-    def _ahead(
-        self,
-        forecasts: list[Forecast],
-        sums: Float[np.ndarray, "n k"],
-        amounts: list[tuple],
-        work: tuple[Chunk, Lists],
-    ) -> _BlockTrial:
+    def _worth_a_look(self, g: Float[np.ndarray, "n k"]) -> bool:
+        neurons, features = self._layer.weight.shape
+        firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
+        if not self._inner:
+            size = float(np.sqrt(np.mean(np.square(self._layer.coefficients))))
+            return self._outlook.promising(g, self._skins.norms, size, neurons, firing)
+        totals = np.stack([inner.total for inner in self._inner], axis=1) + g
+        forecasts, idle = [inner.forecast for inner in self._inner], sum(inner.idle for inner in self._inner)
+        pays = self._outlook.learn(forecasts, totals, self._inner[0].steps, idle, firing * features, firing / neurons)
+        if not pays:
+            self._fold()
+        return pays
+
+    def _look(self, forecasts: list[Forecast], carried: list[Carried], work: tuple[Chunk, Lists]) -> _BlockTrial:
         """One block where inner steps have taken it, and its pairs that the next ones can take to the threshold."""
         block, lists = work
-        layer, moved, forecast = self._layer, self._moved[block.rows], forecasts[block.output]
-        coefficients, rows = layer.coefficients[block.rows], block.last - block.first
-        pairs = self._bring(block, lists, sums, amounts)
-        direction, outputs = np.zeros_like(moved), np.zeros(self._inputs.shape[0])
-        kernels.move(
-            direction, moved[:0], moved.dtype.type(0), np.full(rows, -1.0), forecast.direction, self._inputs,
-            lists.entries, direction,
-        )  # fmt: skip
-        far = np.empty(rows)
-        inner_steps.reach(lists.entries, direction, coefficients, forecast.stretch, forecast.deviation, far)
-        rounding = _ROUNDING * (np.linalg.norm(moved, axis=1) + abs(layer.threshold))
-        fires = lists.fires
-        start = lists
+        weights, moved, forecast = self._layer.weight[block.rows], self._moved[block.rows], forecasts[block.output]
+        brought = self._bring(carried, work)
+        ahead = Ahead.of(forecast, moved, self._layer.coefficients[block.rows], self._inputs, lists)
+        far, outputs = ahead.reach(lists), np.zeros(self._inputs.shape[0])
+        rounding = _ROUNDING * (np.linalg.norm(moved, axis=1) + abs(self._layer.threshold))
         while True:
-            lists, leaving = self._skins.leaving(
-                start, layer.weight[block.rows], moved, self._reference[block.rows], self._step, far
+            longer, leaving = self._skins.leaving(lists, weights, moved, self._reference[block.rows], self._step, far)
+            skin = np.maximum(self._skins.best(longer, leaving, self._step), 1.5 * far[leaving])
+            after = self._skins.renewed(longer, leaving, moved, skin, self._step)
+            outputs[:], margins = 0, np.empty(after.samples.size)
+            kernels.evaluate(
+                moved, self._inputs, self._layer.threshold, ahead.coefficients, after.entries, outputs, margins
             )
-            skin = np.maximum(self._skins.best(lists, leaving, self._step), 1.5 * far[leaving])
-            after = self._skins.renewed(lists, leaving, moved, skin, self._step)
-            margins = np.empty(after.samples.size)
-            outputs[:] = 0
-            kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs, margins)
-            if pairs is not None:
-                inner_steps.restore(after.entries, *pairs)
-            near, reached = np.zeros(margins.size, np.bool_), np.empty(rows)
-            most = 64 + int(np.count_nonzero(after.fires)) // _MANY
-            found = inner_steps.choose(
-                after.entries, margins, direction, self._inputs, self._skins.norms, coefficients, forecast.stretch,
-                forecast.deviation, forecast.swing, rounding, most, near, reached,
-            )  # fmt: skip
-            if found > most:
-                return _BlockTrial(after, leaving, outputs, 0, None, 0.0, None)
+            if brought is not None:
+                inner_steps.restore(after.entries, *brought)
+            near, reached = ahead.near(after, margins, self._skins.norms, rounding)
+            if near is None:
+                return _BlockTrial(block, after, leaving, outputs, 0, None, 0.0)
             short = after.path + reached > after.skin
             if not np.any(short & (reached > 0)):
-                break
+                return _BlockTrial(
+                    block, after, leaving, outputs, 0, None, 0.0, NearPairs.of(block, after, margins, near)
+                )
             far = np.where(short, 1.5 * reached, far)
-        return _BlockTrial(after, leaving, outputs, 0, None, 0.0, _near_pairs(block, after, margins, near))
 
-    def _bring(self, block: Chunk, lists: Lists, sums: Float[np.ndarray, "n k"], amounts: list[tuple]) -> tuple | None:
+    def _carried(self) -> list[Carried]:
+        return [inner.carried() for inner in self._inner]
+
+    def _bring(self, carried: list[Carried], work: tuple[Chunk, Lists]) -> tuple | None:
         """Bring a block to where inner steps have taken it, into `_moved`; its near pairs and whether they fire."""
+        block, lists = work
         weights, moved = self._layer.weight[block.rows], self._moved[block.rows]
-        coefficients = self._layer.coefficients[block.rows]
-        kernels.move(
-            weights, weights[:0], weights.dtype.type(0), coefficients, np.ascontiguousarray(sums[:, block.output]),
-            self._inputs, lists.entries, moved,
-        )  # fmt: skip
-        if not amounts:
+        if not carried:
+            moved[:] = weights
             return None
-        pairs, fires, added = amounts[block.output]
-        own = slice(*np.searchsorted(pairs.neurons, [block.first, block.last]))
-        neurons, samples = pairs.neurons[own] - block.first, pairs.samples[own]
-        inner_steps.fold(moved, coefficients, self._inputs, neurons, samples, added[own])
-        return neurons, samples, fires[own]
+        steps, coefficients = carried[block.output], self._layer.coefficients[block.rows]
+        neurons, samples, fires, amounts = steps.of(block.first, block.last)
+        inner_steps.restore(lists.entries, neurons, samples, fires)
+        kernels.move(
+            weights, weights[:0], weights.dtype.type(0), coefficients, steps.total, self._inputs, lists.entries, moved
+        )
+        inner_steps.fold(moved, coefficients, self._inputs, neurons, samples, amounts)
+        return neurons, samples, fires
 
-    def _synchronized(self) -> list[tuple]:
-        """`InnerSteps.amounts` of every output, once the lists say who fires now."""
-        amounts = [inner.amounts() for inner in self._inner]
-        for block, lists in zip(self._blocks, self._lists, strict=True):
-            if amounts:
-                pairs, fires, _ = amounts[block.output]
-                own = slice(*np.searchsorted(pairs.neurons, [block.first, block.last]))
-                inner_steps.restore(lists.entries, pairs.neurons[own] - block.first, pairs.samples[own], fires[own])
-        return amounts
-
-    def _sums(self) -> Float[np.ndarray, "n k"]:
-        """Sum of g over the inner steps."""
-        if self._inner:
-            return np.stack([inner.total for inner in self._inner], axis=1)
-        return np.zeros((self._inputs.shape[0], self._layer.silent.size))
+    def _bring_all(self) -> None:
+        """Bring all weights to where inner steps have taken them, into `_moved`; the lists say who fires there."""
+        self._proposed = None
+        work = zip(self._blocks, self._lists, strict=True)
+        for _ in ordered_map(partial(self._bring, self._carried()), work, self._threads):
+            pass
 
     def _fold(self) -> None:
         """End the inner steps: the weights are where they have taken them."""
-        if self._inner:
-            self._brought(self._layer.weight)
-            self._inner = []
-            self._proposed = None
-
-    def _brought(self, out: Float[np.ndarray, "m d"]) -> None:
-        """Write where inner steps have taken the weights; the lists say who fires there."""
-        amounts, sums = self._synchronized(), self._sums()
-        self._proposed = None
-
-        def bring(work: tuple[Chunk, Lists]) -> None:
-            block, lists = work
-            before = self._layer.weight[block.rows].copy()
-            self._bring(block, lists, sums, amounts)
-            if out is self._layer.weight:
-                lists.path[:] += np.linalg.norm(self._moved[block.rows] - before, axis=1) * (1 + 1e-6)
-            out[block.rows] = self._moved[block.rows]
-
-        for _ in ordered_map(bring, zip(self._blocks, self._lists, strict=True), self._threads):
-            pass
-
-    def _quiet(self, g: Float[np.ndarray, "n k"]) -> bool:
-        """Whether inner steps like this one are likely to have few near pairs."""
-        if self._before is None:
-            return False
-        self._shapes = [
-            Forecast.of(first, 1.0, None, self._skins.norms, 0.0).shape(first + second)
-            for first, second in zip(self._before.T, g.T, strict=True)
-        ]
-        layer, firing = self._layer, sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
-        neurons = layer.weight.shape[0]
-        size = float(np.sqrt(np.mean(np.square(layer.coefficients))))
-        for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True):
-            forecast = Forecast.of(direction, _SHORT, shape, self._skins.norms, 0.0)
-            # Pairs that a pair which flips can take along, and those that the rest of the way can.
-            along = 2 * size * self._density * float(forecast.swing.mean())
-            off = 2 * size * self._density * float(forecast.deviation[min(firing // neurons + 1, len(g))])
-            if not (along < 0.5 and neurons * off < (1 - along) * firing / _MANY):
-                return False
-        return True
-
-    def _learn(self, g: Float[np.ndarray, "n k"]) -> None:
-        """How far to look ahead, from the inner steps that end."""
         if not self._inner:
-            self._waiting = max(0, self._waiting - 1)
             return
-        steps = self._inner[0].steps
-        self._shapes = [inner.forecast.shape(inner.total + g[:, c]) for c, inner in enumerate(self._inner)]
-        firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
-        idle = sum(inner.size - inner.turned for inner in self._inner)
-        row = 20 + firing / max(1, self._layer.weight.shape[0])
-        look = _LOOK * firing * self._inputs.shape[1]
-        self._stretch *= 1.4 if look > 2 * steps * idle * row else 1 / 1.4
-        self._stretch = max(self._stretch, _SHORT)
-        if steps < _SHORT / 2:
-            self._fold()
-            self._wait()
-        else:
-            self._pause = 1
+        self._bring_all()
+        way = np.linalg.norm(self._moved - self._layer.weight, axis=1) * (1 + 1e-6)
+        for block, lists in zip(self._blocks, self._lists, strict=True):
+            lists.path[:] += way[block.rows]
+        self._layer.weight[:] = self._moved
+        self._inner = []
 
-    def _wait(self) -> None:
-        """Looking ahead does not pay yet."""
-        self._pause, self._stretch = min(32, 2 * self._pause), _SHORT
-        self._waiting, self._before = self._pause, None
+    def _problem(self, output: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """What inner steps of an output have to know: coefficients, K, and a² / m."""
+        coefficients = self._layer.coefficients
+        return coefficients, self._similarity, float(coefficients[self._layer.groups[output][0]] ** 2)
 
     def _own_weights(self) -> None:
         """Weights of our own, in float64: the network's stay where they are until they are asked for."""
         if self._own:
             return
-        self._own = True
         layer, exact = self._layer, np.float64
+        self._own, self._proposed = True, None
         self._layer = replace(layer, weight=layer.weight.astype(exact), threshold=exact(layer.threshold))
         self._reference, self._moved = self._reference.astype(exact), self._layer.weight.copy()
         self._inputs = self._inputs.astype(exact)
         self._similarity = self._inputs @ self._inputs.T
         self._skins = replace(Skins.over(self._inputs, self._layer.threshold), scale=self._skins.scale)
-        size = np.sqrt(np.mean(np.square(self._layer.weight))) * np.sqrt(self._inputs.shape[1]) + abs(layer.threshold)
+        size = np.sqrt(np.sum(np.square(self._layer.weight)) / len(layer.weight)) + abs(layer.threshold)
         self._least = _ROUNDING * float(size) / max(float(np.abs(layer.coefficients).max()), 1e-300)
-        self._proposed = None
 
     # Carrying it out.
 
     def commit(self, trial: Trial) -> None:
-        steps = trial.payload
-        if isinstance(steps[0], InnerStep):
-            if all(step.steps is inner and step.number == inner.steps for step, inner in zip(steps, self._inner, strict=False)):
-                for step in steps:
-                    step.steps.commit(step)
-                self._flips += trial.flips
-                self._evaluated += sum(inner.size for inner in self._inner)
-                self.outputs = trial.outputs
-                return
+        self._flips += trial.flips
+        if isinstance(trial.payload[0], InnerStep) and all(step.fits(self._inner) for step in trial.payload):
+            for step in trial.payload:
+                step.steps.commit(step)
+                self._evaluated += step.after.size
+            self.outputs = trial.outputs
+            return
         if trial is not self._proposed:
             # The weights that it goes to have been written over: find them again.
             self._fold()
             trial = self._over_blocks(partial(self._follow, trial.update), trial.update)
         self._take(trial)
-        self._flips += trial.flips
-        self._before = trial.update.g
+        self._outlook.passed(trial.update.g)
 
     def _take(self, trial: Trial) -> None:
         def write(work: tuple[Chunk, _BlockTrial]) -> None:
@@ -450,15 +367,16 @@ class VerletListTracking(Tracking):
     # What others see.
 
     def patterns(self) -> Sequence[FirePattern]:
-        self._synchronized()
+        if self._inner:
+            self._bring_all()
         samples = self._inputs.shape[0]
         return [lists.pattern(block, samples) for block, lists in zip(self._blocks, self._lists, strict=True)]
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
         if self._inner:
-            self._brought(out)
-        elif out is not self._layer.weight:
-            out[...] = self._layer.weight
+            self._bring_all()
+        if out is not self._layer.weight:
+            out[...] = self._moved if self._inner else self._layer.weight
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
@@ -471,6 +389,27 @@ class VerletListTracking(Tracking):
         if self._own:
             self.write_weights(self._network.weight.detach().numpy())
         self._executor.shutdown()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The weights where inner steps began, and those; nothing as long as the network has the weights."""
+        if not self._own:
+            return {}
+        with self.materialized():
+            held = {"weight": self._layer.weight, "outputs": self.outputs} | self._outlook.state()
+            for output, inner in enumerate(self._inner):
+                held |= {f"{output}.{name}": array for name, array in inner.state().items()}
+            return held
+
+    def _restore(self, state: dict[str, np.ndarray]) -> None:
+        self._own_weights()
+        self._layer.weight[:] = state["weight"]
+        self._take(self._over_blocks(self._anew, None))
+        self.outputs = state["outputs"].copy()
+        self._outlook.restore(state)
+        for output in range(self._layer.silent.size):
+            own = {name.split(".", 1)[1]: array for name, array in state.items() if name.startswith(f"{output}.")}
+            if own:
+                self._inner.append(InnerSteps.restored(own, self._skins.norms, *self._problem(output)))
 
     def report(self) -> TrackerReport:
         listed = sum(lists.nbytes for lists in self._lists)
@@ -492,19 +431,3 @@ def _blocks(groups: Sequence[tuple[int, int]], rows: int) -> list[Chunk]:
         for output, (first, last) in enumerate(groups)
         for low in range(first, last, rows)
     ]
-
-
-def _near_pairs(block: Chunk, lists: Lists, margins: Float[np.ndarray, " listed"], near: np.ndarray) -> NearPairs:
-    """The near pairs of a block, and the rows of their neurons."""
-    places = np.flatnonzero(near)
-    rows = np.searchsorted(lists.start, places, side="right") - 1
-    awake, count = np.unique(rows, return_counts=True)
-    fired = np.append(0, np.cumsum(lists.fires))[lists.start]
-    room = np.diff(fired)[awake] + count
-    first, length = np.cumsum(room) - room, np.empty(awake.size, np.int64)
-    words = np.empty(int(room.sum()), lists.samples.dtype)
-    inner_steps.rows_of(lists.entries, near, awake, first, length, words)
-    return NearPairs(
-        rows + block.first, lists.samples[places].astype(np.int64), margins[places], lists.fires[places],
-        awake + block.first, length, first, words,
-    )  # fmt: skip
