@@ -98,16 +98,23 @@ class VerletListTracking(Tracking):
         state: dict[str, np.ndarray] | None,
     ):
         refuse_unstored(VerletList.name, network)
-        self._network, self._inputs, self._threads = network, inputs, threads
-        self._layer = replace(Layer.of(network), anchor=anchor)
-        weight, samples = self._layer.weight, inputs.shape[0]
+        self._network, self._threads, self._layer = network, threads, replace(Layer.of(network), anchor=anchor)
+        # Weights of our own, in float64: the network's stay where they are until they are asked for.
+        self._own = anchor is None
+        if self._own:
+            inputs = inputs.astype(np.float64)
+            exact = {"weight": self._layer.weight.astype(np.float64), "threshold": np.float64(self._layer.threshold)}
+            self._layer, self._similarity = replace(self._layer, **exact), inputs @ inputs.T
+        weight, samples, self._inputs = self._layer.weight, inputs.shape[0], inputs
+        size = float(np.sqrt(np.sum(np.square(weight, dtype=np.float64)) / len(weight))) + abs(self._layer.threshold)
+        self._least = _ROUNDING * float(size) / max(float(np.abs(self._layer.coefficients).max()), 1e-300)
         self._reference, self._moved = weight.copy(), weight.copy()
         self._step = self._passes = self._evaluated = self._renewed = self._flips = 0
         self._proposed: Trial | None = None
         self._skins = Skins.over(inputs, self._layer.threshold)
         self._blocks = _blocks(self._layer.groups, block_rows(samples))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="widefit")
-        self._own, self._inner = False, list[InnerSteps]()
+        self._inner: list[InnerSteps] = []
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
         self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
         self._take(self._over_blocks(self._anew, None))
@@ -204,7 +211,6 @@ class VerletListTracking(Tracking):
 
     def _look_ahead(self, g: Float[np.ndarray, "n k"], gram: Grams) -> bool:
         """Whether there are inner steps that cover this one; if need be, from a look at all weights."""
-        self._own_weights()
         if self._inner and all(inner.covers(g[:, output]) for output, inner in enumerate(self._inner)):
             return True
         if not np.all(np.isfinite(g)) or not self._worth_a_look(g):
@@ -307,20 +313,6 @@ class VerletListTracking(Tracking):
         coefficients = self._layer.coefficients
         return coefficients, self._similarity, float(coefficients[self._layer.groups[output][0]] ** 2)
 
-    def _own_weights(self) -> None:
-        """Weights of our own, in float64: the network's stay where they are until they are asked for."""
-        if self._own:
-            return
-        layer, exact = self._layer, np.float64
-        self._own, self._proposed = True, None
-        self._layer = replace(layer, weight=layer.weight.astype(exact), threshold=exact(layer.threshold))
-        self._reference, self._moved = self._reference.astype(exact), self._layer.weight.copy()
-        self._inputs = self._inputs.astype(exact)
-        self._similarity = self._inputs @ self._inputs.T
-        self._skins = replace(Skins.over(self._inputs, self._layer.threshold), scale=self._skins.scale)
-        size = np.sqrt(np.sum(np.square(self._layer.weight)) / len(layer.weight)) + abs(layer.threshold)
-        self._least = _ROUNDING * float(size) / max(float(np.abs(layer.coefficients).max()), 1e-300)
-
     # Carrying it out.
 
     def commit(self, trial: Trial) -> None:
@@ -401,7 +393,6 @@ class VerletListTracking(Tracking):
             return held
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        self._own_weights()
         self._layer.weight[:] = state["weight"]
         self._take(self._over_blocks(self._anew, None))
         self.outputs = state["outputs"].copy()
