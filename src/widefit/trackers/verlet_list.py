@@ -25,8 +25,8 @@ from widefit.trackers.outlook import Forecast, Outlook
 
 # Skin of the first lists, in units of the size of a weight.
 _FIRST_SKIN = 0.1
-# Of a pre-activation, over ‖w‖ (1 + ‖x‖).
-_ROUNDING = 1e-13
+# A product with H has to be cheaper than a step on lists: n² / m k d / this.
+_DEAR = 2
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,15 @@ class VerletList(Tracker):
     that has left its skin is looked at as a whole, 2 n d operations. So a step costs 2 d (firing + listed) operations
     a neuron, and reads the weights, where a dense one costs 2 n d.
 
+    Short steps that resemble each other, as those of gradient descent, are taken in sample space, many between two
+    looks at the weights (`InnerSteps`; of molecules: Tuckerman, Berne and Martyna 1992): a look lists the pairs that the
+    next ones can take to the threshold (`Forecast`), and those alone are evaluated, with k_r operations each; f follows
+    from H, n² operations. Weights are kept in float64 for that, and are written to the network in the end.
+
     A wide skin lasts long, and its list is long. With a speed v_r, and ρ pairs a unit of distance next to the
     threshold, R_r = √(price n v_r / ρ) takes the least time. Skins change what a run costs, never a bit of what it
-    finds. Memory: the weights twice more, and the lists.
+    finds. Memory: the weights three times in float64, the lists, and n² numbers; with a ridge, which has no inner steps,
+    the weights twice more, and the lists.
 
     Parameters
     ----------
@@ -103,11 +109,13 @@ class VerletListTracking(Tracking):
         self._own = anchor is None
         if self._own:
             inputs = inputs.astype(np.float64)
-            exact = {"weight": self._layer.weight.astype(np.float64), "threshold": np.float64(self._layer.threshold)}
-            self._layer, self._similarity = replace(self._layer, **exact), inputs @ inputs.T
+            weight, threshold = self._layer.weight.astype(np.float64), np.float64(self._layer.threshold)
+            self._layer = replace(self._layer, weight=weight, threshold=threshold)
         weight, samples, self._inputs = self._layer.weight, inputs.shape[0], inputs
         size = float(np.sqrt(np.sum(np.square(weight, dtype=np.float64)) / len(weight))) + abs(self._layer.threshold)
-        self._least = _ROUNDING * float(size) / max(float(np.abs(self._layer.coefficients).max()), 1e-300)
+        # Of a pre-activation, over ‖w‖ (1 + ‖x‖).
+        self._rounding = 8 * float(np.finfo(np.float64).eps) * (inputs.shape[1] + 16)
+        self._least = self._rounding * float(size) / max(float(np.abs(self._layer.coefficients).max()), 1e-300)
         self._reference, self._moved = weight.copy(), weight.copy()
         self._step = self._passes = self._evaluated = self._renewed = self._flips = 0
         self._proposed: Trial | None = None
@@ -115,6 +123,7 @@ class VerletListTracking(Tracking):
         self._blocks = _blocks(self._layer.groups, block_rows(samples))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="widefit")
         self._inner: list[InnerSteps] = []
+        self._similarity: np.ndarray | None = None
         self._lists = [Lists.none(block.last - block.first, samples) for block in self._blocks]
         self._skin = _FIRST_SKIN * float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or 1.0
         self._take(self._over_blocks(self._anew, None))
@@ -234,6 +243,8 @@ class VerletListTracking(Tracking):
         neurons, features = self._layer.weight.shape
         firing = sum(int(np.count_nonzero(lists.fires)) for lists in self._lists)
         if not self._inner:
+            if len(g) ** 2 > firing * features / _DEAR:
+                return False
             size = float(np.sqrt(np.mean(np.square(self._layer.coefficients))))
             return self._outlook.promising(g, self._skins.norms, size, neurons, firing)
         totals = np.stack([inner.total for inner in self._inner], axis=1) + g
@@ -250,7 +261,7 @@ class VerletListTracking(Tracking):
         brought = self._bring(carried, work)
         ahead = Ahead.of(forecast, moved, self._layer.coefficients[block.rows], self._inputs, lists)
         far, outputs = ahead.reach(lists), np.zeros(self._inputs.shape[0])
-        rounding = _ROUNDING * (np.linalg.norm(moved, axis=1) + abs(self._layer.threshold))
+        rounding = self._rounding * (np.linalg.norm(moved, axis=1) + abs(self._layer.threshold))
         while True:
             longer, leaving = self._skins.leaving(lists, weights, moved, self._reference[block.rows], self._step, far)
             skin = np.maximum(self._skins.best(longer, leaving, self._step), 1.5 * far[leaving])
@@ -311,6 +322,8 @@ class VerletListTracking(Tracking):
     def _problem(self, output: int) -> tuple[np.ndarray, np.ndarray, float]:
         """What inner steps of an output have to know: coefficients, K, and a² / m."""
         coefficients = self._layer.coefficients
+        if self._similarity is None:
+            self._similarity = self._inputs @ self._inputs.T
         return coefficients, self._similarity, float(coefficients[self._layer.groups[output][0]] ** 2)
 
     # Carrying it out.
