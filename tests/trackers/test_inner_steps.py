@@ -13,6 +13,8 @@ from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.rules import GradientDescent
 from widefit.trackers import Tracking, Update, VerletList
+from widefit.trackers.inner_steps import Ahead
+from widefit.trackers.near_lists import Lists
 from widefit.trackers.outlook import Forecast
 
 
@@ -180,3 +182,36 @@ def test_a_forecast_that_holds_bounds_every_row(seed):
         off = np.abs(total - theta * first) * norms
         assert off[row].sum() <= forecast.deviation[row.sum()] * (1 + 1e-12)
         assert np.all(path * norms <= forecast.swing * (1 + 1e-9))
+
+
+@given(st.integers(0, 10**6), st.sampled_from([-1, 1]))
+def test_no_pair_but_the_near_ones_can_be_driven_over_the_threshold(seed, sign):
+    """By the worst steps that the forecast covers, and the worst that the near pairs can do meanwhile."""
+    generator = np.random.default_rng(seed)
+    samples, rows = int(generator.integers(2, 30)), 20
+    # Nearly one direction: bounds on norms are nearly attained.
+    inputs = np.column_stack([np.ones(samples), 0.1 * generator.standard_normal(samples)]) * generator.uniform(0.5, 2)
+    weights = np.column_stack([0.3 * generator.standard_normal(rows), generator.standard_normal(rows)])
+    norms, coefficients = np.linalg.norm(inputs, axis=1), generator.choice([-0.1, 0.1], rows)
+    first = generator.standard_normal(samples) * 0.03
+    forecast = Forecast.of(first, 4.0, None, norms, 0.0)
+    z = weights @ inputs.T
+    lists = Lists(
+        samples * np.arange(rows + 1), np.tile(np.arange(samples, dtype=np.uint16), rows), (z > 0).ravel(),
+        *np.zeros((3, rows)),
+    )  # fmt: skip
+    ahead = Ahead.of(forecast, weights, coefficients, inputs, lists)
+    near, reached = ahead.near(lists, z.ravel(), norms, np.full(rows, 1e-13))
+    if near is None:
+        return
+    similarity, near = inputs @ inputs.T, near.reshape(z.shape)
+    for r in range(rows):
+        fired = z[r] > 0
+        if not fired.any():
+            continue
+        off = sign * fired * forecast.deviation[fired.sum()] / fired.sum() / norms
+        off = off + sign * near[r] * forecast.swing / norms
+        for theta in (0.0, forecast.stretch):
+            moved = z[r] - coefficients[r] * (theta * first * fired + off) @ similarity
+            assert np.all(near[r] | ((moved > 0) == fired))
+            assert np.all(np.abs(moved - z[r]) <= reached[r] * norms * (1 + 1e-9))
