@@ -323,9 +323,10 @@ class VerletListTracking(Tracking):
     # What others see.
 
     def patterns(self) -> Sequence[FirePattern]:
-        if self._inner:
-            self._bring_all()
-        samples = self._inputs.shape[0]
+        carried, samples = self._carried(), self._inputs.shape[0]
+        for block, lists in zip(self._blocks, self._lists, strict=True):
+            if carried:
+                inner_steps.restore(lists.entries, *carried[block.output].of(block.first, block.last)[:3])
         return [lists.pattern(block, samples) for block, lists in zip(self._blocks, self._lists, strict=True)]
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
