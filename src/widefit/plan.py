@@ -126,8 +126,12 @@ class TwoLayerShape:
             "weight-tree": 3 * pairs * self.itemsize,
             "data-tree": 3 * pairs * self.itemsize,
             "half-space-tree": 3 * weights + pairs // 4,
-            # Weights where lists were made, and after a step; lists before and after it, long ones early in a run.
-            "verlet-list": 2 * weights + 80 * self.width + int(6 * pairs * min(1.0, 6 * self.firing)),
+            # Weights where lists were made, and after a step, all in float64 unless W₀ is kept; lists before and after
+            # it, long ones early in a run; K, and half of N.
+            "verlet-list": (2 * weights if self.anchored else 24 * self.width * self.features)
+            + 80 * self.width
+            + int(6 * pairs * min(1.0, 6 * self.firing))
+            + (8 + 4 * self.outputs) * self.samples**2 * (not self.anchored),
         }
         return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
 

@@ -77,7 +77,7 @@ def _distance(a, b, r):
 
 
 @njit(nogil=True, cache=True)
-def leave(weights, moved, reference, skins, step, scale, wide, path, leaving):
+def leave(weights, moved, reference, skins, step, scale, wide, reach, path, leaving):
     """Neurons whose lists are to be made anew after a step, into leaving[:k]; returns k.
 
     They are those that have left their skin and, once there are some or many, those whose skin is too wide.
@@ -89,17 +89,19 @@ def leave(weights, moved, reference, skins, step, scale, wide, path, leaving):
     skins : path, skin, made
     step : number of the step
     scale, wide : a skin of √(scale · speed) is best, and one of √(wide · scale · speed) too wide
+    reach : (rows,), how far each may go before it is looked at again
     path : (rows,), written: the path after the step
     """
     before, skin, made = skins
     k = left = 0
     for r in range(path.size):
         length = before[r] + _distance(weights, moved, r)
-        if not (length <= skin[r]):
+        if not (length + reach[r] <= skin[r]):
             length = _distance(moved, reference, r)
-        stays = length <= skin[r]
+        stays = length + reach[r] <= skin[r]
         path[r], leaving[k] = length, r
-        k += not (stays and skin[r] * skin[r] <= wide * scale * length / (step - made[r]))
+        least = max(scale * length / (step - made[r]), reach[r] * reach[r])
+        k += not (stays and skin[r] * skin[r] <= wide * least)
         left += not stays
     return k if left > 0 or 8 * k > path.size else 0
 
@@ -177,7 +179,7 @@ def _product(a, b, r, i):
 
 
 @njit(nogil=True, cache=True)
-def evaluate(weights, inputs, threshold, coefficients, lists, outputs):
+def evaluate(weights, inputs, threshold, coefficients, lists, outputs, margins):
     """Who fires, and outputs_i += coefficient_r (⟨w_r, x_i⟩ − b) where r fires on i.
 
     Parameters
@@ -185,6 +187,7 @@ def evaluate(weights, inputs, threshold, coefficients, lists, outputs):
     weights : (rows, d)
     lists : start, samples, fires; fires is written
     outputs : (n,) float64, added to
+    margins : (listed,), written: ⟨w_r, x_i⟩ − b; or (0,)
     """
     start, samples, fires = lists
     for r in range(weights.shape[0]):
@@ -196,6 +199,8 @@ def evaluate(weights, inputs, threshold, coefficients, lists, outputs):
             # Branchless: a silent pair adds a zero.
             outputs[i] += a * np.float64(weights.dtype.type(0) if silent else z - threshold)
             fires[p] = not silent
+            if margins.size > 0:
+                margins[p] = z - threshold
 
 
 @njit(nogil=True, cache=True)

@@ -72,9 +72,18 @@ class Flips:
 
 @runtime_checkable
 class Gram(Protocol):
-    """H of one output at the committed weights, as far as a tracker needs it."""
+    """H of one output at the committed weights, as far as a tracker needs it.
+
+    Attributes
+    ----------
+    matrix
+        H.
+    counts
+        Upper triangle of N with H = a² / m K ∘ N, or of H / K in float64 where |a| differs between neurons.
+    """
 
     matrix: Tensor
+    counts: np.ndarray
 
     def flip(self, patterns: "Sequence[FirePattern]", flips: Flips) -> None:
         """Follow flips of neurons of this output; `patterns` are those before the flips."""

@@ -102,10 +102,11 @@ class Skins:
         moved: Float[np.ndarray, "rows d"],
         reference: Float[np.ndarray, "rows d"],
         step: int,
+        reach: Float[np.ndarray, " rows"],
     ) -> tuple[Lists, Int[np.ndarray, " q"]]:
-        """The lists with the path after a step, and the neurons whose list has to be made anew."""
+        """The lists with the path after a step, and the neurons whose list has to be made anew to go on."""
         path, leaving = np.empty(lists.path.size), np.empty(lists.path.size, np.int64)
-        count = kernels.leave(weights, moved, reference, lists.skins, step, self.scale, _WIDE, path, leaving)
+        count = kernels.leave(weights, moved, reference, lists.skins, step, self.scale, _WIDE, reach, path, leaving)
         return replace(lists, path=path), leaving[:count]
 
     def best(self, lists: Lists, leaving: Int[np.ndarray, " q"], step: int) -> Float[np.ndarray, " q"]:
