@@ -28,8 +28,8 @@ from widefit.trackers import Minibatches, Trial, Update
 # Neurons of every output from which the length of the first step is foretold: so many that about this number of them
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
 _SCOUT_FIRING, _SCOUT = 128, 4096
-# Neurons that tell how many fire at all: at least so many, and more of them while there are few pairs to look at.
-_SEEN, _SEEN_PAIRS = 1024, 1 << 23
+# Neurons that tell how many fire at all: at least so many, and more of a wide network, but no more pairs than this.
+_SEEN, _SEEN_PART, _SEEN_PAIRS = 1024, 1 << 10, 1 << 23
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -370,7 +370,7 @@ class Training:
 
 def _alive(network: TwoLayer, inputs: np.ndarray) -> float:
     """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
-    seen = min(network.width, max(_SEEN, _SEEN_PAIRS // len(inputs)))
+    seen = min(network.width, max(_SEEN, min(network.width // _SEEN_PART, _SEEN_PAIRS // len(inputs))))
     fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
     alive = float(np.count_nonzero(fire))
     return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)

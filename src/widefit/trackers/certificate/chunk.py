@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Integer
 from widefit.kernels import certificate_rows as kernels
 from widefit.trackers.certificate.corrections import Corrections
 from widefit.trackers.certificate.flips import ChunkFlips, slot_dtype
-from widefit.trackers.certificate.runs import disperse, in_order
+from widefit.trackers.certificate.runs import disperse, in_order, keeps_places
 from widefit.trackers.fire_pattern import Chunk, FirePattern, fitting, word_dtype
 
 
@@ -55,7 +55,7 @@ class Certificates:
     sample, due
         The pairs: one cannot have flipped before the bound of its bucket and sample, and the slot's drift, reach `due`.
     places
-        Where the pairs of each slot begin; None while they stand slot after slot.
+        Where the pairs of each slot begin; None where they stand slot after slot and nobody has asked.
     """
 
     count: Integer[np.ndarray, " slots"]
@@ -70,7 +70,9 @@ class Certificates:
         if self.places is not None:
             return self.places
         dtype = fitting(self.sample.size)
-        return np.cumsum(self.count, dtype=dtype) - self.count.astype(dtype)
+        start = np.cumsum(self.count, dtype=dtype) - self.count.astype(dtype)
+        self.places = start if keeps_places(start.size) else None
+        return start
 
     @classmethod
     def none(cls, slots: int, samples: int) -> "Certificates":
@@ -125,8 +127,8 @@ class CertifiedChunk:
     counts, words
         Fire rows.
     places, room, free
-        Where each row begins, the words it may take there, and the first free word; None while they stand slot after
-        slot and fill the words.
+        Where each row begins, the words it may take there, and the first free word; None where they stand slot after
+        slot and fill the words, of places where nobody has asked.
     bucket
         Of each slot: its certificates hold while it fires on no more samples than the bucket's cap.
     certificates, corrections
@@ -183,7 +185,9 @@ class CertifiedChunk:
 
     def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`counts`, `start`, `words` of the fire rows."""
-        return self.counts, self.pattern().start, self.words
+        start = self.pattern().start[: self.counts.size]
+        self.places = start if self.room is not None or keeps_places(start.size) else None
+        return self.counts, start, self.words
 
     @property
     def nbytes(self) -> int:
@@ -225,7 +229,7 @@ class CertifiedChunk:
         limit, touched = self.pattern().limit, flips.touched()
         counts, start, words = self.rows()
         if self.room is None:
-            start, self.free = start[:-1], words.size
+            self.free = words.size
             self.room = np.minimum(counts, limit)
         need = np.minimum(limit, counts[touched] + np.bincount(flips.slots, minlength=1)[touched])
         more = int(np.minimum(limit, need + need // 4 + 4).sum())

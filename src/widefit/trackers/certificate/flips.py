@@ -66,8 +66,10 @@ class EvaluatedFlips:
         self, coefficients: Float[np.ndarray, " slots"], threshold: float, samples: int
     ) -> Float[np.ndarray, "2 n"]:
         """What they change f and J (W − W₀) by, beyond the linear model."""
-        signed = np.where(self.fires, 1.0, -1.0) * coefficients[self.slots]
         out = np.zeros((2, samples))
+        if self.slots.size == 0:
+            return out
+        signed = np.where(self.fires, 1.0, -1.0) * coefficients[self.slots]
         np.add.at(out[0], self.samples, signed * (self.z - threshold))
         np.add.at(out[1], self.samples, signed * self.y)
         return out

@@ -1,7 +1,8 @@
 """Numbers of slots that stand slot after slot, or dispersed while a few slots change at a time (this project).
 
-What stands slot after slot needs no places: they are summed up when asked for. A slot that outgrows its place moves to
-the end, and from then on places are kept, until so many slots have moved that all are put in order again.
+What stands slot after slot needs no places: they are summed up when asked for, and large chunks forget them again. A
+slot that outgrows its place moves to the end, and from then on places are kept, until so many slots have moved that all
+are put in order again.
 """
 
 import numpy as np
@@ -12,9 +13,14 @@ from jaxtyping import Int, Integer
 _FEW, _LARGE = 1 / 8, 1 << 14
 
 
+def keeps_places(slots: int) -> bool:
+    """True where so few slots are in a chunk that places are rather kept than summed up again."""
+    return slots < _LARGE
+
+
 def disperse(changed: int, slots: int) -> bool:
     """True where it pays to let slots that change move away from the others."""
-    return slots < _LARGE and changed <= _FEW * slots
+    return keeps_places(slots) and changed <= _FEW * slots
 
 
 def in_order(start: Int[np.ndarray, " slots"], sizes: Integer[np.ndarray, " slots"]) -> Int[np.ndarray, " numbers"]:
