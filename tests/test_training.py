@@ -14,6 +14,7 @@ from widefit.callbacks import Callback
 from widefit.gram import DenseGram
 from widefit.history import History
 from widefit.nn import TwoLayer
+from widefit.plan import TwoLayerShape, plan_two_layer
 from widefit.rules import GaussNewton, Linearization, Objective
 from widefit.solvers import Cholesky
 from widefit.training import Training
@@ -238,6 +239,26 @@ def test_auto_takes_the_tracker_that_pays_for_the_rule():
         training = Training(TwoLayer(64, 512, seed=0), inputs, targets, rule=rule)
         chosen[rule] = next(choice.chosen for choice in training.plan.choices if choice.what == "tracker")
     assert chosen == {"gradient-descent": "verlet-list", "sgd": "dense"}
+
+
+@pytest.mark.parametrize(
+    ("change", "chosen", "said"),
+    [
+        ({}, "verlet-list", "with lists of near pairs"),
+        ({"width": 2**10}, "dense", "with lists of near pairs"),
+        ({"firing": 0.5}, "dense", "with lists of near pairs"),
+        ({"along_samples": False}, "dense", "a pass takes"),
+    ],
+)
+def test_auto_takes_lists_for_wide_networks_that_fire_rarely(change, chosen, said):
+    shape = {"width": 2**16, "firing": 0.02, "along_samples": True} | change
+    plan, _, _ = plan_two_layer(
+        TwoLayerShape(1000, 64, outputs=1, itemsize=4, anchored=False, second_order=False, minibatches=True, **shape),
+        "auto", "auto", 2, 10**10,
+    )  # fmt: skip
+    (choice,) = plan.choices
+    assert choice.chosen == chosen
+    assert said in choice.reason
 
 
 def test_what_cannot_fit_is_refused_before_it_starts():

@@ -87,6 +87,8 @@ class TwoLayerShape:
         Part of the neurons that fire on some sample.
     minibatches
         True for rules whose steps look at a few of the samples, and which never ask for H of more than a few.
+    along_samples
+        True where these steps move the first layer alone, along the samples, and none are kept (`Minibatches.plain`).
     """
 
     samples: int
@@ -102,6 +104,7 @@ class TwoLayerShape:
     perturbed: bool = False
     alive: float = 1.0
     minibatches: bool = False
+    along_samples: bool = False
 
     def bytes_needed(self, solver: str, threads: int, tracker: str = "dense") -> int:
         """Peak memory of a run."""
@@ -127,11 +130,12 @@ class TwoLayerShape:
             "data-tree": 3 * pairs * self.itemsize,
             "half-space-tree": 3 * weights + pairs // 4,
             # Weights where lists were made, and after a step, all in float64 unless W₀ is kept; lists before and after
-            # it, long ones early in a run; K, and half of N.
+            # it, long ones early in a run; K, and half of N. An epoch of minibatches has margins, pairs in the
+            # order of the visits and rows beside them, and no K.
             "verlet-list": (2 * weights if self.anchored else 24 * self.width * self.features)
             + 80 * self.width
-            + int(6 * pairs * min(1.0, 6 * self.firing))
-            + (8 + 4 * self.outputs) * self.samples**2 * (not self.anchored),
+            + int((15 if self.minibatches else 6) * pairs * min(1.0, 6 * self.firing))
+            + (8 + 4 * self.outputs) * self.samples**2 * (not self.anchored and not self.minibatches),
         }
         return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
 
@@ -175,6 +179,12 @@ class TwoLayerShape:
         pair = 2 * self.features / _FLOPS + _SCAN
         return self.width * self.samples * pair / threads
 
+    def seconds_of_an_epoch(self, threads: int) -> float:
+        """Minibatches that go by lists of near pairs: a pair costs more the more samples its neuron fires on."""
+        fired = self.firing * self.samples
+        pair = _PAIR + _FEATURE * self.features + _ADDITION * min(fired, self.firing * 1024)
+        return _VISIT * self.samples + self.width * fired * pair / threads
+
 
 # What a plan says of a rule that averages.
 AVERAGED = Choice(
@@ -185,6 +195,9 @@ FEW = 2048
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the
 # certificate tracker with all that is looked at for it. The last, on two cores: seconds a run takes it at any width.
 _FLOPS, _SCAN, _FLIP, _FIXED = 1e11, 2.3e-9, 1.2e-6, 0.3
+# Passes that the products of an epoch of minibatches, and the pass that ends it, are worth. Seconds an epoch takes
+# lists of near pairs for a sample, and on one core for a pair that fires, its features, and others of its neuron.
+_EPOCH, _VISIT, _PAIR, _FEATURE, _ADDITION = 1.4, 8e-6, 7e-8, 4.5e-10, 1e-9
 # Passes of a dense Gauss-Newton run.
 _PASSES = 6
 # Certificates for every pair that flips in a run, of which so many are looked at, and part of the pairs from which the
@@ -206,8 +219,13 @@ def _choose_tracker(
     name = solver if isinstance(solver, str) and solver != "auto" else "cholesky"
     if not shape.second_order:
         said = f"many short steps; a pass takes about {one:.2g} s"
-        if shape.minibatches:
+        if shape.minibatches and not shape.along_samples:
             return trackers.Dense, said
+        if shape.minibatches:
+            dense, sparse = _EPOCH * one, shape.seconds_of_an_epoch(threads)
+            said = f"an epoch takes about {dense:.2g} s of products, {sparse:.2g} s with lists of near pairs"
+            if dense <= sparse:
+                return trackers.Dense, said
         if shape.bytes_needed(name, threads, "verlet-list") > memory:
             return trackers.Dense, f"{said}, and lists of near pairs do not fit in memory"
         return trackers.VerletList, said

@@ -310,6 +310,8 @@ class Training:
             perturbed=self._rule.perturbs,
             alive=_alive(self.network, self._inputs),
             minibatches=isinstance(self._rule, rules.SGD),
+            along_samples=self._objective.alpha == 0
+            and not (self._rule.train_readout or self._rule.averages or self._rule.perturbs),
         )
         return plan_two_layer(shape, tracker, solver, self._threads, memory)
 

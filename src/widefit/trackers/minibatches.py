@@ -110,6 +110,12 @@ class Minibatches:
         return attack(self.adversary, self.loss, self.targets[self.batch(step)], x, outputs, evaluate, pull_back)
 
     @property
+    def plain(self) -> bool:
+        """True when the steps move the first layer alone, along the samples as they are, and none are kept."""
+        kept = self.average is not None and self.averaged is not None
+        return not (self.trains_readout or self.shrinks or kept or self.adversary is not None)
+
+    @property
     def shrinks(self) -> bool:
         """True when some batch moves every neuron."""
         return self.shrink is not None and bool(np.any(self.shrink))

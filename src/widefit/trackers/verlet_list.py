@@ -27,7 +27,8 @@ class VerletList(Tracker):
     A wide skin lasts long, and its list is long. With a speed v_r, and ρ pairs a unit of distance next to the
     threshold, R_r = √(price n v_r / ρ) takes the least time. Skins change what a run costs, never a bit of what it
     finds. Memory: the weights three times in float64, the lists, and n² numbers; with a ridge, which has no such steps,
-    the weights twice more, and the lists.
+    the weights twice more, and the lists. Minibatches go by the lists as well (`widefit.trackers.list_epochs`), in the
+    dtype of the network: which neurons have left their skins shows in the rounding of those steps.
 
     Parameters
     ----------

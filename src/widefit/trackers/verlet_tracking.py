@@ -19,6 +19,7 @@ from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern
 from widefit.trackers.inner_steps import Ahead, Carried, InnerStep, InnerSteps, NearPairs, half_of
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
+from widefit.trackers.list_epochs import ListEpochs
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.near_lists import Lists, Skins
 from widefit.trackers.outlook import Forecast, Outlook
@@ -56,6 +57,7 @@ class VerletListTracking(Tracking):
     ):
         refuse_unstored(_NAME, network)
         self._network, self._threads, self._layer = network, threads, replace(Layer.of(network), anchor=anchor)
+        self._given, self._epochs, self._begun = inputs, None, 0
         # Weights of our own, in float64: the network's stay where they are until they are asked for.
         self._own = anchor is None
         if self._own:
@@ -88,7 +90,7 @@ class VerletListTracking(Tracking):
     # A trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
-        if self._layer.anchor is None and not np.any(update.shrink) and self._look_ahead(update.g, gram):
+        if self._own and not np.any(update.shrink) and self._look_ahead(update.g, gram):
             steps = [
                 inner.propose(np.ascontiguousarray(update.g[:, output]), self._threads, self._executor)
                 for output, inner in enumerate(self._inner)
@@ -309,16 +311,51 @@ class VerletListTracking(Tracking):
     # Stochastic steps.
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
-        """As with `Dense`, the steps look at the samples of each batch alone; the lists are made anew in the end."""
+        """Steps along the samples go by the lists (`ListEpochs`), but for the first, from which their speed is known.
+
+        Others look at the samples of each batch alone, as with `Dense`, and the lists are made anew in the end.
+        """
         self._fold()
-        descend(self._layer, self._inputs, minibatches, self._threads)
-        if minibatches.trains_readout:
-            write_readout(self._layer.coefficients, self._network)
         gram.follow(None)
-        trial = self._over_blocks(self._anew, None)
-        self._take(trial)
-        self._flips += trial.flips
-        return trial.flips
+        if self._layer.anchor is not None or not minibatches.plain:
+            descend(self._layer, self._inputs, minibatches, self._threads)
+            if minibatches.trains_readout:
+                write_readout(self._layer.coefficients, self._network)
+            trial = self._over_blocks(self._anew, None)
+            self._take(trial)
+            self._flips += trial.flips
+            return trial.flips
+        epochs = self._by_lists()
+        self._step += 1
+        self._begun += 1
+        if self._begun > 1:
+            epoch = epochs.descend(minibatches, self._lists, self._step)
+        else:
+            descend(self._layer, self._inputs, minibatches, self._threads)
+            epoch = epochs.settle(self._lists, self._step)
+            self._evaluated += self._layer.weight.shape[0] * minibatches.samples.size
+            self._passes += 1
+        self._lists, self.outputs, self._proposed = epoch.lists, epoch.outputs, None
+        self._evaluated += epoch.evaluated
+        self._renewed += epoch.renewed
+        self._flips += epoch.flips
+        return epoch.flips
+
+    def _by_lists(self) -> ListEpochs:
+        """Epochs of minibatches, in the dtype of the network: rounding of float64 would not show in their noise."""
+        if self._epochs is None:
+            if self._own:
+                self.write_weights(self._network.weight.detach().numpy())
+                self._own, self._inputs, self._layer = False, self._given, Layer.of(self._network)
+            dtype = self._layer.weight.dtype
+            self._reference, self._moved = self._reference.astype(dtype), self._moved.astype(dtype)
+            self._skins = replace(Skins.over(self._inputs, self._layer.threshold), scale=self._skins.scale)
+            # Lists that do not allow for its rounding are not good for another step.
+            self._lists = [replace(lists, skin=np.full(lists.skin.size, -1.0)) for lists in self._lists]
+            self._epochs = ListEpochs(
+                self._layer, self._inputs, self._skins, self._reference, self._blocks, self._threads
+            )
+        return self._epochs
 
     # What others see.
 
@@ -349,6 +386,8 @@ class VerletListTracking(Tracking):
 
     def state(self) -> dict[str, np.ndarray]:
         """The weights where inner steps began, and those; nothing as long as the network has the weights."""
+        if self._epochs is not None:
+            return {"begun": np.array([self._begun])} | self._epochs.state(self._lists)
         if not self._own:
             return {}
         with self.materialized():
@@ -358,6 +397,10 @@ class VerletListTracking(Tracking):
             return held
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
+        if "begun" in state:
+            self._lists, self._begun = self._by_lists().restored(state), int(state["begun"][0])
+            self._step += self._begun
+            return
         self._layer.weight[:] = state["weight"]
         self._take(self._over_blocks(self._anew, None))
         self.outputs = state["outputs"].copy()
@@ -375,7 +418,10 @@ class VerletListTracking(Tracking):
             pairs_evaluated=self._evaluated,
             flips=self._flips,
             firing_pairs=sum(int(np.count_nonzero(lists.fires)) for lists in self._lists),
-            bytes_held=listed + self._reference.nbytes + self._moved.nbytes,
+            bytes_held=listed
+            + self._reference.nbytes
+            + self._moved.nbytes
+            + (self._epochs.nbytes if self._epochs else 0),
             keys_updated=self._renewed,
         )
 
