@@ -129,15 +129,21 @@ class TwoLayerShape:
             "weight-tree": 3 * pairs * self.itemsize,
             "data-tree": 3 * pairs * self.itemsize,
             "half-space-tree": 3 * weights + pairs // 4,
-            # Weights where lists were made, and after a step, all in float64 unless W₀ is kept; lists before and after
-            # it, long ones early in a run; K, and half of N. An epoch of minibatches has margins, pairs in the
-            # order of the visits and rows beside them, and no K.
-            "verlet-list": (2 * weights if self.anchored else 24 * self.width * self.features)
-            + 80 * self.width
-            + int((15 if self.minibatches else 6) * pairs * min(1.0, 6 * self.firing))
-            + (8 + 4 * self.outputs) * self.samples**2 * (not self.anchored and not self.minibatches),
+            "verlet-list": self._list_bytes(),
         }
         return int(2 * self.width * row) + weights * int(self.anchored) + trees.get(tracker, 0)
+
+    def _list_bytes(self) -> int:
+        """Weights where lists were made and after a step, lists before and after it, long ones early in a run."""
+        weights, fixed = self.width * self.features, 80 * self.width
+        listed = self.width * self.samples * min(1.0, 6 * self.firing)
+        # All in float64 unless W₀ is kept.
+        steps = (2 * weights * self.itemsize if self.anchored else 24 * weights) + fixed + int(6 * listed)
+        if self.minibatches:
+            # An epoch by lists has the dtype of the network, and margins, pairs in the order of the visits and rows.
+            return max(steps, 2 * weights * self.itemsize + fixed + int(15 * listed))
+        # K, and half of N.
+        return steps + (8 + 4 * self.outputs) * self.samples**2 * (not self.anchored)
 
     def _certificate_bytes(self, threads: int) -> int:
         """Neurons that are alive with their fire rows and certificates, and the longest step in the making."""

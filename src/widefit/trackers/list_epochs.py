@@ -20,6 +20,7 @@ from jaxtyping import Float
 from widefit.kernels import list_epochs as kernels
 from widefit.kernels import near_lists
 from widefit.kernels.threads import ordered_map, serial_blas, team
+from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk
 from widefit.trackers.layer import Layer
 from widefit.trackers.list_visits import NeuronVisits, Visits
@@ -84,10 +85,11 @@ class ListEpochs:
     ):
         self._layer, self._inputs, self._skins, self._reference = layer, inputs, skins, reference
         self._blocks, self._threads = blocks, threads
+        self._begun = 0
         self._known: tuple[list[Lists], list[np.ndarray]] = [], []
 
     def descend(self, minibatches: Minibatches, lists: list[Lists], step: int) -> Epoch:
-        """Take the steps.
+        """Take the steps; the first ones as with `Dense`, wherever the weights were when the lists were made.
 
         Parameters
         ----------
@@ -98,6 +100,12 @@ class ListEpochs:
         step
             What the lists count as a step.
         """
+        self._begun += 1
+        if self._begun == 1:
+            # Speeds are not known yet.
+            descend(self._layer, self._inputs, minibatches, self._threads)
+            far = [replace(own, path=np.full(own.path.size, np.inf)) for own in lists]
+            return self._settle(lists, far, step, self._layer.weight.shape[0] * minibatches.samples.size)
         margins = self._margins(lists)
         parts = [NeuronVisits(self._layer, self._reference, own, lists, margins) for own in _dealt(self._blocks)]
         edges = [share * len(parts) // self._threads for share in range(self._threads + 1)]
@@ -127,10 +135,10 @@ class ListEpochs:
         moved = [replace(own, path=path[block.rows]) for block, own in zip(self._blocks, lists, strict=True)]
         return self._settle(lists, moved, step, sum(part.sampled for part in parts))
 
-    def settle(self, lists: list[Lists], step: int) -> Epoch:
-        """Who fires where the weights are now, wherever they were when the lists were made."""
-        far = [replace(own, path=np.full(own.path.size, np.inf)) for own in lists]
-        return self._settle(lists, far, step, 0)
+    @property
+    def begun(self) -> int:
+        """How many there have been."""
+        return self._begun
 
     @property
     def nbytes(self) -> int:
@@ -140,11 +148,13 @@ class ListEpochs:
     def state(self, lists: list[Lists]) -> dict[str, np.ndarray]:
         """What decides when neurons leave their skins."""
         skins = [np.concatenate(parts) for parts in zip(*(own.skins for own in lists), strict=True)]
-        return {"reference": self._reference, "skins": np.stack(skins), "scale": np.array([self._skins.scale])}
+        numbers = np.array([self._begun, self._skins.scale])
+        return {"epochs": numbers, "reference": self._reference, "skins": np.stack(skins)}
 
     def restored(self, state: dict[str, np.ndarray]) -> list[Lists]:
         """The lists of an earlier run, who fires included."""
-        self._reference[:], self._skins = state["reference"], replace(self._skins, scale=float(state["scale"][0]))
+        self._begun, scale = int(state["epochs"][0]), float(state["epochs"][1])
+        self._reference[:], self._skins = state["reference"], replace(self._skins, scale=scale)
         layer, samples = self._layer, self._inputs.shape[0]
 
         def restore(block: Chunk) -> Lists:

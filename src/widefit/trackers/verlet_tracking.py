@@ -57,7 +57,7 @@ class VerletListTracking(Tracking):
     ):
         refuse_unstored(_NAME, network)
         self._network, self._threads, self._layer = network, threads, replace(Layer.of(network), anchor=anchor)
-        self._given, self._epochs, self._begun = inputs, None, 0
+        self._given, self._epochs = inputs, None
         # Weights of our own, in float64: the network's stay where they are until they are asked for.
         self._own = anchor is None
         if self._own:
@@ -327,14 +327,8 @@ class VerletListTracking(Tracking):
             return trial.flips
         epochs = self._by_lists()
         self._step += 1
-        self._begun += 1
-        if self._begun > 1:
-            epoch = epochs.descend(minibatches, self._lists, self._step)
-        else:
-            descend(self._layer, self._inputs, minibatches, self._threads)
-            epoch = epochs.settle(self._lists, self._step)
-            self._evaluated += self._layer.weight.shape[0] * minibatches.samples.size
-            self._passes += 1
+        self._passes += epochs.begun == 0
+        epoch = epochs.descend(minibatches, self._lists, self._step)
         self._lists, self.outputs, self._proposed = epoch.lists, epoch.outputs, None
         self._evaluated += epoch.evaluated
         self._renewed += epoch.renewed
@@ -387,7 +381,7 @@ class VerletListTracking(Tracking):
     def state(self) -> dict[str, np.ndarray]:
         """The weights where inner steps began, and those; nothing as long as the network has the weights."""
         if self._epochs is not None:
-            return {"begun": np.array([self._begun])} | self._epochs.state(self._lists)
+            return self._epochs.state(self._lists)
         if not self._own:
             return {}
         with self.materialized():
@@ -397,9 +391,10 @@ class VerletListTracking(Tracking):
             return held
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        if "begun" in state:
-            self._lists, self._begun = self._by_lists().restored(state), int(state["begun"][0])
-            self._step += self._begun
+        if "epochs" in state:
+            epochs = self._by_lists()
+            self._lists = epochs.restored(state)
+            self._step += epochs.begun
             return
         self._layer.weight[:] = state["weight"]
         self._take(self._over_blocks(self._anew, None))
