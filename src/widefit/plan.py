@@ -135,15 +135,14 @@ class TwoLayerShape:
 
     def _list_bytes(self) -> int:
         """Weights where lists were made and after a step, lists before and after it, long ones early in a run."""
-        weights, fixed = self.width * self.features, 80 * self.width
-        listed = self.width * self.samples * min(1.0, 6 * self.firing)
-        # All in float64 unless W₀ is kept.
-        steps = (2 * weights * self.itemsize if self.anchored else 24 * weights) + fixed + int(6 * listed)
+        fixed, listed = 80 * self.width, self.width * self.samples * min(1.0, 6 * self.firing)
+        if self.anchored:
+            return 2 * self.width * self.features * self.itemsize + fixed + int(6 * listed)
+        # In float64 without W₀; and K and half of N, or for minibatches margins, and pairs in the order of the visits.
+        steps = 24 * self.width * self.features + fixed
         if self.minibatches:
-            # An epoch by lists has the dtype of the network, and margins, pairs in the order of the visits and rows.
-            return max(steps, 2 * weights * self.itemsize + fixed + int(15 * listed))
-        # K, and half of N.
-        return steps + (8 + 4 * self.outputs) * self.samples**2 * (not self.anchored)
+            return steps + int(23 * listed)
+        return steps + int(6 * listed) + (8 + 4 * self.outputs) * self.samples**2
 
     def _certificate_bytes(self, threads: int) -> int:
         """Neurons that are alive with their fire rows and certificates, and the longest step in the making."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern
 from widefit.trackers.inner_steps import Ahead, Carried, InnerStep, InnerSteps, NearPairs, half_of
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
+from widefit.trackers.list_blocks import BlockTrial, blocks_of
 from widefit.trackers.list_epochs import ListEpochs
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.near_lists import Lists, Skins
@@ -29,18 +30,6 @@ _NAME = "verlet-list"
 _FIRST_SKIN = 0.1
 # A product with H has to be cheaper than a step on lists: n² / m k d / this.
 _DEAR = 2
-
-
-@dataclass(frozen=True)
-class _BlockTrial:
-    chunk: Chunk
-    lists: Lists
-    leaving: Int[np.ndarray, " q"]
-    outputs: Float[np.ndarray, " n"]
-    flips: int
-    response: Float[np.ndarray, " n"] | None
-    squared_norm: float
-    near: NearPairs | None = None
 
 
 class VerletListTracking(Tracking):
@@ -57,7 +46,7 @@ class VerletListTracking(Tracking):
     ):
         refuse_unstored(_NAME, network)
         self._network, self._threads, self._layer = network, threads, replace(Layer.of(network), anchor=anchor)
-        self._given, self._epochs = inputs, None
+        self._epochs: ListEpochs | None = None
         # Weights of our own, in float64: the network's stay where they are until they are asked for.
         self._own = anchor is None
         if self._own:
@@ -73,7 +62,7 @@ class VerletListTracking(Tracking):
         self._step = self._passes = self._evaluated = self._renewed = self._flips = 0
         self._proposed: Trial | None = None
         self._skins = Skins.over(inputs, self._layer.threshold)
-        self._blocks = _blocks(self._layer.groups, block_rows(samples))
+        self._blocks = blocks_of(self._layer.groups, block_rows(samples))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="widefit")
         self._inner: list[InnerSteps] = []
         self._similarity: np.ndarray | None = None
@@ -90,7 +79,7 @@ class VerletListTracking(Tracking):
     # A trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
-        if self._own and not np.any(update.shrink) and self._look_ahead(update.g, gram):
+        if self._layer.anchor is None and not np.any(update.shrink) and self._look_ahead(update.g, gram):
             steps = [
                 inner.propose(np.ascontiguousarray(update.g[:, output]), self._threads, self._executor)
                 for output, inner in enumerate(self._inner)
@@ -101,12 +90,12 @@ class VerletListTracking(Tracking):
         self._proposed = self._over_blocks(partial(self._follow, update), update)
         return self._proposed
 
-    def _over_blocks(self, trial_of: Callable[[tuple[Chunk, Lists]], _BlockTrial], update: Update | None) -> Trial:
+    def _over_blocks(self, trial_of: Callable[[tuple[Chunk, Lists]], BlockTrial], update: Update | None) -> Trial:
         """What becomes of every block; no update: nothing moves, and all neurons are looked at."""
         samples, outputs = self._inputs.shape[0], self._layer.silent.size
         result = np.tile(self._layer.silent, (samples, 1))
         displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
-        parts: list[_BlockTrial] = []
+        parts: list[BlockTrial] = []
         self._step += 1
         with serial_blas():
             work = zip(self._blocks, self._lists, strict=True)
@@ -128,7 +117,7 @@ class VerletListTracking(Tracking):
             payload=parts,
         )
 
-    def _anew(self, work: tuple[Chunk, Lists]) -> _BlockTrial:
+    def _anew(self, work: tuple[Chunk, Lists]) -> BlockTrial:
         """One block where it is, with new lists."""
         block, lists = work
         self._moved[block.rows] = self._layer.weight[block.rows]
@@ -136,7 +125,7 @@ class VerletListTracking(Tracking):
             everyone = np.arange(lists.path.size)
             return self._evaluate(block, lists, everyone, np.full(everyone.size, self._skin))
 
-    def _follow(self, update: Update, work: tuple[Chunk, Lists]) -> _BlockTrial:
+    def _follow(self, update: Update, work: tuple[Chunk, Lists]) -> BlockTrial:
         """One block after an update, into `_moved`."""
         block, lists = work
         layer, output = self._layer, block.output
@@ -152,7 +141,7 @@ class VerletListTracking(Tracking):
 
     def _evaluate(
         self, block: Chunk, lists: Lists, leaving: Int[np.ndarray, " q"], skin: Float[np.ndarray, " q"]
-    ) -> _BlockTrial:
+    ) -> BlockTrial:
         """Who fires at the weights in `_moved`, once some lists have been made anew."""
         layer, moved = self._layer, self._moved[block.rows]
         coefficients, outputs = layer.coefficients[block.rows], np.zeros(self._inputs.shape[0])
@@ -160,10 +149,10 @@ class VerletListTracking(Tracking):
         kernels.evaluate(moved, self._inputs, layer.threshold, coefficients, after.entries, outputs, np.empty(0))
         flips = lists.flips(after, leaving, outputs.size)
         if layer.anchor is None:
-            return _BlockTrial(block, after, leaving, outputs, flips, None, 0.0)
+            return BlockTrial(block, after, leaving, outputs, flips, None, 0.0)
         offset, response = moved - layer.anchor[block.rows], np.zeros_like(outputs)
         kernels.respond(offset, self._inputs, coefficients, after.entries, response)
-        return _BlockTrial(block, after, leaving, outputs, flips, response, float(np.vdot(offset, offset)))
+        return BlockTrial(block, after, leaving, outputs, flips, response, float(np.vdot(offset, offset)))
 
     def _anchor(self, block: Chunk) -> Float[np.ndarray, "rows d"]:
         weight, anchor = self._layer.weight, self._layer.anchor
@@ -207,7 +196,7 @@ class VerletListTracking(Tracking):
             self._fold()
         return pays
 
-    def _look(self, forecasts: list[Forecast], carried: list[Carried], work: tuple[Chunk, Lists]) -> _BlockTrial:
+    def _look(self, forecasts: list[Forecast], carried: list[Carried], work: tuple[Chunk, Lists]) -> BlockTrial:
         """One block where inner steps have taken it, and its pairs that the next ones can take to the threshold."""
         block, lists = work
         weights, moved, forecast = self._layer.weight[block.rows], self._moved[block.rows], forecasts[block.output]
@@ -227,10 +216,10 @@ class VerletListTracking(Tracking):
                 inner_steps.restore(after.entries, *brought)
             near, reached = ahead.near(after, margins, self._skins.norms, rounding)
             if near is None:
-                return _BlockTrial(block, after, leaving, outputs, 0, None, 0.0)
+                return BlockTrial(block, after, leaving, outputs, 0, None, 0.0)
             short = after.path + reached > after.skin
             if not np.any(short & (reached > 0)):
-                return _BlockTrial(
+                return BlockTrial(
                     block, after, leaving, outputs, 0, None, 0.0, NearPairs.of(block, after, margins, near)
                 )
             far = np.where(short, 1.5 * reached, far)
@@ -297,7 +286,7 @@ class VerletListTracking(Tracking):
         self._outlook.passed(trial.update.g)
 
     def _take(self, trial: Trial) -> None:
-        def write(work: tuple[Chunk, _BlockTrial]) -> None:
+        def write(work: tuple[Chunk, BlockTrial]) -> None:
             block, part = work
             moved = self._moved[block.rows]
             self._layer.weight[block.rows] = moved
@@ -336,16 +325,7 @@ class VerletListTracking(Tracking):
         return epoch.flips
 
     def _by_lists(self) -> ListEpochs:
-        """Epochs of minibatches, in the dtype of the network: rounding of float64 would not show in their noise."""
         if self._epochs is None:
-            if self._own:
-                self.write_weights(self._network.weight.detach().numpy())
-                self._own, self._inputs, self._layer = False, self._given, Layer.of(self._network)
-            dtype = self._layer.weight.dtype
-            self._reference, self._moved = self._reference.astype(dtype), self._moved.astype(dtype)
-            self._skins = replace(Skins.over(self._inputs, self._layer.threshold), scale=self._skins.scale)
-            # Lists that do not allow for its rounding are not good for another step.
-            self._lists = [replace(lists, skin=np.full(lists.skin.size, -1.0)) for lists in self._lists]
             self._epochs = ListEpochs(
                 self._layer, self._inputs, self._skins, self._reference, self._blocks, self._threads
             )
@@ -380,24 +360,23 @@ class VerletListTracking(Tracking):
 
     def state(self) -> dict[str, np.ndarray]:
         """The weights where inner steps began, and those; nothing as long as the network has the weights."""
-        if self._epochs is not None:
-            return self._epochs.state(self._lists)
         if not self._own:
             return {}
         with self.materialized():
             held = {"weight": self._layer.weight, "outputs": self.outputs} | self._outlook.state()
+            if self._epochs is not None:
+                held |= self._epochs.state(self._lists)
             for output, inner in enumerate(self._inner):
                 held |= {f"{output}.{name}": array for name, array in inner.state().items()}
             return held
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        if "epochs" in state:
-            epochs = self._by_lists()
-            self._lists = epochs.restored(state)
-            self._step += epochs.begun
-            return
         self._layer.weight[:] = state["weight"]
-        self._take(self._over_blocks(self._anew, None))
+        if "epochs" in state:
+            self._lists = self._by_lists().restored(state)
+            self._step += self._by_lists().begun
+        else:
+            self._take(self._over_blocks(self._anew, None))
         self.outputs = state["outputs"].copy()
         self._outlook.restore(state)
         for output in range(self._layer.silent.size):
@@ -419,12 +398,3 @@ class VerletListTracking(Tracking):
             + (self._epochs.nbytes if self._epochs else 0),
             keys_updated=self._renewed,
         )
-
-
-def _blocks(groups: Sequence[tuple[int, int]], rows: int) -> list[Chunk]:
-    """The neurons of every output, `rows` at a time."""
-    return [
-        Chunk(low, min(low + rows, last), output)
-        for output, (first, last) in enumerate(groups)
-        for low in range(first, last, rows)
-    ]
