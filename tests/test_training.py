@@ -245,15 +245,18 @@ def test_auto_takes_the_tracker_that_pays_for_the_rule():
     ("change", "chosen", "said"),
     [
         ({}, "verlet-list", "with lists of near pairs"),
-        ({"width": 2**10}, "dense", "with lists of near pairs"),
+        ({"width": 2**14}, "dense", "with lists of near pairs"),
         ({"firing": 0.5}, "dense", "with lists of near pairs"),
         ({"along_samples": False}, "dense", "a pass takes"),
+        ({"samples": 10_000}, "dense", "a pass takes"),
     ],
 )
 def test_auto_takes_lists_for_wide_networks_that_fire_rarely(change, chosen, said):
-    shape = {"width": 2**16, "firing": 0.02, "along_samples": True} | change
+    shape = {"samples": 1000, "width": 2**18, "firing": 0.02, "along_samples": True} | change
     plan, _, _ = plan_two_layer(
-        TwoLayerShape(1000, 64, outputs=1, itemsize=4, anchored=False, second_order=False, minibatches=True, **shape),
+        TwoLayerShape(
+            features=64, outputs=1, itemsize=4, anchored=False, second_order=False, minibatches=True, **shape
+        ),
         "auto", "auto", 2, 10**10,
     )  # fmt: skip
     (choice,) = plan.choices
