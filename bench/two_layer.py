@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from two_layer_runs import Fit, accuracy, dense_network, fit
 
 from widefit.memory import available_memory
 from widefit.nn import TwoLayer
+from widefit.trackers import Certificate
 
 WIDTHS = {"quick": (12, 14, 16), "default": tuple(range(12, 21)), "full": tuple(range(12, 23))}
 FIRST_ORDER_WIDTHS = {"quick": (14,), "default": (14, 16, 18, 20), "full": tuple(range(14, 21))}
@@ -27,6 +29,8 @@ REPEATS = {"quick": 3, "default": 5, "full": 5}
 LIMITS = {"quick": 2.0, "default": 120.0, "full": 600.0}
 TOLERANCE = 1e-10
 MAX_STEPS = 20
+# Steps of the runs that tell what a step on certificates takes, and how many runs.
+FOLLOWED, FOLLOWED_RUNS = 5, 3
 # Rows of W a product at a time: the fastest of 256, 1024 and all of them on the machine this was written on.
 GEMM_ROWS = 1024
 
@@ -128,11 +132,33 @@ def _width(
             break
     product = bare_product(start, inputs)
     right, memory = accuracy(network, problem), _peak_memory(exponent, tracker)
-    return _figures(exponent, ours, theirs, held, product, right, memory)
+    return _figures(exponent, ours, theirs, held, product, right, memory, _followed(network, start, problem))
+
+
+def _followed(network: TwoLayer, start: Tensor, problem: Problem) -> dict[str, float]:
+    """Seconds of the steps on certificates, each by its number: the later ones flip fewer pairs, at any width."""
+    runs = []
+    for _ in range(FOLLOWED_RUNS):
+        with torch.no_grad():
+            network.weight.copy_(start)
+        # The first step is a pass, at any width.
+        steps = fit(network, problem, tracker=Certificate(first=0.0), tol=0.0, max_iter=FOLLOWED).steps
+        runs.append([after.seconds - before.seconds for before, after in pairwise(steps)][1:])
+    return {
+        f"step {number} on certificates": statistics.median(seconds)
+        for number, seconds in enumerate(zip(*runs, strict=True), 2)
+    }
 
 
 def _figures(
-    exponent: int, ours: list[Fit], theirs: list[Timed], held: int, product: float, right: float, memory: float
+    exponent: int,
+    ours: list[Fit],
+    theirs: list[Timed],
+    held: int,
+    product: float,
+    right: float,
+    memory: float,
+    followed: dict[str, float],
 ) -> tuple[list[dict], dict[str, float], dict]:
     m = f"m = 2^{exponent}"
     seconds = statistics.median(run.seconds for run in ours)
@@ -144,12 +170,9 @@ def _figures(
         entry(f"bare product W Xᵀ, {m}", product, "s"),
         entry(f"fit in bare products, {m}", seconds / product, "products"),
     ]
-    points = {"fit": seconds, "dense torch fit": dense, "bare product": product}
-    lazy = [spent for run in ours for spent in run.after_last_pass()]
-    if lazy:
-        points["step after the last full pass"] = statistics.median(lazy)
-        figures.append(entry(f"step after the last full pass, {m}", statistics.median(lazy), "s"))
+    points = {"fit": seconds, "dense torch fit": dense, "bare product": product} | followed
     figures += [
+        *(entry(f"{title}, {m}", spent, "s") for title, spent in followed.items()),
         entry(f"steps, {m}", steps, f"of which {sum(info.rebased for info in ours[0].steps)} full passes"),
         entry(f"loss reached, {m}", ours[0].loss, "mean squared residual"),
         entry(

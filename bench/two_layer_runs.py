@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -56,11 +55,6 @@ class Fit:
     def loop_seconds(self) -> float:
         """The steps alone."""
         return self.steps[-1].seconds - self.steps[0].seconds
-
-    def after_last_pass(self) -> list[float]:
-        """Seconds of each step after the last one that looked at all neurons."""
-        last = max((number for number, info in enumerate(self.steps) if info.rebased), default=0)
-        return [after.seconds - before.seconds for before, after in pairwise(self.steps[last:])]
 
     def seconds_for(self, steps: int) -> float:
         """Time of so many steps: as measured, but for a run that the limit ended, which goes on at its mean pace."""
