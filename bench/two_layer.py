@@ -260,7 +260,8 @@ def draw(result: dict, path: Path) -> None:
                 axes.loglog(*zip(*points, strict=True), "o--" if "dense" in label else "o-", label=shown)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="width m", ylabel="seconds", title=title)
-        axes.legend()
+        # Below, where no curve is.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small")
     figure.savefig(path)
     plt.close(figure)
 
