@@ -135,18 +135,19 @@ def _width(
     return _figures(exponent, ours, theirs, held, product, right, memory, _followed(network, start, problem))
 
 
-def _followed(network: TwoLayer, start: Tensor, problem: Problem) -> dict[str, float]:
-    """Seconds of the steps on certificates, each by its number: the later ones flip fewer pairs, at any width."""
-    runs = []
+def _followed(network: TwoLayer, start: Tensor, problem: Problem) -> dict[str, tuple[float, int | None]]:
+    """Seconds and flips of the steps on certificates, each by its number: later ones flip fewer pairs, at any width."""
+    runs, flips = [], []
     for _ in range(FOLLOWED_RUNS):
         with torch.no_grad():
             network.weight.copy_(start)
         # The first step is a pass, at any width.
         steps = fit(network, problem, tracker=Certificate(first=0.0), tol=0.0, max_iter=FOLLOWED).steps
         runs.append([after.seconds - before.seconds for before, after in pairwise(steps)][1:])
+        flips = [info.flips for info in steps[2:]]
     return {
-        f"step {number} on certificates": statistics.median(seconds)
-        for number, seconds in enumerate(zip(*runs, strict=True), 2)
+        f"step {number} on certificates": (statistics.median(seconds), flipped)
+        for number, (flipped, *seconds) in enumerate(zip(flips, *runs, strict=True), 2)
     }
 
 
@@ -158,7 +159,7 @@ def _figures(
     product: float,
     right: float,
     memory: float,
-    followed: dict[str, float],
+    followed: dict[str, tuple[float, int | None]],
 ) -> tuple[list[dict], dict[str, float], dict]:
     m = f"m = 2^{exponent}"
     seconds = statistics.median(run.seconds for run in ours)
@@ -170,9 +171,10 @@ def _figures(
         entry(f"bare product W Xᵀ, {m}", product, "s"),
         entry(f"fit in bare products, {m}", seconds / product, "products"),
     ]
-    points = {"fit": seconds, "dense torch fit": dense, "bare product": product} | followed
+    points = {"fit": seconds, "dense torch fit": dense, "bare product": product}
+    points |= {title: spent for title, (spent, _) in followed.items()}
     figures += [
-        *(entry(f"{title}, {m}", spent, "s") for title, spent in followed.items()),
+        *(entry(f"{title}, {flips:,} pairs flip, {m}", spent, "s") for title, (spent, flips) in followed.items()),
         entry(f"steps, {m}", steps, f"of which {sum(info.rebased for info in ours[0].steps)} full passes"),
         entry(f"loss reached, {m}", ours[0].loss, "mean squared residual"),
         entry(

@@ -42,4 +42,5 @@ def giving_back(items: Iterable[Item]) -> Iterator[Item]:
 @cache
 def _trim() -> Callable[[int], int]:
     """glibc's malloc_trim, or nothing where there is none."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", abs) if os.name == "posix" else abs
+    found = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    return found or (lambda kept: 0)

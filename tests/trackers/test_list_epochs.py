@@ -1,5 +1,7 @@
 """Stochastic steps on lists of near pairs take the steps that products take: any skins, batches and threads."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -19,11 +21,7 @@ PRICES = [0.0, 0.1, 1e6]
 
 def start(network: TwoLayer, inputs: np.ndarray, tracker: Tracker, threads: int = 1) -> tuple:
     """A run on a copy of the network, what it needs to descend, and the copy."""
-    own = TwoLayer(
-        network.in_features, network.width, network.out_features, threshold=network.threshold, seed=0,
-        dtype=network.weight.dtype,
-    )  # fmt: skip
-    own.load_state_dict(network.state_dict())
+    own = copy.deepcopy(network)
     run = tracker.start(own, inputs, threads=threads)
     return run, CurrentGrams(run, inputs @ inputs.T, own.coefficients, held=own.out_features), own
 

@@ -1,5 +1,7 @@
 """Verlet lists where they are hard: skins of any width, jumps, trials that come to nothing, weights that overflow."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -24,11 +26,7 @@ def fires(run: Tracking) -> np.ndarray:
 
 def start(network: TwoLayer, inputs: np.ndarray, tracker: VerletList, threads: int = 1) -> tuple:
     """A run on a copy of the network, and its H."""
-    own = TwoLayer(
-        network.in_features, network.width, network.out_features, threshold=network.threshold, seed=0,
-        dtype=network.weight.dtype,
-    )  # fmt: skip
-    own.load_state_dict(network.state_dict())
+    own = copy.deepcopy(network)
     run = tracker.start(own, inputs, anchor=own.weight.detach().numpy().copy(), threads=threads)
     return run, CurrentGrams(run, inputs @ inputs.T, own.coefficients, held=own.out_features), own
 

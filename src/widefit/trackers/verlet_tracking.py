@@ -385,16 +385,14 @@ class VerletListTracking(Tracking):
                 self._inner.append(InnerSteps.restored(own, self._skins.norms, *self._problem(output)))
 
     def report(self) -> TrackerReport:
-        listed = sum(lists.nbytes for lists in self._lists)
+        held = [self._reference, self._moved, *self._lists, *self._inner]
+        held += [] if self._epochs is None else [self._epochs]
         return TrackerReport(
             tracker=_NAME,
             full_passes=self._passes,
             pairs_evaluated=self._evaluated,
             flips=self._flips,
             firing_pairs=sum(int(np.count_nonzero(lists.fires)) for lists in self._lists),
-            bytes_held=listed
-            + self._reference.nbytes
-            + self._moved.nbytes
-            + (self._epochs.nbytes if self._epochs else 0),
+            bytes_held=sum(part.nbytes for part in held),
             keys_updated=self._renewed,
         )
