@@ -24,7 +24,7 @@ def step_bounds(
     outputs, samples = change.shape
     with np.errstate(over="ignore"):
         narrow = change.astype(np.float32)
-    if not (geometry.steepest < np.finfo(np.float32).max and np.all(np.isfinite(narrow))):
+    if not (geometry.steepest < float(np.finfo(np.float32).max) and np.all(np.isfinite(narrow))):
         return np.full((outputs, geometry.caps.size, samples), np.inf)
     out = np.empty((outputs, geometry.caps.size, samples))
 
