@@ -13,10 +13,10 @@ from two_layer_peers import DenseNetwork, gauss_newton
 from two_layer_problems import Problem, digits_parity
 from two_layer_runs import Fit, accuracy, fit
 
-from widefit.memory import available_memory
+from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.trackers import Certificate, Tracker
-from widefit.training import Training
+from widefit.training.two_layer import Training
 
 # The last is the one to be measured, those before it tell how it will grow.
 EXPONENTS = {"quick": (18, 20), "default": (18, 20, 22, 30), "full": (18, 20, 22, 24, 30)}

@@ -15,8 +15,8 @@ from harness import describe_machine, entry, main, peak_memory_gb
 from sklearn.datasets import load_digits
 
 import widefit
-from widefit.fitting import training_of
 from widefit.nn import Deep, LowRankLinear, SparseRows
+from widefit.training.train import training_of
 
 ALL_WIDTHS = (1024, 2048, 4096, 8192, 16384)
 WIDTHS = {"quick": (1024, 2048), "default": ALL_WIDTHS, "full": ALL_WIDTHS}

@@ -10,12 +10,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from widefit.gram import CoupledGram, DenseGram
+from widefit.linalg.layer_factors import LayerFactors
 from widefit.nn import Deep
-from widefit.nn.layer_factors import LayerFactors
 from widefit.sketches import TensorSRHT
 from widefit.solvers import CG, BlockCG, Cholesky, NystromCG
 from widefit.solvers.pcg import preconditioned_cg
-from widefit.trackers.deep import DeepTracking
+from widefit.trackers.deep.tracking import DeepTracking
 
 SAMPLES = {"quick": (500,), "default": (1000, 1700), "full": (1000, 1700)}
 WIDTH, THRESHOLD = 2048, 1.645

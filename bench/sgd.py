@@ -20,7 +20,7 @@ from two_layer_problems import Problem, digits_parity, sphere
 from two_layer_runs import dense_network
 
 from widefit.gram import CurrentGrams
-from widefit.memory import available_memory
+from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, Objective
 from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Minibatches, Tracker, WeightTree

@@ -11,7 +11,7 @@ from harness import describe_machine, entry, main
 
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
-from widefit.streaming import Streaming
+from widefit.training.stream import Streaming
 
 # A process of its own for each number of rows: the peak of a process never falls.
 PROGRAM = """

@@ -13,7 +13,7 @@ from two_layer_runs import Fit, dense_network, fit
 
 import widefit.rules
 import widefit.trackers
-from widefit.memory import available_memory
+from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.rules import Rule
 from widefit.trackers import Tracker

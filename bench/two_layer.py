@@ -18,7 +18,7 @@ from two_layer_peers import Timed, gauss_newton
 from two_layer_problems import Problem, digits_parity
 from two_layer_runs import Fit, accuracy, dense_network, fit
 
-from widefit.memory import available_memory
+from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.trackers import Certificate
 

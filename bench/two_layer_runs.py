@@ -15,12 +15,12 @@ from two_layer_problems import Problem
 
 import widefit
 from widefit.callbacks import Callback, describe
-from widefit.history import History, StepInfo
 from widefit.nn import TwoLayer
-from widefit.plan import Plan
+from widefit.plan.two_layer import Plan
 from widefit.rules import Rule
 from widefit.trackers import Minibatches, Tracker, TrackerReport, Trial, Update
-from widefit.training import Training
+from widefit.training.history import History, StepInfo
+from widefit.training.two_layer import Training
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from sklearn.datasets import load_sample_image
 
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
-from widefit.streaming import Streaming
 from widefit.trackers import HalfSpaceTree
+from widefit.training.stream import Streaming
 
 STRIDE, WIDTH, THRESHOLD, BATCH_SIZE, SHOWN = 5, 3 << 16, 2.0, 32, (1, 4, 12, 24)
 

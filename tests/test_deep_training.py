@@ -8,11 +8,11 @@ from scipy.linalg import block_diag
 
 import widefit
 from widefit.callbacks import Callback
-from widefit.deep_plan import DeepShape, plan_deep
-from widefit.fitting import training_of
 from widefit.nn import Deep
+from widefit.plan.deep import DeepShape, plan_deep
 from widefit.rules import GaussNewton, GradientDescent
 from widefit.solvers import BlockCG
+from widefit.training.train import training_of
 
 FITTED = [name for name in NAMES if name not in ("huge", "shared readout")]
 

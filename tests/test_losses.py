@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from widefit.gram.jacobian import apply_root_transposed
-from widefit.losses import AnyLoss, HalfSquare, output_loss
+from widefit.losses.base import AnyLoss, HalfSquare, output_loss
 
 N, K = 7, 3
 

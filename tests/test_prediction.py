@@ -5,7 +5,7 @@ import pytest
 import torch
 from problems import make, sphere
 
-from widefit.prediction import Predictor
+from widefit.estimators.prediction import Predictor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

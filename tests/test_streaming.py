@@ -8,12 +8,12 @@ from problems import make, sphere
 import widefit
 from widefit.callbacks import Callback
 from widefit.files import Checkpoint, read_checkpoint
-from widefit.history import StepInfo
 from widefit.nn import TwoLayer
+from widefit.plan.neurons import NeuronShape, plan_prediction, plan_stream
 from widefit.rules import SGD
-from widefit.search_plan import NeuronShape, plan_prediction, plan_stream
-from widefit.streaming import Recorder, Streaming
 from widefit.trackers import Dense, HalfSpaceTree
+from widefit.training.history import StepInfo
+from widefit.training.stream import Recorder, Streaming
 
 LOSSES = {
     "squared": lambda f, y: 0.5 * (f - y).square().sum(1),
@@ -72,7 +72,7 @@ def test_steps_are_those_of_autograd(tracker, both, name, loss):
 
 @pytest.mark.parametrize("tracker", TRACKERS, ids=lambda tracker: tracker.name)
 def test_how_a_stream_is_cut_and_the_threads_do_not_change_a_bit(tracker, monkeypatch):
-    monkeypatch.setattr("widefit.trackers.tree_descent.WORTH_THREADS", 0)
+    monkeypatch.setattr("widefit.trackers.half_space.tree_descent.WORTH_THREADS", 0)
     X, y = samples(2500, 3)
     found = []
     for size, threads in ((2500, 1), (700, 2), (33, 3)):

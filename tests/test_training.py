@@ -12,12 +12,12 @@ from problems import DenseReference, digits_parity, make
 import widefit
 from widefit.callbacks import Callback
 from widefit.gram import DenseGram
-from widefit.history import History
 from widefit.nn import TwoLayer
-from widefit.plan import TwoLayerShape, plan_two_layer
+from widefit.plan.two_layer import TwoLayerShape, plan_two_layer
 from widefit.rules import GaussNewton, Linearization, Objective
 from widefit.solvers import Cholesky
-from widefit.training import Training
+from widefit.training.history import History
+from widefit.training.two_layer import Training
 
 
 def dense_gauss_newton(problem, steps: int) -> list[float]:
@@ -197,7 +197,12 @@ def test_steps_are_logged(caplog):
     problem = make("random", torch.float64)
     with caplog.at_level(logging.INFO, logger="widefit"):
         widefit.train(
-            problem.fresh(), problem.inputs, problem.targets, callbacks=[widefit.callbacks.Log()], max_iter=1, tol=0
+            problem.fresh(),
+            problem.inputs,
+            problem.targets,
+            callbacks=[widefit.callbacks.Log()],
+            max_iter=1,
+            tol=0,
         )
     assert "step 1 · loss" in caplog.text
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from widefit.data.duplicates import merge_duplicates
-from widefit.data.sphere import SphereMap
-from widefit.gram.limit import limit_gram
-from widefit.relevance import Objective, learn_scales
-from widefit.solvers.leave_one_out import leave_one_out
-from widefit.tuning import tune
+from widefit.tuning.duplicates import merge_duplicates
+from widefit.tuning.leave_one_out import leave_one_out
+from widefit.tuning.limit_kernel import limit_gram
+from widefit.tuning.relevance import Objective, learn_scales
+from widefit.tuning.sphere import SphereMap
+from widefit.tuning.tune import tune
 
 
 def table(samples: int = 300, features: int = 6, noise: float = 0.05):

@@ -6,31 +6,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from widefit import gram, nn, pinn, rules, sketches, solvers, trackers
+    from widefit import callbacks, files, gram, losses, nn, pinn, plan, rules, sketches, solvers, trackers
     from widefit.estimators import WideClassifier, WideRegressor
     from widefit.files import load, save
     from widefit.finetuning import LowRankDelta, finetune
-    from widefit.fitting import train
-    from widefit.history import History, StepInfo
     from widefit.optim import GaussNewton, Residual
-    from widefit.stream_training import train_stream
+    from widefit.training.history import History, StepInfo
+    from widefit.training.train import train
+    from widefit.training.train_stream import train_stream
 
 # Imported on first use: scikit-learn, SciPy and Numba would otherwise double the time of `import widefit`.
 _HOME = {
     "GaussNewton": "widefit.optim",
-    "History": "widefit.history",
+    "History": "widefit.training.history",
     "LowRankDelta": "widefit.finetuning",
     "Residual": "widefit.optim",
-    "StepInfo": "widefit.history",
+    "StepInfo": "widefit.training.history",
     "WideClassifier": "widefit.estimators",
     "WideRegressor": "widefit.estimators",
     "finetune": "widefit.finetuning",
     "load": "widefit.files",
     "save": "widefit.files",
-    "train": "widefit.fitting",
-    "train_stream": "widefit.stream_training",
+    "train": "widefit.training.train",
+    "train_stream": "widefit.training.train_stream",
 }
-_MODULES = ("gram", "nn", "pinn", "rules", "sketches", "solvers", "trackers")
+_MODULES = ("callbacks", "files", "gram", "losses", "nn", "pinn", "plan", "rules", "sketches", "solvers", "trackers")
 
 __all__ = [
     "GaussNewton",
@@ -41,11 +41,15 @@ __all__ = [
     "WideClassifier",
     "WideRegressor",
     "__version__",
+    "callbacks",
+    "files",
     "finetune",
     "gram",
     "load",
+    "losses",
     "nn",
     "pinn",
+    "plan",
     "rules",
     "save",
     "sketches",

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from sklearn import metrics
 
 import widefit
-from widefit.cli import scores
-from widefit.cli import train as train_command
 from widefit.cli.benches import find, load
+from widefit.cli.commands import train as train_command
 from widefit.cli.output import Output, number, plain, seconds
+from widefit.cli.run import scores
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.files import load_parts

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import widefit
-from widefit.cli.adapting import Job, load_model
-from widefit.cli.adapting import run as adapt
 from widefit.cli.output import Output
+from widefit.cli.run.finetune import Job, load_model
+from widefit.cli.run.finetune import run as adapt
 
 MODELS = """
 from torch import nn

@@ -10,7 +10,7 @@ from sklearn.datasets import load_diabetes
 import widefit
 from widefit.callbacks import Callback, Run
 from widefit.files import Checkpoint, FileError, read_checkpoint
-from widefit.history import StepInfo
+from widefit.training.history import StepInfo
 
 X, y = load_diabetes(return_X_y=True)
 X, y = X[:80], y[:80]

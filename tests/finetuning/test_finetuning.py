@@ -17,7 +17,7 @@ from widefit.finetuning.blocks import observe
 from widefit.finetuning.cut import cut
 from widefit.finetuning.stage import Stage, parameters_of
 from widefit.finetuning.system import Averaged, Readout
-from widefit.losses import CrossEntropy, MeanSquare
+from widefit.losses.base import CrossEntropy, MeanSquare
 
 
 def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch.Tensor:

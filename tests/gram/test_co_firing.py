@@ -7,10 +7,10 @@ from problems import NAMES, DenseReference, make
 from scipy.stats import multivariate_normal
 
 from widefit.gram import DenseGram, co_firing
-from widefit.gram.limit import co_firing_probability, limit_gram
 from widefit.nn import TwoLayer
 from widefit.trackers import Dense
 from widefit.trackers.base import Flips
+from widefit.tuning.limit_kernel import co_firing_probability, limit_gram
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["equal readouts", "any readouts"])

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widefit.gram import CoupledGram, DenseGram, WeightedGram, sparse_khatri_rao
-from widefit.gram.limit import deep_limit_gram, limit_gram
 from widefit.nn import Deep, SparseRows
-from widefit.trackers.deep import DeepTracking
+from widefit.trackers.deep.tracking import DeepTracking
+from widefit.tuning.limit_kernel import deep_limit_gram, limit_gram
 
 
 def sparse(rows: int, columns: int, part: float, seed: int, dtype=np.float64) -> SparseRows:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from widefit.nn import SparseRows, packed, sparse_rows
-from widefit.nn.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
+from widefit.linalg import packed, sparse_rows
+from widefit.linalg.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
+from widefit.nn import SparseRows
 
 SAMPLES, NEURONS, SEEN = 41, 23, 9
 

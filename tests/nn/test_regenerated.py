@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import widefit
 from widefit.kernels.normal import standard_normal, ziggurat_tables
+from widefit.linalg.gaussian_rows import gaussian_rows
 from widefit.nn import Delta, TwoLayer, restorable
 from widefit.nn.blocks import block_sizes
-from widefit.nn.initial import gaussian_rows
 from widefit.trackers import Dense
 
 CASES = {

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widefit.nn.packed import Packed
-from widefit.nn.sparse_rows import SparseRows
+from widefit.linalg.packed import Packed
+from widefit.linalg.sparse_rows import SparseRows
 
 # rows, columns, outputs, part of the entries that are stored: beyond a block of inputs, a panel of samples and a tile
 # of outputs, and down to nothing.

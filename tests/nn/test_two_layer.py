@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import NAMES, DenseReference, make
 
+from widefit.linalg.gaussian_rows import gaussian_rows
 from widefit.nn import ShiftedReLU, TwoLayer, automatic_threshold
-from widefit.nn.initial import gaussian_rows
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from widefit.losses import BinaryCrossEntropy, CrossEntropy
-from widefit.optim.envelope import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
+from widefit.losses.base import BinaryCrossEntropy, CrossEntropy
+from widefit.losses.envelopes import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
 
 
 def cases():

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from widefit.optim.damping import DampingPolicy
-from widefit.optim.plan import StepShape, plan_step
+from widefit.plan.step import StepShape, plan_step
 
 
 def test_small_systems_are_solved_directly() -> None:

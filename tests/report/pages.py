@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from widefit.history import History, StepInfo
 from widefit.report import Report, Source
+from widefit.training.history import History, StepInfo
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

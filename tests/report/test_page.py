@@ -232,7 +232,7 @@ def test_machine_is_described() -> None:
 
 def test_plotting_library_is_never_imported() -> None:
     code = (
-        "import sys; from widefit.history import History; from widefit.report import Report, Source, render;"
+        "import sys; from widefit.training.history import History; from widefit.report import Report, Source, render;"
         "render(Report('t', 'regression', Source('d', 1, 1, 'y'), History(), [1.0], [1.0]));"
         "print([name for name in ('matplotlib', 'sklearn', 'polars') if name in sys.modules])"
     )

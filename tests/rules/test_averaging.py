@@ -12,8 +12,8 @@ from widefit import WideRegressor
 from widefit.files import Checkpoint, read_checkpoint
 from widefit.nn import TwoLayer
 from widefit.rules import SGD
-from widefit.streaming import Streaming
 from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Tracker, VerletList, WeightTree
+from widefit.training.stream import Streaming
 
 LR, SIZE = 0.3, 7
 OVER_WEIGHTS = HalfSpaceTree(leaf_size=8)

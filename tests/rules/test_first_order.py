@@ -15,7 +15,7 @@ from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent, Linearization, Objective
 from widefit.trackers import Dense, Tracking
 from widefit.trackers.dense import DenseTracking
-from widefit.training import Training
+from widefit.training.two_layer import Training
 
 LOSSES = {
     "squared": lambda f, y: 0.5 * (f - y).square().sum(1),
@@ -214,7 +214,7 @@ def test_some_of_many_samples_stand_for_all_in_the_automatic_rate(monkeypatch):
         return run.state()[1]["memory"]["lr"]
 
     whole = rate()
-    monkeypatch.setattr("widefit.training.FEW", len(problem.inputs) // 3)
+    monkeypatch.setattr("widefit.training.two_layer.FEW", len(problem.inputs) // 3)
     assert rate() == pytest.approx(whole, rel=0.3)
     assert rate() != whole
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from widefit.gram import DenseGram
 from widefit.solvers import CG, BlockCG, Cholesky
-from widefit.solvers.leave_one_out import leave_one_out
+from widefit.tuning.leave_one_out import leave_one_out
 
 SOLVERS = [Cholesky(), CG(tolerance=1e-11), BlockCG(tolerance=1e-11)]
 

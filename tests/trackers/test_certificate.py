@@ -13,7 +13,7 @@ from problems import DenseReference, digits_parity, make, real, sphere
 
 import widefit
 from widefit.gram import CurrentGrams
-from widefit.kernels import certificate_bounds as kernels
+from widefit.kernels.certificate import bounds as kernels
 from widefit.kernels.products import INTEGERS
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
@@ -24,7 +24,7 @@ from widefit.trackers.certificate.geometry import Geometry, bucket_caps
 from widefit.trackers.certificate.passes import scan
 from widefit.trackers.certificate.trial import OutputBounds
 from widefit.trackers.fire_pattern import Chunk
-from widefit.training import Training
+from widefit.training.two_layer import Training
 
 
 def current_grams(run, network, inputs) -> CurrentGrams:

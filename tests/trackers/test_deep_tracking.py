@@ -8,7 +8,7 @@ from deep_problems import NAMES, DeepProblem, DeepReference, make_deep
 from widefit.gram import CoupledGram
 from widefit.nn import Deep
 from widefit.trackers import Update
-from widefit.trackers.deep import DeepTracking, DeepTrial
+from widefit.trackers.deep.tracking import DeepTracking, DeepTrial
 
 
 def started(problem: DeepProblem, name: str, threads: int = 1) -> tuple[Deep, DeepTracking, DeepReference]:

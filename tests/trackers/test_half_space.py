@@ -11,7 +11,7 @@ import widefit
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.trackers import Dense, HalfSpaceTree, Minibatches, Tracking, Update
-from widefit.trackers.ball_tree import BallTree
+from widefit.trackers.half_space.ball_tree import BallTree
 
 KINDS = ("random", "clustered", "duplicated", "collinear", "one place")
 RUNS = [HalfSpaceTree(over="data", leaf_size=4), HalfSpaceTree(over="weights", leaf_size=4)]

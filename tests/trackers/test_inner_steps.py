@@ -15,9 +15,9 @@ from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.rules import GradientDescent
 from widefit.trackers import Tracking, Update, VerletList
-from widefit.trackers.inner_steps import Ahead
-from widefit.trackers.near_lists import Lists
-from widefit.trackers.outlook import Forecast
+from widefit.trackers.verlet.inner_steps import Ahead
+from widefit.trackers.verlet.lookahead import Forecast
+from widefit.trackers.verlet.near_lists import Lists
 
 
 def fires(run: Tracking) -> np.ndarray:

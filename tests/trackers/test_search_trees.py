@@ -9,10 +9,11 @@ from problems import NAMES, DenseReference, make, sphere
 
 import widefit
 from widefit.gram import CurrentGrams
-from widefit.kernels import steps, trees
+from widefit.kernels.trees import max_trees as trees
+from widefit.kernels.trees import steps
 from widefit.nn import TwoLayer
 from widefit.trackers import DataTree, Minibatches, Tracking, Update, WeightTree
-from widefit.training import Training
+from widefit.training.two_layer import Training
 
 TREES = [WeightTree(), DataTree()]
 

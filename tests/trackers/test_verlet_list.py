@@ -14,7 +14,7 @@ from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.rules import GradientDescent
 from widefit.trackers import Tracking, Update, VerletList
-from widefit.training import Training
+from widefit.training.two_layer import Training
 
 # Lists of the pairs that fire alone; lists that pay; lists of almost all pairs.
 PRICES = [0.0, 0.1, 1e6]

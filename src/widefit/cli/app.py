@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from widefit.cli import bench, evaluate, finetune, info, predict, train
+from widefit.cli.commands import bench, evaluate, finetune, info, predict, train
 from widefit.cli.options import examples
 
 app = typer.Typer(

@@ -16,21 +16,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from widefit.callbacks import Callback, Log, Progress
-from widefit.data.duplicates import MergedRows, merge_duplicates
-from widefit.data.sphere import SphereMap
 from widefit.estimators.arrays import dense, plain, refuse_missing
 from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
 from widefit.estimators.online import forget, learn, restore_stream, settings_of, stream_document, stream_tensors
+from widefit.estimators.prediction import Predictor
+from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
-from widefit.fitting import training_of
-from widefit.history import History
 from widefit.nn import Deep, TwoLayer, automatic_threshold
-from widefit.plan import Choice, Plan
-from widefit.prediction import Predictor
-from widefit.readout import refit_readout
+from widefit.plan.two_layer import Choice, Plan
 from widefit.rules import SGD
 from widefit.rules.step_size import CURVATURE
-from widefit.tuning import Tuning, tune
+from widefit.training.history import History
+from widefit.training.train import training_of
+from widefit.tuning.duplicates import MergedRows, merge_duplicates
+from widefit.tuning.sphere import SphereMap
+from widefit.tuning.tune import Tuning, tune
 
 
 class Wide(BaseEstimator, ABC):

@@ -12,11 +12,11 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 
-from widefit.data.duplicates import MergedRows
 from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
 from widefit.trackers import LOSSES
-from widefit.tuning import Tuning
+from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.tune import Tuning
 
 # Factors between outputs and logits that are tried; at the upper end the held-out predictions make no error.
 _SHARPEST = 50.0

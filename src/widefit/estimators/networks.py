@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widefit.gram.limit import deep_limit_gram
 from widefit.nn import Deep, TwoLayer
 from widefit.nn.deep import norm_keeping_scale
-from widefit.tuning import Tuning
+from widefit.tuning.limit_kernel import deep_limit_gram
+from widefit.tuning.tune import Tuning
 
 CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 # γ of `widefit.nn.Deep`.

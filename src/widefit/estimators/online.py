@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.data.duplicates import merge_duplicates
-from widefit.history import History, StepInfo
 from widefit.rules import SGD
-from widefit.streaming import Recorder, Streaming
+from widefit.training.history import History, StepInfo
+from widefit.training.stream import Recorder, Streaming
+from widefit.tuning.duplicates import merge_duplicates
 
 # Rows of the first batch from which the input map and the scale of the read-out are chosen.
 _TUNING_ROWS = 4000

@@ -8,10 +8,10 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
 
-from widefit.data.duplicates import MergedRows
 from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
-from widefit.tuning import Tuning
+from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.tune import Tuning
 
 
 class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
@@ -67,7 +67,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         Training loss before the first step and after each, in units of the standardized target.
     n_iter_ : int
         Steps taken, rejected ones included.
-    plan_ : widefit.plan.Plan
+    plan_ : widefit.plan.two_layer.Plan
         What "auto" chose and why.
     alpha_ : float
         The ridge in use.

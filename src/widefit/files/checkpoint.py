@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from widefit.callbacks import Callback, Run
 from widefit.files.container import read_container, write_container
-from widefit.history import History, StepInfo
+from widefit.training.callback import Callback, Run
+from widefit.training.history import History, StepInfo
 
 
 class Checkpoint(Callback):

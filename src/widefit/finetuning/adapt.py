@@ -14,11 +14,11 @@ from widefit.finetuning.checks import Data, checked_data, checked_layers, checke
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.run import FineTuningRun, Problem
 from widefit.finetuning.schedule import Schedule
-from widefit.history import History
-from widefit.losses import BinaryCrossEntropy, CrossEntropy, OutputLoss, output_loss
-from widefit.memory import available_memory
-from widefit.nn.dense_blocks import DENSE
-from widefit.optim.envelope import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
+from widefit.kernels.memory import available_memory
+from widefit.linalg.dense_blocks import DENSE
+from widefit.losses.base import BinaryCrossEntropy, CrossEntropy, OutputLoss, output_loss
+from widefit.losses.envelopes import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
+from widefit.training.history import History
 
 # Rows a step of more layers than the read-out takes, where there are more.
 _BATCH = 1000

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit.finetuning.blocks import Structure
-from widefit.losses import CrossEntropy, OutputLoss
+from widefit.losses.base import CrossEntropy, OutputLoss
 from widefit.optim.system import check_data
 
 

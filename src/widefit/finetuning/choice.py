@@ -7,8 +7,8 @@ from torch import Tensor
 from widefit.finetuning.assembly import system_of
 from widefit.finetuning.stage import Stage
 from widefit.finetuning.system import Averaged, Readout
-from widefit.losses import OutputLoss
-from widefit.solvers.leave_one_out import leave_one_out
+from widefit.losses.base import OutputLoss
+from widefit.tuning.leave_one_out import leave_one_out
 
 # Rows that are left out one by one.
 LOOKED_AT = 300

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from widefit.finetuning.delta import LayerDelta
+from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn import LowRankLinear
-from widefit.nn.sparse_rows import SparseRows
 
 
 @dataclass(frozen=True)

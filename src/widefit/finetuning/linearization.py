@@ -41,7 +41,7 @@ class Passes(Linearization):
     ends, frozen
         What it takes: their outputs, and the rest.
     root
-        Of the loss, as `widefit.losses.LocalLeastSquares` has it.
+        Of the loss, as `widefit.losses.base.LocalLeastSquares` has it.
     """
 
     behind = ()

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.callbacks import Callback
 from widefit.finetuning.assembly import system_of
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.stage import Point, Stage, objective
 from widefit.finetuning.system import System
-from widefit.history import History, StepInfo
-from widefit.losses import OutputLoss
+from widefit.losses.base import OutputLoss
+from widefit.training.callback import Callback
+from widefit.training.history import History, StepInfo
 
 logger = logging.getLogger("widefit")
 

@@ -9,7 +9,7 @@ from widefit.finetuning.choice import LOOKED_AT, left_out_error
 from widefit.finetuning.cut import cut
 from widefit.finetuning.run import FineTuningRun
 from widefit.finetuning.stage import Stage, parameters_of
-from widefit.losses import OutputLoss
+from widefit.losses.base import OutputLoss
 
 Stages = tuple[tuple[str, ...], ...]
 

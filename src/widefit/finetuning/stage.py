@@ -14,7 +14,7 @@ from widefit.finetuning.direct import Direct
 from widefit.finetuning.linearization import Linearization, Passes, Signals
 from widefit.gram.khatri_rao import OuterPart, backward_signals, record_calls
 from widefit.gram.layers import LayerCall, outer_inputs, outer_signals
-from widefit.losses import OutputLoss
+from widefit.losses.base import OutputLoss
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from widefit.gram.base import DenseGram
 from widefit.kernels import co_firing as kernels
-from widefit.kernels import cpu
+from widefit.kernels import fire_rows as cpu
 from widefit.kernels.threads import ordered_map
 from widefit.trackers.base import Flips
 from widefit.trackers.fire_pattern import FirePattern

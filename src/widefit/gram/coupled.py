@@ -9,7 +9,7 @@ from torch import Tensor
 
 from widefit.gram.base import GramOperator
 from widefit.gram.sparse_layers import sparse_khatri_rao
-from widefit.nn.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
+from widefit.linalg.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
 
 
 class CoupledGram(GramOperator):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from widefit.gram.base import DenseGram
-from widefit.nn.sparse_rows import SparseRows
+from widefit.linalg.sparse_rows import SparseRows
 
 
 def sparse_khatri_rao(

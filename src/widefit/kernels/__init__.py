@@ -1,1 +1,1 @@
-"""The hot loops: arrays in, arrays out, no classes. `cpu` is Numba; importing it compiles nothing."""
+"""Hot loops in Numba: arrays in, arrays out, no classes. Importing a kernel compiles nothing."""

@@ -1,7 +1,7 @@
 """Numba kernels of N = SᵀS and H = K ∘ N, counted from fire rows or followed flip by flip.
 
 Rows that fire on few samples are counted pair by pair; of the others each sample gets one bit a row, and 64 rows are
-counted at a time. Kernels are serial and release the GIL, see `widefit.kernels.cpu`.
+counted at a time. Kernels are serial and release the GIL, see `widefit.kernels.fire_rows`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from widefit.kernels.cpu import fired_samples
+from widefit.kernels.fire_rows import fired_samples
 
 # Samples of either side of a square of N that is counted at a time, and words of their bits that are combined at once.
 SQUARE, LANES = 4, 8

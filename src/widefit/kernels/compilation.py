@@ -4,7 +4,7 @@ import logging
 from functools import cache
 from pathlib import Path
 
-from widefit.kernels import cpu
+from widefit.kernels import fire_rows as cpu
 
 logger = logging.getLogger("widefit")
 

@@ -7,7 +7,7 @@ Which samples of the batch a neuron fires on is a row of ⌈b/32⌉ uint32 words
 import numpy as np
 from numba import njit
 
-from widefit.kernels.cpu import _popcount32
+from widefit.kernels.fire_rows import _popcount32
 
 
 @njit(nogil=True, cache=True)

@@ -8,13 +8,18 @@ from widefit.nn.shifted_relu import ShiftedReLU
 from widefit.nn.two_layer import TwoLayer, automatic_threshold
 
 if TYPE_CHECKING:
+    from widefit.linalg.low_rank import LowRankLinear
+    from widefit.linalg.packed import Packed
+    from widefit.linalg.sparse_rows import SparseRows
     from widefit.nn.deep import Deep
-    from widefit.nn.low_rank import LowRankLinear
-    from widefit.nn.packed import Packed
-    from widefit.nn.sparse_rows import SparseRows
 
 # Imported on first use: they need Numba.
-_HOME = {"Deep": "deep", "LowRankLinear": "low_rank", "Packed": "packed", "SparseRows": "sparse_rows"}
+_HOME = {
+    "Deep": "widefit.nn.deep",
+    "LowRankLinear": "widefit.linalg.low_rank",
+    "Packed": "widefit.linalg.packed",
+    "SparseRows": "widefit.linalg.sparse_rows",
+}
 
 __all__ = [
     "Deep",
@@ -31,5 +36,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"widefit.nn.{_HOME[name]}"), name)
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'widefit.nn' has no attribute {name!r}")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.nn.initial import NEURONS_PER_STREAM
+from widefit.linalg.gaussian_rows import NEURONS_PER_STREAM
 from widefit.nn.shifted_relu import ShiftedReLU
 
 # Pre-activations of one block of neurons in numbers: what a second-level cache holds (four times faster than blocks

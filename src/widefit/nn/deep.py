@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.memory import available_memory
-from widefit.nn.initial import gaussian_rows
-from widefit.nn.low_rank import LowRankLinear
+from widefit.kernels.memory import available_memory
+from widefit.linalg.gaussian_rows import gaussian_rows
+from widefit.linalg.low_rank import LowRankLinear
 from widefit.nn.two_layer import automatic_threshold
 
 # Beyond it a neuron in a million millions fires, and the scale that keeps the norm has lost its digits.

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from widefit.kernels.threads import ordered_map
+from widefit.linalg.gaussian_rows import Initial
 from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
 from widefit.nn.delta import Delta, is_restorable, restore
-from widefit.nn.initial import Initial
 from widefit.nn.shifted_relu import ShiftedReLU
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import sparse
+from widefit.kernels.sparse import rows as sparse
 from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn.deep import Deep
-from widefit.nn.sparse_rows import SparseRows
 
 # Neurons a task, whatever the number of threads.
 _NEURONS = 512

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from widefit.kernels.memory import available_memory
 from widefit.kernels.threads import ordered_map
-from widefit.memory import available_memory
+from widefit.linalg.gaussian_rows import NEURONS_PER_STREAM, Initial, group_edge, readout_entry
 from widefit.nn.blocks import aligned_empty, numpy_dtype, span_sum, spans
 from widefit.nn.delta import Delta
-from widefit.nn.initial import NEURONS_PER_STREAM, Initial, group_edge, readout_entry
 from widefit.nn.regenerated import Regenerated
 from widefit.nn.shifted_relu import ShiftedReLU
 

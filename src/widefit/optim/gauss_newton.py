@@ -10,24 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.callbacks import Callback
 from widefit.gram.jacobian import Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.gram.traced import TracedJacobian
-from widefit.history import History, StepInfo
-from widefit.losses import output_loss
+from widefit.losses.base import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.memory import StepMemory
 from widefit.optim.minimization import Minimization, State
 from widefit.optim.modules import check_module, trainable_parameters
 from widefit.optim.options import check_options
-from widefit.optim.plan import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.optim.search import Momentum, Outcome, Search
 from widefit.optim.system import Expansion, Residual, System, describe_blocks
 from widefit.optim.tracing import Traces
+from widefit.plan.step import StepPlan, StepShape, available_bytes, named_solver, plan_step
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
+from widefit.training.callback import Callback
+from widefit.training.history import History, StepInfo
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9

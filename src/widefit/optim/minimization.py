@@ -7,8 +7,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from widefit.callbacks import Callback, interrupt_flag
-from widefit.history import History, StepInfo
+from widefit.training.callback import Callback
+from widefit.training.history import History, StepInfo
+from widefit.training.interruption import interrupt_flag
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from widefit.gram.jacobian import FunctionJacobian, PerSample
 from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
 from widefit.gram.traced import TracedJacobian
-from widefit.losses import HalfSquare, LocalLeastSquares, OutputLoss
+from widefit.losses.base import HalfSquare, LocalLeastSquares, OutputLoss
 from widefit.optim.tracing import Traces
 
 

@@ -6,7 +6,6 @@ from html import escape
 
 import numpy as np
 
-from widefit.history import History, StepInfo
 from widefit.report.canvas import (
     Frame,
     Scale,
@@ -23,6 +22,7 @@ from widefit.report.canvas import (
 )
 from widefit.report.figure import Figure
 from widefit.report.text import duration, number, plural, share
+from widefit.training.history import History, StepInfo
 
 # Beyond so many steps single marks would run into one another; the line alone shows the course.
 MARKED = 60

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widefit.history import History
+from widefit.training.history import History
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from widefit.history import History, StepInfo
 from widefit.report.figures_of_classes import scores
 from widefit.report.record import Report
 from widefit.report.text import number, safe
+from widefit.training.history import History, StepInfo
 
 # A longer step table is cut in the middle: the file stays small and nobody reads ten thousand rows.
 STEPS_AT_EACH_END = 200

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from widefit.gram.base import GramOperator
-from widefit.losses import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares
+from widefit.losses.base import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares
 from widefit.solvers import Solution, Solver
 from widefit.trackers import Displacement, Minibatches, Trial, Update, minibatches
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.weighted import WeightedGram, block_times
-from widefit.losses import LocalLeastSquares
+from widefit.losses.base import LocalLeastSquares
 from widefit.rules.base import Direction, FullBatch, Linearization, Verdict
 from widefit.solvers import Solver
 from widefit.trackers import LOSSES, Update

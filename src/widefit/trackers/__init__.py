@@ -14,15 +14,15 @@ from widefit.trackers.base import (
     Update,
 )
 from widefit.trackers.certificate import Certificate
-from widefit.trackers.data_tree import DataTree
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
-from widefit.trackers.half_space_tree import HalfSpaceTree
+from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
+from widefit.trackers.half_space.tree_descent import WORTH_THREADS
 from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
-from widefit.trackers.tree_descent import WORTH_THREADS
-from widefit.trackers.verlet_list import VerletList
-from widefit.trackers.weight_tree import WeightTree
+from widefit.trackers.trees.data_tree import DataTree
+from widefit.trackers.trees.weight_tree import WeightTree
+from widefit.trackers.verlet.verlet_list import VerletList
 
 __all__ = [
     "LOSSES",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import cpu
+from widefit.kernels import fire_rows as cpu
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Stream, Tracker, TrackerReport, Tracking, Trial, Update

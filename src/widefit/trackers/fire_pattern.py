@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-from widefit.kernels import cpu
+from widefit.kernels import fire_rows as cpu
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class FirePattern:
-    """S of a chunk: for each neuron the samples it fires on (see `widefit.kernels.cpu` for the layout).
+    """S of a chunk: for each neuron the samples it fires on (see `widefit.kernels.fire_rows` for the layout).
 
     Attributes
     ----------

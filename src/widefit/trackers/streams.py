@@ -7,9 +7,9 @@ from widefit.nn import TwoLayer
 from widefit.trackers.base import Stream
 from widefit.trackers.counters import Counters
 from widefit.trackers.descent import descend
+from widefit.trackers.half_space.neuron_trees import NeuronTrees
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
 from widefit.trackers.minibatches import Minibatches
-from widefit.trackers.neuron_trees import NeuronTrees
 
 
 class DenseStream(Stream):

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Integer
 
-from widefit.kernels import certificate_bounds as kernels
+from widefit.kernels.certificate import bounds as kernels
 from widefit.kernels.threads import ordered_map
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from widefit.kernels import certificate_rows as kernels
+from widefit.kernels.certificate import rows as kernels
 from widefit.trackers.certificate.corrections import Corrections
 from widefit.trackers.certificate.flips import ChunkFlips, slot_dtype
 from widefit.trackers.certificate.runs import disperse, in_order, keeps_places

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+from widefit.kernels.memory import giving_back
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.memory import giving_back
 from widefit.trackers.certificate.bounds import rebucket
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry

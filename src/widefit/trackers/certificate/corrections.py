@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from widefit.kernels import certificate_rows as kernels
+from widefit.kernels.certificate import rows as kernels
 from widefit.trackers.certificate.flips import slot_dtype
 from widefit.trackers.certificate.runs import disperse
 from widefit.trackers.fire_pattern import word_dtype
@@ -34,7 +34,7 @@ class Corrections:
         self._linked: tuple[np.ndarray, np.ndarray] | None = None
 
     def chains(self) -> Chains:
-        """`head` (slots,) and `following`, `sample`, `value`, see `widefit.kernels.certificate_slots`."""
+        """`head` (slots,) and `following`, `sample`, `value`, see `widefit.kernels.certificate.slots`."""
         if self._linked is None:
             linked = np.full(self._slots, -1, np.int32), np.empty(self.used, np.int32)
             kernels.link(self.owner, *linked)

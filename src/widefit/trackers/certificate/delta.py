@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import certificate_slots as kernels
+from widefit.kernels.certificate import slots as kernels
 from widefit.kernels.vector import column_blocks
 from widefit.nn import Delta, restorable
 from widefit.nn.delta import restore

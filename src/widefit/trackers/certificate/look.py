@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import certificate_look as kernels
+from widefit.kernels.certificate import look as kernels
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.flips import EvaluatedFlips

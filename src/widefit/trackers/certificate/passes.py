@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.kernels import certificate_pass as kernels
-from widefit.kernels import certificate_rows as rows_kernels
-from widefit.kernels import certificate_slots as slots_kernels
-from widefit.kernels.cpu import row_limit
+from widefit.kernels.certificate import passes as kernels
+from widefit.kernels.certificate import rows as rows_kernels
+from widefit.kernels.certificate import slots as slots_kernels
+from widefit.kernels.fire_rows import row_limit
 from widefit.kernels.products import block_for
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk

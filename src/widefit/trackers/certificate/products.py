@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int16
 
-from widefit.kernels.certificate_pass import LEAST, LENGTH
+from widefit.kernels.certificate.passes import LEAST, LENGTH
 from widefit.kernels.products import BLOCK, INTEGERS, panels_of, together_of
 
 # Features up to which rounding does not make rows so much longer that products could overflow.

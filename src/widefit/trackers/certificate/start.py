@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from widefit.kernels.memory import giving_back
 from widefit.kernels.threads import ordered_map, serial_blas
-from widefit.memory import giving_back
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk, Coefficients
 from widefit.trackers.certificate.corrections import Corrections

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from widefit.memory import giving_back
+from widefit.kernels.memory import giving_back
 from widefit.trackers.base import Update
 from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk
 from widefit.trackers.certificate.flips import ChunkFlips, EvaluatedFlips
@@ -16,7 +16,7 @@ from widefit.trackers.fire_pattern import FirePattern
 
 @dataclass(frozen=True)
 class Sums:
-    """G and P: what slot r has collected is C_r = s_r ∘ G + P ê_r (see `widefit.kernels.certificate_slots`)."""
+    """G and P: what slot r has collected is C_r = s_r ∘ G + P ê_r (see `widefit.kernels.certificate.slots`)."""
 
     collected: Float[np.ndarray, "k n"]
     scale: Float[np.ndarray, " k"]

@@ -1,0 +1,115 @@
+"""`widefit bench`."""
+
+import inspect
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from widefit.cli.failure import guarded
+from widefit.cli.options import QuietOption, ThreadsOption, examples, limit_threads
+
+EXAMPLES = examples(
+    "widefit bench",
+    "widefit bench two-layer --quick",
+    "widefit bench finetune --data mnist.npz",
+    "widefit bench two-layer --json result.json --figure result.png",
+)
+
+
+@guarded
+def command(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Which one; lists them all when left out.", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The largest sizes as well.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measure on this data, where the bench takes some.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result to this file.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the result: .png, .svg or .pdf.")] = None,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Measure widefit beside what one would otherwise use, on this machine."""
+    if quick and full:
+        raise typer.BadParameter("--quick and --full exclude each other")
+    from widefit.cli.benches import find, folder_of_benches, load
+    from widefit.cli.output import Output
+    from widefit.cli.run.places import refuse_unwritable
+
+    output = Output(quiet=quiet)
+    found = find(folder_of_benches())
+    if name is None:
+        _list(found, output)
+        return 0
+    if name not in found:
+        raise ValueError(f"there is no bench {name!r}; there are {', '.join(found) or 'none in this installation'}")
+    refuse_unwritable({"--json": json, "--figure": figure}, {})
+    limit_threads(threads)
+    module = load(found[name].path)
+    draw = getattr(module, "figure", None) or getattr(module, "draw", None)
+    if figure is not None and draw is None:
+        raise ValueError(f"--figure: the bench {name} has none")
+    options = {} if data is None else {"data": data}
+    if not options.keys() <= inspect.signature(module.run).parameters.keys():
+        raise ValueError(f"--data: the bench {name} takes none")
+    with output.warnings():
+        result = module.run("quick" if quick else "full" if full else "default", **options)
+    _show(result, output)
+    if json is not None:
+        _write(result, json)
+        output.remark(f"result in {json}")
+    if figure is not None and draw is not None:
+        draw(result, figure)
+        output.remark(f"figure in {figure}")
+    return 0
+
+
+def _list(found: dict, output: Any) -> None:
+    from widefit.cli.output import columns
+
+    if not found:
+        output.remark("there are no benches in this installation")
+        return
+    table = columns("bench", "")
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
+    for name, entry in found.items():
+        table.add_row(name, entry.summary)
+    output.show(table)
+
+
+def _show(result: dict[str, Any], output: Any) -> None:
+    from rich.markup import escape
+
+    from widefit.cli.output import columns, number
+
+    table = columns("figure", "value", "unit", "ratio", "against")
+    for index in (2, 4):
+        table.columns[index].justify, table.columns[index].no_wrap = "left", False
+    for line in result["figures"]:
+        ratio = line.get("ratio")
+        table.add_row(
+            line["name"],
+            number(line["value"]),
+            line["unit"],
+            f"{ratio:.3g} ×" if ratio is not None else "",
+            line.get("against") or "",
+        )
+    output.show(table)
+    for line in result.get("skipped", []):
+        output.show(escape(f"skipped {line['name']}: {line['reason']}"))
+    machine = result.get("machine", {})
+    output.show("\n[dim]" + ", ".join(f"{key} {value}" for key, value in machine.items()) + "[/dim]")
+
+
+def _write(result: dict[str, Any], path: Path) -> None:
+    from widefit.cli.output import plain
+    from widefit.files.atomic import replacing
+
+    text = json_module.dumps(plain(result), indent=2, ensure_ascii=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

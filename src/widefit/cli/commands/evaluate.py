@@ -1,0 +1,41 @@
+"""`widefit evaluate`."""
+
+from typing import Annotated
+
+import typer
+
+from widefit.cli.failure import guarded
+from widefit.cli.options import (
+    DataArgument,
+    JsonOption,
+    ModelArgument,
+    QuietOption,
+    ThreadsOption,
+    examples,
+    limit_threads,
+)
+
+EXAMPLES = examples(
+    "widefit evaluate houses.widefit test.csv",
+    "widefit evaluate houses.widefit test.csv --target sold_for --json",
+)
+
+
+@guarded
+def command(
+    model: ModelArgument,
+    data: DataArgument,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The column with the truth; by default the one that training predicted."),
+    ] = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Measure a model on a table whose target is known."""
+    limit_threads(threads)
+    from widefit.cli.output import Output
+    from widefit.cli.run.apply import evaluate
+
+    return evaluate(model, data, target, Output(json, quiet))

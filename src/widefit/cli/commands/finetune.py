@@ -1,0 +1,92 @@
+"""`widefit finetune`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from widefit.cli.failure import guarded
+from widefit.cli.options import (
+    DataArgument,
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    examples,
+    limit_threads,
+)
+
+EXAMPLES = examples(
+    "widefit finetune my_models:build weights.pt new.csv --target price",
+    "widefit finetune my_models:Classifier weights.safetensors new.csv --target label --loss cross_entropy",
+    "widefit finetune my_models:build weights.pt new.csv --layers fc2 --layers fc3 --delta new.delta",
+)
+
+
+class LossChoice(StrEnum):
+    """What is minimized."""
+
+    AUTO = "auto"
+    MSE = "mse"
+    CROSS_ENTROPY = "cross_entropy"
+    BCE = "bce"
+    HUBER = "huber"
+
+
+@guarded
+def command(
+    factory: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="What makes the model: a class or function without arguments, in a module that Python can import "
+            "from here. Its code is run.",
+        ),
+    ],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="Its state dict: .safetensors, or a file of torch.save.")
+    ],
+    data: DataArgument,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The column to predict; by default one called target, y, label or class."),
+    ] = None,
+    loss: Annotated[
+        LossChoice, typer.Option(help="By default cross_entropy for classes and mse for numbers.")
+    ] = LossChoice.AUTO,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help='"auto", "readout", "all" or a linear layer; may be repeated.'),
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=0.0, metavar="A", help="Ridge towards the given weights.")] = 0.0,
+    validation: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the rows held out for early stopping; 0: none.")
+    ] = 0.2,
+    max_iter: Annotated[int, typer.Option(min=1, metavar="N", help="Most steps.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws the held-out rows.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The new state dict, .safetensors or .pt; by default WEIGHTS.tuned.*"),
+    ] = None,
+    delta: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the low-rank factors of the change alone.")
+    ] = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Adapt a trained PyTorch network to a table, and write its new weights.
+
+    The columns of the table, numbers in the order of the file without the target, are the inputs of the model. Classes
+    are numbered from 0, text in alphabetical order.
+    """
+    limit_threads(threads)
+    from widefit.cli.output import Output
+    from widefit.cli.run.finetune import Job, run
+
+    chosen = layers or ["auto"]
+    words = chosen[0] if len(chosen) == 1 and chosen[0] in ("auto", "readout", "all") else tuple(chosen)
+    settings = {"layers": words, "alpha": alpha, "validation": validation, "max_iter": max_iter, "seed": seed}
+    name = None if loss is LossChoice.AUTO else loss.value
+    job = Job(factory, weights, data, target, name, settings, out, delta)
+    return run(job, Output(json, quiet))

@@ -1,0 +1,275 @@
+"""`widefit train`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.models import OptionInfo
+
+from widefit.cli.failure import guarded
+from widefit.cli.options import (
+    DataArgument,
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    auto_or_number,
+    examples,
+    layer_sizes,
+    limit_threads,
+)
+
+EXAMPLES = examples(
+    "widefit train digits",
+    "widefit train houses.csv --target price --drop id --impute",
+    "widefit train digits --hidden-layer-sizes 2048,2048",
+    "widefit train openml:adult --width 16384 --test-size 0.3",
+    "widefit train endless.csv --stream --target y",
+    "widefit train big.parquet --checkpoint big.ckpt",
+    "widefit train big.parquet --checkpoint big.ckpt --resume",
+    "widefit train digits --json --quiet > result.json",
+)
+
+
+class TaskChoice(StrEnum):
+    """What the target is."""
+
+    REGRESSION = "regression"
+    CLASSIFICATION = "classification"
+
+
+class RuleChoice(StrEnum):
+    """How a step is chosen."""
+
+    GAUSS_NEWTON = "gauss-newton"
+    GRADIENT_DESCENT = "gradient-descent"
+    SGD = "sgd"
+
+
+class ActivationChoice(StrEnum):
+    """What a neuron computes."""
+
+    SHIFTED_RELU = "shifted_relu"
+    RELU = "relu"
+    FLOORED_RELU = "floored_relu"
+
+
+class TrackerChoice(StrEnum):
+    """How firing neurons are found."""
+
+    AUTO = "auto"
+    DENSE = "dense"
+    CERTIFICATE = "certificate"
+    VERLET_LIST = "verlet-list"
+    WEIGHT_TREE = "weight-tree"
+    DATA_TREE = "data-tree"
+    HALF_SPACE_TREE = "half-space-tree"
+
+
+class SolverChoice(StrEnum):
+    """How the system in sample space is solved."""
+
+    AUTO = "auto"
+    CHOLESKY = "cholesky"
+    CG = "cg"
+
+
+TABLE, MODEL, FILES = "The table", "The model", "Files"
+
+
+def auto_or_number_option(text: str) -> OptionInfo:
+    """An option whose value is "auto" or a number."""
+    return typer.Option(help=text, parser=auto_or_number, metavar="auto|NUMBER", rich_help_panel=MODEL)
+
+
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        rich_help_panel=TABLE,
+        help="The column to predict; by default one called target, y, label or class, else the last.",
+    ),
+]
+TaskOption = Annotated[
+    TaskChoice | None,
+    typer.Option(
+        rich_help_panel=TABLE,
+        help="By default seen from the target: text, booleans and a few whole numbers are classes.",
+    ),
+]
+DropOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", rich_help_panel=TABLE, help="Leave a column out; may be repeated."),
+]
+ImputeOption = Annotated[
+    bool,
+    typer.Option(
+        "--impute", rich_help_panel=TABLE, help="Fill missing values: the median, or the most frequent category."
+    ),
+]
+StreamOption = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        rich_help_panel=TABLE,
+        help="Learn every row of a .csv, .tsv or .parquet file once, in its order and in memory that does not grow "
+        "with the rows. The rule is sgd; nothing is held out: every row is predicted before it is learnt.",
+    ),
+]
+BlockOption = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        metavar="ROWS",
+        rich_help_panel=TABLE,
+        help="Rows that --stream reads at a time. The first of them decide on columns, classes and scales.",
+    ),
+]
+TestSizeOption = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        rich_help_panel=TABLE,
+        help="Share of the rows held out to measure on, of each class alike; 0 trains on all.",
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**32 - 1, metavar="N", rich_help_panel=TABLE, help="Fixes the split and the initial weights."
+    ),
+]
+WidthOption = Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")]
+SizesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hidden-layer-sizes",
+        metavar="N,N,…",
+        rich_help_panel=MODEL,
+        help="Neurons of several hidden layers, in place of --width.",
+    ),
+]
+ActivationOption = Annotated[ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")]
+# A float or "auto": typer takes no unions.
+ThresholdOption = Annotated[object, auto_or_number_option("What a neuron must exceed to fire.")]
+AlphaOption = Annotated[object, auto_or_number_option("Ridge: the pull towards the initial weights.")]
+RuleOption = Annotated[RuleChoice, typer.Option(rich_help_panel=MODEL, help="How a step is chosen.")]
+TrackerOption = Annotated[TrackerChoice, typer.Option(rich_help_panel=MODEL, help="How firing neurons are found.")]
+SolverOption = Annotated[
+    SolverChoice, typer.Option(rich_help_panel=MODEL, help="How each step's equations are solved.")
+]
+MaxIterOption = Annotated[
+    int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps; of epochs with sgd.")
+]
+TolOption = Annotated[
+    float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=FILES, help="The model file; by default NAME.widefit here."),
+]
+ReportOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", rich_help_panel=FILES, help="The report; by default NAME.html here.")
+]
+NoReportOption = Annotated[bool, typer.Option("--no-report", rich_help_panel=FILES, help="Write no report.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=FILES, help="Keep the state of the training in this file."),
+]
+CheckpointEveryOption = Annotated[
+    float, typer.Option(min=0.0, metavar="SECONDS", rich_help_panel=FILES, help="How often to do so.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=FILES, help="Go on from the state in --checkpoint.")
+]
+
+
+@guarded
+def command(
+    data: DataArgument,
+    target: TargetOption = None,
+    task: TaskOption = None,
+    drop: DropOption = None,
+    impute: ImputeOption = False,
+    stream: StreamOption = False,
+    block: BlockOption = 10_000,
+    test_size: TestSizeOption = 0.2,
+    seed: SeedOption = 0,
+    width: WidthOption = 65536,
+    hidden_layer_sizes: SizesOption = None,
+    activation: ActivationOption = ActivationChoice.SHIFTED_RELU,
+    threshold: ThresholdOption = "auto",
+    alpha: AlphaOption = "auto",
+    rule: RuleOption = RuleChoice.GAUSS_NEWTON,
+    tracker: TrackerOption = TrackerChoice.AUTO,
+    solver: SolverOption = SolverChoice.AUTO,
+    max_iter: MaxIterOption = 20,
+    tol: TolOption = 1e-6,
+    out: OutOption = None,
+    report: ReportOption = None,
+    no_report: NoReportOption = False,
+    checkpoint: CheckpointOption = None,
+    checkpoint_every: CheckpointEveryOption = 30.0,
+    resume: ResumeOption = False,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Train a wide network on a table, and leave a model file and a report.
+
+    Ctrl-C ends the training after the step in progress and keeps the best model so far.
+    """
+    if no_report and report is not None:
+        raise typer.BadParameter("--report and --no-report exclude each other")
+    if resume and checkpoint is None:
+        raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
+    if stream and tracker not in (TrackerChoice.AUTO, TrackerChoice.DENSE, TrackerChoice.HALF_SPACE_TREE):
+        raise typer.BadParameter(f"--stream takes --tracker auto, dense or half-space-tree, not {tracker.value}")
+    if stream and alpha not in ("auto", 0):
+        raise typer.BadParameter("--stream has no ridge: --alpha is auto or 0")
+    limit_threads(threads)
+    from widefit.cli.output import Output
+    from widefit.cli.run.prepare import Job, prepare
+
+    settings = {
+        "hidden_layer_sizes": (width,) if hidden_layer_sizes is None else layer_sizes(hidden_layer_sizes),
+        "activation": activation.value,
+        "threshold": threshold,
+        "alpha": alpha,
+        "rule": "sgd" if stream else rule.value,
+        "tracker": tracker.value,
+        "solver": solver.value,
+        "max_iter": max_iter,
+        "tol": tol,
+        "random_state": seed,
+    }
+    job = Job(
+        data=data,
+        target=target,
+        task=None if task is None else task.value,
+        drop=tuple(drop or ()),
+        impute=impute,
+        test_size=test_size,
+        seed=seed,
+        settings=settings,
+        out=out,
+        report=report,
+        wants_report=not no_report,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        block_rows=block,
+    )
+    output = Output(json, quiet)
+    with output.warnings():
+        if stream:
+            from widefit.cli.run.stream import stream as run_stream
+
+            return run_stream(job, output)
+        prepared = prepare(job)
+        for note in prepared.notes:
+            output.remark(note)
+        # torch and all that stands on it come in only now, when the input is known to be good.
+        from widefit.cli.run.train import run
+
+        return run(job, prepared, output)

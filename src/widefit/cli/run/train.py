@@ -1,0 +1,147 @@
+"""What `widefit train` does: table in, model and report out."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from widefit.callbacks import Callback, Progress
+from widefit.cli.failure import INTERRUPTED
+from widefit.cli.output import Output, columns, number, seconds
+from widefit.cli.run import outcome, scores
+from widefit.cli.run.prepare import HELD_OUT, Job, Prepared
+from widefit.cli.run.progress import Lines
+from widefit.data.table import plural
+from widefit.estimators import WideClassifier, WideRegressor
+from widefit.files import Checkpoint, save
+from widefit.report import Report, Source, this_machine, write
+from widefit.report.html import LOSS_NAMES, STOPPED
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores per part, and what the report shows of the first part."""
+
+    part: str
+    metrics: dict[str, dict[str, float]]
+    prediction: np.ndarray
+    probabilities: np.ndarray | None
+
+
+def run(job: Job, prepared: Prepared, output: Output) -> int:
+    """Train, measure, write model and report; returns the exit code."""
+    started = time.perf_counter()
+    model = _fit(job, prepared, output)
+    clock = {"read": prepared.seconds, "train": time.perf_counter() - started}
+    interrupted = model.history_.stop_reason == "interrupted"
+
+    # The model first: whatever happens to the report, the training is not lost.
+    save(model, prepared.model_path, encoding=prepared.encoding.to_dict())
+    files = {"model": prepared.model_path}
+    measured = _measure(model, prepared)
+    if prepared.report_path is not None:
+        write(prepared.report_path, _report(job, model, prepared, measured, interrupted))
+        files["report"] = prepared.report_path
+    if job.checkpoint is not None:
+        files["checkpoint"] = job.checkpoint
+    _show(output, model, prepared, measured, files)
+    output.document(_document(job, model, prepared, measured, clock, files, interrupted))
+    return INTERRUPTED if interrupted else 0
+
+
+def _fit(job: Job, prepared: Prepared, output: Output) -> Any:
+    estimator = WideRegressor if prepared.task == "regression" else WideClassifier
+    callbacks: list[Callback] = []
+    if not output.quiet:
+        console = output.stderr
+        callbacks.append(Progress(console) if console.is_terminal else Lines(console))
+    if job.checkpoint is not None:
+        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
+    training, held_out = prepared.training, prepared.held_out
+    return estimator(**job.settings).fit(
+        prepared.X[training],
+        prepared.y[training],
+        callbacks=callbacks,
+        resume=job.checkpoint if job.resume else None,
+        validation=(prepared.X[held_out], prepared.y[held_out]) if len(held_out) else None,
+    )
+
+
+def _measure(model: Any, prepared: Prepared) -> Measured:
+    y, first = prepared.y, next(iter(prepared.parts))
+    found = {
+        part: scores.of_model(model, prepared.X[rows], y[rows], prepared.task) for part, rows in prepared.parts.items()
+    }
+    metrics = {part: values for part, (values, _, _) in found.items()}
+    name, baseline = scores.of_constant(y[prepared.training], y[prepared.parts[first]], prepared.task)
+    metrics[f"baseline ({name})"] = baseline
+    _, prediction, probabilities = found[first]
+    return Measured(first, metrics, prediction, probabilities)
+
+
+def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interrupted: bool) -> Report:
+    table, target = prepared.table, prepared.encoding.target
+    notes = list(prepared.notes)
+    if interrupted:
+        notes.append("the training was interrupted; this is the best model until then")
+    rows = {f"rows for {name}": len(indices) for name, indices in prepared.parts.items()}
+    return Report(
+        title=f"{table.name}: {target.name}",
+        task=target.task,
+        data=_source(prepared),
+        history=model.history_,
+        truth=prepared.y[prepared.parts[measured.part]],
+        prediction=measured.prediction,
+        part=measured.part,
+        metrics=measured.metrics,
+        probabilities=measured.probabilities,
+        classes=() if target.task == "regression" else model.classes_.tolist(),
+        loss_name=LOSS_NAMES[model.loss_],
+        metric_name=f"{HELD_OUT} {'R²' if target.task == 'regression' else 'accuracy'}",
+        tol=job.settings["tol"],
+        plan=model.plan_.rows(),
+        settings={name: str(value) for name, value in (job.settings | rows).items()},
+        machine=this_machine(),
+        notes=notes,
+    )
+
+
+def _show(output: Output, model: Any, prepared: Prepared, measured: Measured, files: dict[str, Path]) -> None:
+    names = list(next(iter(measured.metrics.values())))
+    results = columns("\nrows", *(f"\n{name}" for name in names))
+    for part, values in measured.metrics.items():
+        rows = f" ({len(prepared.parts[part]):,})" if part in prepared.parts else ""
+        results.add_row(part + rows, *(number(values[name]) for name in names))
+    history = model.history_
+    first, last = history[0], history[-1]
+    ended = (
+        f"{plural(last.step, 'step')} in {seconds(last.seconds)}, loss {number(first.loss)} → {number(last.loss)}; "
+        f"training ended because {STOPPED.get(history.stop_reason, history.stop_reason)}"
+    )
+    outcome.show(output, _source(prepared), prepared.encoding, model.plan_, results, ended, files)
+
+
+def _document(
+    job: Job,
+    model: Any,
+    prepared: Prepared,
+    measured: Measured,
+    clock: dict[str, float],
+    files: dict[str, Path],
+    interrupted: bool,
+) -> dict[str, Any]:
+    document = outcome.document(_source(prepared), prepared.encoding, model, files)
+    document["data"]["split"] = {name: len(rows) for name, rows in prepared.parts.items()}
+    return document | {
+        "settings": job.settings | {"test_size": job.test_size, "impute": job.impute},
+        "metrics": measured.metrics,
+        "seconds": clock,
+        "notes": prepared.notes,
+        "interrupted": interrupted,
+    }
+
+
+def _source(prepared: Prepared) -> Source:
+    return outcome.source(prepared.table.name, prepared.table.frame.height, prepared.encoding)

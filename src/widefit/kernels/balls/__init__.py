@@ -1,0 +1,1 @@
+"""Kernels of balanced trees of balls: half-space reporting, exact."""

@@ -1,0 +1,1 @@
+"""Kernels of max-trees over pre-activations."""

@@ -1,0 +1,1 @@
+"""Kernels of lists of near pairs (Verlet lists)."""

@@ -1,0 +1,1 @@
+"""The losses: value, gradient, local least squares."""

@@ -1,0 +1,1 @@
+"""Choices that cost models make, and what a run will need: one file for each kind of work."""

@@ -1,0 +1,258 @@
+"""Who fires in a deep network, layer by layer, from sparse activations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.linalg.layer_factors import LayerFactors, along_step, combined
+from widefit.linalg.sparse_rows import SparseRows
+from widefit.nn.deep import Deep
+from widefit.nn.sparse_passes import add_outer, backward, forward
+from widefit.trackers.base import Displacement, TrackerReport, Update
+from widefit.trackers.deep.steps import DeepStep, StepSum
+
+
+@dataclass(frozen=True)
+class DeepTrial:
+    """What a step would do.
+
+    Attributes
+    ----------
+    outputs
+        f after it, shape (n, k), float64.
+    activations
+        h_1, …, h_L after it.
+    input_weights
+        A_l after it.
+    flips
+        Pairs (neuron, sample) of all layers that change between firing and not.
+    moved
+        W − W₀ after it; empty where there is no ridge.
+    """
+
+    outputs: Float[np.ndarray, "n k"]
+    activations: list[SparseRows]
+    input_weights: list[Float[np.ndarray, "_ d"]]
+    flips: int
+    moved: StepSum
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Every layer from the columns of its active inputs alone."""
+
+    name: str = "sparse"
+    lazy: bool = False
+
+    def start(
+        self,
+        network: Deep,
+        inputs: Float[np.ndarray, "n d"],
+        threads: int = 1,
+        anchored: bool = False,
+        state: dict[str, np.ndarray] | None = None,
+    ) -> "DeepTracking":
+        """Find out who fires in a network."""
+        return DeepTracking(network, inputs, threads, anchored, state)
+
+
+class DeepTracking:
+    """A deep network, its samples, and who fires: forward, backward and steps from sparse factors.
+
+    With p the part of the neurons that fire, in layers of m neurons a sample costs 2 p m² flops forward (the columns of
+    active inputs), p² m² backward (active rows and columns) and p² m² for its part of a step.
+
+    A step is tried by appending it to every W_l (`LowRankLinear`), and taken back to the bit when it is not kept.
+
+    Parameters
+    ----------
+    network
+        Trained in place.
+    inputs
+        X, contiguous, in the dtype of the network.
+    threads
+        Cores to use; no result depends on it.
+    anchored
+        Keep W − W₀, for updates that shrink it. It is held as the sparse factors of the steps taken: nothing of the
+        size of W is copied, and one step is left of it whenever an update goes all the way back to W₀.
+    state
+        From `state` of an earlier run over the same network and inputs: go on from there.
+
+    Attributes
+    ----------
+    outputs
+        f, shape (n, k), float64, at the committed weights.
+    activations
+        h_1, …, h_L there.
+    """
+
+    def __init__(
+        self,
+        network: Deep,
+        inputs: Float[np.ndarray, "n d"],
+        threads: int = 1,
+        anchored: bool = False,
+        state: dict[str, np.ndarray] | None = None,
+    ):
+        self._network, self._inputs, self._threads = network, inputs, threads
+        wide = inputs.astype(np.float64)
+        self._similarity = wide @ wide.T
+        self._tried = False
+        self._passes, self._flips = 0, 0
+        self._signals: list[np.ndarray] | None = None
+        self._seen: list[np.ndarray] | None = None
+        self._anchored, self._displacement = anchored, None
+        self._moved = StepSum.restored(network, state or {})
+        for linear in network.low_rank():
+            linear.release()  # the weights may have changed since it was packed
+        self._weights = [weight.detach().numpy() for weight in network.input_weights]
+        self.activations, self.outputs = self._forward(self._weights)
+
+    def signals(self) -> list[Float[np.ndarray, "_ k"]]:
+        """Δ_1, …, Δ_L at the committed weights: derivatives of the outputs by z_l, at the entries of h_l."""
+        if self._signals is None:
+            self._take_back()
+            self._signals = backward(self._network, self.activations, self._threads)
+        return self._signals
+
+    def similarities(self) -> list[Float[np.ndarray, "n n"]]:
+        """Per layer the inner products of what it sees, (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, in float64."""
+        if self._seen is None:
+            hidden = (rows.gram(self._threads) for rows in self.activations[:-1])
+            self._seen = [self._similarity, *(self._mix(layer, seen) for layer, seen in enumerate(hidden, start=1))]
+        return self._seen
+
+    def _mix(self, layer: int, hidden: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+        """Inner products of what a later layer sees from those of activations, in place."""
+        hidden *= self._network.hidden_factor(layer) ** 2
+        if layer < len(self._weights):
+            hidden += self._network.input_factor(layer) ** 2 * self._similarity
+        return hidden
+
+    def factors(self) -> list[LayerFactors]:
+        """What H is made of, layer by layer, at the committed weights."""
+        layers = zip(self.activations, self.signals(), self.similarities(), strict=True)
+        return [LayerFactors(*layer) for layer in layers]
+
+    @property
+    def displacement(self) -> Displacement | None:
+        """Of the committed weights from W₀, outputs in one column; None unless the run is anchored."""
+        if self._anchored and self._displacement is None:
+            response = np.zeros(self.outputs.shape)
+            for step in self._moved.steps:
+                self._add_response(step, response)
+            self._displacement = Displacement(response.reshape(-1, 1), np.array([self._moved.squared_norm]))
+        return self._displacement
+
+    def _add_response(self, step: DeepStep, response: Float[np.ndarray, "n k"]) -> None:
+        """response += J (the step), from inner products of its factors with the present ones."""
+        for layer, (pattern, signals) in enumerate(zip(self.activations, self.signals(), strict=True)):
+            seen = self._similarity
+            if layer > 0:
+                seen = self._mix(layer, self.activations[layer - 1].products(step.V[layer - 1], self._threads))
+            moved = step.U[layer]
+            along_step(
+                pattern, signals, seen, moved, step.scale * moved.value.astype(np.float64), response, self._threads
+            )
+
+    def propose(self, update: Update, image: Float[np.ndarray, " nk"] | None = None) -> DeepTrial:
+        """Find out what an update would do, g and shrink of one column; trials before it are void.
+
+        Parameters
+        ----------
+        update
+            The step.
+        image
+            H g at the committed weights, for the length of W − W₀ after it; needed where the run is anchored.
+        """
+        g, shrink = np.ascontiguousarray(update.g[:, 0]), float(update.shrink[0])
+        new = DeepStep(1.0, tuple(self._moves(g)), tuple(self.activations[:-1]))
+        # W − shrink (W − W₀) − Jᵀ g, as one sparse product a layer.
+        pulled = [(1.0, new), *((-shrink * step.scale, step) for step in self._moved.steps if shrink > 0)]
+        displacement = self.displacement
+        self._take_back()
+        weights = []
+        for layer, weight in enumerate(self._weights):
+            changed = weight.copy()
+            for scale, step in pulled:
+                factor = scale * self._network.input_factor(layer)
+                add_outer(changed, step.U[layer], self._inputs, factor, self._threads)
+            weights.append(changed)
+        for layer, linear in enumerate(self._network.low_rank(), start=1):
+            factor = self._network.hidden_factor(layer)
+            U = [step.U[layer].scaled(np.full(step.U[layer].rows, scale * factor)) for scale, step in pulled]
+            V = [step.V[layer - 1] for _, step in pulled]
+            linear.append(SparseRows.stacked(U), SparseRows.stacked(V), self._threads, at_once=True)
+        self._tried = True
+        activations, outputs = self._forward(weights)
+        flips = sum(after.flips(before) for after, before in zip(activations, self.activations, strict=True))
+        moved = StepSum()
+        if displacement is not None and image is not None:
+            moved = self._moved.after(new, shrink, g, displacement.response[:, 0], image)
+        return DeepTrial(outputs, activations, weights, flips, moved)
+
+    def commit(self, trial: DeepTrial) -> None:
+        """Carry the latest trial out."""
+        assert self._tried
+        for weight, moved in zip(self._weights, trial.input_weights, strict=True):
+            weight[...] = moved
+        self.activations, self.outputs = trial.activations, trial.outputs
+        self._moved = trial.moved
+        self._flips += trial.flips
+        self._signals, self._seen, self._displacement, self._tried = None, None, None, False
+
+    def settle(self) -> None:
+        """Write the committed weights into the network."""
+        self._take_back()
+        for linear in self._network.low_rank():
+            linear.fold(self._threads)
+
+    def finish(self) -> None:
+        """Leave the network with the committed weights, and without its packed copies."""
+        self._take_back()
+        for linear in self._network.low_rank():
+            linear.release(self._threads)
+
+    def report(self) -> TrackerReport:
+        """Operations and memory so far: pre-activations of all layers, and what is held beside the network."""
+        neurons = sum(self._network.hidden_layer_sizes)
+        packed = sum(linear.held_bytes for linear in self._network.low_rank())
+        return TrackerReport(
+            tracker=Sparse.name,
+            full_passes=self._passes,
+            pairs_evaluated=self._passes * neurons * self._inputs.shape[0],
+            flips=self._flips,
+            firing_pairs=sum(rows.index.size for rows in self.activations),
+            bytes_held=packed + sum(rows.nbytes for rows in self.activations) + self._moved.nbytes,
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What goes on to the same bits beside the network: W − W₀; who fires is found anew."""
+        return self._moved.state() if self._anchored else {}
+
+    @contextmanager
+    def materialized(self) -> Iterator[None]:
+        """Inside, the network has the committed weights."""
+        self.settle()
+        yield
+
+    def _take_back(self) -> None:
+        if self._tried:
+            for linear in self._network.low_rank():
+                linear.undo(self._threads)
+            self._tried = False
+
+    def _forward(self, input_weights: list[np.ndarray]) -> tuple[list[SparseRows], np.ndarray]:
+        """h_1, …, h_L and f with the given A_l and the W_l that the network has."""
+        self._passes += 1
+        return forward(self._network, input_weights, self._inputs, self._threads)
+
+    def _moves(self, g: Float[np.ndarray, " nk"]) -> Iterator[SparseRows]:
+        """U_1, …, U_L: row i is −Σ_c g_ic δ_l,ic, what moves W_l along h_{l−1,i}."""
+        weights = -g.reshape(self.outputs.shape)
+        for signals, pattern in zip(self.signals(), self.activations, strict=True):
+            moved = combined(pattern, signals, weights, self._threads)
+            yield pattern.with_values(moved.astype(pattern.value.dtype))

@@ -1,0 +1,1 @@
+"""Half-space reporting in trees of balls, over the samples or over the weights."""

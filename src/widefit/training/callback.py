@@ -1,0 +1,34 @@
+"""The interface of callbacks: they see every step of a run and can end it."""
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from widefit.training.history import History, StepInfo
+
+if TYPE_CHECKING:
+    import torch
+
+
+@runtime_checkable
+class Run(Protocol):
+    """What a callback sees of the training."""
+
+    history: History
+    max_iter: int
+    tol: float
+
+    def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+        """Everything needed to go on from here to the same bits: tensors, and a document of plain values."""
+        ...
+
+
+class Callback:
+    """Does nothing; override what you need."""
+
+    def start(self, run: Run) -> None:
+        """Before the first step; `run.history` holds step 0."""
+
+    def step(self, run: Run, info: StepInfo) -> bool | None:
+        """After every step; return True to end the training."""
+
+    def finish(self, run: Run, history: History) -> None:
+        """After the last step, also when it was interrupted."""

@@ -1,0 +1,101 @@
+"""train(): the loop for whichever network it is given."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from widefit import solvers, trackers
+from widefit.nn import Deep, TwoLayer
+from widefit.rules import Rule
+from widefit.training.callback import Callback
+from widefit.training.deep import DeepTraining
+from widefit.training.history import History
+from widefit.training.two_layer import State, Training
+
+
+def train(
+    network: TwoLayer | Deep,
+    X: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    *,
+    rule: str | Rule = "gauss-newton",
+    tracker: str | trackers.Tracker = "auto",
+    solver: str | solvers.Solver = "auto",
+    max_iter: int = 20,
+    tol: float = 1e-6,
+    alpha: float = 0.0,
+    loss: str | None = None,
+    sample_weight: ArrayLike | Tensor | None = None,
+    metric: Callable[[Any], float] | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: State | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> History:
+    """Fit a network to data, in place: the first layer of a two-layer one, all layers but the read-outs of a deep one.
+
+    Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has, or for another loss
+    Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².
+
+    Parameters
+    ----------
+    network
+        `widefit.nn.TwoLayer` or `widefit.nn.Deep`.
+    X
+        Shape (n, d); taken as it is, cast to the dtype of the network.
+    y
+        Shape (n,) or (n, k).
+    rule
+        "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
+    tracker
+        "auto", "dense", "certificate", "verlet-list", "weight-tree", "data-tree", "half-space-tree", or a tracker of
+        `widefit.trackers`; "auto" for a deep network, which has one of its own.
+    solver
+        "auto", "cholesky", "cg", "block-cg" (for several outputs of a deep network), or a solver of `widefit.solvers`.
+    max_iter
+        Largest number of steps, rejected ones included; of epochs with "sgd". Rules of first order want hundreds.
+    tol
+        Training stops when the loss, the weighted mean over samples of the squared residual or of ℓ, is no larger.
+    alpha
+        α ≥ 0, pull towards the initial weights in the units of Q.
+    loss
+        ℓ, in place of that of the rule: "squared", "logistic" (y of ±1), "softmax" (y one-hot rows or probabilities) or
+        "cross_entropy", which is "logistic" for one output and "softmax" for more. Gauss-Newton takes "softmax" for
+        deep networks.
+    sample_weight
+        ω ≥ 0, shape (n,); None: ones.
+    metric
+        Called with the network after every step; its value is recorded in `StepInfo.metric`.
+    callbacks
+        See `widefit.callbacks`.
+    resume
+        A state from `Training.state`: training goes on from there to the same bits.
+    threads
+        Cores to use, None: `torch.get_num_threads()`. The result does not depend on it.
+    memory
+        Bytes the training may take, None: what is free.
+
+    Returns
+    -------
+    History
+        One StepInfo a step, the first for the state before training.
+
+    Raises
+    ------
+    ValueError
+        An argument of the wrong shape or value, numbers that are not finite, a state that belongs to other data.
+    MemoryError
+        The work cannot fit; said before it starts.
+    """
+    training = training_of(network)(
+        network, X, y, rule=rule, tracker=tracker, solver=solver, max_iter=max_iter, tol=tol, alpha=alpha,
+        loss=loss, sample_weight=sample_weight, metric=metric, callbacks=callbacks, threads=threads, memory=memory,
+    )  # fmt: skip
+    return training.run(resume)
+
+
+def training_of(network: TwoLayer | Deep) -> type[Training]:
+    """The kind of training that a network takes."""
+    return DeepTraining if isinstance(network, Deep) else Training

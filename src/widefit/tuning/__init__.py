@@ -1,0 +1,1 @@
+"""Choices that the data make before training: map, column scales, threshold, ridge."""

@@ -1,0 +1,115 @@
+"""How much each column matters: scales of the input map that minimize the leave-one-out error of the limit kernel."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+
+from widefit.tuning.leave_one_out import symmetric_inverse
+from widefit.tuning.limit_kernel import co_firing_density, co_firing_probability
+from widefit.tuning.sphere import SphereMap
+
+# Steps of L-BFGS; most of the decrease comes in the first ten.
+_STEPS = 20
+# Prior on the logarithms of the scales, which keeps columns that do not matter where they are.
+_PRIOR = 0.02
+_LARGEST_LOG_SCALE = 4.0
+# Larger constants press all rows into a narrow cone, in which the same neurons fire on all of them.
+_LOG_CONSTANTS = (-2.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Logarithm of the leave-one-out error plus a prior, as a function of log scales (d), log constant and log ridge.
+
+    Attributes
+    ----------
+    rows
+        Centred and scaled, shape (n, d).
+    targets
+        Shape (n, k).
+    sample_weight
+        ω > 0, shape (n,).
+    threshold
+        b.
+    """
+
+    rows: Float[np.ndarray, "n d"]
+    targets: Float[np.ndarray, "n k"]
+    sample_weight: Float[np.ndarray, " n"]
+    threshold: float
+
+    def __call__(self, parameters: Float[np.ndarray, " d_plus_two"]) -> tuple[float, Float[np.ndarray, " d_plus_two"]]:
+        """Value and gradient: one inverse and a few products, about 4 n³ flops."""
+        samples, features = self.rows.shape
+        log_scales, constant, ridge = parameters[:-2], np.exp(parameters[-2]), np.exp(parameters[-1])
+        last = np.full((samples, 1), constant * math.sqrt(features))
+        ambient = np.hstack([self.rows * np.exp(log_scales), last])
+        norm = np.linalg.norm(ambient, axis=1, keepdims=True)
+        inputs = ambient / norm
+        similarity = inputs @ inputs.T
+        both_fire = co_firing_probability(similarity, self.threshold)
+
+        root = np.sqrt(self.sample_weight)
+        system = root[:, None] * (similarity * both_fire) * root
+        damping = ridge * float(system.diagonal().mean())
+        system.flat[:: samples + 1] += damping
+        inverse = symmetric_inverse(system)
+        coefficients = inverse @ (root[:, None] * self.targets)
+        diagonal = inverse.diagonal()[:, None]
+        # √ω times the residual without the sample: the weights of the mean are already in.
+        left_out = coefficients / diagonal
+        error = float(np.sum(left_out**2))
+
+        # d error = tr(slope dA) for A the system: dv = −G dA v and dG = −G dA G, G the inverse and v the coefficients.
+        pulled = inverse @ (2 * left_out / diagonal)
+        slope = (inverse * (2 * left_out**2 / diagonal).sum(1)) @ inverse - pulled @ coefficients.T
+        slope = (slope + slope.T) / 2
+        # The diagonal of the similarity is 1 whatever the scales.
+        density = co_firing_density(similarity, self.threshold)
+        np.fill_diagonal(density, 0)
+        of_similarity = root[:, None] * slope * root * (both_fire + similarity * density)
+        of_inputs = 2 * of_similarity @ inputs
+        of_ambient = (of_inputs - np.sum(of_inputs * inputs, axis=1, keepdims=True) * inputs) / norm
+        of_logs = np.sum(of_ambient * ambient, axis=0)
+        gradient = np.append(of_logs, damping * float(np.trace(slope))) / error
+        gradient[:features] += 2 * _PRIOR / features * log_scales
+        value = math.log(error / self.sample_weight.sum()) + _PRIOR * float(np.mean(log_scales**2))
+        return value, gradient
+
+
+def learn_scales(
+    rows: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n k"],
+    sample_weight: Float[np.ndarray, " n"],
+    start: SphereMap,
+    threshold: float,
+) -> SphereMap:
+    """Improve a map: multiply its column scales and its constant to lower the leave-one-out error (this project).
+
+    The kernel is that of the network at infinite width; the ridge is optimized along and dropped. This is automatic
+    relevance determination (MacKay 1994) with the leave-one-out error in place of the marginal likelihood.
+
+    Parameters
+    ----------
+    rows, targets, sample_weight
+        A few hundred distinct rows, centred targets that are not all zero, and ω > 0.
+    start
+        Where to begin; its center stays.
+    threshold
+        b.
+
+    Returns
+    -------
+    The map with the smallest objective; about `_STEPS` · 4 n³ flops.
+    """
+    features = rows.shape[1]
+    objective = Objective(start.scaled(rows), targets, sample_weight, threshold)
+    initial = np.concatenate([np.zeros(features), [math.log(start.constant), math.log(1e-3)]])
+    bounds = [(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)] * features + [_LOG_CONSTANTS, (math.log(1e-8), math.log(10.0))]
+    found = minimize(objective, initial, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}).x
+    # Rounded, so that the last bits of the data, which the steps amplify, do not reach the model.
+    found = np.round(found, 2)
+    return SphereMap(start.center, start.scale * np.exp(found[:features]), float(np.exp(found[features])))

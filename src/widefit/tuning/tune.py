@@ -1,0 +1,217 @@
+"""What the data decide before training, by closed-form leave-one-out: input map, ridge and readout scale."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.kernels.threads import serial_blas
+from widefit.plan.two_layer import Choice
+from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
+from widefit.tuning.limit_kernel import limit_gram
+from widefit.tuning.relevance import learn_scales
+from widefit.tuning.sphere import SphereMap
+
+# Rows on which input maps are compared, and on which the ridge is chosen: n³ work, done a dozen times and once.
+_MAP_ROWS = 400
+_RIDGE_ROWS = 640
+_SCALINGS = ("columns", "common")
+_CONSTANTS = (0.5, 1.0, 2.0)
+# Rows a column that learning its scale takes, and the part of the squared error that it has to leave at most.
+_ROWS_PER_COLUMN = 5
+_WORTHWHILE = 0.97
+# Ridges at which maps are compared: all but none, and one a hundred times the other.
+_MAP_RIDGES = (1e-4, 1e-2, 1.0)
+# Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
+# be balanced against the fit, which flips disturb more than an exact fit.
+_FLIPPED_PART = 0.02
+_FLIPPED_PART_WITH_RIDGE = 0.005
+# Flips a firing pair, at readouts of ±1, up to which interpolation is reached in a few steps.
+_EASILY_FLIPPED = 0.9
+# What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution.
+_TOLERATED = 1.02
+_LARGEST_SCALE = 1e4
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Decisions, with their reasons.
+
+    Attributes
+    ----------
+    sphere
+        The map of rows to the unit sphere.
+    alpha
+        α for readouts of ±1: the ridge of kernel regression with K ∘ N / m.
+    readout_scale
+        Factor of the readouts; the ridge in training is α times its square.
+    held_out
+        Leave-one-out predictions of the kernel regression, shape (r, k), on the rows `held_out_rows`.
+    held_out_rows
+        Indices of merged rows, shape (r,).
+    choices
+        For the plan.
+    """
+
+    sphere: SphereMap
+    alpha: float
+    readout_scale: float
+    held_out: Float[np.ndarray, "r k"]
+    held_out_rows: np.ndarray
+    choices: tuple[Choice, ...]
+
+
+# Matrices of a few hundred rows: handing them to several threads costs more than it brings.
+@serial_blas()
+def tune(
+    merged: MergedRows,
+    *,
+    threshold: float,
+    width: int,
+    alpha: float | str,
+    readout_scale: float | str,
+    seed: int,
+    kernel: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n n"]] | None = None,
+) -> Tuning:
+    """Decide on the kernel that the network has at infinite width (this project).
+
+    Parameters
+    ----------
+    merged
+        Distinct rows and their targets; targets are centred.
+    threshold, width
+        b and m of the network to be trained.
+    alpha, readout_scale
+        Numbers, or "auto".
+    seed
+        Chooses the rows when there are more than are needed.
+    kernel
+        H at infinite width of a network that is not two-layer, from inputs on the sphere; the input map is chosen as
+        for a two-layer one.
+    """
+    generator = np.random.default_rng(seed)
+    sphere, map_choice = _choose_map(merged, threshold, generator)
+    rows = np.sort(generator.permutation(merged.rows.shape[0])[:_RIDGE_ROWS])
+    inputs, targets = sphere(merged.rows[rows]), merged.targets[rows]
+    weight = merged.sample_weight[rows]
+    gram = limit_gram(inputs, threshold) if kernel is None else kernel(inputs)
+    mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
+    problem = _Probe(inputs, gram, targets, weight, mean, threshold, width * rows.size / merged.rows.shape[0])
+    choices = [map_choice]
+    if alpha == "auto":
+        alpha, reason = _choose_ridge(problem)
+        choices.append(Choice("alpha", f"{alpha:.3g}", f"{reason}, {_on(rows, merged)}"))
+    assert not isinstance(alpha, str)
+    fit = problem.fit(alpha)
+    if readout_scale == "auto":
+        flipped = problem.flipped(fit)
+        part = _FLIPPED_PART_WITH_RIDGE if alpha > 0 else _FLIPPED_PART
+        readout_scale = float(f"{min(max(1.0, flipped / part), _LARGEST_SCALE):.2g}")
+        reason = f"at scale 1 about {min(flipped, 1):.0%} of the firing pairs would flip in the first step"
+        choices.append(Choice("readout scale", f"{readout_scale:.3g}", reason))
+    assert not isinstance(readout_scale, str)
+    return Tuning(sphere, alpha, readout_scale, targets - fit.residuals, rows, tuple(choices))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Kernel regression with the limit kernel on a subset of the rows.
+
+    Attributes
+    ----------
+    inputs, gram, targets, sample_weight
+        The rows on the sphere, their H, y and ω.
+    mean
+        Mean of diag H.
+    threshold
+        b.
+    width
+        m, less the share of rows that were left out: fewer rows move the neurons less.
+    """
+
+    inputs: Float[np.ndarray, "n d"]
+    gram: Float[np.ndarray, "n n"]
+    targets: Float[np.ndarray, "n k"]
+    sample_weight: Float[np.ndarray, " n"]
+    mean: float
+    threshold: float
+    width: float
+
+    def fit(self, alpha: float) -> LeaveOneOut:
+        """The regression with ridge α; the smallest of the ridges stands for none."""
+        return leave_one_out(self.gram, self.targets, self.sample_weight, max(alpha, float(RIDGES[0]) * self.mean))
+
+    def flipped(self, fit: LeaveOneOut) -> float:
+        """Flips over firing pairs in a first step with readouts of ±1, by linear extrapolation."""
+        v, similarity = fit.coefficients, self.inputs @ self.inputs.T
+        firing = 0.5 * math.erfc(self.threshold / math.sqrt(2))
+        # Mean square of the move of a pre-activation of a neuron that fires, Δz_rj = (a_r / √m) Σ_i v_i s_ri K_ij; the
+        # readouts of k outputs are √k times larger, and each has a share 1/k of the neurons.
+        moved = float(np.einsum("ik,ij,jk->", v, self.gram * similarity, v, optimize=True))
+        moved = math.sqrt(max(moved, 0.0) / (self.width * v.shape[0] * firing))
+        # The density of pre-activations at the threshold, per firing neuron, is about b + 0.8.
+        return moved * (max(self.threshold, 0.0) + 0.8)
+
+
+def _choose_ridge(problem: _Probe) -> tuple[float, str]:
+    """α and the reason.
+
+    Leave-one-out errors are flat over many decades of small ridges. None at all is chosen when that is as good as the
+    best and the network need not move far to interpolate; otherwise the largest ridge that is nearly as good as the
+    best.
+    """
+    errors = [math.sqrt(problem.fit(ridge * problem.mean).error) for ridge in RIDGES]
+    smallest = min(errors)
+    if errors[0] <= _TOLERATED * smallest and problem.flipped(problem.fit(0.0)) <= _EASILY_FLIPPED:
+        return 0.0, f"interpolation has the leave-one-out error {errors[0]:.3g} in units of the target's spread"
+    index = max(i for i, error in enumerate(errors) if error <= _TOLERATED * smallest)
+    reason = f"the largest ridge within {_TOLERATED - 1:.0%} of the best leave-one-out error, {smallest:.3g} spreads"
+    return float(RIDGES[index] * problem.mean), reason
+
+
+def _choose_map(merged: MergedRows, threshold: float, generator: np.random.Generator) -> tuple[SphereMap, Choice]:
+    """The best of a few fixed maps, with column scales learnt from there if other rows confirm them."""
+    order = generator.permutation(merged.rows.shape[0])
+    # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
+    learning = min(_MAP_ROWS, -(-2 * order.size // 3))
+    rows, everyone = order[:learning], order[: 2 * _MAP_ROWS]
+    maps = {
+        (scaling, constant): SphereMap.fit(merged.rows, merged.sample_weight, scaling=scaling, constant=constant)
+        for scaling in _SCALINGS
+        for constant in _CONSTANTS
+    }
+    errors = {key: _map_error(merged, rows, sphere, threshold) for key, sphere in maps.items()}
+    best = min(errors, key=lambda key: errors[key])
+    fixed = maps[best]
+    names = {"columns": "each column to variance 1", "common": "columns keep their relative scales"}
+    name = f"{names[best[0]]}, constant {best[1]:g}"
+    # With fewer rows than this per column, scales would be fitted to noise.
+    if rows.size >= _ROWS_PER_COLUMN * merged.rows.shape[1]:
+        learnt = learn_scales(merged.rows[rows], merged.targets[rows], merged.sample_weight[rows], fixed, threshold)
+        before, after = (_map_error(merged, everyone, sphere, threshold, learning) for sphere in (fixed, learnt))
+        if after < _WORTHWHILE * before:
+            spread = learnt.scale[learnt.scale > 0] / fixed.scale[fixed.scale > 0]
+            name = (
+                f"{names[best[0]]}, then times {spread.min():.2g} to {spread.max():.2g}, constant {learnt.constant:.2g}"
+            )
+            gain = f"{math.sqrt(before):.3g} → {math.sqrt(after):.3g}"
+            reason = f"scales learnt on {rows.size} rows: error on other rows {gain} spreads"
+            return learnt, Choice("input map", name, reason)
+    return fixed, Choice("input map", name, f"best leave-one-out error of {len(maps)} maps, {_on(rows, merged)}")
+
+
+def _map_error(merged: MergedRows, rows: np.ndarray, sphere: SphereMap, threshold: float, skip: int = 0) -> float:
+    """Leave-one-out error of a map with the best of a few ridges, averaged over the rows after the first `skip`."""
+    weight, gram = merged.sample_weight[rows], limit_gram(sphere(merged.rows[rows]), threshold)
+    mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
+    residuals = [
+        leave_one_out(gram, merged.targets[rows], weight, ridge * mean).residuals[skip:] for ridge in _MAP_RIDGES
+    ]
+    return min(float(weight[skip:] @ (left_out**2).sum(1) / weight[skip:].sum()) for left_out in residuals)
+
+
+def _on(rows: np.ndarray, merged: MergedRows) -> str:
+    return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"
