@@ -6,7 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
-from widefit.rules.base import Linearization, Objective, Outcome, Rule, Run, Verdict
+from widefit.rules.base import Linearization, Outcome, Rule, Run, Verdict
+from widefit.rules.objective import Objective
 from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
 from widefit.solvers import Solver
 from widefit.trackers import LOSSES, Adversary, Minibatches

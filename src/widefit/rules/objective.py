@@ -1,0 +1,99 @@
+"""The objective Q: a weighted sum of losses and a ridge towards the initial weights."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from widefit.losses.base import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares
+from widefit.trackers import Displacement, minibatches
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖², or Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖² for another loss.
+
+    Attributes
+    ----------
+    targets
+        y, shape (n, k).
+    sample_weight
+        ω > 0, shape (n,).
+    alpha
+        α ≥ 0.
+    kind
+        ℓ: "squared", "logistic" or "softmax", as `widefit.rules.SGD` defines them.
+    """
+
+    targets: Float[np.ndarray, "n k"]
+    sample_weight: Float[np.ndarray, " n"]
+    alpha: float
+    kind: str = "squared"
+
+    def loss(self, outputs: Float[np.ndarray, "n k"]) -> float:
+        """Weighted mean over samples: of the squared residual, or of ℓ for another loss."""
+        if self.kind == "squared":
+            values = ((outputs - self.targets) ** 2).sum(1)
+        else:
+            values = minibatches.values(self.kind, outputs, self.targets)
+        return float(self.sample_weight @ values / self.sample_weight.sum())
+
+    def part(self, samples: slice | Int[np.ndarray, " q"]) -> "Objective":
+        """Of some of the samples, the ridge in proportion."""
+        targets = self.targets[samples]
+        return Objective(targets, self.sample_weight[samples], self.alpha * len(targets) / len(self.targets), self.kind)
+
+    def value(self, outputs: Float[np.ndarray, "n k"], displacement: Displacement | None) -> float:
+        """Q."""
+        ridge = self.alpha * float(displacement.squared_norm.sum()) if displacement is not None else 0.0
+        factor = 1 if self.kind == "squared" else 2
+        return factor * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
+
+    def slope(self, outputs: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+        """∂ℓ/∂f; the residual for the squared loss."""
+        return minibatches.gradient(self.kind, outputs, self.targets)
+
+    def expand(self, outputs: Float[np.ndarray, "n k"]) -> LocalLeastSquares:
+        """Q near f without sample weights and ridge: Q(f + δ) ≈ Q(f) − Σ_i ‖r̃_i‖² + Σ_i ‖r̃_i + B_iᵀ δ_i‖²."""
+        f, y = torch.from_numpy(outputs), torch.from_numpy(self.targets)
+        if self.kind == "squared":
+            return LocalLeastSquares(f - y, f.new_ones(()))
+        # torch's losses are means: over all numbers, and over samples.
+        local = BinaryCrossEntropy().expand(f, (y + 1) / 2) if self.kind == "logistic" else CrossEntropy().expand(f, y)
+        root = (f.numel() if self.kind == "logistic" else len(f)) ** 0.5
+        return LocalLeastSquares(root * local.residual, root * local.root)
+
+    def stacked(self) -> "Stacked":
+        """The same objective of one column of outputs, output c of sample i in row i k + c."""
+        weight = np.repeat(self.sample_weight, self.targets.shape[1])
+        return Stacked(self.targets.reshape(-1, 1), weight, self.alpha, self.kind, apart=self)
+
+
+@dataclass(frozen=True)
+class Stacked(Objective):
+    """The outputs of a sample one below the other, for networks whose outputs share what is trained.
+
+    Attributes
+    ----------
+    apart
+        The objective of n samples and k outputs.
+    """
+
+    apart: Objective = field(kw_only=True)
+
+    def loss(self, outputs: Float[np.ndarray, "nk 1"]) -> float:
+        return self.apart.loss(self._apart(outputs))
+
+    def value(self, outputs: Float[np.ndarray, "nk 1"], displacement: Displacement | None) -> float:
+        return self.apart.value(self._apart(outputs), displacement)
+
+    def slope(self, outputs: Float[np.ndarray, "nk 1"]) -> Float[np.ndarray, "nk 1"]:
+        return self.apart.slope(self._apart(outputs)).reshape(-1, 1)
+
+    def expand(self, outputs: Float[np.ndarray, "nk 1"]) -> LocalLeastSquares:
+        local = self.apart.expand(self._apart(outputs))
+        return LocalLeastSquares(local.residual.reshape(-1, 1), local.root)
+
+    def _apart(self, outputs: Float[np.ndarray, "nk 1"]) -> Float[np.ndarray, "n k"]:
+        return outputs.reshape(self.apart.targets.shape)
