@@ -16,7 +16,7 @@ from two_layer_runs import Fit, accuracy, fit
 from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.trackers import Certificate, Tracker
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 # The last is the one to be measured, those before it tell how it will grow.
 EXPONENTS = {"quick": (18, 20), "default": (18, 20, 22, 30), "full": (18, 20, 22, 24, 30)}

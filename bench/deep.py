@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 import widefit
 from widefit.nn import Deep, LowRankLinear, SparseRows
-from widefit.training.train import training_of
+from widefit.training.train import Training
 
 ALL_WIDTHS = (1024, 2048, 4096, 8192, 16384)
 WIDTHS = {"quick": (1024, 2048), "default": ALL_WIDTHS, "full": ALL_WIDTHS}
@@ -158,7 +158,7 @@ def _accuracy(network: Deep, data: tuple[torch.Tensor, torch.Tensor]) -> float:
 
 
 def _ours(network: Deep, train: tuple, test: tuple) -> dict[str, float]:
-    plan = training_of(network)(network, *train).plan
+    plan = Training(network, *train).plan
     held = sum(tensor.nbytes for tensor in network.state_dict().values())
     begun = time.perf_counter()
     history = widefit.train(network, *train, max_iter=STEPS, tol=0)

@@ -17,10 +17,10 @@ import widefit
 from widefit.callbacks import Callback, describe
 from widefit.nn import TwoLayer
 from widefit.plan.two_layer import Plan
-from widefit.rules import Rule
-from widefit.trackers import Minibatches, Tracker, TrackerReport, Trial, Update
+from widefit.rules import SGD, Rule
+from widefit.trackers import Minibatches, Tracker, TrackerReport
 from widefit.training.history import History, StepInfo
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Watch(Callback):
         return time.perf_counter() - self.begun > self.limit
 
     def finish(self, run: Training, history: History) -> None:
-        self.report = run.tracker_report
+        self.report = run.stepper.model.report
 
     def say(self, info: StepInfo) -> None:
         if self.progress:
@@ -129,33 +129,14 @@ def dense_network(network: TwoLayer, weight: Tensor) -> DenseNetwork:
     return DenseNetwork(weight.clone(), torch.from_numpy(network.coefficients()).float(), network.threshold)
 
 
-class _Recorder:
-    """A run that keeps the minibatches which go through it."""
-
-    def __init__(self, run, seen: list[Minibatches]):
-        self._run, self._seen = run, seen
-
-    def view(self):
-        return self._run.view()
-
-    def propose(self, update: Update) -> Trial:
-        return self._run.propose(update)
-
-    def commit(self, trial: Trial) -> None:
-        self._run.commit(trial)
-
-    def descend(self, minibatches: Minibatches):
-        self._seen.append(minibatches)
-        return self._run.descend(minibatches)
-
-
-def recording(kind: type[Rule], **settings) -> tuple[Rule, list[Minibatches]]:
+def recording(kind: type[SGD], **settings) -> tuple[SGD, list[Minibatches]]:
     """A stochastic rule, and the list to which it adds the minibatches that it takes."""
     seen: list[Minibatches] = []
 
     class Recording(kind):
-        def step(self, run, memory, solver):
-            return super().step(_Recorder(run, seen), memory, solver)
+        def epoch(self, *arguments):
+            seen.append(super().epoch(*arguments))
+            return seen[-1]
 
     return Recording(**settings), seen
 

@@ -67,7 +67,7 @@ def test_metric_is_recorded_and_shown() -> None:
     history = GaussNewton(mlp(3, 6, 1)).minimize(
         x, y, max_iter=3, metric=lambda model: float(model(x).detach().mean()), callbacks=[Progress(shown)]
     )
-    assert [info.metric is None for info in history] == [True, False, False, False]
+    assert [info.metric is None for info in history] == [False] * 4
     assert "3/3" in written.getvalue()
     assert f"loss {history.losses[-1]:.3e}" in written.getvalue()
 

@@ -97,7 +97,7 @@ class Watch(Callback):
     """The tracker's report at the end."""
 
     def finish(self, run, history):
-        self.report = run.tracker_report
+        self.report = run.stepper.model.report
 
 
 @settings(max_examples=40)

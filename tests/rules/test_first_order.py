@@ -12,10 +12,10 @@ from problems import NAMES, DenseReference, digits_parity, make
 import widefit
 from widefit.callbacks import Callback
 from widefit.nn import TwoLayer
-from widefit.rules import SGD, GradientDescent, Linearization, Objective
+from widefit.rules import SGD, GradientDescent, NetworkProblem, Objective
 from widefit.trackers import Dense, Tracking
 from widefit.trackers.dense import DenseTracking
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 LOSSES = {
     "squared": lambda f, y: 0.5 * (f - y).square().sum(1),
@@ -183,7 +183,7 @@ def linearization(problem, weights, alpha, kind="squared"):
     outputs = range(problem.network.out_features)
     grams = [widefit.gram.DenseGram(torch.from_numpy(reference.gram(k))) for k in outputs]
     objective = Objective(encoded(problem.targets, kind), weights, alpha, kind)
-    return reference, Linearization(objective, reference.outputs(), None, grams.__getitem__)
+    return reference, NetworkProblem(objective, reference.outputs(), None, grams.__getitem__)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -198,9 +198,9 @@ def test_the_automatic_rate_is_the_one_of_the_paper(kind, batch):
     diagonal = max(gram.diagonal().max() for gram in grams)
     curvature = {"squared": 1, "logistic": 0.25, "softmax": 0.5}[kind]
     exact = 1 / (curvature * (diagonal + (batch - 1) * largest / 40) + 0.3 * batch / 40)
-    assert SGD(batch_size=batch, loss=kind).start(view)["lr"] == pytest.approx(exact, rel=0.011)
+    assert SGD(batch_size=batch, loss=kind).start(view).lr == pytest.approx(exact, rel=0.011)
     exact = 1 / (curvature * largest + 0.3)
-    assert GradientDescent(loss=kind).start(view)["lr"] == pytest.approx(exact, rel=0.011)
+    assert GradientDescent(loss=kind).start(view).lr == pytest.approx(exact, rel=0.011)
 
 
 def test_some_of_many_samples_stand_for_all_in_the_automatic_rate(monkeypatch):
@@ -208,10 +208,10 @@ def test_some_of_many_samples_stand_for_all_in_the_automatic_rate(monkeypatch):
     weights = np.random.default_rng(0).uniform(0.5, 2, len(problem.inputs))
 
     def rate() -> float:
-        run = Training(problem.fresh(), problem.inputs, problem.targets, rule="sgd", sample_weight=weights, alpha=0.3)
-        run.max_iter = 0
+        settings = {"rule": "sgd", "sample_weight": weights, "alpha": 0.3, "max_iter": 0}
+        run = Training(problem.fresh(), problem.inputs, problem.targets, **settings)
         run.run()
-        return run.state()[1]["memory"]["lr"]
+        return run.state()[1]["state"]["lr"]
 
     whole = rate()
     monkeypatch.setattr("widefit.training.two_layer.FEW", len(problem.inputs) // 3)
@@ -290,7 +290,7 @@ def test_line_search_is_armijo_on_the_network(alpha, lr, loss):
 
     rule = GradientDescent(lr, "line-search", loss)
     history = widefit.train(network, x, y, rule=rule, alpha=alpha, max_iter=6, tol=0)
-    rate = rule.start(linearization(problem, np.ones(40), alpha, loss)[1])["lr"]
+    rate = rule.start(linearization(problem, np.ones(40), alpha, loss)[1]).lr
     for _ in range(6):
         weight = expected.weight.detach().clone().requires_grad_()
         before = value(weight)

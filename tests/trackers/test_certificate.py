@@ -24,7 +24,7 @@ from widefit.trackers.certificate.geometry import Geometry, bucket_caps
 from widefit.trackers.certificate.passes import scan
 from widefit.trackers.certificate.trial import OutputBounds
 from widefit.trackers.fire_pattern import Chunk
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 
 def current_grams(run, network, inputs) -> CurrentGrams:
@@ -287,7 +287,7 @@ class Patterns(widefit.callbacks.Callback):
         self.steps = []
 
     def step(self, run, info):
-        self.steps.append(fires(run._tracking))
+        self.steps.append(fires(run.stepper.model._tracking))
         return False
 
 
@@ -363,8 +363,6 @@ def test_resumes_to_the_same_bits(alpha):
     settings = {"tracker": "certificate", "alpha": alpha, "max_iter": 6, "tol": 0}
     whole = problem.fresh()
     history = widefit.train(whole, problem.inputs, problem.targets, **settings)
-    part = problem.fresh()
-    first = Training(part, problem.inputs, problem.targets, **{**settings, "max_iter": 3})
     kept = []
 
     class Keep(widefit.callbacks.Callback):
@@ -372,8 +370,8 @@ def test_resumes_to_the_same_bits(alpha):
             tensors, document = run.state()
             kept.append(({name: tensor.clone() for name, tensor in tensors.items()}, document))
 
-    first._callbacks = (Keep(),)
-    first.run()
+    first = settings | {"max_iter": 3, "callbacks": [Keep()]}
+    widefit.train(problem.fresh(), problem.inputs, problem.targets, **first)
     resumed = problem.fresh()
     again = widefit.train(resumed, problem.inputs, problem.targets, resume=kept[0], **settings)
     assert again.losses == history.losses
@@ -430,7 +428,7 @@ def test_many_small_steps_follow_dense_float64(rule, epochs, threshold):
     for network, tracker in zip(networks, (Certificate(), Dense()), strict=True):
         training = Training(network, inputs, targets, rule=rule, tracker=tracker, max_iter=epochs, tol=0)
         histories.append(training.run())
-        runs.append(training._tracking)
+        runs.append(training.model._tracking)
     np.testing.assert_allclose(histories[0].losses, histories[1].losses, rtol=1e-9)
     assert np.count_nonzero(fires(runs[0]) != fires(runs[1])) <= 2
     if rule.name == "gradient-descent" and threshold == "auto":

@@ -41,15 +41,16 @@ class Compare(Callback):
         self.reference, self.targets, self.inner = reference, targets, 0
 
     def start(self, run: Any):
-        self.lr = run._memory["lr"]
+        self.steps = run.stepper
+        self.lr = self.steps._state.lr
 
     def step(self, run: Any, info):
         self.reference.step(self.lr * (self.reference.outputs() - self.targets), np.zeros(self.targets.shape[1]))
-        assert np.array_equal(fires(run._tracking), self.reference.fires())
+        assert np.array_equal(fires(self.steps.model._tracking), self.reference.fires())
         assert info.loss == pytest.approx(
             float(((self.reference.outputs() - self.targets) ** 2).sum(1).mean()), rel=1e-9
         )
-        self.inner += bool(run._tracking._inner)
+        self.inner += bool(self.steps.model._tracking._inner)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ class Keep(Callback):
         if info.step == self.at:
             tensors, document = run.state()
             self.kept = {name: tensor.clone() for name, tensor in tensors.items()}, document
-            self.inner = bool(run._tracking._inner)
+            self.inner = bool(run.stepper.model._tracking._inner)
 
 
 @pytest.mark.parametrize("at", [3, 110], ids=["before", "between-looks"])

@@ -14,7 +14,7 @@ from widefit.nn import TwoLayer
 from widefit.rules import SGD
 from widefit.trackers import Dense, Minibatches, Tracker, Tracking, VerletList
 from widefit.trackers.verlet import epochs as list_epochs
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 # Skins that nothing stays in, skins that pay, and skins that nothing leaves.
 PRICES = [0.0, 0.1, 1e6]

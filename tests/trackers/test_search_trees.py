@@ -13,7 +13,7 @@ from widefit.kernels.trees import max_trees as trees
 from widefit.kernels.trees import steps
 from widefit.nn import TwoLayer
 from widefit.trackers import DataTree, Minibatches, Tracking, Update, WeightTree
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 TREES = [WeightTree(), DataTree()]
 

@@ -14,7 +14,7 @@ from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.rules import GradientDescent
 from widefit.trackers import Tracking, Update, VerletList
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 # Lists of the pairs that fire alone; lists that pay; lists of almost all pairs.
 PRICES = [0.0, 0.1, 1e6]
@@ -109,7 +109,7 @@ def test_many_small_steps_follow_the_dense_tracker(threshold):
     runs = []
     for network, tracker in zip(networks, ("verlet-list", "dense"), strict=True):
         training = Training(network, inputs, targets, rule=GradientDescent(), tracker=tracker, max_iter=120, tol=0)
-        runs.append((training.run(), training._tracking))
+        runs.append((training.run(), training.model._tracking))
     (mine, run), (theirs, dense) = runs
     np.testing.assert_allclose(mine.losses, theirs.losses, rtol=1e-9)
     assert np.count_nonzero(fires(run) != fires(dense)) <= 2

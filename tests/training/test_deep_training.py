@@ -12,7 +12,7 @@ from widefit.nn import Deep
 from widefit.plan.deep import DeepShape, plan_deep
 from widefit.rules import GaussNewton, GradientDescent
 from widefit.solvers import BlockCG
-from widefit.training.train import training_of
+from widefit.training.train import Training
 
 FITTED = [name for name in NAMES if name not in ("huge", "shared readout")]
 
@@ -217,7 +217,7 @@ def test_refuses_what_cannot_fit():
 
 def test_the_plan_says_what_was_chosen():
     problem = make_deep("random", torch.float32)
-    training = training_of(problem.fresh())(problem.fresh(), problem.inputs, problem.targets)
+    training = Training(problem.fresh(), problem.inputs, problem.targets)
     assert [choice.what for choice in training.plan.choices] == ["tracker", "solver"]
     assert training.plan.flops_per_step > 0
 

@@ -14,27 +14,28 @@ from widefit.callbacks import Callback
 from widefit.gram import DenseGram
 from widefit.nn import TwoLayer
 from widefit.plan.two_layer import TwoLayerShape, plan_two_layer
-from widefit.rules import GaussNewton, Linearization, Objective
+from widefit.rules import GaussNewton, NetworkProblem, Objective
+from widefit.rules.gauss_newton import Damping
 from widefit.solvers import Cholesky
 from widefit.training.history import History
-from widefit.training.two_layer import Training
+from widefit.training.train import Training
 
 
 def dense_gauss_newton(problem, steps: int) -> list[float]:
     """The same rule on dense float64 matrices: the losses that training must follow."""
     reference, rule = DenseReference.of(problem), GaussNewton()
     objective = Objective(problem.targets, np.ones(problem.inputs.shape[0]), 0.0)
-    memory, losses = {"damping": rule.damping}, [objective.loss(reference.outputs())]
+    state, losses = Damping(rule.damping), [objective.loss(reference.outputs())]
     for _ in range(steps):
         grams = [DenseGram(torch.from_numpy(reference.gram(k))) for k in range(problem.targets.shape[1])]
-        view = Linearization(objective, reference.outputs(), None, grams.__getitem__)
-        direction = rule.direction(view, memory, Cholesky())
-        before, weight = objective.value(reference.outputs(), None), reference.weight
+        view = NetworkProblem(objective, reference.outputs(), None, grams.__getitem__)
+        direction = rule.direction(view, state, Cholesky())
+        weight = reference.weight
         fires = reference.fires()
-        reference.step(direction.update.g, direction.update.shrink)
+        reference.step(direction.g.numpy(), direction.shrink.numpy())
         flips = int(np.count_nonzero(fires != reference.fires()))
-        verdict = rule.judge(direction, memory, before, objective.value(reference.outputs(), None), flips)
-        memory = verdict.memory
+        verdict = rule.judge(view, direction, objective.value(reference.outputs(), None), flips > 0, state)
+        state = verdict.state
         if not verdict.accepted:
             reference.weight = weight
         losses.append(objective.loss(reference.outputs()))

@@ -27,7 +27,7 @@ from widefit.plan.two_layer import Choice, Plan
 from widefit.rules import SGD
 from widefit.rules.step_size import CURVATURE
 from widefit.training.history import History
-from widefit.training.train import training_of
+from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, tune
@@ -162,7 +162,7 @@ class Wide(BaseEstimator, ABC):
             kept = weight > 0
             problem = MergedRows(rows[kept], self._as_targets(targets, encoded, loss)[kept], weight[kept], 0.0)
         inputs = self.sphere_(problem.rows)
-        training = training_of(self.network_)(
+        training = Training(
             self.network_, inputs, problem.targets,
             rule=self._rule(loss), tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
             alpha=self._ridge * CURVATURE[loss], sample_weight=problem.sample_weight, metric=monitor,

@@ -17,7 +17,7 @@ from widefit.losses.base import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.memory import StepMemory
-from widefit.optim.minimization import Minimization, State
+from widefit.optim.minimization import minimize
 from widefit.optim.modules import check_module, trainable_parameters
 from widefit.optim.options import check_options
 from widefit.optim.search import Momentum, Outcome, Search
@@ -28,6 +28,7 @@ from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
+from widefit.training.loop import State
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9
@@ -213,7 +214,9 @@ class GaussNewton(torch.optim.Optimizer):
         ValueError
             As `step` does; max_iter below 1, tol below 0, a state of something else.
         """
-        return Minimization(self, self.model, data, max_iter, tol, metric, callbacks).run(resume)
+        return minimize(
+            self, self.model, data, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, resume=resume
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later step depends on."""

@@ -1,25 +1,26 @@
-"""A loop around an optimizer that steps on given data: goal, progress, Ctrl-C, as in `widefit.train`."""
+"""The steps of an optimizer on given data, as the loop takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from widefit.rules import StopReason
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
-from widefit.training.interruption import interrupt_flag
-
-State = tuple[dict[str, Tensor], dict[str, Any]]
+from widefit.training.loop import Loop, State
+from widefit.training.phases import Phases
 
 # So many rejected steps in a row on the same data, and rounding has won.
 _PATIENCE = 3
 
 
 @runtime_checkable
-class Stepper(Protocol):
-    """What is looped around."""
+class Optimizer(Protocol):
+    """The optimizer that takes the steps, and keeps their history."""
 
     history: History
 
@@ -32,41 +33,48 @@ class Stepper(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
-class Minimization:
-    """One run of `GaussNewton.minimize`, which documents the arguments; what callbacks see.
+class OptimizerSteps:
+    """Steps on the same data, or on data drawn anew before each; the stepper of `GaussNewton.minimize`.
 
-    Attributes
+    Parameters
     ----------
-    history
-        Of the optimizer, with all steps it has taken.
-    max_iter
-        The step at which this run ends at the latest, counted like `StepInfo.step`.
-    tol
-        The goal.
+    optimizer, model
+        What steps, and what is stepped.
+    data
+        What `optimizer.step` takes, or one function that draws it.
+    began
+        Number of the step from which the run counts.
     """
 
-    def __init__(
-        self,
-        optimizer: Stepper,
-        model: torch.nn.Module,
-        data: tuple[Any, ...],
-        max_iter: int,
-        tol: float,
-        metric: Callable[[torch.nn.Module], float] | None,
-        callbacks: Sequence[Callback],
-    ):
-        if max_iter < 1:
-            raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-        if not tol >= 0:
-            raise ValueError(f"tol must be at least 0, got {tol}")
-        self._optimizer, self._model = optimizer, model
+    def __init__(self, optimizer: Optimizer, model: torch.nn.Module, data: tuple[Any, ...], began: int):
+        self.phases = Phases()
+        self._optimizer = optimizer
+        self._model = model
+        self._began = began
         self._fixed = not (len(data) == 1 and callable(data[0]))
         self._draw = (lambda: data) if self._fixed else cast(Callable[[], tuple[Any, ...]], data[0])
         self._waiting: tuple[Any, ...] | None = self._draw()
-        self._metric, self._callbacks = metric, tuple(callbacks)
-        self.history = optimizer.history
-        self._began = self.history[-1].step if len(self.history) else 0
-        self.max_iter, self.tol = self._began + max_iter, float(tol)
+
+    def begin(self) -> StepInfo:
+        """The loss before any step."""
+        return StepInfo(step=0, loss=self._optimizer.evaluate(*(self._waiting or ())))
+
+    def step(self) -> tuple[StepInfo, StopReason | None]:
+        """One step of the optimizer, which adds it to its history."""
+        data = self._draw() if self._waiting is None else self._waiting
+        self._waiting = None
+        info = self._optimizer.step(*data)
+        latest = self._optimizer.history[-_PATIENCE:]
+        stalled = self._fixed and not any(entry.accepted for entry in latest)
+        return info, StopReason.STALLED if stalled else None
+
+    def record(self, info: StepInfo) -> None:
+        """Add an entry, or the metric to the entry that the optimizer has added."""
+        steps = self._optimizer.history.steps
+        if steps and steps[-1].step == info.step:
+            steps[-1] = replace(steps[-1], metric=info.metric)
+        else:
+            steps.append(info)
 
     def state(self) -> State:
         """Model and optimizer as `state_dict` gives them: tensors by their path, and all plain values."""
@@ -74,57 +82,63 @@ class Minimization:
         whole = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(), "began": self._began}
         return tensors, _without_tensors(whole, "", tensors)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: State) -> StopReason | None:
         """Go on from what `state` gave."""
         tensors, document = state
-        if not {"model", "optimizer", "began"} <= document.keys():
-            raise ValueError("resume: this is not the state of a GaussNewton.minimize; widefit.train resumes its own")
         whole = _with_tensors(document, "", tensors)
         optimizer = whole["optimizer"]
         # A document has words for keys, torch numbers its parameters.
         optimizer["state"] = {int(number): own for number, own in optimizer["state"].items()}
+        history = self._optimizer.history
         self._model.load_state_dict(whole["model"])
         self._optimizer.load_state_dict(optimizer)
-        self.history = self._optimizer.history
-        self.max_iter += whole["began"] - self._began
-        self._began = whole["began"]
+        # The run looks at the history that the optimizer had when it began.
+        history.steps[:] = self._optimizer.history.steps
+        self._optimizer.history = history
+        return None
 
-    def run(self, resume: State | None = None) -> History:
-        """Step until the goal, max_iter, a callback or an interrupt ends it."""
-        if resume is not None:
-            self.restore(resume)
-        if not len(self.history):
-            self.history.steps.append(StepInfo(step=0, loss=self._optimizer.evaluate(*(self._waiting or ()))))
-        for callback in self._callbacks:
-            callback.start(self)
-        reason = ""
-        with interrupt_flag() as interrupted:
-            while not reason:
-                reason = self._ended(self._step(), interrupted.is_set())
-        self.history.stop_reason = reason
-        for callback in self._callbacks:
-            callback.finish(self, self.history)
-        return self.history
+    @contextmanager
+    def network(self) -> Iterator[torch.nn.Module]:
+        """The model, which is up to date after every step."""
+        yield self._model
 
-    def _step(self) -> bool:
-        """One step; whether a callback ends the run."""
-        data, self._waiting = self._waiting, None
-        self._optimizer.step(*(self._draw() if data is None else data))
-        if self._metric is not None:
-            self.history.steps[-1] = replace(self.history[-1], metric=float(self._metric(self._model)))
-        asked = [bool(callback.step(self, self.history[-1])) for callback in self._callbacks]
-        return any(asked)
+    def finish(self) -> None:
+        """Nothing is left to do: the model is up to date."""
 
-    def _ended(self, asked: bool, interrupted: bool) -> str:
-        """Why the run is over; empty while it is not."""
-        last = self.history[-1]
-        if last.loss <= self.tol:
-            return "tol"
-        if asked or interrupted:
-            return "callback" if asked else "interrupted"
-        if self._fixed and not any(info.accepted for info in self.history[-_PATIENCE:]):
-            return "stalled"
-        return "max_iter" if last.step >= self.max_iter else ""
+
+def minimize(
+    optimizer: Optimizer,
+    model: torch.nn.Module,
+    data: tuple[Any, ...],
+    *,
+    max_iter: int,
+    tol: float,
+    metric: Callable[[Any], float] | None,
+    callbacks: Sequence[Callback],
+    resume: State | None,
+) -> History:
+    """Step until a goal is reached; `GaussNewton.minimize` documents the arguments."""
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    if not tol >= 0:
+        raise ValueError(f"tol must be at least 0, got {tol}")
+    history = optimizer.history
+    began = history[-1].step if len(history) else 0
+    if resume is not None:
+        if not {"model", "optimizer", "began"} <= resume[1].keys():
+            raise ValueError("resume: this is not the state of a GaussNewton.minimize; widefit.train resumes its own")
+        began = int(resume[1]["began"])
+    steps = OptimizerSteps(optimizer, model, data, began)
+    loop = Loop(
+        steps,
+        max_iter=began + max_iter,
+        tol=float(tol),
+        metric=metric,
+        callbacks=callbacks,
+        history=history,
+        record=steps.record,
+    )
+    return loop.run(resume)
 
 
 def _without_tensors(value: Any, path: str, found: dict[str, Tensor]) -> Any:

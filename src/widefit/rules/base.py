@@ -1,80 +1,51 @@
-"""What a rule is: from the residual to g, and whether the step was good."""
+"""The interface of a rule: choose g from the local problem, and judge the step. Rules are pure; no rule holds a run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
-from widefit.gram.base import GramOperator
-from widefit.rules.objective import Objective
+from widefit.rules.local_problem import LocalProblem, NetworkProblem
+from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solution, Solver
-from widefit.trackers import Displacement, Minibatches, Trial, Update
 
 
 @dataclass(frozen=True)
-class Linearization:
-    """The problem as a rule sees it at the committed weights.
+class RuleState:
+    """Numbers that a rule carries from step to step; a checkpoint holds them by name."""
 
-    Attributes
-    ----------
-    objective
-        Q.
-    outputs
-        f, shape (n, k).
-    displacement
-        Of W from W₀; None when α = 0.
-    gram
-        Returns H of one output; the caller must not change it.
-    piecewise_linear
-        True where f is linear in W as long as no neuron flips, as with one layer.
-    features_squared
-        Returns the largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output, shape (n,): the
-        curvature of the second layer, for rules that train it.
-    few
-        Returns the problem of some of the samples, for estimates that need no more; None where there are only a few.
-    """
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers, ready for JSON."""
+        return asdict(self)
 
-    objective: Objective
-    outputs: Float[np.ndarray, "n k"]
-    displacement: Displacement | None
-    gram: Callable[[int], GramOperator]
-    piecewise_linear: bool = True
-    features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
-    few: "Callable[[], Linearization] | None" = None
 
-    @property
-    def residual(self) -> Float[np.ndarray, "n k"]:
-        """f − y."""
-        return self.outputs - self.objective.targets
-
-    @property
-    def slope(self) -> Float[np.ndarray, "n k"]:
-        """∂ℓ/∂f; the residual for the squared loss."""
-        return self.objective.slope(self.outputs)
+State = TypeVar("State", bound=RuleState)
 
 
 @dataclass(frozen=True)
 class Direction:
-    """What a rule asks for.
+    """A step that a rule asks for: W ← W − shrink (W − W₀) − Jᵀ g.
 
     Attributes
     ----------
-    update
-        The step.
+    g
+        Shape (M, k), in sample space; a column for each independent block of parameters.
+    shrink
+        Shape (k,): pull of each block towards the initial weights, 0 for none, 1 for all the way.
     predicted
-        Q after the step if no neuron flipped; None for rules that do not predict.
+        Q after the step if the model were linear; None for rules that do not predict.
     damping
-        λ, mean over the outputs.
+        λ, mean over the blocks.
     relative_damping
-        λ over the mean of diag H, largest over the outputs.
+        λ over the mean of diag H, largest over the blocks.
     solutions
-        One a system that was solved.
+        One for each system that was solved.
     """
 
-    update: Update
+    g: Float[Tensor, "M k"]
+    shrink: Float[Tensor, " k"]
     predicted: float | None = None
     damping: float = 0.0
     relative_damping: float = 0.0
@@ -82,76 +53,49 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a trial is kept, and with what memory the rule goes on."""
-
-    accepted: bool
-    memory: Any
-    gain_ratio: float | None = None
-    stop: str | None = None
-
-
-@runtime_checkable
-class Run(Protocol):
-    """What a rule does to a training: look, try, and carry out."""
-
-    def view(self) -> Linearization:
-        """The problem at the committed weights."""
-        ...
-
-    def propose(self, update: Update) -> Trial:
-        """What an update would do."""
-        ...
-
-    def commit(self, trial: Trial) -> None:
-        """Carry a trial out."""
-        ...
-
-    def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
-        """Take stochastic steps, with no way back; the number of flips, and whether all neurons were looked at."""
-        ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step came to.
+class Verdict(Generic[State]):
+    """Judgement of a trial.
 
     Attributes
     ----------
-    verdict
-        Kept or not.
-    flips
-        Pairs that changed, or would have.
-    rebased
-        True when the tracker looked at all neurons.
-    direction
-        What was tried; None for rules that take many steps in one.
+    accepted
+        Whether the trial is kept.
+    state
+        The state with which the rule goes on.
+    gain_ratio
+        Actual over predicted decrease of Q; None where nothing was predicted.
+    stop
+        Why the run should end after this step, if it should.
+    retry
+        True to try again from the same weights, in the same step, with the new state.
     """
 
-    verdict: Verdict
-    flips: int
-    rebased: bool
-    direction: Direction | None = None
+    accepted: bool
+    state: State
+    gain_ratio: float | None = None
+    stop: StopReason | None = None
+    retry: bool = False
 
 
-class Rule(ABC):
-    """A small immutable object with its settings as fields; what it remembers between steps is passed in and out.
-
-    The memory is a dict of numbers, so that a checkpoint can hold it.
+class Rule(ABC, Generic[State]):
+    """A small immutable object with its settings as fields.
 
     Attributes
     ----------
     name
-        What users call it.
+        The name that users call it by.
     loss
-        What it descends: "squared", "logistic" or "softmax".
+        ℓ that it descends: "squared", "logistic" or "softmax".
     train_readout
         True where it trains the second layer as well.
+    state_type
+        Type of its state.
     """
 
     name: str
     loss: str = "squared"
     train_readout: bool = False
+    state_type: ClassVar[type[RuleState]]
 
     @property
     def perturbs(self) -> bool:
@@ -164,44 +108,33 @@ class Rule(ABC):
         return False
 
     @abstractmethod
-    def start(self, view: Linearization) -> dict[str, float]:
-        """The memory before the first step."""
+    def start(self, problem: NetworkProblem) -> State:
+        """The state before the first step."""
+
+    def restore(self, numbers: dict[str, float]) -> State:
+        """The state that `RuleState.to_dict` gave."""
+        return self.state_type(**numbers)  # pyright: ignore[reportReturnType]
+
+
+class FullBatch(Rule[State]):
+    """A rule whose step is one update from all samples, kept or not."""
 
     @abstractmethod
-    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
-        """Take one step, or take it back."""
-
-
-class FullBatch(Rule):
-    """Rules whose step is one update from all samples, kept or not."""
+    def direction(self, problem: Any, state: State, solver: Solver) -> Direction:
+        """Choose the step."""
 
     @abstractmethod
-    def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:
-        """Choose the update."""
-
-    @abstractmethod
-    def judge(self, direction: Direction, memory: dict[str, float], before: float, after: float, flips: int) -> Verdict:
+    def judge(
+        self, problem: LocalProblem, direction: Direction, after: float, bends: bool, state: State
+    ) -> Verdict[State]:
         """Keep the trial or not.
 
         Parameters
         ----------
-        direction, memory
+        problem, direction, state
             What the trial was made from.
-        before, after
-            Q at the committed weights and at the trial.
-        flips
-            Pairs that change in the trial; never 0 where the outputs may bend without a flip.
+        after
+            Q at the trial.
+        bends
+            False where the linear model can be wrong by rounding alone.
         """
-
-    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
-        view = run.view()
-        direction = self.direction(view, memory, solver)
-        trial = run.propose(direction.update)
-        before = view.objective.value(view.outputs, view.displacement)
-        after = view.objective.value(trial.outputs, trial.displacement)
-        straight = view.piecewise_linear and view.objective.kind == "squared"
-        bends = trial.flips if straight else max(1, trial.flips)
-        verdict = self.judge(direction, memory, before, after, bends)
-        if verdict.accepted:
-            run.commit(trial)
-        return Outcome(verdict, trial.flips, trial.rebased, direction)

@@ -2,17 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from widefit.gram.weighted import WeightedGram, block_times
-from widefit.losses.base import LocalLeastSquares
-from widefit.rules.base import Direction, FullBatch, Linearization, Verdict
-from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Update
+from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
+from widefit.rules.local_problem import Block, LocalProblem, NetworkProblem
+from widefit.rules.stop_reason import StopReason
+from widefit.solvers import Solution, Solver
+from widefit.trackers import LOSSES
 
 # A decrease below this part of Q is the end: what is left to gain is not worth a pass.
 _CONVERGED = 1e-3
@@ -21,7 +19,14 @@ _LARGEST_DAMPING = 1e6
 
 
 @dataclass(frozen=True)
-class GaussNewton(FullBatch):
+class Damping(RuleState):
+    """λ of the next step, relative to the mean of diag H."""
+
+    damping: float
+
+
+@dataclass(frozen=True)
+class GaussNewton(FullBatch[Damping]):
     """The step of arXiv 2006.11648 on an exact Gram matrix, damped by the gain ratio (Levenberg-Marquardt; this
     project).
 
@@ -47,6 +52,7 @@ class GaussNewton(FullBatch):
     increase: float = 30.0
     loss: str = "squared"
     name: str = "gauss-newton"
+    state_type: ClassVar[type[RuleState]] = Damping
 
     def __post_init__(self) -> None:
         if not self.damping >= 0 or not math.isfinite(self.damping):
@@ -56,79 +62,83 @@ class GaussNewton(FullBatch):
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
 
-    def start(self, view: Linearization) -> dict[str, float]:
-        if view.objective.kind == "softmax" and view.outputs.shape[1] > 1:
+    def start(self, problem: NetworkProblem) -> Damping:
+        if problem.objective.kind == "softmax" and problem.outputs.shape[1] > 1:
             raise ValueError(
                 "GaussNewton takes the softmax loss for deep networks only; for this one use rules.SGD or "
                 "rules.GradientDescent"
             )
-        return {"damping": self.damping}
+        return Damping(self.damping)
 
-    def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:
-        objective, local = view.objective, view.objective.expand(view.outputs)
-        residual = local.residual.numpy()
-        samples, outputs = residual.shape
-        g, shrink, dampings = np.empty((samples, outputs)), np.zeros(outputs), np.zeros(outputs)
-        gain, solutions, relative = 0.0, [], memory["damping"]
-        for output in range(outputs):
-            root = _root(local, objective.sample_weight, output)
-            gram = view.gram(output) if root is None else WeightedGram(view.gram(output), root)
-            scale = float(gram.diagonal().sum() / objective.sample_weight.sum())
-            damping = max(objective.alpha, memory["damping"] * scale)
-            relative = max(relative, damping / scale if scale > 0 else 0.0)
-            # Of the least-squares problem √ω (r̃ + Bᵀ δ).
-            error = np.sqrt(objective.sample_weight) * residual[:, output]
-            if view.displacement is not None and damping > 0:
-                pull = objective.alpha / damping
-                response = view.displacement.response[:, output]
-                squared_norm = float(view.displacement.squared_norm[output])
-            else:
-                pull, response, squared_norm = 0.0, np.zeros(samples), 0.0
-            pulled = pull * torch.from_numpy(np.ascontiguousarray(response))
-            moved = torch.from_numpy(error) - (pulled if root is None else block_times(root.mT, pulled))
-            solution = solver.solve(gram, moved, damping)
-            image = gram.matmul(solution.value)
-            step = (solution.value if root is None else block_times(root, solution.value)).numpy()
-            # ‖(1 − pull) (W − W₀) − Jᵀ g‖², expanded in sample space.
-            ridge = (1 - pull) ** 2 * squared_norm - 2 * (1 - pull) * float(step @ response)
-            ridge += float(solution.value @ image)
-            gain += float(error @ error) - float((moved - image).square().sum())
-            gain += objective.alpha * (squared_norm - ridge)
-            g[:, output], shrink[output], dampings[output] = step, pull, damping
-            solutions.append(solution)
-        predicted = objective.value(view.outputs, view.displacement) - gain
-        return Direction(Update(g, shrink), predicted, float(dampings.mean()), relative, tuple(solutions))
+    def direction(self, problem: LocalProblem, state: Damping, solver: Solver) -> Direction:
+        steps = [_solve(block, problem.alpha, state.damping, solver) for block in problem.blocks()]
+        return Direction(
+            torch.stack([step.g for step in steps], dim=1),
+            torch.tensor([step.pull for step in steps], dtype=torch.float64),
+            problem.value - sum(step.gain for step in steps),
+            sum(step.damping for step in steps) / len(steps),
+            max(state.damping, *(step.relative_damping for step in steps)),
+            tuple(step.solution for step in steps),
+        )
 
-    def judge(self, direction: Direction, memory: dict[str, float], before: float, after: float, flips: int) -> Verdict:
+    def judge(
+        self, problem: LocalProblem, direction: Direction, after: float, bends: bool, state: Damping
+    ) -> Verdict[Damping]:
         assert direction.predicted is not None
-        damping = memory["damping"]
-        predicted = before - direction.predicted
-        ratio = (before - after) / predicted if predicted > 0 else 0.0
-        ratio = ratio if math.isfinite(ratio) else None
-        # Where no neuron flips the linear model is exact: what it misses is rounding.
-        exact = flips == 0 and predicted > 0
+        before, damping = problem.value, state.damping
+        decrease, predicted = before - after, before - direction.predicted
+        ratio = gain_ratio(decrease, predicted)
+        # Where the model is exactly linear, what it misses is rounding.
+        exact = not bends and predicted > 0
         if not (math.isfinite(after) and after < before):
             # What was in force, ridge included, was too little.
             damping = max(direction.relative_damping, 1e-8) * self.increase
-            stalled = "stalled" if damping > _LARGEST_DAMPING else None
+            stalled = StopReason.STALLED if damping > _LARGEST_DAMPING else None
             converged = exact or predicted <= _CONVERGED * before
-            return Verdict(False, {"damping": damping}, ratio, "converged" if converged else stalled)
-        if before - after <= _CONVERGED * before or (exact and before - after < 0.25 * predicted):
-            return Verdict(True, {"damping": damping}, ratio, "converged")
-        if before - after > 0.75 * predicted:
+            return Verdict(False, Damping(damping), ratio, StopReason.CONVERGED if converged else stalled)
+        if decrease <= _CONVERGED * before or (exact and decrease < 0.25 * predicted):
+            return Verdict(True, state, ratio, StopReason.CONVERGED)
+        if decrease > 0.75 * predicted:
             damping *= self.decrease
-        elif before - after < 0.25 * predicted:
+        elif decrease < 0.25 * predicted:
             damping /= self.decrease
-        return Verdict(True, {"damping": damping}, ratio)
+        return Verdict(True, Damping(damping), ratio)
 
 
-def _root(local: LocalLeastSquares, weight: Float[np.ndarray, " n"], output: int) -> Tensor | None:
-    """√ω B of the rows of one output as blocks, (blocks, s, s); None for the identity."""
-    root, scale = local.root, torch.from_numpy(np.sqrt(weight))
-    if root.ndim < 3:
-        if root.ndim == 2:
-            # Of outputs in one column all numbers, in the order of its rows.
-            column = root.reshape(-1) if root.numel() == len(scale) else root[:, output]
-            scale = scale * column
-        return None if bool((scale == 1).all()) else scale[:, None, None]
-    return scale[:: root.shape[1], None, None] * root
+def gain_ratio(actual: float, predicted: float) -> float | None:
+    """Actual over predicted decrease; None where it is not finite."""
+    ratio = actual / predicted if predicted > 0 else 0.0
+    return ratio if math.isfinite(ratio) else None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Step of one block: g, the pull towards W₀, the predicted decrease of Q, and how it was found."""
+
+    g: torch.Tensor
+    pull: float
+    gain: float
+    damping: float
+    relative_damping: float
+    solution: Solution
+
+
+def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
+    """Minimize ‖r̃ − J̃ δ‖² + α ‖W − W₀ + δ‖² with as much damping as `level` asks for beyond the ridge."""
+    scale = block.scale
+    damping = max(alpha, level * scale)
+    pull = alpha / damping if block.response is not None and damping > 0 else 0.0
+    rhs = block.residual
+    if block.response is not None:
+        rhs = rhs - pull * block.weighted(block.response)
+    solution = solver.solve(block.operator, rhs, damping)
+    image = block.operator.matmul(solution.value)
+    g = block.unweighted(solution.value)
+    gain = float(block.residual.double().square().sum() - (rhs - image).double().square().sum())
+    if alpha > 0 and block.response is not None:
+        # ‖(1 − pull) (W − W₀) − Jᵀ g‖², expanded in sample space.
+        kept = 1 - pull
+        ridge = kept**2 * block.squared_norm - 2 * kept * float(g.double() @ block.response.double())
+        ridge += float(solution.value.double() @ image.double())
+        gain += alpha * (block.squared_norm - ridge)
+    return _Step(g, pull, gain, damping, damping / scale if scale > 0 else 0.0, solution)

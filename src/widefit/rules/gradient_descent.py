@@ -1,15 +1,18 @@
 """Full-batch gradient descent: g = η ω (f − y)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from widefit.rules.base import Direction, FullBatch, Linearization, Outcome, Run, Verdict
+from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
+from widefit.rules.local_problem import NetworkProblem
 from widefit.rules.step_size import SCHEDULES, check_step_size, full_batch_rate, rates
+from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Update
+from widefit.trackers import LOSSES
 
 # Training that has lost this factor to its start has left the region where its step is stable.
 _DIVERGED = 1e3
@@ -20,7 +23,17 @@ _TRIALS = 30
 
 
 @dataclass(frozen=True)
-class GradientDescent(FullBatch):
+class Descent(RuleState):
+    """η before the schedule, Q at the start, steps so far, and trials of the step in progress."""
+
+    lr: float
+    first: float
+    step: float = 0
+    trials: float = 0
+
+
+@dataclass(frozen=True)
+class GradientDescent(FullBatch[Descent]):
     """W ← W − lr ∇_W ½ Q, with Q = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² for the squared loss.
 
     Parameters
@@ -51,67 +64,45 @@ class GradientDescent(FullBatch):
     decay: float = 0.1
     period: int = 20
     name: str = "gradient-descent"
+    state_type: ClassVar[type[RuleState]] = Descent
 
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, (*SCHEDULES, "line-search"), self.decay, self.period)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
 
-    def start(self, view: Linearization) -> dict[str, float]:
-        lr = full_batch_rate(view) if self.lr == "auto" else float(self.lr)
-        return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "step": 0}
+    def start(self, problem: NetworkProblem) -> Descent:
+        lr = full_batch_rate(problem) if self.lr == "auto" else float(self.lr)
+        return Descent(lr, problem.value)
 
-    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
-        # A step that overflows is seen in the outputs and taken back.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.schedule == "line-search":
-                return _line_search(run, memory)
-            return super().step(run, memory, solver)
+    def direction(self, problem: NetworkProblem, state: Descent, solver: Solver) -> Direction:
+        lr = state.lr
+        if self.schedule != "line-search":
+            time = np.array([state.step], dtype=np.float64)
+            lr = float(rates(lr, self.schedule, time, self.decay, self.period)[0])
+        g = lr * problem.objective.sample_weight[:, None] * problem.slope
+        shrink = torch.full((g.shape[1],), lr * problem.alpha, dtype=torch.float64)
+        return Direction(torch.from_numpy(g), shrink)
 
-    def direction(self, view: Linearization, memory: dict[str, float], solver: Solver) -> Direction:
-        time = np.array([memory["step"]], dtype=np.float64)
-        return _direction(view, float(rates(memory["lr"], self.schedule, time, self.decay, self.period)[0]))
-
-    def judge(self, direction: Direction, memory: dict[str, float], before: float, after: float, flips: int) -> Verdict:
-        diverged = not math.isfinite(after) or after > _DIVERGED * memory["first"]
-        memory = {**memory, "step": memory["step"] + 1}
-        return Verdict(not diverged, memory, stop="diverged" if diverged else None)
-
-
-def _direction(view: Linearization, lr: float) -> Direction:
-    g = lr * view.objective.sample_weight[:, None] * view.slope
-    return Direction(Update(g, np.full(view.outputs.shape[1], lr * view.objective.alpha)))
+    def judge(
+        self, problem: NetworkProblem, direction: Direction, after: float, bends: bool, state: Descent
+    ) -> Verdict[Descent]:
+        if self.schedule == "line-search":
+            return _line_search(problem, after, state)
+        diverged = not math.isfinite(after) or after > _DIVERGED * state.first
+        following = replace(state, step=state.step + 1)
+        return Verdict(not diverged, following, stop=StopReason.DIVERGED if diverged else None)
 
 
-def _line_search(run: Run, memory: dict[str, float]) -> Outcome:
-    view, lr = run.view(), memory["lr"]
-    before = view.objective.value(view.outputs, view.displacement)
+def _line_search(problem: NetworkProblem, after: float, state: Descent) -> Verdict[Descent]:
+    """Accept a sufficient decrease; otherwise try half the step."""
     # Q falls by 2 η ‖∇ ½Q‖² to first order.
-    slope = 2 * _squared_gradient(view)
+    slope = 2 * problem.squared_gradient
     if slope == 0:
-        return Outcome(Verdict(False, memory, stop="converged"), 0, False)
-    trial, direction = None, None
-    for number in range(_TRIALS):
-        direction = _direction(view, lr)
-        trial = run.propose(direction.update)
-        after = view.objective.value(trial.outputs, trial.displacement)
-        if after <= before - _SUFFICIENT * lr * slope and after < before:
-            run.commit(trial)
-            memory = {**memory, "lr": 2 * lr if number == 0 else lr, "step": memory["step"] + 1}
-            return Outcome(Verdict(True, memory), trial.flips, trial.rebased, direction)
-        lr /= 2
-    assert trial is not None
-    return Outcome(Verdict(False, memory, stop="stalled"), trial.flips, trial.rebased, direction)
-
-
-def _squared_gradient(view: Linearization) -> float:
-    """‖∇_W ½Q‖² = ‖Jᵀ ω ∂ℓ + α (W − W₀)‖², expanded in sample space."""
-    alpha, total = view.objective.alpha, 0.0
-    error = view.objective.sample_weight[:, None] * view.slope
-    for output in range(error.shape[1]):
-        image = view.gram(output).matmul(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
-        total += float(error[:, output] @ image)
-        if view.displacement is not None:
-            total += 2 * alpha * float(error[:, output] @ view.displacement.response[:, output])
-            total += alpha**2 * float(view.displacement.squared_norm[output])
-    return max(total, 0.0)
+        return Verdict(False, state, stop=StopReason.CONVERGED)
+    if after <= problem.value - _SUFFICIENT * state.lr * slope and after < problem.value:
+        lr = 2 * state.lr if state.trials == 0 else state.lr
+        return Verdict(True, replace(state, lr=lr, step=state.step + 1, trials=0))
+    if state.trials + 1 == _TRIALS:
+        return Verdict(False, replace(state, trials=0), stop=StopReason.STALLED)
+    return Verdict(False, replace(state, lr=state.lr / 2, trials=state.trials + 1), retry=True)

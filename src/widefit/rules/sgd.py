@@ -1,15 +1,17 @@
 """Stochastic gradient descent: g = η ω (f − y) on a minibatch, 0 elsewhere."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 
-from widefit.rules.base import Linearization, Outcome, Rule, Run, Verdict
+from widefit.rules.base import Rule, RuleState, Verdict
+from widefit.rules.local_problem import NetworkProblem
 from widefit.rules.objective import Objective
 from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
-from widefit.solvers import Solver
+from widefit.rules.stop_reason import StopReason
 from widefit.trackers import LOSSES, Adversary, Minibatches
 
 # What the schedules of a stream count as one.
@@ -19,7 +21,17 @@ _DIVERGED = 1e3
 
 
 @dataclass(frozen=True)
-class SGD(Rule):
+class Epochs(RuleState):
+    """η before the schedule, Q at the start, epochs so far, and iterates that are averaged so far."""
+
+    lr: float
+    first: float
+    epoch: float = 0
+    averaged: float = 0
+
+
+@dataclass(frozen=True)
+class SGD(Rule[Epochs]):
     """W ← W − lr ∇_W [Σ_{i ∈ B} ω_i ℓ(f(x_i), y_i) + α |B| / 2n ‖W − W₀‖²], one step a minibatch B.
 
     One step of the history is one epoch: every sample is visited once, in an order drawn anew for every epoch, and
@@ -93,6 +105,7 @@ class SGD(Rule):
     adversary: Adversary | None = None
     average: bool | int = False
     name: str = "sgd"
+    state_type: ClassVar[type[RuleState]] = Epochs
 
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, SCHEDULES, self.decay, self.period)
@@ -116,25 +129,20 @@ class SGD(Rule):
     def averages(self) -> bool:
         return self.average is not False
 
-    def start(self, view: Linearization) -> dict[str, float]:
-        batch = min(self.batch_size, view.outputs.shape[0])
+    def start(self, problem: NetworkProblem) -> Epochs:
+        batch = min(self.batch_size, problem.outputs.shape[0])
         if self.lr == "auto":
-            lr = minibatch_rate(view if view.few is None else view.few(), batch, self.train_readout)
+            lr = minibatch_rate(problem if problem.few is None else problem.few(), batch, self.train_readout)
         else:
             lr = float(self.lr)
-        return {"lr": lr, "first": view.objective.value(view.outputs, view.displacement), "epoch": 0, "averaged": 0}
+        return Epochs(lr, problem.value)
 
-    def step(self, run: Run, memory: dict[str, float], solver: Solver) -> Outcome:
-        averaged = int(memory.get("averaged", 0))
-        epoch = self.epoch(run.view().objective, int(memory["epoch"]), memory["lr"], averaged)
-        # Weights that overflow are seen in the outputs.
-        with np.errstate(over="ignore", invalid="ignore"):
-            flips, rebased = run.descend(epoch)
-            view = run.view()
-            after = view.objective.value(view.outputs, view.displacement)
-        diverged = not math.isfinite(after) or after > _DIVERGED * memory["first"]
-        memory = {**memory, "epoch": memory["epoch"] + 1, "averaged": epoch.averaged_after(averaged)}
-        return Outcome(Verdict(True, memory, stop="diverged" if diverged else None), flips, rebased)
+    def judge(self, minibatches: Minibatches, after: float, state: Epochs) -> Verdict[Epochs]:
+        """Look at Q after an epoch, which is kept whatever it is."""
+        diverged = not math.isfinite(after) or after > _DIVERGED * state.first
+        averaged = minibatches.averaged_after(int(state.averaged))
+        following = replace(state, epoch=state.epoch + 1, averaged=averaged)
+        return Verdict(True, following, stop=StopReason.DIVERGED if diverged else None)
 
     def epoch(self, objective: Objective, number: int, lr: float, averaged: int = 0) -> Minibatches:
         """The minibatches of epoch `number`, which counts from 0.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from widefit.rules.base import Linearization
+from widefit.rules.local_problem import NetworkProblem
 
 SCHEDULES = ("constant", "inverse", "cosine")
 # Upper bound of the second derivative of each loss in the outputs.
@@ -41,13 +41,13 @@ def rates(
     return np.full(time.shape, lr)
 
 
-def full_batch_rate(view: Linearization) -> float:
+def full_batch_rate(problem: NetworkProblem) -> float:
     """1 / (c λ_max(D H D) + α): half of where gradient descent on ½ Q becomes unstable, c the loss's curvature."""
-    curvature = CURVATURE[view.objective.kind] * largest_eigenvalue(view) + view.objective.alpha
+    curvature = CURVATURE[problem.objective.kind] * largest_eigenvalue(problem) + problem.objective.alpha
     return 1 / curvature if curvature > 0 else 1.0
 
 
-def minibatch_rate(view: Linearization, batch: int, both_layers: bool = False) -> float:
+def minibatch_rate(problem: NetworkProblem, batch: int, both_layers: bool = False) -> float:
     """1 / (c (β + (b − 1) λ_max(D H D) / n) + α b / n) with β the largest diagonal entry of D H D.
 
     Of constant steps along the sum over a batch drawn at random, the one that guarantees the fastest decrease of the
@@ -57,25 +57,25 @@ def minibatch_rate(view: Linearization, batch: int, both_layers: bool = False) -
     With `both_layers`, b times the largest ‖φ(W x_i)‖² / m, above both terms of the second layer, is added to
     β + (b − 1) λ_max / n.
     """
-    samples, objective = view.outputs.shape[0], view.objective
+    samples, objective = problem.outputs.shape[0], problem.objective
     largest = max(
-        float(np.max(objective.sample_weight * view.gram(output).diagonal().numpy()))
-        for output in range(view.outputs.shape[1])
+        float(np.max(objective.sample_weight * problem.gram(output).diagonal().numpy()))
+        for output in range(problem.outputs.shape[1])
     )
-    both = largest + (batch - 1) * largest_eigenvalue(view) / samples
+    both = largest + (batch - 1) * largest_eigenvalue(problem) / samples
     if both_layers:
-        both += batch * float(np.max(objective.sample_weight * view.features_squared()))
+        both += batch * float(np.max(objective.sample_weight * problem.features_squared()))
     curvature = CURVATURE[objective.kind] * both
     curvature += objective.alpha * batch / samples
     return 1 / curvature if curvature > 0 else 1.0
 
 
-def largest_eigenvalue(view: Linearization) -> float:
+def largest_eigenvalue(problem: NetworkProblem) -> float:
     """λ_max(D H D) over the outputs with D² the sample weights, from above by a percent: 50 power iterations."""
-    weight = torch.from_numpy(view.objective.sample_weight)
+    weight = torch.from_numpy(problem.objective.sample_weight)
     largest = 0.0
-    for output in range(view.outputs.shape[1]):
-        gram = view.gram(output)
+    for output in range(problem.outputs.shape[1]):
+        gram = problem.gram(output)
         # All entries of K may be of one sign or not; a fixed start off every symmetry keeps the run reproducible.
         vector = torch.linspace(1, 2, gram.size, dtype=torch.float64)
         value = 0.0

@@ -10,11 +10,25 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Run(Protocol):
-    """What a callback sees of the training."""
+    """A run as its callbacks see it.
+
+    Attributes
+    ----------
+    history
+        The steps so far.
+    """
 
     history: History
-    max_iter: int
-    tol: float
+
+    @property
+    def max_iter(self) -> int | None:
+        """Largest number of the last step; None: no limit, as for a stream."""
+        ...
+
+    @property
+    def tol(self) -> float | None:
+        """Loss at which the run ends; None: none."""
+        ...
 
     def state(self) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
         """Everything needed to go on from here to the same bits: tensors, and a document of plain values."""

@@ -1,67 +1,108 @@
-"""Training all layers of a deep network by steps in sample space: W_l ← W_l − Σ_i g_i δ_l,i h_l−1,iᵀ."""
+"""A deep network in training: all layers move, W_l ← W_l − Σ_i g_i δ_l,i h_l−1,iᵀ (arXiv 2112.07628)."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from widefit import gram, solvers
+from widefit import gram
 from widefit.nn import Deep
 from widefit.plan.deep import DeepShape, plan_deep
-from widefit.plan.two_layer import Plan, firing_probability
-from widefit.rules import FullBatch, Linearization
-from widefit.trackers import Displacement, Minibatches, Trial, Update
+from widefit.plan.two_layer import firing_probability
+from widefit.rules import Direction, FullBatch, NetworkProblem, Objective, Rule
+from widefit.solvers import Solver
+from widefit.trackers import Displacement, Minibatches, Tracker, TrackerReport, Trial, Update
 from widefit.trackers.deep.tracking import DeepTracking, Sparse
-from widefit.training.two_layer import State, Training
+from widefit.training.phases import Phases
 
 
-class DeepTraining(Training):
-    """One run of `widefit.train` on a deep network (arXiv 2112.07628), which documents the arguments.
+class DeepModel:
+    """The weights of a deep network, moved by steps in sample space.
 
     The outputs of a sample share layers, so H couples them: one system of n k equations, from the sparse factors of
-    every layer. To a rule it is a problem with one output and n k samples.
+    every layer. To a rule it is a problem with one output and n k samples, output c of sample i in row i k + c.
+
+    Parameters and attributes are those of `widefit.training.two_layer.TwoLayerModel`; tracker is "auto" or "sparse".
     """
 
-    network: Deep
-    _deep: DeepTracking
-    _tracker: Sparse
     _tracking: DeepTracking
 
-    def _keep_anchor(self) -> None:
-        """Nothing of the size of the weights: tracking keeps W − W₀ in factors."""
-
-    def _start_tracking(self) -> None:
-        self._deep = self._tracking = self._tracker.start(
-            self.network, self._inputs, self._threads, self._objective.alpha > 0, self._tracker_state
-        )
+    def __init__(
+        self,
+        network: Deep,
+        inputs: np.ndarray,
+        objective: Objective,
+        rule: Rule,
+        tracker: str | Tracker,
+        solver: str | Solver,
+        threads: int,
+        memory: int,
+        phases: Phases,
+    ):
+        if tracker not in ("auto", "sparse"):
+            raise ValueError(f'tracker must be "auto" or "sparse" for a deep network, got {tracker!r}')
+        if not isinstance(rule, FullBatch):
+            raise ValueError(f"rule must take all samples at once for a deep network, got {rule.name!r}")
+        self._network = network
+        self._inputs = inputs
+        self._objective = objective
+        self._threads = threads
+        self._phases = phases
         self._operator: gram.GramOperator | None = None
+        shape = DeepShape(
+            samples=inputs.shape[0],
+            features=network.in_features,
+            widths=network.hidden_layer_sizes,
+            outputs=network.out_features,
+            firing=tuple(firing_probability(threshold, 1.0) for threshold in network.thresholds),
+            itemsize=inputs.itemsize,
+        )
+        self.plan, self.solver = plan_deep(shape, solver, memory)
 
-    def view(self) -> Linearization:
-        """The problem at the committed weights, sample i and output c in row i k + c."""
-        with self._phase("gram"):
-            displacement = self._deep.displacement
-        outputs = self._deep.outputs.reshape(-1, 1)
-        return Linearization(self._objective.stacked(), outputs, displacement, self._gram, piecewise_linear=False)
+    @property
+    def tracker(self) -> str:
+        """Name of the tracker."""
+        return Sparse.name
 
-    def _gram(self, output: int) -> gram.GramOperator:
-        if self._operator is None:
-            with self._phase("backward"):
-                self._deep.signals()
-            with self._phase("gram"):
-                operator = gram.CoupledGram(self._deep.factors(), self._threads)
-                # One output: H takes as much as the similarities that it is made of.
-                self._operator = gram.DenseGram(operator.dense()) if operator.outputs == 1 else operator
-        return self._operator
+    @property
+    def outputs(self) -> np.ndarray:
+        """f at the committed weights, shape (n, k)."""
+        return self._tracking.outputs
 
-    def propose(self, update: Update) -> Trial:
-        """What an update would do."""
+    @property
+    def report(self) -> TrackerReport:
+        """What tracking has cost so far."""
+        return self._tracking.report()
+
+    def settings(self) -> tuple[object, bytes]:
+        """What decides the outputs beside the weights: settings, and the bytes of what training leaves alone."""
+        network = self._network
+        identity = b"".join(readout.detach().numpy().tobytes() for readout in network.readouts)
+        return (network.thresholds, network.scales, network.input_share), identity
+
+    def start(self, state: dict[str, np.ndarray] | None = None) -> None:
+        """Find out who fires."""
+        anchored = self._objective.alpha > 0
+        self._tracking = Sparse().start(self._network, self._inputs, self._threads, anchored, state)
+
+    def local_problem(self) -> NetworkProblem:
+        """The problem at the committed weights."""
+        with self._phases("gram"):
+            displacement = self._tracking.displacement
+        outputs = self._tracking.outputs.reshape(-1, 1)
+        return NetworkProblem(self._objective.stacked(), outputs, displacement, self._gram, piecewise_linear=False)
+
+    def propose(self, direction: Direction) -> Trial:
+        """Find out what a step would do."""
+        update = Update(direction.g.numpy(), direction.shrink.numpy())
         image = None
         if self._objective.alpha > 0:
-            with self._phase("gram"):
-                image = self._gram(0).matmul(torch.from_numpy(update.g[:, 0].copy())).numpy()
-        with self._phase("pass"):
-            trial = self._deep.propose(update, image)
+            with self._phases("gram"):
+                image = self._gram(0).matmul(direction.g[:, 0].clone()).numpy()
+        with self._phases("pass"):
+            trial = self._tracking.propose(update, image)
         # J (W − W₀) there is not asked for unless the trial is kept.
         moved = None if image is None else Displacement(np.zeros_like(update.g), np.array([trial.moved.squared_norm]))
         return Trial(update, trial.outputs.reshape(-1, 1), trial.flips, True, moved, payload=trial)
@@ -69,39 +110,52 @@ class DeepTraining(Training):
     def commit(self, trial: Trial) -> None:
         """Carry a trial out."""
         self._operator = None
-        with self._phase("update"):
-            self._deep.commit(trial.payload)
+        with self._phases("update"):
+            self._tracking.commit(trial.payload)
 
     def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
-        """Never reached: the rule was refused."""
+        """Stochastic steps, which are refused when the run is planned."""
         raise ValueError("rule must take all samples at once for a deep network")
 
-    def state(self) -> State:
-        """Everything needed to go on from the last step to the same bits."""
-        self._deep.settle()
-        return super().state()
+    @contextmanager
+    def network(self) -> Iterator[Deep]:
+        """Inside, the network with the committed weights."""
+        with self._tracking.materialized():
+            yield self._network
+
+    def loss_of_the_average(self) -> float | None:
+        """None: iterates are not averaged."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training has changed, by name."""
+        self._tracking.settle()
+        return self._trained()
+
+    def tracker_state(self) -> dict[str, np.ndarray]:
+        """What the tracker needs to go on to the same bits."""
+        return self._tracking.state()
+
+    def restore(self, tensors: dict[str, Tensor], averaged: float) -> None:
+        """Take what `tensors` gave; before `start`."""
+        with torch.no_grad():
+            for name, weight in self._trained().items():
+                weight.copy_(tensors[name])
+
+    def finish(self) -> None:
+        """Leave the network with the committed weights."""
+        if hasattr(self, "_tracking"):
+            self._tracking.finish()
+
+    def _gram(self, output: int) -> gram.GramOperator:
+        if self._operator is None:
+            with self._phases("backward"):
+                self._tracking.signals()
+            with self._phases("gram"):
+                operator = gram.CoupledGram(self._tracking.factors(), self._threads)
+                # One output: H takes as much as the similarities that it is made of.
+                self._operator = gram.DenseGram(operator.dense()) if operator.outputs == 1 else operator
+        return self._operator
 
     def _trained(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
-
-    def _fixed(self) -> tuple[Any, bytes]:
-        network = self.network
-        identity = b"".join(readout.detach().numpy().tobytes() for readout in network.readouts)
-        return (network.thresholds, network.scales, network.input_share), identity
-
-    def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, Sparse, solvers.Solver]":
-        if tracker not in ("auto", "sparse"):
-            raise ValueError(f'tracker must be "auto" or "sparse" for a deep network, got {tracker!r}')
-        if not isinstance(self._rule, FullBatch):
-            raise ValueError(f"rule must take all samples at once for a deep network, got {self._rule.name!r}")
-        network = self.network
-        shape = DeepShape(
-            samples=self._inputs.shape[0],
-            features=network.in_features,
-            widths=network.hidden_layer_sizes,
-            outputs=network.out_features,
-            firing=tuple(firing_probability(threshold, 1.0) for threshold in network.thresholds),
-            itemsize=self._inputs.itemsize,
-        )
-        plan, chosen = plan_deep(shape, solver, memory)
-        return plan, Sparse(), chosen
+        return {name: weight.detach() for name, weight in self._network.named_parameters() if weight.requires_grad}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from widefit import gram, rules, trackers
 from widefit.nn import Deep, TwoLayer
-from widefit.rules import Linearization, Objective, Rule
+from widefit.rules import NetworkProblem, Objective, Rule
 
 
 def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
@@ -63,11 +63,11 @@ def checked_problem(
     return inputs, Objective(targets, weight, alpha, loss)
 
 
-def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threads: int) -> Linearization:
+def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threads: int) -> NetworkProblem:
     """A problem at the weights that a network has, found by one dense pass; without displacement."""
     tracking = trackers.Dense().start(network, inputs, threads=threads)
     grams = gram.CurrentGrams(tracking, partial(gram.similarity, inputs), network.coefficients, 1, threads)
-    return Linearization(
+    return NetworkProblem(
         objective, tracking.outputs, None, grams, features_squared=lambda: trackers.features_squared(network, inputs)
     )
 

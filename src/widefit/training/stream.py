@@ -38,7 +38,7 @@ class Recorder:
     last
         The last block, in an entry or not.
     waiting, weight, total
-        Of the entry that is not yet full: its blocks, their weight, and the sum of their losses.
+        Of the latest entry while it is not full: its blocks, their weight, and the sum of their losses.
     """
 
     history: History = field(default_factory=History)
@@ -58,24 +58,37 @@ class Recorder:
         """All but the history as plain values."""
         return {name: value for name, value in asdict(self).items() if name != "history"}
 
-    def add(self, info: StepInfo, weight: float) -> None:
-        """A block whose samples weigh so much."""
-        self.last = info
-        self.waiting, self.weight = self.waiting + 1, self.weight + weight
-        self.total += weight * info.loss
-        if self.waiting >= self.every:
-            self.close(info)
+    def restore(self, document: dict[str, Any]) -> None:
+        """Take what `document` gave."""
+        last = document["last"]
+        self.every, self.waiting = document["every"], document["waiting"]
+        self.weight, self.total = document["weight"], document["total"]
+        self.last = None if last is None else StepInfo(**last)
 
-    def close(self, info: StepInfo) -> None:
-        """End an entry with what is there."""
-        if not self.waiting:
+    def add(self, info: StepInfo, weight: float) -> None:
+        """Add a block whose samples weigh so much; the entry of step 0 stands alone."""
+        if info.step == 0:
+            self.history.steps.append(info)
             return
-        self.history.steps.append(replace(info, loss=self.total / self.weight))
-        self.waiting, self.weight, self.total = 0, 0.0, 0.0
+        self.last = info
+        if self.waiting == 0:
+            self.history.steps.append(info)
+        self.waiting += 1
+        self.weight += weight
+        self.total += weight * info.loss
+        self.history.steps[-1] = replace(info, loss=self.total / self.weight)
+        if self.waiting >= self.every:
+            self._close()
+
+    def _close(self) -> None:
+        """Let the next block begin an entry of its own; of too many entries make one of every two."""
+        self.waiting = 0
+        self.weight = 0.0
+        self.total = 0.0
         if len(self.history) > _ENTRIES:
             first, *others = self.history.steps
             pairs = zip(others[::2], others[1::2], strict=False)
-            self.history.steps = [first, *(_merged(*pair) for pair in pairs), *others[2 * (len(others) // 2) :]]
+            self.history.steps[:] = [first, *(_merged(*pair) for pair in pairs), *others[2 * (len(others) // 2) :]]
             self.every *= 2
 
 
@@ -149,6 +162,14 @@ class Streaming:
     def tracker(self) -> str:
         """The name of the tracker, "auto" before the first samples."""
         return self._stream.name if self._stream is not None else str(getattr(self._tracker, "name", self._tracker))
+
+    def begin(
+        self, X: ArrayLike | Tensor, y: ArrayLike | Tensor, sample_weight: ArrayLike | Tensor | None = None
+    ) -> float:
+        """The loss of some samples before any step; `lr="auto"` and "auto" trackers are chosen by them."""
+        inputs, objective = checked_problem(self.network, X, y, sample_weight, 0.0, self.rule.loss)
+        self._started(inputs, objective)
+        return self.memory["first"]
 
     def learn(
         self, X: ArrayLike | Tensor, y: ArrayLike | Tensor, sample_weight: ArrayLike | Tensor | None = None
@@ -233,9 +254,9 @@ class Streaming:
             self._stream = tracker.stream(self._iterate, threads=self._threads)
         if "lr" not in self.memory:
             first = slice(BLOCK)
-            view = linearize(self._iterate, inputs[first], objective.part(first), self._threads)
-            loss = view.objective.loss(view.outputs)
-            self.memory = {"lr": self.rule.start(view)["lr"], "seen": 0, "first": loss, "averaged": 0}
+            problem = linearize(self._iterate, inputs[first], objective.part(first), self._threads)
+            loss = problem.objective.loss(problem.outputs)
+            self.memory = {"lr": self.rule.start(problem).lr, "seen": 0, "first": loss, "averaged": 0}
         return self._stream
 
 

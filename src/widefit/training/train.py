@@ -1,18 +1,99 @@
-"""train(): the loop for whichever network it is given."""
+"""train(): fit a network to data."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from widefit import solvers, trackers
+from widefit.kernels.compilation import announce_compilation
+from widefit.kernels.memory import available_memory
 from widefit.nn import Deep, TwoLayer
 from widefit.rules import Rule
 from widefit.training.callback import Callback
-from widefit.training.deep import DeepTraining
+from widefit.training.deep import DeepModel
 from widefit.training.history import History
-from widefit.training.two_layer import State, Training
+from widefit.training.loop import Loop, State
+from widefit.training.phases import Phases
+from widefit.training.problem import checked_problem, rule_for
+from widefit.training.steps import NetworkSteps
+from widefit.training.two_layer import TwoLayerModel
+
+
+class Training:
+    """One run of `train`, which documents the arguments, with what can be asked of it before and after.
+
+    Attributes
+    ----------
+    plan
+        What "auto" chose, and the predicted cost.
+    history
+        The steps so far.
+    """
+
+    def __init__(
+        self,
+        network: TwoLayer | Deep,
+        X: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        *,
+        rule: str | Rule = "gauss-newton",
+        tracker: str | trackers.Tracker = "auto",
+        solver: str | solvers.Solver = "auto",
+        max_iter: int = 20,
+        tol: float = 1e-6,
+        alpha: float = 0.0,
+        loss: str | None = None,
+        sample_weight: ArrayLike | Tensor | None = None,
+        metric: Callable[[Any], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        threads: int | None = None,
+        memory: int | None = None,
+        loss_floor: float = 0.0,
+    ):
+        for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
+            if not (value >= least and np.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number ≥ {least}, got {value!r}")
+        chosen = rule_for(rule, loss, network.out_features)
+        inputs, objective = checked_problem(network, X, y, sample_weight, float(alpha), chosen.loss)
+        phases = Phases()
+        kind: Any = DeepModel if isinstance(network, Deep) else TwoLayerModel
+        self.model: TwoLayerModel | DeepModel = kind(
+            network,
+            inputs,
+            objective,
+            chosen,
+            tracker,
+            solver,
+            torch.get_num_threads() if threads is None else threads,
+            available_memory() if memory is None else memory,
+            phases,
+        )
+        steps = NetworkSteps(self.model, inputs, objective, chosen, loss_floor, phases)
+        self._loop = Loop(steps, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, loss_floor=loss_floor)
+        self._loss_floor = loss_floor
+        self.plan = self.model.plan
+        self.history = self._loop.history
+
+    @property
+    def tracker_report(self) -> trackers.TrackerReport:
+        """What tracking has cost so far; there is one from the start of `run` on."""
+        return self.model.report
+
+    def run(self, resume: State | None = None) -> History:
+        """Train until tol, convergence, max_iter, a callback or an interrupt ends it."""
+        announce_compilation()
+        history = self._loop.run(resume)
+        average = self.model.loss_of_the_average()
+        history.average_loss = None if average is None else average + self._loss_floor
+        return history
+
+    def state(self) -> State:
+        """Everything needed to go on from the last step to the same bits."""
+        return self._loop.state()
 
 
 def train(
@@ -89,13 +170,21 @@ def train(
     MemoryError
         The work cannot fit; said before it starts.
     """
-    training = training_of(network)(
-        network, X, y, rule=rule, tracker=tracker, solver=solver, max_iter=max_iter, tol=tol, alpha=alpha,
-        loss=loss, sample_weight=sample_weight, metric=metric, callbacks=callbacks, threads=threads, memory=memory,
-    )  # fmt: skip
+    training = Training(
+        network,
+        X,
+        y,
+        rule=rule,
+        tracker=tracker,
+        solver=solver,
+        max_iter=max_iter,
+        tol=tol,
+        alpha=alpha,
+        loss=loss,
+        sample_weight=sample_weight,
+        metric=metric,
+        callbacks=callbacks,
+        threads=threads,
+        memory=memory,
+    )
     return training.run(resume)
-
-
-def training_of(network: TwoLayer | Deep) -> type[Training]:
-    """The kind of training that a network takes."""
-    return DeepTraining if isinstance(network, Deep) else Training

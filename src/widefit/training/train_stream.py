@@ -1,129 +1,113 @@
-"""train_stream(): the loop over a stream."""
+"""train_stream(): fit a network to samples that are seen once."""
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from widefit import trackers
 from widefit.nn import TwoLayer
-from widefit.rules import Rule
+from widefit.rules import Rule, StopReason
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
-from widefit.training.interruption import interrupt_flag
+from widefit.training.loop import Loop, State
+from widefit.training.phases import Phases
 from widefit.training.stream import BLOCK, Recorder, Streaming
-from widefit.training.two_layer import State
-
-Samples = tuple[Any, Any] | tuple[Any, Any, Any]
+from widefit.training.stream_blocks import Samples, as_triple, of_size
 
 
-class StreamRun:
-    """The loop of `widefit.train_stream`, which documents the arguments; callbacks see it."""
+class StreamSteps:
+    """Blocks of a stream, predicted and learnt one after the other; the stepper of `widefit.train_stream`.
 
-    max_iter = 0
-    tol = 0.0
+    Parameters
+    ----------
+    streaming
+        Learns them.
+    blocks
+        The stream, as `widefit.train_stream` takes it.
+    recorder
+        Of the history of the run.
+    """
 
-    def __init__(self, streaming: Streaming, metric: Callable[[Any], float] | None, callbacks: Sequence[Callback]):
-        self.streaming = streaming
-        self._metric, self._callbacks = metric, tuple(callbacks)
-        self._recorder = Recorder()
-        self.history = self._recorder.history
-        self._step, self._first_block = 0, ""
-        self._started = 0.0
-        # Before anything is learnt, which may change the readout.
+    def __init__(self, streaming: Streaming, blocks: Iterable[Any], recorder: Recorder):
+        self.phases = Phases()
+        self._streaming = streaming
+        self._recorder = recorder
+        self._step = 0
+        self._weight = 0.0
+        size = -(-BLOCK // streaming.rule.batch_size) * streaming.rule.batch_size
+        self._pieces = of_size(blocks, size)
+        first = next(self._pieces, None)
+        if first is None:
+            raise ValueError("the stream is empty: there are no samples to learn from")
+        self._next: Samples | None = first
+        # Taken before anything is learnt, which may change the readout.
         network = streaming.network
         settings = repr((network.threshold, network.in_features, network.out_features, streaming.rule)).encode()
-        self._identity = settings + network.readout_identity()
+        self._fingerprint = _digest(settings + network.readout_identity(), first)
+
+    def begin(self) -> StepInfo:
+        """Look at the first block without learning it."""
+        assert self._next is not None
+        return StepInfo(0, self._streaming.begin(*self._next), samples=0)
+
+    def step(self) -> tuple[StepInfo, StopReason | None]:
+        """Predict a block and learn it."""
+        assert self._next is not None
+        piece = self._next
+        with self.phases("pass"):
+            before = self._streaming.learn(*piece)
+        _, y, sample_weight = as_triple(piece)
+        loss = self._streaming.loss(before, y, sample_weight)
+        self._weight = float(len(before) if sample_weight is None else np.sum(sample_weight))
+        self._step += math.ceil(len(before) / self._streaming.rule.batch_size)
+        self._next = next(self._pieces, None)
+        info = StepInfo(self._step, loss, samples=self._streaming.seen)
+        return info, None if self._next is not None else StopReason.END
+
+    def record(self, info: StepInfo) -> None:
+        """Add an entry to the history."""
+        self._recorder.add(info, self._weight)
 
     def state(self) -> State:
         """Everything needed to go on from here to the same bits."""
-        self.streaming.settle()
-        recorder = self._recorder
+        self._streaming.settle()
         document = {
-            "tracker": self.streaming.tracker,
-            "memory": dict(self.streaming.memory),
-            "recorder": recorder.document(),
-            "history": self.history.to_dict(),
+            "tracker": self._streaming.tracker,
+            "memory": dict(self._streaming.memory),
+            "recorder": self._recorder.document(),
             "steps": self._step,
-            "data": self._first_block,
+            "data": self._fingerprint,
         }
-        return self.streaming.state(), document
+        return self._streaming.state(), document
 
-    def run(self, blocks: Iterable[Any], resume: State | None) -> History:
-        size = -(-BLOCK // self.streaming.rule.batch_size) * self.streaming.rule.batch_size
-        pieces = _of_size(blocks, size)
-        first = next(pieces, None)
-        if first is None:
-            raise ValueError("the stream is empty: there are no samples to learn from")
-        self._first_block = self._digest(first)
-        skipped = self._restore(resume)
-        before = self.history[-1].seconds if skipped else 0.0
-        self._started = time.perf_counter() - before
-        with interrupt_flag() as interrupted:
-            for callback in self._callbacks:
-                if self.history.steps:
-                    callback.start(self)
-            self.history.stop_reason = self._loop(_chained(first, pieces), skipped, interrupted)
-        for callback in self._callbacks:
-            callback.finish(self, self.history)
-        return self.history
-
-    def _loop(self, pieces: Iterator[Samples], skipped: int, interrupted: Any) -> str:
-        last = self.history[-1] if self.history.steps else StepInfo(0, 0.0)
-        for piece in pieces:
-            if skipped > 0:
-                skipped -= len(piece[0])
-                continue
-            before = self.streaming.learn(*piece)
-            last = self._record(before, piece)
-            ended = [bool(callback.step(self, last)) for callback in self._callbacks]
-            if interrupted.is_set() or any(ended):
-                self._recorder.close(last)
-                return "interrupted" if interrupted.is_set() else "callback"
-        self._recorder.close(last)
-        return "end"
-
-    def _record(self, before: np.ndarray, piece: Samples) -> StepInfo:
-        streaming = self.streaming
-        _, y, sample_weight = _three(piece)
-        loss = streaming.loss(before, y, sample_weight)
-        weight = float(len(before) if sample_weight is None else np.sum(sample_weight))
-        if not self.history.steps:
-            self.history.steps.append(StepInfo(0, streaming.memory["first"], samples=0))
-            for callback in self._callbacks:
-                callback.start(self)
-        metric = None if self._metric is None else float(self._metric(streaming.network))
-        self._step += math.ceil(len(before) / streaming.rule.batch_size)
-        info = StepInfo(self._step, loss, metric, seconds=time.perf_counter() - self._started, samples=streaming.seen)
-        self._recorder.add(info, weight)
-        return info
-
-    def _digest(self, piece: Samples) -> str:
-        digest = hashlib.sha256(self._identity)
-        for part in piece:
-            if part is not None:
-                digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
-
-    def _restore(self, state: State | None) -> int:
-        """Samples that a resumed run has seen already."""
-        if state is None:
-            return 0
+    def restore(self, state: State) -> StopReason | None:
+        """Go on from what `state` gave: the stream begins anew, and samples that were seen are passed over."""
         tensors, document = state
-        if document["data"] != self._first_block:
+        if document.get("data") != self._fingerprint:
             raise ValueError(
                 "resume: the checkpoint belongs to another stream or other settings; resume with those it was made with"
             )
-        self.streaming.memory = dict(document["memory"])
-        self.streaming.restore(tensors)
-        self._recorder = Recorder.from_document(History.from_dict(document["history"]), document["recorder"])
-        self.history = self._recorder.history
+        self._streaming.memory = dict(document["memory"])
+        self._streaming.restore(tensors)
+        self._recorder.restore(document["recorder"])
         self._step = document["steps"]
-        return self.streaming.seen
+        passed = 0
+        while self._next is not None and passed < self._streaming.seen:
+            passed += len(self._next[0])
+            self._next = next(self._pieces, None)
+        return None if self._next is not None else StopReason.END
+
+    @contextmanager
+    def network(self) -> Iterator[TwoLayer]:
+        """The network, which is up to date after every block."""
+        yield self._streaming.network
+
+    def finish(self) -> None:
+        """Nothing is left to do: the network is up to date."""
 
 
 def train_stream(
@@ -176,65 +160,16 @@ def train_stream(
         No samples, blocks of the wrong shape, of other columns than those before, or with numbers that are not finite
         (named by block and row), weights that overflow, a state that belongs to another stream.
     """
+    recorder = Recorder()
     streaming = Streaming(network, rule=rule, tracker=tracker, threads=threads)
-    return StreamRun(streaming, metric, callbacks).run(blocks, resume)
+    steps = StreamSteps(streaming, blocks, recorder)
+    loop = Loop(steps, metric=metric, callbacks=callbacks, history=recorder.history, record=steps.record)
+    return loop.run(resume)
 
 
-def _of_size(blocks: Iterable[Any], size: int) -> Iterator[Samples]:
-    """The same samples in blocks of one size, the last one shorter; weights are None where no block has had any."""
-    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
-    held, columns = 0, None
-    for number, block in enumerate(blocks):
-        X, y, weight = _checked_block(block, number)
-        columns = columns or (X.shape[1], y.shape[1])
-        if (X.shape[1], y.shape[1]) != columns:
-            raise ValueError(
-                f"the blocks of a stream must have the same columns: block {number} has {(X.shape[1], y.shape[1])} in "
-                f"(X, y), those before it {columns}"
-            )
-        while len(X):
-            taken = min(size - held, len(X))
-            waiting.append((X[:taken], y[:taken], None if weight is None else weight[:taken]))
-            held += taken
-            X, y, weight = X[taken:], y[taken:], None if weight is None else weight[taken:]
-            if held == size:
-                yield _joined(waiting)
-                waiting, held = [], 0
-    if waiting:
-        yield _joined(waiting)
-
-
-def _checked_block(block: Any, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    if not isinstance(block, tuple | list) or len(block) not in (2, 3):
-        raise ValueError(f"blocks must give (X, y) or (X, y, sample_weight), got {type(block).__name__} in {number}")
-    X, y, weight = (_plain(part) for part in _three(tuple(block)))
-    if X.ndim != 2 or y.ndim not in (1, 2) or len(X) != len(y) or (weight is not None and weight.shape != (len(X),)):
-        shapes = ", ".join(str(part.shape) for part in (X, y, weight) if part is not None)
-        raise ValueError(f"block {number} must have the shapes (n, d), (n,) or (n, k), and (n,), got {shapes}")
-    for name, array in (("X", X), ("y", y), ("sample_weight", weight)):
-        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise ValueError(f"{name} of block {number} contains NaN or infinity, first in row {row}")
-    return X, y[:, None] if y.ndim == 1 else y, weight
-
-
-def _plain(part: Any) -> Any:
-    if part is None:
-        return None
-    return part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)
-
-
-def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> Samples:
-    weight = None
-    if any(part[2] is not None for part in parts):
-        weight = np.concatenate([np.ones(len(part[0])) if part[2] is None else part[2] for part in parts])
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), weight
-
-
-def _three(piece: Samples) -> tuple[Any, Any, Any]:
-    return piece[0], piece[1], piece[2] if len(piece) == 3 else None
-
-
-def _chained(first: Samples, rest: Iterator[Samples]) -> Iterator[Samples]:
-    yield first
-    yield from rest
+def _digest(identity: bytes, piece: Samples) -> str:
+    digest = hashlib.sha256(identity)
+    for part in piece:
+        if part is not None:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()

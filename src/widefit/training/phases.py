@@ -1,0 +1,29 @@
+"""Seconds spent in each phase of the work."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Phases:
+    """Clocks of the phases of a run; a phase inside another stops the outer clock.
+
+    Attributes
+    ----------
+    seconds
+        Seconds so far, by the name of the phase.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to the phase."""
+        begun = time.perf_counter()
+        inner = sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begun - (sum(self.seconds.values()) - inner)
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
