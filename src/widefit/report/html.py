@@ -19,17 +19,6 @@ LOSS_NAMES = {
     "softmax": "mean cross-entropy",
 }
 
-STOPPED = {
-    "tol": "the loss fell below the tolerance",
-    "converged": "the loss no longer changed",
-    "max_iter": "the largest number of steps was reached",
-    "stalled": "no step lowered the loss any more",
-    "diverged": "the loss grew beyond all bounds",
-    "interrupted": "it was interrupted; the best state so far was kept",
-    "callback": "a callback asked for it",
-    "end": "the stream came to its end",
-}
-
 # The button turns the theme; a print shows the step table as well.
 SCRIPT = """
 const root = document.documentElement, dark = matchMedia('(prefers-color-scheme: dark)');
@@ -108,8 +97,8 @@ def _grid(boxes: Iterable[str], style: str = "grid") -> str:
 
 def _header(report: Report) -> str:
     data, history = report.data, report.history
-    why = STOPPED.get(history.stop_reason, history.stop_reason)
-    ended = f" Training ended because {escape(why)}." if why else ""
+    reason = history.why
+    ended = f" Training ended because {escape(reason)}." if reason else ""
     notes = "".join(f"<li>{safe(note)}</li>" for note in report.notes)
     return (
         f'<header>{BUTTON}<p class="eyebrow">widefit · {report.task}</p><h1>{escape(report.title)}</h1>'

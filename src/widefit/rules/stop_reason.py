@@ -36,11 +36,3 @@ _SENTENCES = {
     StopReason.CALLBACK: "a callback asked for it",
     StopReason.END: "the stream came to its end",
 }
-
-
-def why(stop_reason: str) -> str:
-    """The sentence of a reason that comes from a history, which may be empty or unknown."""
-    try:
-        return StopReason(stop_reason).sentence
-    except ValueError:
-        return stop_reason

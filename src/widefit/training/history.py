@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import overload
 
+from widefit.rules.stop_reason import StopReason
+
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -95,6 +97,14 @@ class History(Sequence[StepInfo]):
 
     def __iter__(self) -> Iterator[StepInfo]:
         return iter(self.steps)
+
+    @property
+    def why(self) -> str:
+        """Why training ended, in words; empty while it has not, and the reason itself where it is not one of ours."""
+        try:
+            return StopReason(self.stop_reason).sentence
+        except ValueError:
+            return self.stop_reason
 
     @property
     def losses(self) -> list[float]:

@@ -1,15 +1,15 @@
 """What `widefit train --stream` does: a file in, row by row, model and report out, in memory that does not grow."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from widefit.callbacks import Progress, describe
+from widefit.callbacks import Callback, Progress, describe
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, plain, seconds
 from widefit.cli.run import outcome
@@ -22,31 +22,113 @@ from widefit.data.table import Table, TableError, plural
 from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.estimators.online import progress, settle
-from widefit.files import read_checkpoint, save, write_container
+from widefit.files import Checkpoint, read_checkpoint, save
 from widefit.report import Report, Source, this_machine, write
-from widefit.report.html import LOSS_NAMES, STOPPED
-from widefit.training.interruption import interrupt_flag
+from widefit.report.html import LOSS_NAMES
+from widefit.rules import StopReason
+from widefit.training.history import History, StepInfo
+from widefit.training.loop import Loop, State
+from widefit.training.phases import Phases
 
 
-@dataclass
-class _Stream:
-    """A stream under way, as the callbacks see it."""
+class FileSteps:
+    """Blocks of a file, predicted and learnt one after the other; the stepper of `widefit train --stream`.
 
-    model: Any
-    encoding: TableEncoding
-    scores: Progressive
-    notes: tuple[str, ...]
-    rows: int = 0
-    history: Any = None
-    max_iter: Any = None
-    tol: float = 0.0
+    Parameters
+    ----------
+    job, blocks
+        What is to be done, on which blocks.
+    model, encoding
+        What learns, and how columns become numbers.
+    notes
+        Remarks on what was decided.
+    rows
+        Rows that were learnt in an earlier run.
+    """
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def __init__(
+        self,
+        job: Job,
+        blocks: Iterable[Block],
+        model: Any,
+        encoding: TableEncoding,
+        notes: tuple[str, ...],
+        rows: int = 0,
+    ):
+        self.phases = Phases()
+        self.model = model
+        self.encoding = encoding
+        self.notes = notes
+        self.rows = rows
+        self.scores = Progressive(_classes(encoding))
+        self.history = History()
+        self._job = job
+        self._blocks = iter(blocks)
+        self._next = next(self._blocks, None)
+        self._learnt = False
+
+    def begin(self) -> StepInfo:
+        """Learn the first block, which decides what the others rest on."""
+        self._learn()
+        self._learnt = True
+        return self.model.history_[0]
+
+    def step(self) -> tuple[StepInfo, StopReason | None]:
+        """Learn a block."""
+        if not self._learnt:
+            self._learn()
+        self._learnt = False
+        return progress(self.model), StopReason.END if self._next is None else None
+
+    def record(self, info: StepInfo) -> None:
+        """Show the history of the model, which keeps it in bounded memory."""
+        self.history.steps[:] = self.model.history_.steps
+
+    def state(self) -> State:
         """Everything needed to go on from here to the same bits."""
         settle(self.model)
         tensors, document = self.model.to_parts()
-        document = {"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows}
-        return tensors, document
+        return tensors, plain({"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows})
+
+    def restore(self, state: State) -> StopReason | None:
+        """Pass over the rows that the model has seen."""
+        while self._next is not None and self._next.first + self._next.frame.height <= self.rows:
+            self._next = next(self._blocks, None)
+        if self._next is None:
+            seen = plural(self.rows, "row")
+            raise ValueError(f"the checkpoint {self._job.checkpoint} has seen all {seen} of {self._job.data}")
+        self.history.steps[:] = self.model.history_.steps
+        return None
+
+    @contextmanager
+    def network(self) -> Iterator[Any]:
+        """The model, which is up to date after every block."""
+        yield self.model
+
+    def finish(self) -> None:
+        """Nothing is left to do: the model is up to date."""
+
+    def _learn(self) -> None:
+        """Predict the rows of the next block, and learn them."""
+        block = self._next
+        assert block is not None
+        if block.first < self.rows:
+            # A resumed run whose blocks were cut elsewhere.
+            block = Block(block.frame.slice(self.rows - block.first), self.rows)
+        try:
+            y = self.encoding.target.values(block.frame)
+            X = self.encoding.encode(block.frame)
+        except TableError as error:
+            last = block.first + block.frame.height
+            advice = "" if block.first == 0 else "; rows are counted from there"
+            raise TableError(f"rows {block.first + 1:,} to {last:,} of the file: {error}{advice}") from error
+        if self.scores.classes.size:
+            self.model.partial_fit(X, y, classes=self.scores.classes)
+        else:
+            self.model.partial_fit(X, y)
+        self.scores.add(y, self.model.progressive_predictions_)
+        self.rows += len(y)
+        self._next = next(self._blocks, None)
 
 
 def stream(job: Job, output: Output) -> int:
@@ -57,166 +139,124 @@ def stream(job: Job, output: Output) -> int:
     report_path = (job.report or Path(f"{blocks.name}.html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
     started = time.perf_counter()
+    steps, resume = _prepare(job, blocks)
+    for note in steps.notes:
+        output.remark(note)
+    loop = Loop(steps, callbacks=_callbacks(job, output), history=steps.history, record=steps.record)
+    was_interrupted = loop.run(resume).stop_reason == StopReason.INTERRUPTED
+    save(steps.model, model_path, encoding=steps.encoding.to_dict())
+    files = {"model": model_path}
+    if report_path is not None:
+        write(report_path, _report(job, blocks, steps, was_interrupted))
+        files["report"] = report_path
+    if job.checkpoint is not None:
+        files["checkpoint"] = job.checkpoint
+    _show(output, blocks, steps, files, time.perf_counter() - started)
+    output.document(_document(job, blocks, steps, files, time.perf_counter() - started, was_interrupted))
+    return INTERRUPTED if was_interrupted else 0
+
+
+def _callbacks(job: Job, output: Output) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if not output.quiet:
+        callbacks.append((Progress if output.stderr.is_terminal else Lines)(output.stderr))
+    if job.checkpoint is not None:
+        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
+    return callbacks
+
+
+def _prepare(job: Job, blocks: TableBlocks) -> tuple[FileSteps, State | None]:
+    """What a checkpoint has kept, or the first block decides."""
+    if job.resume and job.checkpoint is not None:
+        return _resumed(job, blocks, job.checkpoint)
     pieces = iter(blocks)
     head = next(pieces, None)
     if head is None:
         raise TableError(f"{blocks.path} has a header and no rows")
-    run = _begin(job, blocks, head)
-    for note in run.notes:
-        output.remark(note)
-    was_interrupted = _learn_all(job, run, chain([head], pieces), output)
-    save(run.model, model_path, encoding=run.encoding.to_dict())
-    files = {"model": model_path}
-    if report_path is not None:
-        write(report_path, _report(job, blocks, run, was_interrupted))
-        files["report"] = report_path
-    if job.checkpoint is not None:
-        files["checkpoint"] = job.checkpoint
-    _show(output, blocks, run, files, time.perf_counter() - started)
-    output.document(_document(job, blocks, run, files, time.perf_counter() - started, was_interrupted))
-    return INTERRUPTED if was_interrupted else 0
-
-
-def _begin(job: Job, blocks: TableBlocks, head: Block) -> _Stream:
-    """What the first block decides, or a checkpoint has kept."""
-    if job.resume and job.checkpoint is not None:
-        tensors, document = read_checkpoint(job.checkpoint)
-        if "rows" not in document:
-            raise ValueError(f"{job.checkpoint} is no checkpoint of --stream; resume it as it was begun")
-        encoding = TableEncoding.from_dict(document["encoding"])
-        estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
-        model = estimator.from_parts(tensors, document["model"])
-        notes = (f"goes on after {plural(document['rows'], 'row')}; scores are of the rows from there on",)
-        return _Stream(model, encoding, Progressive(_classes(encoding)), notes, document["rows"])
     table = Table(head.frame, blocks.name)
     name = choose_target(table, job.target)
+    rows = plural(head.frame.height, "row")
     try:
         target = learn_target(head.frame, name, job.task)
         encoding = TableEncoding.learn(head.frame, target, drop=job.drop, impute=job.impute)
     except TableError as error:
-        raise TableError(f"{error} (seen in the first {plural(head.frame.height, 'row')}, see --block)") from error
+        raise TableError(f"{error} (seen in the first {rows}, see --block)") from error
     estimator = WideRegressor if target.task == "regression" else WideClassifier
-    model = estimator(**job.settings)
-    notes = [f"{target.task}: {target.reason} (--task changes it)" if job.task is None else ""]
-    notes.append(f"columns and classes are those of the first {plural(head.frame.height, 'row')}")
+    notes = [] if job.task is not None else [f"{target.task}: {target.reason} (--task changes it)"]
+    notes.append(f"columns and classes are those of the first {rows}")
     for left_out, why in encoding.left_out:
         if left_out not in job.drop:
             notes.append(f"column {left_out!r} left out, {why.replace('it is', 'being')}")
-    return _Stream(model, encoding, Progressive(_classes(encoding)), tuple(note for note in notes if note))
+    return FileSteps(job, chain([head], pieces), estimator(**job.settings), encoding, tuple(notes)), None
+
+
+def _resumed(job: Job, blocks: TableBlocks, checkpoint: Path) -> tuple[FileSteps, State]:
+    tensors, document = read_checkpoint(checkpoint)
+    if "rows" not in document:
+        raise ValueError(f"{checkpoint} is no checkpoint of --stream; resume it as it was begun")
+    encoding = TableEncoding.from_dict(document["encoding"])
+    estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
+    model = estimator.from_parts(tensors, document["model"])
+    notes = (f"goes on after {plural(document['rows'], 'row')}; scores are of the rows from there on",)
+    return FileSteps(job, blocks, model, encoding, notes, document["rows"]), (tensors, document)
 
 
 def _classes(encoding: TableEncoding) -> np.ndarray:
     return np.array(sorted(encoding.target.labels)) if encoding.target.labels else np.empty(0)
 
 
-def _learn_all(job: Job, run: _Stream, blocks: Iterable[Block], output: Output) -> bool:
-    """Learn block after block, with progress and checkpoints; whether the user broke off."""
-    skipped = run.rows
-    watch = None if output.quiet else (Progress if output.stderr.is_terminal else Lines)(output.stderr)
-    written_at = time.monotonic()
-    with interrupt_flag() as interrupted:
-        for block in blocks:
-            if block.first + block.frame.height <= skipped:
-                continue
-            fresh = not hasattr(run.model, "network_")
-            _learn(run, block)
-            if watch is not None:
-                if fresh or block.first == skipped:
-                    watch.start(run)
-                watch.step(run, progress(run.model))
-            if job.checkpoint is not None and time.monotonic() - written_at >= job.checkpoint_every:
-                _keep(run, job.checkpoint)
-                written_at = time.monotonic()
-            if interrupted.is_set():
-                break
-        was_interrupted = interrupted.is_set()
-    if run.rows == skipped and skipped:
-        raise ValueError(f"the checkpoint {job.checkpoint} has seen all {plural(skipped, 'row')} of {job.data}")
-    run.history.stop_reason = "interrupted" if was_interrupted else "end"
-    if watch is not None:
-        watch.finish(run, run.history)
-    if job.checkpoint is not None:
-        _keep(run, job.checkpoint)
-    return was_interrupted
+def _metrics(steps: FileSteps) -> dict[str, dict[str, float]]:
+    recent = f"last {steps.scores.truth.size:,} rows"
+    return {recent: steps.scores.recent(), f"all {steps.scores.rows:,} rows": steps.scores.metrics()}
 
 
-def _learn(run: _Stream, block: Block) -> None:
-    """Predict the rows of a block, and learn them."""
-    if block.first < run.rows:
-        # A resumed run whose blocks were cut elsewhere.
-        block = Block(block.frame.slice(run.rows - block.first), run.rows)
-    try:
-        y = run.encoding.target.values(block.frame)
-        X = run.encoding.encode(block.frame)
-    except TableError as error:
-        last = block.first + block.frame.height
-        advice = "" if block.first == 0 else "; rows are counted from there"
-        raise TableError(f"rows {block.first + 1:,} to {last:,} of the file: {error}{advice}") from error
-    if run.scores.classes.size:
-        run.model.partial_fit(X, y, classes=run.scores.classes)
-    else:
-        run.model.partial_fit(X, y)
-    run.scores.add(y, run.model.progressive_predictions_)
-    run.rows, run.history = run.rows + len(y), run.model.history_
-
-
-def _keep(run: _Stream, path: Path) -> None:
-    tensors, document = run.state()
-    write_container(path, tensors, plain(document), "checkpoint")
-
-
-def _metrics(run: _Stream) -> dict[str, dict[str, float]]:
-    recent = f"last {run.scores.truth.size:,} rows"
-    return {recent: run.scores.recent(), f"all {run.scores.rows:,} rows": run.scores.metrics()}
-
-
-def _report(job: Job, blocks: TableBlocks, run: _Stream, interrupted: bool) -> Report:
-    target, metrics = run.encoding.target, _metrics(run)
-    notes = [*run.notes, "a stream: every row was predicted before it was learnt, and learnt once"]
+def _report(job: Job, blocks: TableBlocks, steps: FileSteps, interrupted: bool) -> Report:
+    target, metrics = steps.encoding.target, _metrics(steps)
+    notes = [*steps.notes, "a stream: every row was predicted before it was learnt, and learnt once"]
     if interrupted:
-        notes.append(f"the training was interrupted after {plural(run.rows, 'row')}")
+        notes.append(f"the training was interrupted after {plural(steps.rows, 'row')}")
     return Report(
         title=f"{blocks.name}: {target.name}",
         task=target.task,
-        data=_source(blocks, run),
-        history=run.history,
-        truth=run.scores.truth,
-        prediction=run.scores.prediction,
+        data=_source(blocks, steps),
+        history=steps.history,
+        truth=steps.scores.truth,
+        prediction=steps.scores.prediction,
         part=next(iter(metrics)),
         metrics=metrics,
-        probabilities=run.scores.probabilities,
-        classes=run.scores.classes.tolist(),
-        loss_name=LOSS_NAMES[run.model.loss_],
+        probabilities=steps.scores.probabilities,
+        classes=steps.scores.classes.tolist(),
+        loss_name=LOSS_NAMES[steps.model.loss_],
         metric_name="progressive",
-        plan=run.model.plan_.rows(),
-        settings={name: str(value) for name, value in (job.settings | {"rows": run.rows}).items()},
+        plan=steps.model.plan_.rows(),
+        settings={name: str(value) for name, value in (job.settings | {"rows": steps.rows}).items()},
         machine=this_machine(),
         notes=notes,
     )
 
 
-def _show(output: Output, blocks: TableBlocks, run: _Stream, files: dict[str, Path], spent: float) -> None:
-    metrics = _metrics(run)
+def _show(output: Output, blocks: TableBlocks, steps: FileSteps, files: dict[str, Path], spent: float) -> None:
+    metrics = _metrics(steps)
     names = list(next(iter(metrics.values())))
     results = columns("\npredicted before learnt", *(f"\n{name}" for name in names))
     for part, values in metrics.items():
         results.add_row(part, *(number(values[name]) for name in names))
-    why = STOPPED.get(run.history.stop_reason, run.history.stop_reason)
-    ended = f"{describe(progress(run.model))} in {seconds(spent)}; training ended because {why}"
-    outcome.show(output, _source(blocks, run), run.encoding, run.model.plan_, results, ended, files)
+    reason = steps.history.why
+    ended = f"{describe(progress(steps.model))} in {seconds(spent)}; training ended because {reason}"
+    outcome.show(output, _source(blocks, steps), steps.encoding, steps.model.plan_, results, ended, files)
 
 
 def _document(
-    job: Job, blocks: TableBlocks, run: _Stream, files: dict[str, Path], spent: float, interrupted: bool
+    job: Job, blocks: TableBlocks, steps: FileSteps, files: dict[str, Path], spent: float, interrupted: bool
 ) -> dict[str, Any]:
-    return outcome.document(_source(blocks, run), run.encoding, run.model, files) | {
+    return outcome.document(_source(blocks, steps), steps.encoding, steps.model, files) | {
         "settings": job.settings | {"block_rows": job.block_rows, "impute": job.impute},
-        "metrics": _metrics(run),
+        "metrics": _metrics(steps),
         "seconds": {"train": spent},
-        "notes": run.notes,
+        "notes": steps.notes,
         "interrupted": interrupted,
     }
 
 
-def _source(blocks: TableBlocks, run: _Stream) -> Source:
-    return outcome.source(blocks.name, run.rows, run.encoding)
+def _source(blocks: TableBlocks, steps: FileSteps) -> Source:
+    return outcome.source(blocks.name, steps.rows, steps.encoding)

@@ -17,7 +17,7 @@ from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, save
 from widefit.report import Report, Source, this_machine, write
-from widefit.report.html import LOSS_NAMES, STOPPED
+from widefit.report.html import LOSS_NAMES
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _show(output: Output, model: Any, prepared: Prepared, measured: Measured, fi
     first, last = history[0], history[-1]
     ended = (
         f"{plural(last.step, 'step')} in {seconds(last.seconds)}, loss {number(first.loss)} → {number(last.loss)}; "
-        f"training ended because {STOPPED.get(history.stop_reason, history.stop_reason)}"
+        f"training ended because {history.why}"
     )
     outcome.show(output, _source(prepared), prepared.encoding, model.plan_, results, ended, files)
 
