@@ -9,8 +9,8 @@ from widefit.kernels.certificate import slots as kernels
 from widefit.kernels.vector import column_blocks
 from widefit.nn import Delta, restorable
 from widefit.nn.delta import restore
+from widefit.trackers.certificate.checkpoint import restore_chunks, save_chunks
 from widefit.trackers.certificate.chunk import CertifiedChunk
-from widefit.trackers.certificate.saved import packed, unpack
 from widefit.trackers.fire_pattern import Chunk
 
 # Slots whose displacement is summed at a time.
@@ -73,7 +73,7 @@ class CertificateDelta:
             "collected": self.collected,
             "scale": self.scale,
             "inputs": self.inputs,
-            **packed(self.chunks),
+            **save_chunks(self.chunks),
         }
         if self.before is not None:
             prefix = f"{_BEFORE}{type(self.before).__name__}."
@@ -92,7 +92,7 @@ class CertificateDelta:
                 )
             )
             low += size
-        unpack(state, chunks)
+        restore_chunks(state, chunks)
         before = None
         held = [name.removeprefix(_BEFORE) for name in state if name.startswith(_BEFORE)]
         if held:

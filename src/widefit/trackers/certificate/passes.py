@@ -16,6 +16,7 @@ from widefit.trackers.certificate.chunk import Certificates, CertifiedChunk
 from widefit.trackers.certificate.flips import EvaluatedFlips
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.trial import Anew, Bounds, Found, Looked, OutputBounds, Sums, found_in
+from widefit.trackers.certificate.weights import weights_of
 from widefit.trackers.dense import block_rows
 from widefit.trackers.fire_pattern import Chunk, FirePattern, word_dtype
 
@@ -77,22 +78,6 @@ def _cut(weights: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
     for given in weights:
         for low in range(0, given.shape[0], rows):
             yield given[low : low + rows]
-
-
-def weights_of(
-    geometry: Geometry, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"], sums: Sums
-) -> Iterator[Float[np.ndarray, "rows d"]]:
-    """Weights of slots in float64, block by block."""
-    coefficients, fire_rows, chains = chunk.coefficients, chunk.rows(), chunk.corrections.chains()
-    (collected, scale), size = sums.of(chunk.chunk.output), block_rows(geometry.samples)
-    for first in range(0, slots.size, size):
-        block = slots[first : first + size]
-        out = np.empty((block.size, geometry.inputs.shape[1]))
-        slots_kernels.materialize(
-            block, chunk.neurons, *geometry.initial.around(chunk, block), coefficients, *fire_rows, collected, *chains,
-            scale, geometry.blocks64, out,
-        )  # fmt: skip
-        yield out
 
 
 def look_at_slots(

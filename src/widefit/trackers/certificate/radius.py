@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from widefit.trackers.certificate.bounds import drift_of_budget, movements
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
-from widefit.trackers.certificate.passes import weights_of
 from widefit.trackers.certificate.trial import Sums
+from widefit.trackers.certificate.weights import weights_of
 
 # Slots on which movements and margins are surveyed before certificates are issued.
 SURVEY = 192

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from widefit.kernels.threads import serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
-from widefit.trackers.certificate import state as certificate_state
 from widefit.trackers.certificate.bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
+from widefit.trackers.certificate.checkpoint import restore_run, save_run
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.commit import carry_out
 from widefit.trackers.certificate.delta import CertificateDelta
@@ -24,6 +24,7 @@ from widefit.trackers.certificate.reissue import REISSUED, issue_anew
 from widefit.trackers.certificate.standing import Pace, Standing
 from widefit.trackers.certificate.start import open_run
 from widefit.trackers.certificate.trial import Bounds, Followed, Sums
+from widefit.trackers.certificate.weights import write_weights
 from widefit.trackers.fire_pattern import FirePattern
 
 # Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
@@ -244,7 +245,7 @@ class CertificateTracking(Tracking):
         )
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        certificate_state.write_weights(self.geometry, self._standing, out)
+        write_weights(self.geometry, self.chunks, self._standing.sums, out)
 
     def _delta(self) -> CertificateDelta:
         sums = self._standing.sums
@@ -277,14 +278,14 @@ class CertificateTracking(Tracking):
             self.write_weights(self._network.rows(0, self._network.width))
 
     def state(self) -> dict[str, np.ndarray]:
-        return certificate_state.save(self._standing) | {
+        return save_run(self._standing) | {
             "outputs": self.outputs,
             "response": self.displacement.response,
             "squared_norm": self.displacement.squared_norm,
         }
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
-        certificate_state.restore(self.geometry, self._standing, state)
+        restore_run(self.geometry, self._standing, state)
         self.outputs = state["outputs"].copy()
         self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())
 
