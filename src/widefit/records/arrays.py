@@ -53,7 +53,7 @@ def array(
         raise FileError(f"{name!r} must be at least {least} everywhere, it holds {given.min()}")
     if given.size and below is not None and not given.max() < below:
         raise FileError(f"{name!r} must be below {below} everywhere, it holds {given.max()}")
-    return np.ascontiguousarray(given)
+    return np.asarray(given, order="C")
 
 
 def offsets(found: Mapping[str, np.ndarray], name: str, dtype: Any, count: int, total: int) -> np.ndarray:
