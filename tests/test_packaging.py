@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -38,7 +39,8 @@ def test_pins_are_public_releases() -> None:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    assert PROJECT["version"] == widefit.__version__
+    assert PROJECT["dynamic"] == ["version"]
+    assert version("widefit") == widefit.__version__
 
 
 def test_every_public_name_can_be_imported() -> None:

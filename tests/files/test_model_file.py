@@ -66,7 +66,7 @@ def test_the_encoding_rides_along(tmp_path: Path) -> None:
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(NotFittedError):
         widefit.save(WideRegressor(), tmp_path / "m.widefit")
-    with pytest.raises(TypeError, match="model must be a fitted WideRegressor or WideClassifier, got LinearRegression"):
+    with pytest.raises(TypeError, match="model must be a fitted WideClassifier or WideRegressor, got LinearRegression"):
         widefit.save(LinearRegression(), tmp_path / "m.widefit")
     assert list(tmp_path.iterdir()) == []
 

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 
 from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
+from widefit.files.model_file import storable
 from widefit.trackers import LOSSES
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.tune import Tuning
@@ -22,6 +23,7 @@ from widefit.tuning.tune import Tuning
 _SHARPEST = 50.0
 
 
+@storable
 class WideClassifier(ClassifierMixin, Wide):
     """Classification of tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 

@@ -10,10 +10,12 @@ from sklearn.utils.metaestimators import available_if
 
 from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
+from widefit.files.model_file import storable
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.tune import Tuning
 
 
+@storable
 class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     """Regression on tables with a wide network, trained to convergence in a few Gauss-Newton steps.
 

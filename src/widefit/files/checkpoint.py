@@ -49,20 +49,36 @@ class Checkpoint(Callback):
         self._write(run)
 
     def _write(self, run: Run) -> None:
-        tensors, document = run.state()
-        try:
-            write_container(self.path, tensors, document, "checkpoint")
-        except OSError as error:
-            warnings.warn(
-                f"the checkpoint {self.path} could not be written: {error.strerror or error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        write_checkpoint(self.path, run.state())
         self._written_at = time.monotonic()
 
 
+def write_checkpoint(path: str | Path, state: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
+    """Write the state of a run; a file that cannot be written is a warning.
+
+    Parameters
+    ----------
+    path
+        The file, replaced in one move.
+    state
+        From `Run.state`.
+
+    Returns
+    -------
+    True when it is written.
+    """
+    tensors, document = state
+    try:
+        write_container(path, tensors, document, "checkpoint")
+    except OSError as error:
+        message = f"the checkpoint {path} could not be written: {error.strerror or error}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        return False
+    return True
+
+
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `Checkpoint` wrote: the tensors and the document of the run's state.
+    """Return what `Checkpoint` wrote: the tensors and the document of the run's state.
 
     Raises
     ------

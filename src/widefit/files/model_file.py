@@ -1,13 +1,24 @@
 """Trained estimators in a file."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import widefit
-from widefit.files.container import FileError, read_container, write_container
+from widefit.files.container import altered, read_container, write_container
+from widefit.records import FileError, read
 
-ESTIMATORS = ("WideRegressor", "WideClassifier")
+# Importing it registers the estimators.
+_HOME = "widefit.estimators"
+_STORABLE: dict[str, Any] = {}
+
+Class = TypeVar("Class", bound=type)
+
+
+def storable(cls: Class) -> Class:
+    """Class decorator: objects of the class can be saved by `to_parts()`, and read by `cls.from_parts()`."""
+    _STORABLE[cls.__name__] = cls
+    return cls
 
 
 def save(model: Any, path: str | Path, *, encoding: Mapping[str, Any] | None = None) -> None:
@@ -31,14 +42,15 @@ def save(model: Any, path: str | Path, *, encoding: Mapping[str, Any] | None = N
     OSError
         The folder does not exist or is not writable, or the disk is full.
     """
-    if type(model).__name__ not in ESTIMATORS or not hasattr(model, "to_parts"):
-        raise TypeError(f"model must be a fitted {' or '.join(ESTIMATORS)}, got {type(model).__name__}")
+    known = _storable()
+    if type(model) not in known.values():
+        raise TypeError(f"model must be a fitted {' or '.join(sorted(known))}, got {type(model).__name__}")
     tensors, document = model.to_parts()
     write_container(path, tensors, {"model": document, "encoding": encoding}, "model")
 
 
 def load(path: str | Path) -> Any:
-    """The WideRegressor or WideClassifier in a model file; no code of the file is run.
+    """Return the WideRegressor or WideClassifier in a model file; no code of the file is run.
 
     Raises
     ------
@@ -49,7 +61,7 @@ def load(path: str | Path) -> Any:
 
 
 def load_parts(path: str | Path) -> tuple[Any, dict[str, Any] | None]:
-    """The estimator of a model file, and the encoding that was saved with it (None without one).
+    """Return the estimator of a model file, and the encoding that was saved with it (None without one).
 
     Raises
     ------
@@ -57,12 +69,18 @@ def load_parts(path: str | Path) -> tuple[Any, dict[str, Any] | None]:
         As `load`.
     """
     tensors, document = read_container(path, "model")
-    try:
-        record = document["model"]
-        name = record["estimator"]
-        encoding = document["encoding"]
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{path} is a model file without a model") from error
-    if name not in ESTIMATORS:
+    if not isinstance(document.get("model"), dict) or "encoding" not in document:
+        raise FileError(f"{path} is a model file without a model")
+    with altered(path):
+        record = read(dict[str, Any], document["model"], "its model")
+        name = read(str, record.get("estimator"), "its estimator")
+        encoding = read(dict[str, Any] | None, document["encoding"], "its encoding")
+    if name not in _storable():
         raise FileError(f"{path} holds a {name!r}, which this widefit does not know; upgrade widefit")
-    return getattr(widefit, name).from_parts(tensors, record), encoding
+    with altered(path):
+        return _storable()[name].from_parts(tensors, record), encoding
+
+
+def _storable() -> dict[str, Any]:
+    import_module(_HOME)
+    return _STORABLE

@@ -1,6 +1,6 @@
 """Rows of which few entries are not zero: activations and backward signals of sparse layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from widefit.kernels.sparse import packed
 from widefit.kernels.sparse import rows as sparse
 from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.records import FileError, array, offsets
 
 # Rows a task, whatever the number of threads.
 _ROWS = 64
@@ -115,6 +116,24 @@ class SparseRows:
         for _ in ordered_map(take, edges, threads):
             pass
         return cls(z.shape[1], start, index, value)
+
+    @classmethod
+    def read(cls, found: Mapping[str, np.ndarray], prefix: str, rows: int, columns: int) -> "SparseRows":
+        """Return the matrix whose arrays have the names `prefix` and "start", "index" and "value".
+
+        Raises
+        ------
+        FileError
+            An array is absent, of another dtype or shape; columns that are not there, or do not ascend within a row.
+        """
+        index = array(found, f"{prefix}index", np.int32, (None,), least=0, below=columns)
+        start = offsets(found, f"{prefix}start", np.int64, rows, index.size)
+        value = array(found, f"{prefix}value", (np.float32, np.float64), (index.size,))
+        begins = np.zeros(index.size + 1, np.bool_)
+        begins[start] = True
+        if np.any((index[1:] <= index[:-1]) & ~begins[1:-1]):
+            raise FileError(f"'{prefix}index' must ascend within every row")
+        return cls(columns, start, index, value)
 
     @classmethod
     def from_dense(cls, matrix: Float[np.ndarray, "rows columns"]) -> "SparseRows":

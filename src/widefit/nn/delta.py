@@ -25,6 +25,8 @@ class Delta(Protocol):
         ...
 
 
+# Where classes of widefit are at home; to import other modules would do more than define a class.
+_HOMES = "widefit.trackers."
 _READERS: dict[str, Callable[[dict[str, np.ndarray]], Delta]] = {}
 
 Class = TypeVar("Class", bound=type)
@@ -32,6 +34,9 @@ Class = TypeVar("Class", bound=type)
 
 def restorable(cls: Class) -> Class:
     """Class decorator: `cls.from_state(state)` is the inverse of `state()`, so that networks can load it.
+
+    `from_state` must refuse a state that is not one of `state()`. A class may have a method `check_fits(width,
+    in_features, out_features)` that raises ValueError where a displacement belongs to another network.
 
     Raises
     ------
@@ -59,14 +64,14 @@ def restore(name: str, state: dict[str, np.ndarray], home: str = "") -> Delta:
     state
         From its `state`.
     home
-        Module that defines the class, imported where it is one of widefit's.
+        Module that defines the class, imported where it is one of widefit's trackers.
 
     Raises
     ------
     ValueError
         No restorable class has that name.
     """
-    if name not in _READERS and home.startswith("widefit."):
+    if name not in _READERS and home.startswith(_HOMES):
         with suppress(ImportError):
             import_module(home)
     if name not in _READERS:

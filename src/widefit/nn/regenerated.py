@@ -1,7 +1,7 @@
 """Weights that are never stored: drawn again from the seed whenever they are needed (this project)."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from widefit.linalg.gaussian_rows import Initial
 from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
 from widefit.nn.delta import Delta, is_restorable, restore
 from widefit.nn.shifted_relu import ShiftedReLU
+from widefit.records import FileError, read
 
 
 class Regenerated(nn.Module):
@@ -122,26 +123,42 @@ class Regenerated(nn.Module):
         Raises
         ------
         ValueError
-            The state belongs to a network of another size.
+            The state belongs to a network of another size, or is not one of `get_extra_state`.
         """
-        sizes = ("in_features", "width", "out_features")
-        for name in sizes:
-            if state[name] != getattr(self.initial, name):
-                raise ValueError(
-                    f"the state dict belongs to a network with {name}={state[name]}, "
-                    f"this one has {getattr(self.initial, name)}"
-                )
-        self.initial = replace(self.initial, seed=state["seed"], paired=state["paired"], entry=state["entry"])
-        saved = state.get("delta")
-        if saved is None:
-            self.delta = None
-        else:
-            arrays = {name: array.numpy() for name, array in saved["state"].items()}
-            self.delta = restore(saved["class"], arrays, saved["home"])
+        own = {name: value for name, value in state.items() if name != "delta"}
+        initial = read(Initial, own, "the state dict")
+        for name in ("in_features", "width", "out_features"):
+            given, ours = getattr(initial, name), getattr(self.initial, name)
+            if given != ours:
+                raise ValueError(f"the state dict belongs to a network with {name}={given}, this one has {ours}")
+        if not 0 <= initial.seed < 2**64:
+            raise FileError(f"seed of the state dict must be at least 0 and below 2**64, it is {initial.seed}")
+        # First the displacement, which may be refused: a network must not be left half loaded.
+        self.delta = _read_delta(state.get("delta"), initial)
+        self.initial = initial
 
     def extra_repr(self) -> str:
         moved = "as drawn" if self.delta is None else f"as drawn + {type(self.delta).__name__}"
         return f"{moved}, dtype={self.like.dtype}"
+
+
+def _read_delta(saved: Any, initial: Initial) -> Delta | None:
+    if saved is None:
+        return None
+    kind = read(dict[str, Any], saved, "the displacement")
+    if not kind.keys() >= {"class", "home", "state"} or not isinstance(kind["state"], dict):
+        raise FileError("the displacement must have a class, a home and a state")
+    tensors = kind["state"]
+    if not all(isinstance(tensor, Tensor) and tensor.dtype != torch.bfloat16 for tensor in tensors.values()):
+        raise FileError("the state of a displacement must be tensors that NumPy has")
+    delta = restore(
+        read(str, kind["class"], "the class of the displacement"),
+        {str(name): tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
+        read(str, kind["home"], "the home of the displacement"),
+    )
+    if check_fits := getattr(delta, "check_fits", None):
+        check_fits(initial.width, initial.in_features, initial.out_features)
+    return delta
 
 
 class _Span(torch.autograd.Function):

@@ -9,8 +9,10 @@ from widefit.kernels.certificate import slots as kernels
 from widefit.kernels.vector import column_blocks
 from widefit.nn import Delta, restorable
 from widefit.nn.delta import restore
+from widefit.records import FileError
 from widefit.trackers.certificate.checkpoint import restore_chunks, save_chunks
 from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.validation import check_delta
 from widefit.trackers.fire_pattern import Chunk
 
 # Slots whose displacement is summed at a time.
@@ -63,6 +65,21 @@ class CertificateDelta:
                 )  # fmt: skip
                 rows[chunk.neurons[slots].astype(np.int64) + (origin - first)] = moved
 
+    def check_fits(self, width: int, features: int, outputs: int) -> None:
+        """Check that it belongs to a network of that size.
+
+        Raises
+        ------
+        FileError
+            It has neurons, features or outputs that the network has not.
+        """
+        last = max((own.chunk.last for own in self.chunks), default=0)
+        if last > width or self.inputs.shape[1] != features or self.scale.size != outputs:
+            found = f"{last:,} neurons, {self.inputs.shape[1]:,} features and {self.scale.size:,} outputs"
+            raise FileError(f"the displacement belongs to a network with {found}")
+        if self.before is not None:
+            self.before.check_fits(width, features, outputs)
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything it is made of, as arrays."""
         spans = [(own.chunk.first, own.chunk.last, own.chunk.output, own.neurons.size) for own in self.chunks]
@@ -83,6 +100,7 @@ class CertificateDelta:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> "CertificateDelta":
         """The inverse of `state`."""
+        check_delta(state)
         chunks, low = [], 0
         for first, last, output, size in state["spans"].tolist():
             own = slice(low, low + size)

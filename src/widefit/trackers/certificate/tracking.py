@@ -24,6 +24,7 @@ from widefit.trackers.certificate.reissue import REISSUED, issue_anew
 from widefit.trackers.certificate.standing import Pace, Standing
 from widefit.trackers.certificate.start import open_run
 from widefit.trackers.certificate.trial import Bounds, Followed, Sums
+from widefit.trackers.certificate.validation import check_state
 from widefit.trackers.certificate.weights import write_weights
 from widefit.trackers.fire_pattern import FirePattern
 
@@ -285,6 +286,7 @@ class CertificateTracking(Tracking):
         }
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
+        check_state(state, sum(chunk.neurons.size for chunk in self.chunks), *self.outputs.shape)
         restore_run(self.geometry, self._standing, state)
         self.outputs = state["outputs"].copy()
         self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn.deep import Deep
+from widefit.records import array
 
 # What sparse rows are made of.
 _PARTS = ("start", "index", "value")
@@ -87,12 +88,22 @@ class StepSum:
         return found
 
     @classmethod
-    def restored(cls, network: Deep, state: dict[str, np.ndarray]) -> "StepSum":
-        """From the state of an earlier run."""
+    def restored(cls, network: Deep, samples: int, state: dict[str, np.ndarray]) -> "StepSum":
+        """Return what `state` gave in an earlier run over so many samples.
+
+        Raises
+        ------
+        FileError
+            A state that is not one of such a run.
+        """
+        if not state:
+            return cls()
         sizes = network.hidden_layer_sizes
+        scales = array(state, "scales", np.float64, (None,))
+        squared_norm = array(state, "squared_norm", np.float64, ())
 
         def rows(number: int, side: str, layer: int) -> SparseRows:
-            return SparseRows(sizes[layer], *(state[f"{number}.{side}.{layer}.{name}"] for name in _PARTS))
+            return SparseRows.read(state, f"{number}.{side}.{layer}.", samples, sizes[layer])
 
         steps = tuple(
             DeepStep(
@@ -100,6 +111,6 @@ class StepSum:
                 tuple(rows(number, "U", layer) for layer in range(len(sizes))),
                 tuple(rows(number, "V", layer) for layer in range(len(sizes) - 1)),
             )
-            for number, scale in enumerate(state.get("scales", ()))
+            for number, scale in enumerate(scales)
         )
-        return cls(steps, float(state.get("squared_norm", 0.0)))
+        return cls(steps, float(squared_norm))

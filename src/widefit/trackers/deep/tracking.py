@@ -105,7 +105,7 @@ class DeepTracking:
         self._signals: list[np.ndarray] | None = None
         self._seen: list[np.ndarray] | None = None
         self._anchored, self._displacement = anchored, None
-        self._moved = StepSum.restored(network, state or {})
+        self._moved = StepSum.restored(network, len(inputs), state or {})
         for linear in network.low_rank():
             linear.release()  # the weights may have changed since it was packed
         self._weights = [weight.detach().numpy() for weight in network.input_weights]

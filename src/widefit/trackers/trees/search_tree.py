@@ -15,6 +15,7 @@ from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.fire_pattern import FirePattern, partition
 from widefit.trackers.minibatches import Minibatches
+from widefit.trackers.validation import check_sums
 
 Result = TypeVar("Result")
 
@@ -96,6 +97,7 @@ class TreeTracking(Tracking):
         self._forest = self._plant()
         self._refresh()
         if state is not None:
+            check_sums(state, *self.outputs.shape, displaced=self.displacement is not None)
             self.outputs = state["outputs"].copy()
             if self.displacement is not None:
                 self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())

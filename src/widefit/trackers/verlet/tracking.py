@@ -24,6 +24,7 @@ from widefit.trackers.verlet.epochs import ListEpochs
 from widefit.trackers.verlet.inner_steps import Ahead, Carried, InnerStep, InnerSteps, NearPairs, half_of
 from widefit.trackers.verlet.lookahead import Forecast, Outlook
 from widefit.trackers.verlet.near_lists import Lists, Skins
+from widefit.trackers.verlet.validation import check_state
 
 _NAME = "verlet-list"
 # Skin of the first lists, in units of the size of a weight.
@@ -371,6 +372,7 @@ class VerletListTracking(Tracking):
             return held
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
+        check_state(state, self._layer.weight, self._inputs.shape[0], self._layer.groups)
         self._layer.weight[:] = state["weight"]
         if "epochs" in state:
             self._lists = self._by_lists().restored(state)
