@@ -204,10 +204,10 @@ BAD: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
         b"a,b, a\n1,2,3\n",
         "{path}, line 1: 2 columns called 'a' (columns 1, 3); give each column a name of its own",
     ),
-    "two columns without a name": (
+    "no column with a name": (
         "a.csv",
-        b"a,,\n1,2,3\n",
-        "{path}, line 1: 2 columns called without a name (columns 2, 3); give each column a name of its own",
+        b",,\n1,2,3\n",
+        "{path}, line 1: no column has a name; with --no-header they are called column_1, …",
     ),
     "latin-1": (
         "a.csv",
@@ -236,7 +236,7 @@ BAD: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
     "arff": (
         "a.csv",
         b"@relation x\n@attribute a real\n",
-        "{path} is not a CSV file: it is ARFF; delete its header and save it as CSV",
+        "{path} is not a CSV file: it is ARFF; rename it to a.arff",
     ),
     "binary": ("a.csv", b"abc\x00\x01,\x02", "{path} is not a CSV file: it holds binary data"),
     "csv as gz": ("a.csv.gz", b"a,b\n1,2\n", "{path} ends in .gz but is not gzip-compressed; take .gz off its name"),
@@ -290,10 +290,10 @@ BAD: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
         "Give such data to widefit.WideClassifier or WideRegressor as a sparse matrix",
     ),
     "unknown suffix": (
-        "a.xlsx",
+        "a.docx",
         b"",
-        "{path}: the name does not end in a format that widefit reads (.csv, .tsv, .parquet, .npz, .svm, "
-        ".libsvm, .svmlight or .txt for svmlight; text also with .gz)",
+        "{path}: the name does not end in a format that widefit reads (.csv, .tsv, .txt, .parquet, .npz, .svm, "
+        ".libsvm, .svmlight, .arff, .xlsx, .xls or .ods; also with .gz, .bz2, .xz, .zst or .zip)",
     ),
 }
 

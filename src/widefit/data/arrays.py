@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from widefit.data.table import Table, TableError, listing
+from widefit.data.table import Table
+from widefit.data.words import TableError, listing
 
 MAX_COLUMNS = 20_000
 _LINE = re.compile(r"\s*[^\s:]+(\s+qid:\d+)?(\s+\d+:\S+)*\s*(#.*)?")

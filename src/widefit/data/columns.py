@@ -1,12 +1,15 @@
-"""One feature column: what kind it is, what training learns about it, and the numbers it becomes."""
+"""One feature column: its kind, what training learns about it, and the numbers it becomes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float64
 
-from widefit.data.table import TableError, listing, plural
+from widefit.data.notation import is_number
+from widefit.data.words import TableError, listing, plural, shell
 
 Kind = Literal["number", "boolean", "category"]
 
@@ -17,6 +20,7 @@ EXACT = 2**53
 LARGEST = 1e100
 # A text column is taken for numbers with mistakes in it when at least this share of its values are numbers.
 MOSTLY_NUMBERS = 0.5
+_SAW = {"number": "numbers", "boolean": "true or false", "category": "categories"}
 
 
 @dataclass(frozen=True)
@@ -32,35 +36,72 @@ class Column:
     categories
         The categories in order; empty for the other kinds.
     fill
-        What stands in for a missing value; None where missing values are an error.
+        What stands in for a missing value; None where missing values are an error. A category that is missing stays
+        none of the categories where `indicator` is True.
+    indicator
+        Whether one more 0/1 column says that the value is missing.
     """
 
     name: str
     kind: Kind
     categories: tuple[str, ...] = ()
     fill: float | str | None = None
+    indicator: bool = False
 
     @property
     def width(self) -> int:
-        """How many numbers the column becomes."""
-        return len(self.categories) if self.kind == "category" else 1
+        """The count of numbers that a value becomes."""
+        return (len(self.categories) if self.kind == "category" else 1) + self.indicator
 
     @property
     def names(self) -> tuple[str, ...]:
         """A name for each of those numbers."""
-        return tuple(f"{self.name}={category}" for category in self.categories) or (self.name,)
+        names = tuple(f"{self.name}={category}" for category in self.categories) or (self.name,)
+        return (*names, f"{self.name} is missing") if self.indicator else names
+
+    @property
+    def takes_gaps(self) -> bool:
+        """Whether a missing value is no error."""
+        return self.fill is not None or self.indicator
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""
-        return {"name": self.name, "kind": self.kind, "categories": list(self.categories), "fill": self.fill}
+        record = {"name": self.name, "kind": self.kind, "categories": list(self.categories), "fill": self.fill}
+        return record | ({"indicator": True} if self.indicator else {})
 
     @classmethod
     def from_dict(cls, record: dict) -> "Column":
-        """The inverse of `to_dict`."""
-        return cls(record["name"], record["kind"], tuple(record["categories"]), record["fill"])
+        """The inverse of `to_dict`; files of version 0.1 know no indicator.
 
-    def encode(self, values: pl.Series, out: np.ndarray) -> tuple[str, ...]:
-        """Write the numbers of a column without missing values into `out`, shape (n, width), zeros at first.
+        Raises
+        ------
+        KeyError, TypeError
+            The record is not one of `to_dict`.
+        """
+        column = cls(
+            record["name"],
+            record["kind"],
+            tuple(record["categories"]),
+            record["fill"],
+            record.get("indicator", False),
+        )
+        texts = isinstance(column.name, str) and all(isinstance(category, str) for category in column.categories)
+        filled = column.fill is None or isinstance(column.fill, str if column.kind == "category" else int | float)
+        if not texts or not filled or column.kind not in get_args(Kind) or not isinstance(column.indicator, bool):
+            raise TypeError(f"no column is described by {record!r}")
+        return column
+
+    def encode(self, values: pl.Series, gaps: pl.Series, out: Float64[np.ndarray, "n width"]) -> tuple[str, ...]:
+        """Write the numbers of a column into `out`, zeros at first.
+
+        Parameters
+        ----------
+        values
+            The column of a table.
+        gaps
+            True where a value is missing; nowhere unless `takes_gaps`.
+        out
+            Where to write.
 
         Returns
         -------
@@ -69,23 +110,27 @@ class Column:
         Raises
         ------
         TableError
-            Text where training saw numbers or booleans, infinite numbers.
+            Values of another kind than in training, or infinite ones.
         """
-        if self.kind == "number":
-            out[:, 0] = as_numbers(values)
+        absent = gaps.to_numpy()
+        if self.indicator:
+            out[:, -1] = absent
+        if self.kind != "category":
+            numbers = read_numbers(values, gaps, self.kind)
+            out[:, 0] = np.where(absent, 0.0 if self.fill is None else self.fill, numbers)
             return ()
-        if self.kind == "boolean":
-            out[:, 0] = _as_booleans(values)
-            return ()
-        text = as_text(values)
-        codes = text.replace_strict(list(self.categories), list(range(self.width)), default=None, return_dtype=pl.Int64)
+        text = as_text(values, gaps, self.categories)
+        if self.fill is not None:
+            text = text.fill_null(self.fill)
+        count = len(self.categories)
+        codes = text.replace_strict(list(self.categories), list(range(count)), default=None, return_dtype=pl.Int64)
         known = codes.is_not_null().to_numpy()
         out[np.flatnonzero(known), codes.drop_nulls().to_numpy()] = 1.0
-        return tuple(text.filter(~known).unique(maintain_order=True).to_list())
+        return tuple(text.filter(~known).drop_nulls().unique(maintain_order=True).to_list())
 
 
-def kind_of(values: pl.Series) -> Kind:
-    """What kind of feature a column is.
+def kind_of(values: pl.Series, gaps: pl.Series) -> Kind:
+    """The kind of feature that a column is.
 
     Raises
     ------
@@ -94,10 +139,9 @@ def kind_of(values: pl.Series) -> Kind:
     """
     name, dtype = values.name, values.dtype
     if dtype.is_temporal():
-        what = "durations" if dtype == pl.Duration else "times of day" if dtype == pl.Time else "dates"
         raise TableError(
-            f"column {name!r} holds {what}; turn it into numbers (year, month, days since a fixed day) or leave "
-            f"it out with --drop {shell(name)}"
+            f"column {name!r} holds {described(values)}; turn it into numbers (year, month, days since a fixed day) or "
+            f"leave it out with --drop {shell(name)}"
         )
     if dtype.is_numeric():
         return "number"
@@ -109,26 +153,19 @@ def kind_of(values: pl.Series) -> Kind:
         raise TableError(
             f"column {name!r} holds {dtype} values, which are not one number or text; use --drop {shell(name)}"
         )
-    _refuse_broken_numbers(values)
+    _refuse_broken_numbers(values, gaps)
     return "category"
 
 
-def learn_categories(values: pl.Series) -> tuple[str, ...]:
-    """The categories of a column, sorted.
-
-    Raises
-    ------
-    TableError
-        About a category per row (names, identifiers, free text), or more than `MAX_CATEGORIES`.
-    """
-    text = as_text(values).drop_nulls()
-    categories = text.unique().sort().to_list()
-    if len(categories) > MAX_CATEGORIES or (len(categories) >= 10 and 2 * len(categories) > len(text)):
+def refuse_many(text: pl.Series) -> None:
+    """Refuse a category per row (names, identifiers, free text), or more than `MAX_CATEGORIES`."""
+    present = text.drop_nulls()
+    categories = present.unique().sort().to_list()
+    if len(categories) > MAX_CATEGORIES or (len(categories) >= 10 and 2 * len(categories) > len(present)):
         raise TableError(
-            f"column {values.name!r} has {len(categories):,} different texts in {plural(len(text), 'row')} (such as "
-            f"{listing(categories[:2])}), too many to be categories; leave it out with --drop {shell(values.name)}"
+            f"column {text.name!r} has {len(categories):,} different texts in {plural(len(present), 'row')} (such as "
+            f"{listing(categories[:2])}), too many to be categories; leave it out with --drop {shell(text.name)}"
         )
-    return tuple(categories)
 
 
 def missing(values: pl.Series) -> pl.Series:
@@ -141,72 +178,142 @@ def missing(values: pl.Series) -> pl.Series:
     return absent
 
 
-def as_numbers(values: pl.Series) -> np.ndarray:
-    """float64, finite.
+def described(values: pl.Series) -> str:
+    """The type of a column in words: "dates", "times of day", "numbers", "List(Int64) values"."""
+    dtype = values.dtype
+    if dtype in (pl.Duration, pl.Time):
+        return "durations" if dtype == pl.Duration else "times of day"
+    if dtype.is_temporal():
+        return "dates"
+    if dtype.is_numeric():
+        return "numbers"
+    if dtype == pl.Boolean:
+        return "true and false"
+    return "text" if dtype in (pl.String, pl.Categorical, pl.Enum) else f"{dtype} values"
+
+
+def refuse_type(values: pl.Series, gaps: pl.Series, kind: Kind) -> None:
+    """Refuse a type of which no value can be what training saw: dates, lists, true and false for numbers.
 
     Raises
     ------
     TableError
-        Text, or infinite values, with the first row.
+        The column with its first row.
     """
-    numbers = values.cast(pl.Float64, strict=False)
-    if numbers.null_count():
-        row = int(numbers.is_null().arg_true()[0])
+    dtype = values.dtype
+    fits = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
+    fits |= dtype == pl.Boolean and kind != "number"
+    if fits or gaps.all():
+        return
+    row = int((~gaps).arg_true()[0])
+    raise TableError(
+        f"column {values.name!r}, row {row + 1}: {shown(values[row])} is not what training saw in it ({_SAW[kind]}); "
+        f"the column holds {described(values)}"
+    )
+
+
+def shown(value: object) -> str:
+    """A value in a message: text in quotes, everything else as it prints, shortened."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def read_numbers(values: pl.Series, gaps: pl.Series, kind: Kind) -> Float64[np.ndarray, " n"]:
+    """Numbers, or 0 and 1 for "boolean"; NaN where missing.
+
+    Raises
+    ------
+    TableError
+        Values of another kind, infinite or too large ones, with the first row.
+    """
+    refuse_type(values, gaps, kind)
+    if kind == "boolean":
+        return _as_booleans(values, gaps)
+    numbers = _cast(values, gaps)
+    wrong = numbers.is_null() & ~gaps
+    if wrong.any():
+        row = int(wrong.arg_true()[0])
         raise TableError(
-            f"column {values.name!r}, row {row + 1}: {values[row]!r} is not a number, as it was in training"
+            f"column {values.name!r}, row {row + 1}: {shown(values[row])} is not a number, as it was in training"
         )
-    infinite = numbers.is_infinite()
+    infinite = numbers.is_infinite().fill_null(False)
     if infinite.any():
         raise TableError(
             f"column {values.name!r} has {plural(int(infinite.sum()), 'infinite value')} (first in row "
             f"{int(infinite.arg_true()[0]) + 1}); correct or remove those rows"
         )
-    huge = numbers.abs() > LARGEST
+    huge = (numbers.abs() > LARGEST).fill_null(False) & ~gaps
     if huge.any():
         row = int(huge.arg_true()[0])
         raise TableError(
             f"column {values.name!r}, row {row + 1}: {numbers[row]:g} is too large to compute with; rescale the column"
         )
-    return numbers.to_numpy()
+    return numbers.fill_null(np.nan).to_numpy()
 
 
-def as_text(values: pl.Series) -> pl.Series:
-    """Text; whole floating-point numbers as they would have been written in a column with text in it."""
+def as_text(values: pl.Series, gaps: pl.Series, categories: Sequence[str] = ()) -> pl.Series:
+    """Text, null where missing; whole floating-point numbers as they would have been written in a column of text.
+
+    Parameters
+    ----------
+    values, gaps
+        The column, and True where a value is missing.
+    categories
+        Those of training; they decide how true and false are written.
+
+    Raises
+    ------
+    TableError
+        Dates, lists and other types that are no text, with the first row.
+    """
+    refuse_type(values, gaps, "category")
+    if gaps.all():
+        return pl.Series(values.name, [None] * len(values), dtype=pl.String)
     if values.dtype.is_float():
-        present = values.drop_nulls()
+        present = values.filter(~gaps)
         if bool(((present % 1 == 0) & (present.abs() <= EXACT)).all()):
-            values = values.cast(pl.Int64)
-    return values.cast(pl.String).str.strip_chars()
-
-
-def shell(name: str) -> str:
-    """A column name as one types it in a shell."""
-    plain = name.replace("_", "").replace("-", "").replace(".", "").isalnum()
-    return name if plain else "'" + name.replace("'", "'\\''") + "'"
-
-
-def _as_booleans(values: pl.Series) -> np.ndarray:
+            values = values.set(gaps, None).cast(pl.Int64)
+    text = values.cast(pl.String)
     if values.dtype == pl.Boolean:
-        return values.cast(pl.Float64).to_numpy()
-    lower = values.cast(pl.String).str.to_lowercase()
+        written = {spelling.lower(): spelling for spelling in categories}
+        text = text.replace({"true": written.get("true", "true"), "false": written.get("false", "false")})
+    return text.str.strip_chars().set(gaps, None)
+
+
+def _cast(values: pl.Series, gaps: pl.Series) -> pl.Series:
+    if values.dtype.is_numeric():
+        return values.cast(pl.Float64)
+    if gaps.all():
+        return pl.Series(values.name, [None] * len(values), dtype=pl.Float64)
+    return values.cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+
+
+def _as_booleans(values: pl.Series, gaps: pl.Series) -> np.ndarray:
+    if gaps.all():
+        return np.full(len(values), np.nan)
+    if values.dtype == pl.Boolean:
+        return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    lower = values.cast(pl.String).str.strip_chars().str.to_lowercase()
     known = ["true", "false", "1", "0", "1.0", "0.0"]
     flags = lower.replace_strict(known, [1.0, 0.0] * 3, default=None, return_dtype=pl.Float64)
-    if flags.null_count():
-        row = int(flags.is_null().arg_true()[0])
-        raise TableError(f"column {values.name!r}, row {row + 1}: {values[row]!r} is not true or false, as in training")
-    return flags.to_numpy()
-
-
-def _refuse_broken_numbers(values: pl.Series) -> None:
-    present = values.filter(~missing(values))
-    if not len(present):
-        return
-    wrong = present.cast(pl.Float64, strict=False).is_null()
-    count = int(wrong.sum())
-    if count and count < (1 - MOSTLY_NUMBERS) * len(present) and present.n_unique() > 20:
-        first = present.filter(wrong)[0]
-        row = int((values == first).arg_true()[0])
+    wrong = flags.is_null() & ~gaps
+    if wrong.any():
+        row = int(wrong.arg_true()[0])
         raise TableError(
-            f"column {values.name!r} holds numbers except for {plural(count, 'value')} (first {first!r} in row "
-            f"{row + 1}); correct them, or leave them empty and use --impute"
+            f"column {values.name!r}, row {row + 1}: {shown(values[row])} is not true or false, as in training"
+        )
+    return flags.fill_null(np.nan).to_numpy()
+
+
+def _refuse_broken_numbers(values: pl.Series, gaps: pl.Series) -> None:
+    present = values.filter(~gaps)
+    wrong = [text for text in present.unique(maintain_order=True).to_list() if not is_number(text.strip())]
+    if not wrong or present.n_unique() <= 20:
+        return
+    count = int(present.is_in(wrong).sum())
+    if count < (1 - MOSTLY_NUMBERS) * len(present):
+        row = int((values == wrong[0]).arg_true()[0])
+        raise TableError(
+            f"column {values.name!r} holds numbers except for {plural(count, 'value')} (first {wrong[0]!r} in row "
+            f"{row + 1}); correct them, or say that they are missing with --na-value {shell(wrong[0])}"
         )

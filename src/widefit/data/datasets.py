@@ -7,7 +7,8 @@ from http.client import HTTPException
 import numpy as np
 import polars as pl
 
-from widefit.data.table import Table, TableError
+from widefit.data.table import Table
+from widefit.data.words import TableError
 
 OPENML_PREFIX = "openml:"
 
@@ -89,7 +90,7 @@ def load_openml(name: str) -> Table:
     base, _, version = name.partition("@")
     if not base:
         raise TableError("openml: needs a name or a number after the colon, such as openml:adult")
-    which: dict = {"data_id": int(base)} if base.isdigit() else {"name": base, "version": _version(version, name)}
+    which: dict = {"data_id": int(base)} if base.isascii() and base.isdecimal() else {"name": base, "version": _version(version, name)}
     try:
         found = fetch(**which, as_frame=False, parser="liac-arff", n_retries=2, delay=0.5)
     except (OSError, HTTPException) as error:
@@ -112,7 +113,7 @@ def load_openml(name: str) -> Table:
 def _version(text: str, name: str) -> int | str:
     if not text:
         return "active"
-    if not text.isdigit():
+    if not (text.isascii() and text.isdecimal()):
         raise TableError(f"{OPENML_PREFIX}{name}: the version after @ must be a number")
     return int(text)
 

@@ -1,16 +1,18 @@
 """From a table to a matrix of numbers, the same way in training and afterwards."""
 
 import warnings
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float64
 
-from widefit.data.columns import Column, as_numbers, as_text, kind_of, learn_categories, missing
-from widefit.data.table import TableError, listing, plural
-from widefit.data.target import Target, learn_target
+from widefit.data.columns import Column, missing
+from widefit.data.reading import Reading
+from widefit.data.survey import DROPPED, Survey, missing_message, refuse_duplicates, survey
+from widefit.data.target import Target
+from widefit.data.words import Refusals, TableError, listing, plural
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,17 @@ class TableEncoding:
         The feature columns in order.
     left_out
         Columns that were not used, each with the reason.
+    decimal
+        The decimal mark of the training table where that was text and showed it, otherwise "".
+    na_values
+        What the user said stands for missing values.
     """
 
     target: Target
     columns: tuple[Column, ...]
     left_out: tuple[tuple[str, str], ...] = ()
+    decimal: str = ""
+    na_values: tuple[str, ...] = ()
 
     @classmethod
     def learn(
@@ -40,7 +48,9 @@ class TableEncoding:
         task: str | None = None,
         drop: Sequence[str] = (),
         impute: bool = False,
+        indicate: bool = False,
         rows: np.ndarray | None = None,
+        doubts: Mapping[str, str] | None = None,
     ) -> "TableEncoding":
         """Learn the encoding of a table.
 
@@ -56,59 +66,63 @@ class TableEncoding:
             Columns to leave out.
         impute
             Fill missing numbers by the median and missing categories and booleans by the most frequent value.
+        indicate
+            Take missing values as information: a missing category is a category of its own, and a column of numbers or
+            booleans with gaps gets a 0/1 column that says where they are, beside what `impute` fills in.
         rows
             Indices of the training rows, from which categories, fills and constant columns are learnt; None: all rows.
+        doubts
+            Columns that could be read in two ways, each with the question.
 
         Raises
         ------
         TableError
-            Missing values without `impute`, infinite values, dates, a category per row, unknown names in `drop`,
-            no feature left; what `learn_target` raises.
+            What `survey` raises, and no feature left.
         """
-        _refuse_duplicates(frame.columns)
-        if isinstance(target, str):
-            target = learn_target(frame, target, task)
-        unknown = [name for name in drop if name not in frame.columns]
-        if unknown:
-            raise TableError(f"there is no column {listing(unknown)} to drop; the columns are {listing(frame.columns)}")
-        if target.name in drop:
-            raise TableError(f"the target {target.name!r} cannot be dropped")
-        names = [name for name in frame.columns if name != target.name and name not in drop]
+        found = survey(frame, target, task=task, drop=drop, gaps_allowed=impute or indicate, doubts=doubts)
+        return cls.of(found, impute=impute, indicate=indicate, rows=rows)
+
+    @classmethod
+    def of(
+        cls, found: Survey, *, impute: bool = False, indicate: bool = False, rows: np.ndarray | None = None
+    ) -> "TableEncoding":
+        """Learn from a table that was surveyed; the parameters are those of `learn`.
+
+        Raises
+        ------
+        TableError
+            No feature is left.
+        """
         columns: list[Column] = []
-        left_out: list[tuple[str, str]] = [(name, "dropped as asked") for name in drop]
-        absent: dict[str, pl.Series] = {}
-        for name in names:
-            values = frame[name]
-            gaps = missing(values)
-            if not name.strip():
-                left_out.append((name, "it has no name (row numbers?)"))
-            elif gaps.all():
-                left_out.append((name, "it is empty"))
+        left_out = list(found.left_out)
+        for feature in found.features:
+            column = feature.learn(rows, impute=impute or indicate, indicate=indicate)
+            if column is None:
+                left_out.append((feature.name, "it is constant in the training rows"))
             else:
-                if gaps.any():
-                    absent[name] = gaps
-                column = _learn_column(values, gaps, impute, rows)
-                if column is None:
-                    left_out.append((name, "it is constant in the training rows"))
-                else:
-                    columns.append(column)
-        if absent and not impute:
-            raise TableError(
-                _missing_message(absent, "; use --impute to fill them in, or leave the columns out with --drop")
-            )
+                columns.append(column)
+        # Those that the user dropped first, the others in the order of the table.
+        left_out.sort(key=lambda entry: -1 if entry[1] == DROPPED else found.names.index(entry[0]))
         if not columns:
+            reasons = "; ".join(f"{name!r}: {why}" for name, why in left_out)
             raise TableError(
-                "no feature column is left: "
-                + ("; ".join(f"{name!r}: {why}" for name, why in left_out) or f"the table has only {target.name!r}")
+                f"no feature column is left: {reasons or f'the table has only {found.target.name!r}'}"
             )
-        return cls(target, tuple(columns), tuple(left_out))
+        return cls(found.target, tuple(columns), tuple(left_out))
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the columns of the encoded matrix."""
         return tuple(name for column in self.columns for name in column.names)
 
-    def encode(self, frame: pl.DataFrame, *, absent_is_zero: bool = False) -> np.ndarray:
+    def reading(self, asked: Reading) -> Reading:
+        """Instructions for another table of the same columns: what the user asks for now, and what training saw."""
+        kinds = {column.name: column.kind for column in self.columns}
+        kinds[self.target.name] = self.target.kind
+        marks = (*self.na_values, *asked.na_values)
+        return replace(asked, kinds=kinds, usual_decimal=self.decimal, na_values=marks)
+
+    def encode(self, frame: pl.DataFrame, *, absent_is_zero: bool = False) -> Float64[np.ndarray, "n d"]:
         """The features as numbers.
 
         Parameters
@@ -126,53 +140,51 @@ class TableEncoding:
         Raises
         ------
         TableError
-            Absent columns, missing values in a column that had none in training, infinite values, text for numbers.
+            Absent columns, missing values in a column that had none in training, infinite values, values of another
+            kind than in training: all at once.
         """
-        _refuse_duplicates(frame.columns)
-        lacking = [column.name for column in self.columns if column.name not in frame.columns]
-        if lacking and not absent_is_zero:
-            raise TableError(
-                f"{plural(len(lacking), 'column')} of the training table {'is' if len(lacking) == 1 else 'are'} not in "
-                f"this one: {listing(lacking)}"
-            )
-        self._refuse_gaps(frame)
+        refuse_duplicates(frame.columns)
+        self._refuse_absent(frame, absent_is_zero)
         out = np.zeros((frame.height, sum(column.width for column in self.columns)))
+        refusals = Refusals()
+        absent: dict[str, pl.Series] = {}
         start = 0
         for column in self.columns:
             stop = start + column.width
             if column.name in frame.columns:
                 values = frame[column.name]
                 gaps = missing(values)
-                unseen = column.encode(_filled(values, gaps, column.fill), out[:, start:stop])
-                if unseen:
-                    warnings.warn(
-                        f"column {column.name!r} has {plural(len(unseen), 'value')} that training did not see "
-                        f"({listing(unseen, 3)}); treated as none of its categories",
-                        stacklevel=2,
-                    )
+                if gaps.any() and not column.takes_gaps:
+                    absent[column.name] = gaps
+                with refusals.collected():
+                    _warn_of_unseen(column, column.encode(values, gaps, out[:, start:stop]))
             start = stop
+        if absent:
+            advice = "; fill them in, or train with --impute to have the model do it"
+            refusals.messages.append(missing_message(absent, advice))
+        refusals.raise_any()
         return out
 
-    def _refuse_gaps(self, frame: pl.DataFrame) -> None:
-        absent = {
-            column.name: gaps
-            for column in self.columns
-            if column.fill is None and column.name in frame.columns and (gaps := missing(frame[column.name])).any()
-        }
-        if absent:
-            raise TableError(_missing_message(absent, "; fill them in, or train with --impute to have the model do it"))
+    def _refuse_absent(self, frame: pl.DataFrame, absent_is_zero: bool) -> None:
+        lacking = [column.name for column in self.columns if column.name not in frame.columns]
+        if lacking and not absent_is_zero:
+            raise TableError(
+                f"{plural(len(lacking), 'column')} of the training table {'is' if len(lacking) == 1 else 'are'} not in "
+                f"this one: {listing(lacking)}"
+            )
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""
-        return {
+        record = {
             "target": self.target.to_dict(),
             "columns": [column.to_dict() for column in self.columns],
             "left_out": [list(pair) for pair in self.left_out],
         }
+        return record | {"decimal": self.decimal, "na_values": list(self.na_values)}
 
     @classmethod
     def from_dict(cls, record: dict) -> "TableEncoding":
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; files of version 0.1 say nothing about decimal marks and missing values.
 
         Raises
         ------
@@ -184,62 +196,17 @@ class TableEncoding:
                 Target.from_dict(record["target"]),
                 tuple(Column.from_dict(column) for column in record["columns"]),
                 tuple((str(name), str(why)) for name, why in record["left_out"]),
+                str(record.get("decimal", "")),
+                tuple(str(mark) for mark in record.get("na_values", ())),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the record of a TableEncoding: {error!r}") from error
 
 
-def _learn_column(values: pl.Series, gaps: pl.Series, impute: bool, rows: np.ndarray | None) -> Column | None:
-    """The column, or None when the training rows hold a single value."""
-    kind = kind_of(values)
-    present = values.filter(~gaps)
-    if kind == "number":
-        _finite(values, gaps)
-    if kind == "category":
-        learn_categories(present)
-    training, training_gaps = (values, gaps) if rows is None else (values[rows], gaps[rows])
-    present = training.filter(~training_gaps)
-    if not len(present):
-        return None
-    # Every column gets a fill with --impute, so that a gap that first shows up in new data is filled as well.
-    fill: float | str | None = None
-    if kind == "category":
-        text = as_text(present)
-        fill = text.mode().sort()[0] if impute else None
-        categories = tuple(text.unique().sort().to_list())
-        return Column(values.name, kind, categories, fill) if len(categories) > 1 else None
-    if impute and kind == "number":
-        fill = float(np.median(as_numbers(present)))
-    elif impute:
-        fill = float(present.mode().sort()[0])
-    return Column(values.name, kind, (), fill) if present.n_unique() > 1 else None
-
-
-def _finite(values: pl.Series, gaps: pl.Series) -> None:
-    as_numbers(_filled(values, gaps, 0.0))
-
-
-def _filled(values: pl.Series, gaps: pl.Series, fill: float | str | None) -> pl.Series:
-    if fill is None or not gaps.any():
-        return values
-    if isinstance(fill, str):
-        text = as_text(values)
-        return text.zip_with(~gaps, pl.Series(values.name, [fill] * len(values)))
-    if values.dtype == pl.String:
-        return values.zip_with(~gaps, pl.Series(values.name, [str(fill)] * len(values)))
-    return values.cast(pl.Float64).zip_with(~gaps, pl.Series(values.name, np.full(len(values), fill)))
-
-
-def _missing_message(absent: dict[str, pl.Series], advice: str) -> str:
-    parts = [
-        f"column {name!r} has {plural(int(gaps.sum()), 'missing value')} (first in row {int(gaps.arg_true()[0]) + 1})"
-        for name, gaps in list(absent.items())[:5]
-    ]
-    rest = len(absent) - len(parts)
-    return "; ".join(parts) + (f"; so do {rest} more columns" if rest > 0 else "") + advice
-
-
-def _refuse_duplicates(columns: Sequence[str]) -> None:
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise TableError(f"several columns are called {listing(repeated)}; give each a name of its own")
+def _warn_of_unseen(column: Column, unseen: Sequence[str]) -> None:
+    if unseen:
+        warnings.warn(
+            f"column {column.name!r} has {plural(len(unseen), 'value')} that training did not see "
+            f"({listing(unseen, 3)}); treated as none of its categories",
+            stacklevel=3,
+        )

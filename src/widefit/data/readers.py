@@ -1,59 +1,37 @@
 """From a file or a data set's name to a Table."""
 
-import gzip
-import zlib
+import io
+import json
+import re
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from widefit.data.arrays import read_libsvm, read_npz
 from widefit.data.datasets import BUILT_IN, OPENML_PREFIX, load_built_in, load_openml
 from widefit.data.delimited import read_delimited
-from widefit.data.table import Table, TableError
+from widefit.data.reading import Reading
+from widefit.data.sources import STANDARD_INPUT, TableFile, open_table, place
+from widefit.data.table import Table
+from widefit.data.words import TableError, listing
 
-SUFFIXES = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".npz": "npz",
-    ".svm": "libsvm",
-    ".libsvm": "libsvm",
-    ".svmlight": "libsvm",
-    ".txt": "libsvm",
-}
-_TEXT = ("csv", "tsv", "libsvm")
-
-# First bytes of what people hand over under another name.
-_SIGNATURES = (
-    (b"PAR1", "a Parquet file", "parquet"),
-    (b"PK\x03\x04", "a zip archive (an .npz, .xlsx or .zip file)", "npz"),
-    (b"\x1f\x8b", "gzip-compressed", ""),
-    (b"\x89HDF", "an HDF5 file", ""),
-    (b"\x93NUMPY", "a single NumPy array (.npy)", ""),
-    (b"\x80\x02", "a pickle, which widefit does not open", ""),
-    (b"\x80\x03", "a pickle, which widefit does not open", ""),
-    (b"\x80\x04", "a pickle, which widefit does not open", ""),
-    (b"\x80\x05", "a pickle, which widefit does not open", ""),
-    (b"ARROW1", "an Arrow/Feather file", ""),
-    (b"%PDF", "a PDF document", ""),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", ""),
-    (b"BZh", "bzip2-compressed", ""),
-    (b"\xfd7zXZ", "xz-compressed", ""),
-    (b"\xff\xfe", "UTF-16 text; save it as UTF-8", ""),
-    (b"\xfe\xff", "UTF-16 text; save it as UTF-8", ""),
-)
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
-def read_table(source: str | Path) -> Table:
-    """Read a data set by name ("digits", "openml:adult") or a file by path.
+def read_table(source: str | Path, reading: Reading | None = None) -> Table:
+    """Read a data set by name ("digits", "openml:adult"), a file by path, or standard input by "-".
 
     Parameters
     ----------
     source
-        The name of a built-in data set, `openml:NAME`, or a path that ends in .csv, .tsv, .parquet, .npz, .svm,
-        .libsvm, .svmlight or .txt (svmlight); text formats may end in .gz as well.
+        The name of a built-in data set, `openml:NAME`, "-", or a path that ends in a suffix of `SUFFIXES`, perhaps
+        followed by one of `COMPRESSED`; a .txt file may be delimited text or svmlight.
+    reading
+        Instructions; None leaves everything to the table.
 
     Raises
     ------
@@ -61,102 +39,107 @@ def read_table(source: str | Path) -> Table:
         No such file or name; a file that is not what its suffix says; content that cannot be read, with the line and
         the column where the format has them.
     """
+    reading = reading or Reading()
     text = str(source)
     if text in BUILT_IN:
-        return load_built_in(text)
-    if text.startswith(OPENML_PREFIX):
-        return load_openml(text.removeprefix(OPENML_PREFIX))
-    return _read_file(Path(source).expanduser())
+        table = load_built_in(text)
+    elif text.startswith(OPENML_PREFIX):
+        table = load_openml(text.removeprefix(OPENML_PREFIX))
+    else:
+        table = _read_file(source, reading)
+    if not reading.na_values:
+        return table
+    return replace(table, frame=pl.DataFrame([reading.without_marks(column) for column in table.frame]))
 
 
-def _read_file(path: Path) -> Table:
-    if path.is_dir():
-        raise TableError(f"{path} is a folder, not a file")
-    if not path.exists():
-        if not path.suffix:
-            known = ", ".join(BUILT_IN)
-            raise TableError(f"there is no file and no built-in data set called {str(path)!r}; built in are {known}")
-        raise TableError(f"there is no file {path}")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compressed = bool(suffixes) and suffixes[-1] == ".gz"
-    kind = SUFFIXES.get(suffixes[-2] if compressed and len(suffixes) > 1 else suffixes[-1] if suffixes else "", "")
-    if not kind or (compressed and kind not in _TEXT):
-        raise TableError(
-            f"{path}: the name does not end in a format that widefit reads (.csv, .tsv, .parquet, .npz, .svm, .libsvm, "
-            ".svmlight or .txt for svmlight; text also with .gz)"
-        )
+def _read_file(source: str | Path, reading: Reading) -> Table:
+    path = place(source)
+    if str(source) != STANDARD_INPUT and not path.suffix and not path.exists():
+        known = ", ".join(BUILT_IN)
+        raise TableError(f"there is no file and no built-in data set called {str(path)!r}; built in are {known}")
+    file = open_table(source)
+    if file.kind in ("csv", "tsv"):
+        with file.file:
+            return read_delimited(file.file, file.path, file.name, reading, tabs=file.kind == "tsv")
+    return _FORMATS[file.kind](file)
+
+
+def index_columns(frame: pl.DataFrame, source: Path | bytes) -> list[str]:
+    """Columns of a Parquet file that hold the index of pandas: by its own record, or by their names."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise TableError(f"{path} is empty")
-    if compressed:
-        data = _decompress(data, path)
-    refuse_disguise(data, kind, path)
-    name = path.name[: -len("".join(path.suffixes[-2:] if compressed else path.suffixes[-1:]))]
-    return _FORMATS[kind](data, path, name)
+        metadata = pl.read_parquet_metadata(io.BytesIO(source) if isinstance(source, bytes) else source)
+        declared = json.loads(metadata.get("pandas", "{}")).get("index_columns", [])
+    except (pl.exceptions.PolarsError, OSError, ValueError, AttributeError):
+        declared = []
+    return [name for name in frame.columns if name in declared or _INDEX.fullmatch(name)]
 
 
-def _decompress(data: bytes, path: Path) -> bytes:
-    if not data.startswith(b"\x1f\x8b"):
-        raise TableError(f"{path} ends in .gz but is not gzip-compressed; take .gz off its name")
-    try:
-        plain = gzip.decompress(data)
-    except EOFError as error:
-        raise TableError(f"{path} is truncated: the compressed data ends early") from error
-    except (OSError, zlib.error) as error:
-        raise TableError(f"{path} is damaged: {error}") from error
-    if not plain:
-        raise TableError(f"{path} is empty once decompressed")
-    return plain
+def index_note(name: str, index: list[str]) -> str:
+    """The sentence about index columns that were left out."""
+    return f"{name}: the index of pandas is left out: {listing(index)}"
 
 
-def refuse_disguise(data: bytes, kind: str, path: Path) -> None:
-    """Say what a file is when its first bytes contradict its suffix."""
-    for signature, description, own_kind in _SIGNATURES:
-        if data.startswith(signature) and kind != own_kind:
-            advice = f"; rename it to {path.name}.gz" if description == "gzip-compressed" and kind in _TEXT else ""
-            raise TableError(f"{path} is not {_ARTICLE[kind]} file: it is {description}{advice}")
-    if kind not in _TEXT:
-        expected = b"PAR1" if kind == "parquet" else b"PK"
-        if not data.startswith(expected):
-            raise TableError(f"{path} is not {_ARTICLE[kind]} file: it does not start like one")
-        return
-    if b"\0" in data[:65536]:
-        raise TableError(f"{path} is not {_ARTICLE[kind]} file: it holds binary data")
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise TableError(f"{path} is not {_ARTICLE[kind]} file: it is a web page or XML (a failed download?)")
-    if start.startswith((b"{", b"[{")):
-        raise TableError(f"{path} is not {_ARTICLE[kind]} file: it looks like JSON")
-    if start.startswith((b"@relation", b"% ")) and b"@attribute" in data[:65536].lower():
-        raise TableError(f"{path} is not {_ARTICLE[kind]} file: it is ARFF; delete its header and save it as CSV")
-
-
-def _read_csv(data: bytes, path: Path, name: str) -> Table:
-    return read_delimited(data, path, name, tabs=False)
-
-
-def _read_tsv(data: bytes, path: Path, name: str) -> Table:
-    return read_delimited(data, path, name, tabs=True)
-
-
-def _read_parquet(data: bytes, path: Path, name: str) -> Table:
+def _read_parquet(file: TableFile) -> Table:
+    data = file.read()
     try:
         frame = pl.read_parquet(data)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise TableError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from error
+        raise TableError(f"{file.path} is damaged or truncated: {str(error).splitlines()[0]}") from error
     if not frame.height or not frame.width:
-        raise TableError(f"{path} has no rows" if frame.width else f"{path} has no columns")
-    return Table(frame, name)
+        raise TableError(f"{file.path} has no rows" if frame.width else f"{file.path} has no columns")
+    index = index_columns(frame, data)
+    notes = (index_note(file.path.name, index),) if index else ()
+    return Table(frame.drop(index), file.name, notes=notes)
 
 
-_ARTICLE = {"csv": "a CSV", "tsv": "a TSV", "parquet": "a Parquet", "npz": "an NPZ", "libsvm": "an svmlight"}
-_FORMATS: dict[str, Callable[[bytes, Path, str], Table]] = {
-    "csv": _read_csv,
-    "tsv": _read_tsv,
+def _read_npz(file: TableFile) -> Table:
+    return read_npz(file.read(), file.path, file.name)
+
+
+def _read_libsvm(file: TableFile) -> Table:
+    return read_libsvm(file.read(), file.path, file.name)
+
+
+def _read_arff(file: TableFile) -> Table:
+    from scipy.io import arff
+
+    try:
+        found, meta = arff.loadarff(io.StringIO(file.read().decode("utf-8")))
+    except NotImplementedError as error:
+        raise TableError(f"{file.path}: {error}; delete that attribute, or save the table as CSV") from error
+    except Exception as error:  # scipy's parser fails in as many ways as a file can be wrong
+        raise TableError(f"{file.path} is not a readable ARFF file: {error}") from error
+    columns = [_arff_column(name, found[name], meta[name][0]) for name in meta.names()]
+    return Table(pl.DataFrame(columns), file.name)
+
+
+def _arff_column(name: str, values: np.ndarray, kind: str) -> pl.Series:
+    if kind == "nominal":
+        text = [value.decode("utf-8", "replace") for value in values.tolist()]
+        return pl.Series(name, [None if value == "?" else value for value in text], dtype=pl.String)
+    return pl.Series(name, values.astype("datetime64[us]") if kind == "date" else values)
+
+
+def _read_excel(file: TableFile) -> Table:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frame = pl.read_excel(io.BytesIO(file.read()), engine="calamine", raise_if_empty=False)
+    except ImportError as error:
+        raise TableError(
+            f"{file.path}: spreadsheets need the package fastexcel: pip install 'widefit[tables]', or save it as CSV"
+        ) from error
+    except Exception as error:  # the errors of fastexcel are its own, and it is not always installed
+        raise TableError(f"{file.path} is not a readable spreadsheet: {str(error).splitlines()[0]}") from error
+    if not frame.height:
+        raise TableError(f"{file.path}: the first sheet has no rows")
+    return Table(frame, file.name, notes=(f"{file.path.name}: its first sheet",))
+
+
+_FORMATS: dict[str, Callable[[TableFile], Table]] = {
     "parquet": _read_parquet,
-    "npz": read_npz,
-    "libsvm": read_libsvm,
+    "npz": _read_npz,
+    "libsvm": _read_libsvm,
+    "arff": _read_arff,
+    "excel": _read_excel,
 }

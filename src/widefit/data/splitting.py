@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from widefit.data.table import TableError
+from widefit.data.words import TableError
 
 
 def split_rows(y: np.ndarray, fraction: float, seed: int, *, stratify: bool) -> tuple[np.ndarray, np.ndarray]:

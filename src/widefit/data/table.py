@@ -1,13 +1,13 @@
 """What every source of data becomes before it is encoded: named columns and what the source itself said about them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import polars as pl
 
-
-class TableError(ValueError):
-    """A table that cannot be read, or that cannot be used as it is. The message says where and what to do."""
+from widefit.data.words import TableError as TableError
+from widefit.data.words import listing as listing
+from widefit.data.words import plural as plural
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,11 @@ class Table:
     absent_is_zero
         True for sparse formats, where a column that does not occur is a column of zeros.
     notes
-        What the reader decided, in sentences for the user.
+        Decisions of the reader, in sentences for the user.
+    decimal
+        The decimal mark of text formats where the text shows which, otherwise "".
+    doubts
+        Columns whose values could be read in two ways, each with the question.
     """
 
     frame: pl.DataFrame
@@ -36,15 +40,5 @@ class Table:
     declares_target: bool = False
     absent_is_zero: bool = False
     notes: tuple[str, ...] = ()
-
-
-def listing(names: Sequence[object], limit: int = 8) -> str:
-    """Names in quotes, the first `limit` of them: "'a', 'b' and 3 more"."""
-    shown = ", ".join(repr(name) for name in names[:limit])
-    rest = len(names) - limit
-    return f"{shown} and {rest} more" if rest > 0 else shown
-
-
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """'1 row', '2 rows', '1,000 rows'."""
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+    decimal: str = ""
+    doubts: Mapping[str, str] = field(default_factory=dict)

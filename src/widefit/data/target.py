@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from widefit.data.columns import EXACT, LARGEST, as_text
-from widefit.data.table import Table, TableError, listing, plural
+from widefit.data.columns import EXACT, LARGEST, Kind, as_text, missing, refuse_type
+from widefit.data.table import Table
+from widefit.data.words import TableError, listing, plural
 
 Task = Literal["regression", "classification"]
 TASKS = ("regression", "classification")
@@ -41,11 +42,11 @@ class Target:
     reason: str = ""
 
     @property
-    def kind(self) -> str:
-        """ "number" for regression, otherwise the type of the labels: "text", "integer" or "boolean"."""
+    def kind(self) -> Kind:
+        """The kind of column: "number" for quantities and whole numbers as labels, "boolean", or "category"."""
         if self.task == "regression":
             return "number"
-        return {str: "text", bool: "boolean", int: "integer"}[type(self.labels[0])]
+        return {str: "category", bool: "boolean", int: "number"}[type(self.labels[0])]
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""
@@ -53,8 +54,20 @@ class Target:
 
     @classmethod
     def from_dict(cls, record: dict) -> "Target":
-        """The inverse of `to_dict`."""
-        return cls(record["name"], record["task"], tuple(record["labels"]), record["reason"])
+        """The inverse of `to_dict`.
+
+        Raises
+        ------
+        KeyError, TypeError
+            The record is not one of `to_dict`.
+        """
+        target = cls(record["name"], record["task"], tuple(record["labels"]), record["reason"])
+        alike = len({type(label) for label in target.labels}) == (target.task == "classification")
+        if not isinstance(target.name, str) or target.task not in TASKS or not alike:
+            raise TypeError(f"no target is described by {record!r}")
+        if target.labels and type(target.labels[0]) not in (str, int, bool):
+            raise TypeError(f"labels are text, whole numbers or booleans, not {target.labels[0]!r}")
+        return target
 
     def values(self, frame: pl.DataFrame) -> np.ndarray:
         """The target of each row, shape (n,): float64, or labels of the type that training saw.
@@ -66,20 +79,20 @@ class Target:
         """
         column = _column(frame, self.name)
         _refuse_missing(column)
+        refuse_type(column, missing(column), self.kind)
         if self.task == "regression":
             return _numbers(column)
         return self._labelled(column)
 
     def _labelled(self, column: pl.Series) -> np.ndarray:
-        if self.kind == "text":
-            values = as_text(column)
+        if self.kind == "category":
+            values = as_text(column, missing(column), tuple(map(str, self.labels)))
         elif self.kind == "boolean":
             values = _as_booleans(column)
         else:
-            values = column.cast(pl.Float64, strict=False)
-            values = values.set(~values.is_in([float(label) for label in self.labels]).fill_null(False), None).cast(
-                pl.Int64
-            )
+            numbers = _cast(column)
+            labels = [float(label) for label in self.labels]
+            values = numbers.set(~numbers.is_in(labels).fill_null(False), None).cast(pl.Int64)
         known = values.is_in(list(self.labels)).fill_null(False)
         if not known.all():
             row = int((~known).arg_true()[0])
@@ -87,7 +100,7 @@ class Target:
                 f"column {self.name!r}, row {row + 1}: label {column[row]!r} is none of the model's classes "
                 f"({listing(self.labels)})"
             )
-        return np.asarray(values.to_list(), dtype=np.str_ if self.kind == "text" else None)
+        return np.asarray(values.to_list(), dtype=np.str_ if self.kind == "category" else None)
 
 
 def choose_target(table: Table, wanted: str | None) -> str:
@@ -173,7 +186,7 @@ def _learn_categories(column: pl.Series, task: str | None, distinct: int) -> Tar
     if column.dtype == pl.Boolean:
         return Target(column.name, "classification", (False, True), reason if task else "the target is true or false")
     _refuse_class_per_row(column, distinct)
-    return Target(column.name, "classification", tuple(as_text(column).unique().sort().to_list()), reason)
+    return Target(column.name, "classification", tuple(as_text(column, missing(column)).unique().sort().to_list()), reason)
 
 
 def _refuse_class_per_row(column: pl.Series, distinct: int) -> None:
@@ -193,16 +206,16 @@ def _column(frame: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _refuse_missing(column: pl.Series) -> None:
-    missing = column.is_null()
-    if missing.any():
+    gaps = missing(column)
+    if gaps.any():
         raise TableError(
-            f"the target {column.name!r} is missing in {plural(int(missing.sum()), 'row')} (first in row "
-            f"{int(missing.arg_true()[0]) + 1}); targets are never filled in, remove those rows"
+            f"the target {column.name!r} is missing in {plural(int(gaps.sum()), 'row')} (first in row "
+            f"{int(gaps.arg_true()[0]) + 1}); targets are never filled in, remove those rows"
         )
 
 
 def _numbers(column: pl.Series) -> np.ndarray:
-    values = column.cast(pl.Float64, strict=False)
+    values = _cast(column)
     if values.null_count():
         row = int(values.is_null().arg_true()[0])
         raise TableError(f"column {column.name!r}, row {row + 1}: {column[row]!r} is not a number")
@@ -216,6 +229,11 @@ def _numbers(column: pl.Series) -> np.ndarray:
             f"the target {column.name!r}, row {row + 1}: {values[row]:g} is too large to compute with; rescale it"
         )
     return values.to_numpy().copy()
+
+
+def _cast(column: pl.Series) -> pl.Series:
+    text = column if column.dtype.is_numeric() else column.cast(pl.String).str.strip_chars()
+    return text.cast(pl.Float64, strict=False)
 
 
 def _as_booleans(column: pl.Series) -> pl.Series:
