@@ -21,7 +21,6 @@ from widefit.data.encoding import TableEncoding
 from widefit.data.table import Table, TableError, plural
 from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
-from widefit.estimators.online import progress, settle
 from widefit.files import read_checkpoint, save, write_container
 from widefit.report import Report, Source, this_machine, write
 from widefit.report.html import LOSS_NAMES, STOPPED
@@ -43,7 +42,7 @@ class _Stream:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything needed to go on from here to the same bits."""
-        settle(self.model)
+        self.model.stream_.flush()
         tensors, document = self.model.to_parts()
         document = {"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows}
         return tensors, document
@@ -123,7 +122,7 @@ def _learn_all(job: Job, run: _Stream, blocks: Iterable[Block], output: Output) 
             if watch is not None:
                 if fresh or block.first == skipped:
                     watch.start(run)
-                watch.step(run, progress(run.model))
+                watch.step(run, run.model.stream_.last)
             if job.checkpoint is not None and time.monotonic() - written_at >= job.checkpoint_every:
                 _keep(run, job.checkpoint)
                 written_at = time.monotonic()
@@ -202,7 +201,7 @@ def _show(output: Output, blocks: TableBlocks, run: _Stream, files: dict[str, Pa
     for part, values in metrics.items():
         results.add_row(part, *(number(values[name]) for name in names))
     why = STOPPED.get(run.history.stop_reason, run.history.stop_reason)
-    ended = f"{describe(progress(run.model))} in {seconds(spent)}; training ended because {why}"
+    ended = f"{describe(run.model.stream_.last)} in {seconds(spent)}; training ended because {why}"
     outcome.show(output, _source(blocks, run), run.encoding, run.model.plan_, results, ended, files)
 
 
