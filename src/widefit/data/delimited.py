@@ -9,12 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from widefit.data.dialect import Dialect
-from widefit.data.notation import MISSING, MISSING_AMONG_NUMBERS, Notation, notations
+from widefit.data.notation import MISSING, Notation, notations
 from widefit.data.reading import Reading
 from widefit.data.rows import parse_rows
 from widefit.data.sources import damage_in_words
 from widefit.data.table import Table
-from widefit.data.words import TableError, listing, plural
+from widefit.data.words import TableError, plural
 
 # The dialect is seen from this many lines, or from fewer if they are long, however large a block is.
 _HEAD_LINES = 256

@@ -1,10 +1,10 @@
-"""What the two estimators share: scikit-learn's contract around the training, everything but what y means."""
+"""Base of the two estimators: scikit-learn's contract around the training, everything but the meaning of y."""
 
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,14 +17,15 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from widefit.callbacks import Callback, Log, Progress
 from widefit.estimators.arrays import dense, plain, refuse_missing
-from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
-from widefit.estimators.online import forget, learn, restore_stream, settings_of, stream_document, stream_tensors
+from widefit.estimators.networks import draw, limit_kernel, network_from_parts, network_parts
+from widefit.estimators.parameters import NUMBERS, HiddenLayers
+from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
-from widefit.nn import Deep, TwoLayer, automatic_threshold
-from widefit.plan.two_layer import Choice, Plan
-from widefit.rules import SGD
+from widefit.nn import Deep, TwoLayer
+from widefit.plan.two_layer import Plan
+from widefit.rules import SGD, Rule
 from widefit.rules.step_size import CURVATURE
 from widefit.training.history import History
 from widefit.training.train import Training
@@ -51,6 +52,7 @@ class Wide(BaseEstimator, ABC):
     feature_names_in_: np.ndarray
     target_mean_: np.ndarray
     target_scale_: np.ndarray
+    stream_: StreamState | None = None
 
     def __init__(
         self,
@@ -89,29 +91,48 @@ class Wide(BaseEstimator, ABC):
         tags.input_tags.sparse = True
         return tags
 
-    # What y means: the two estimators fill these in.
+    # Hooks: the meaning of y, which each of the two estimators has its own.
 
     @abstractmethod
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
-        """Learn the targets unless they are known, and return them for the squared loss, shape (n, k), mean 0."""
+    def _learn_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
+        """Learn `target_mean_`, `target_scale_` and whatever else the encoding of y takes."""
 
     @abstractmethod
+    def _learn_stream_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
+        """Learn the encoding from the first batch of a stream."""
+
+    @abstractmethod
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        """Return targets for the squared loss, shape (n, k), of weighted mean 0 on the rows of the first fit."""
+
     def _loss(self) -> str:
-        """What the rule descends, once the targets are known."""
+        """Return the loss that the rule descends."""
+        return "squared"
 
-    def _as_targets(self, y: np.ndarray, encoded: np.ndarray, loss: str) -> np.ndarray:
-        """Targets as a loss takes them; may change how outputs are read."""
-        return encoded
+    def _loss_targets(self, y: np.ndarray) -> np.ndarray:
+        """Return targets as `loss_` takes them, shape (n, k)."""
+        return self._encode(y)
+
+    def _calibrate(self, tuning: Tuning | None) -> None:
+        """Learn how outputs are read; without a tuning where the last one still holds or there is none."""
+
+    @abstractmethod
+    def _decode(self, outputs: np.ndarray) -> np.ndarray:
+        """Return predictions in the units of y, or class probabilities, from network outputs."""
 
     @abstractmethod
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
-        """The validation metric from decoded outputs."""
+        """Return R² or accuracy of network outputs."""
 
     @abstractmethod
-    def _after_tuning(self, merged: MergedRows, tuning: Tuning) -> None:
-        """What is learnt from the leave-one-out predictions."""
+    def _target_document(self) -> dict[str, Any]:
+        """Return what `_restore_targets` needs, as plain values."""
 
-    # The work.
+    @abstractmethod
+    def _restore_targets(self, document: dict[str, Any]) -> None:
+        """Take what `_target_document` returned."""
+
+    # Training.
 
     def fit(
         self,
@@ -147,166 +168,194 @@ class Wide(BaseEstimator, ABC):
         MemoryError
             The work cannot fit in memory; said before it starts.
         """
-        sizes, thresholds = self._check_parameters()
-        rows, targets, weight = self._check_data(X, y, sample_weight, not self._continues())
-        monitor = None if validation is None else self._monitor(*validation)
-        encoded = self._encode(targets, weight, self._continues())
-        merged = merge_duplicates(rows, encoded, weight)
-        forget(self)
-        if not self._continues():
-            self._after_tuning(merged, self._prepare(merged, sizes, thresholds))
-        self.loss_ = loss = self._loss()
-        problem = merged
-        if loss != "squared":
-            # What is merged is for the squared loss.
+        layers = self._check_parameters()
+        continues = bool(self.warm_start) and hasattr(self, "network_")
+        rows, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
+        metric = None if validation is None else self._metric_on(*validation)
+        if not continues:
+            self._learn_targets(y, weight)
+        merged = merge_duplicates(rows, self._encode(y), weight)
+        self._forget_stream()
+        self.loss_ = self._loss()
+        tuning = None if continues else self._tune(merged, layers, self.alpha)
+        self._calibrate(tuning)
+        if tuning is not None:
+            self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
+        if self.loss_ == "squared":
+            problem = merged
+        else:
+            # The mean target of equal rows stands for them in the squared loss alone.
             kept = weight > 0
-            problem = MergedRows(rows[kept], self._as_targets(targets, encoded, loss)[kept], weight[kept], 0.0)
+            problem = MergedRows(rows[kept], self._loss_targets(y)[kept], weight[kept], 0.0)
         inputs = self.sphere_(problem.rows)
-        training = Training(
-            self.network_, inputs, problem.targets,
-            rule=self._rule(loss), tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
-            alpha=self._ridge * CURVATURE[loss], sample_weight=problem.sample_weight, metric=monitor,
-            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])), loss_floor=problem.floor,
-        )  # fmt: skip
-        self.plan_ = training.plan.after(self._choices)
-        self.history_ = training.run(None if resume is None else read_checkpoint(resume))
-        if not math.isfinite(self.history_[-1].loss):
-            raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
-        self._predict_from_now_on()
+        self._train(inputs, problem, metric, callbacks, resume)
+        self._build_predictor()
         if self.refit_readout and isinstance(self.network_, TwoLayer):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
-        self._describe()
         return self
 
-    def _partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> Self:
-        """One step along every minibatch of a batch; `partial_fit` of the two estimators documents it."""
-        sizes, thresholds = self._check_parameters()
-        if len(sizes) > 1:
-            raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
-        first = not hasattr(self, "network_")
-        rows, targets, weight = self._check_data(X, y, sample_weight, reset=first)
-        kept = weight > 0
-        learn(self, rows[kept], targets[kept], weight[kept], sizes, thresholds)
-        return self
-
-    def _rule(self, loss: str) -> Any:
-        """The rule with what it leaves open: the loss of one that goes by name, and the seed of the order."""
-        rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
-        if isinstance(rule, SGD):
-            return replace(rule, loss=loss, seed=self._seed if rule.seed is None else rule.seed)
-        return replace(rule, loss=loss) if getattr(rule, "loss", loss) != loss else rule
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the run of a stream, which goes on from the network."""
-        state: dict[str, Any] = dict(super().__getstate__())  # pyright: ignore
-        if "_streaming" in state:
-            state["_stream_state"] = stream_tensors(self)
-            del state["_streaming"]
-        return state
-
-    def _continues(self) -> bool:
-        """True when a fit goes on from the weights of the last."""
-        return bool(self.warm_start) and hasattr(self, "network_")
-
-    def _prepare(
-        self,
-        merged: MergedRows,
-        sizes: tuple[int, ...],
-        thresholds: tuple[float, ...],
-        alpha: float | None = None,
-    ) -> Tuning:
-        """Decide what is "auto" and draw the network; `alpha` in place of the parameter."""
-        self._seed = seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+    def _tune(self, merged: MergedRows, layers: HiddenLayers, alpha: float | str) -> Tuning:
+        """Decide what is "auto": the input map, the ridge and the readout scale."""
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         tuning = tune(
-            merged, threshold=thresholds[0], width=min(sizes), alpha=self.alpha if alpha is None else alpha,
-            readout_scale=self.readout_scale, seed=seed, kernel=limit_kernel(thresholds),
-        )  # fmt: skip
-        self.network_ = draw(tuning, sizes, thresholds, merged.targets.shape[1], self.activation, seed)
-        self.sphere_, self.alpha_ = tuning.sphere, tuning.alpha
+            merged,
+            threshold=layers.thresholds[0],
+            width=min(layers.widths),
+            alpha=alpha,
+            readout_scale=self.readout_scale,
+            seed=self._seed,
+            kernel=limit_kernel(layers.thresholds),
+        )
+        self.sphere_ = tuning.sphere
+        self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (self._threshold_choice(thresholds), *tuning.choices)
+        self._choices = (layers.choice, *tuning.choices)
         return tuning
 
-    def _predict_from_now_on(self) -> None:
-        """The weights are what they are: decide how to find the neurons that fire."""
-        self._predictor = Predictor(self.network_) if isinstance(self.network_, TwoLayer) else None
+    def _train(
+        self,
+        inputs: np.ndarray,
+        problem: MergedRows,
+        metric: Callable[[Any], float] | None,
+        callbacks: Sequence[Callback],
+        resume: str | Path | None,
+    ) -> None:
+        """Train the network, in place."""
+        training = Training(
+            self.network_,
+            inputs,
+            problem.targets,
+            rule=self._rule(),
+            tracker=self.tracker,
+            solver=self.solver,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            alpha=self._ridge * CURVATURE[self.loss_],
+            sample_weight=problem.sample_weight,
+            metric=metric,
+            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
+            loss_floor=problem.floor,
+        )
+        self.plan_ = training.plan.after(self._choices)
+        self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
+        if not math.isfinite(self.history_[-1].loss):
+            raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> Self:
+        """Take one step along every minibatch of a batch; `partial_fit` of the two estimators documents it."""
+        layers = self._check_parameters()
+        if len(layers.widths) > 1:
+            raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
+        first = not hasattr(self, "network_")
+        rows, y, weight = self._check_data(X, y, sample_weight, reset=first)
+        kept = weight > 0
+        rows = rows[kept]
+        y = y[kept]
+        weight = weight[kept]
+        if self.alpha not in ("auto", 0):
+            raise ValueError(
+                f'alpha must be "auto" or 0 with partial_fit, got {self.alpha!r}: a stream has no sum over all rows '
+                "that a ridge could be weighed against"
+            )
+        started = time.perf_counter()
+        loss = self._loss()
+        if first:
+            self._begin_stream(rows, y, weight, layers, loss)
+        elif self.loss_ != loss:
+            raise ValueError(f"rule descends the {loss} loss, and the model has been fitted to the {self.loss_} one")
+        targets = self._loss_targets(y)
+        if self.stream_ is None:
+            assert isinstance(self.network_, TwoLayer)
+            self.stream_ = StreamState(self.network_, self._rule(), self.tracker)
+        outputs = self.stream_.learn(self.sphere_(rows), targets, weight)
+        self.plan_ = self.stream_.plan.after(self._choices)
+        self._build_predictor()
+        self.progressive_predictions_ = self._decode(outputs)
+        self.stream_.record(outputs, targets, weight, time.perf_counter() - started)
+        self._set_history(self.stream_.history)
+        self.n_iter_ = self.stream_.last.step
+        return self
+
+    def _begin_stream(
+        self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, layers: HiddenLayers, loss: str
+    ) -> None:
+        """Decide from the first batch what a stream rests on, and draw the network."""
+        self._learn_stream_targets(y, weight)
+        self.loss_ = loss
+        share = weight[:TUNING_ROWS] / weight[:TUNING_ROWS].sum()
+        encoded = self._encode(y[:TUNING_ROWS])
+        merged = merge_duplicates(rows[:TUNING_ROWS], encoded - share @ encoded, weight[:TUNING_ROWS])
+        tuning = self._tune(merged, layers, 0.0)
+        self._calibrate(None)
+        self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
+        # A column that is constant at first may vary in rows to come.
+        self.sphere_ = self.sphere_.with_every_column()
+
+    def _forget_stream(self) -> None:
+        """End a stream: a fit begins."""
+        self.stream_ = None
+        vars(self).pop("progressive_predictions_", None)
+
+    def _rule(self) -> str | Rule:
+        """Return the rule with what it leaves open: the loss of one that goes by name, and the seed of the order."""
+        rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
+        if isinstance(rule, SGD):
+            return replace(rule, loss=self.loss_, seed=self._seed if rule.seed is None else rule.seed)
+        return replace(rule, loss=self.loss_) if getattr(rule, "loss", self.loss_) != self.loss_ else rule
+
+    def _set_history(self, history: History) -> None:
+        self.history_ = history
+        self.loss_curve_ = history.losses
+        self.n_iter_ = len(history) - 1
+
+    # Prediction.
+
+    def _build_predictor(self) -> None:
+        """Decide how the neurons that fire are found, for the weights as they are now."""
+        self._predictor = _predictor_of(self.network_)
         if self._predictor is not None:
             self.plan_ = self.plan_.then(self._predictor.choice)
 
-    def _describe(self) -> None:
-        self.loss_curve_ = self.history_.losses
-        self.n_iter_ = len(self.history_) - 1
-
     def _outputs(self, X: Any) -> np.ndarray:
-        """Network outputs in the units of the encoded target, shape (n, k)."""
+        """Return network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
-        rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
-        if self._predictor is None:
-            return self._network_outputs(dense(rows))
-        return self._predictor(self.sphere_(dense(rows)))
+        distinct, group = self._distinct_rows(X)
+        inputs = self.sphere_(distinct)
+        return (_forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs))[group]
 
-    def _network_outputs(self, rows: np.ndarray) -> np.ndarray:
-        """By all neurons."""
-        with torch.no_grad():
-            return self.network_(torch.from_numpy(self.sphere_(rows))).numpy()
-
-    def _monitor(self, X: Any, y: Any):
-        """A metric for the training; checked and mapped before it starts."""
-        rows = dense(validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64))
+    def _metric_on(self, X: Any, y: Any) -> Callable[[Any], float]:
+        """Return the score on some rows, checked now, as a function of the network."""
+        distinct, group = self._distinct_rows(X)
         truth = np.asarray(plain(y))
-        if truth.shape[0] != rows.shape[0]:
-            raise ValueError(f"validation has {rows.shape[0]} rows but {truth.shape[0]} targets")
-        return lambda network: self._score_outputs(truth, self._network_outputs(rows))
+        if truth.shape[0] != group.size:
+            raise ValueError(f"validation has {group.size} rows but {truth.shape[0]} targets")
+        return lambda network: self._score_outputs(truth, _forward(network, self.sphere_(distinct))[group])
 
-    def _check_parameters(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Widths and thresholds of the hidden layers."""
-        sizes = self.hidden_layer_sizes
-        sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
-        if not sizes or not all(isinstance(size, Integral) and int(size) >= 2 for size in sizes):
-            raise ValueError(f"hidden_layer_sizes must be widths of at least 2 neurons, got {sizes!r}")
-        if self.activation not in CONVENTIONS:
-            names = ", ".join(map(repr, CONVENTIONS))
-            raise ValueError(f"activation must be one of {names}, got {self.activation!r}")
-        if len(sizes) > 1 and (self.activation == "floored_relu" or self.refit_readout):
-            wrong = "refit_readout must be False" if self.refit_readout else 'activation must not be "floored_relu"'
-            raise ValueError(f"{wrong} with several hidden layers")
-        for name in ("threshold", "alpha", "readout_scale"):
-            value, least = getattr(self, name), {"threshold": -math.inf, "alpha": 0.0, "readout_scale": 1e-6}[name]
-            if isinstance(value, str) and value == "auto":
-                continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
-                bound = "" if least == -math.inf else f" ≥ {least:g}"
-                raise ValueError(f'{name} must be "auto" or a finite number{bound}, got {value!r}')
+    def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distinct rows of a table, and for every row which of them it is: equal ones are evaluated once."""
+        rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
+        distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
+        return distinct, group.reshape(-1)
+
+    # Checks.
+
+    def _check_parameters(self) -> HiddenLayers:
+        """Check all parameters that the training does not check itself."""
+        for number in NUMBERS:
+            number.check(getattr(self, number.name))
+        layers = HiddenLayers.of(self)
         loss = getattr(self.rule, "loss", "squared")
         if loss not in self._losses:
             raise ValueError(
                 f'rule must descend the squared loss in {type(self).__name__}, got one with loss="{loss}"; '
                 "widefit.train takes the others"
             )
-        if not isinstance(self.max_iter, Integral) or self.max_iter < 1:
-            raise ValueError(f"max_iter must be an integer ≥ 1, got {self.max_iter!r}")
-        if not isinstance(self.tol, Real) or not 0 <= float(self.tol) < math.inf:
-            raise ValueError(f"tol must be a finite number ≥ 0, got {self.tol!r}")
-        widths = tuple(int(size) for size in sizes)
-        if self.activation == "relu":
-            if self.threshold not in ("auto", 0):
-                raise ValueError('threshold belongs to activation="shifted_relu"; with "relu" it is 0')
-            return widths, (0.0,) * len(widths)
-        if self.threshold == "auto":
-            return widths, tuple(automatic_threshold(width) for width in widths)
-        return widths, (float(self.threshold),) * len(widths)
-
-    def _threshold_choice(self, thresholds: tuple[float, ...]) -> Choice:
-        shares = ", ".join(f"{0.5 * math.erfc(threshold / math.sqrt(2)):.1%}" for threshold in thresholds)
-        reason = "plain ReLU" if self.activation == "relu" else "√(0.4 ln width)"
-        if self.activation != "relu" and self.threshold != "auto":
-            reason = "as asked for"
-        chosen = ", ".join(f"{threshold:.3g}" for threshold in thresholds)
-        return Choice("threshold", chosen, f"{reason}: a neuron fires on {shares} of the samples")
+        return layers
 
     def _check_data(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, reset: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows, targets as they are, and weights, all finite and of one length."""
         y = plain(y)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
@@ -314,9 +363,15 @@ class Wide(BaseEstimator, ABC):
         for name, values in (("X", X), ("y", y)):
             refuse_missing(name, values)
         rows, targets = validate_data(
-            self, X, y, reset=reset, accept_sparse="csr", dtype=np.float64, multi_output=True,
+            self,
+            X,
+            y,
+            reset=reset,
+            accept_sparse="csr",
+            dtype=np.float64,
+            multi_output=True,
             y_numeric=self._numeric_targets,
-        )  # fmt: skip
+        )
         weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if not np.any(weight > 0):
             raise ValueError("sample_weight must not be all zero")
@@ -325,10 +380,13 @@ class Wide(BaseEstimator, ABC):
     # Files.
 
     def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
+        """Return the fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
         tensors, network = network_parts(self.network_)
-        tensors |= {f"stream.{name}": tensor for name, tensor in stream_tensors(self).items()}
+        stream = None
+        if self.stream_ is not None:
+            state, stream = self.stream_.to_parts()
+            tensors |= {f"stream.{name}": tensor for name, tensor in state.items()}
         tensors |= {
             "center": torch.from_numpy(self.sphere_.center),
             "scale": torch.from_numpy(self.sphere_.scale),
@@ -352,8 +410,8 @@ class Wide(BaseEstimator, ABC):
             "plan": self.plan_.to_dict(),
             "loss": self.loss_,
             "seed": self._seed,
-            "stream": stream_document(self),
-            "sgd": settings_of(self.rule),
+            "stream": stream,
+            "sgd": _settings_of(self.rule),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -369,27 +427,47 @@ class Wide(BaseEstimator, ABC):
             parameters["rule"] = SGD(**document["sgd"])
         model = cls(**parameters)
         model.network_ = network_from_parts(tensors, document["network"])
-        constant = document["sphere_constant"]
-        model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), constant)
-        model.target_mean_, model.target_scale_ = tensors["target_mean"].numpy(), tensors["target_scale"].numpy()
-        model.alpha_, model._ridge = document["alpha"], document["ridge"]
-        model.history_, model.plan_ = History.from_dict(document["history"]), Plan.from_dict(document["plan"])
+        model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), document["sphere_constant"])
+        model.target_mean_ = tensors["target_mean"].numpy()
+        model.target_scale_ = tensors["target_scale"].numpy()
+        model.alpha_ = document["alpha"]
+        model._ridge = document["ridge"]
         model._choices = ()
-        model.loss_, model._seed = document.get("loss", "squared"), document.get("seed", 0)
-        model._predictor = Predictor(model.network_) if isinstance(model.network_, TwoLayer) else None
-        stream = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("stream.")}
-        restore_stream(model, document.get("stream"), stream)
+        model.loss_ = document.get("loss", "squared")
+        model._seed = document.get("seed", 0)
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:
             model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
-        model._restore_target(document)
-        model._describe()
+        model._restore_targets(document)
+        model._predictor = _predictor_of(model.network_)
+        model.plan_ = Plan.from_dict(document["plan"])
+        model._set_history(History.from_dict(document["history"]))
+        model._restore_stream(tensors, document.get("stream"))
         return model
 
-    @abstractmethod
-    def _target_document(self) -> dict[str, Any]:
-        """What `from_parts` needs to know of the targets."""
+    def _restore_stream(self, tensors: dict[str, torch.Tensor], document: dict[str, Any] | None) -> None:
+        self.stream_ = None
+        if document is None:
+            return
+        assert isinstance(self.network_, TwoLayer)
+        own = {name.removeprefix("stream."): value for name, value in tensors.items() if name.startswith("stream.")}
+        self.stream_ = StreamState.from_parts(self.network_, self._rule(), self.tracker, self.history_, own, document)
+        self.n_iter_ = self.stream_.last.step
 
-    @abstractmethod
-    def _restore_target(self, document: dict[str, Any]) -> None:
-        """The inverse of `_target_document`."""
+
+def _predictor_of(network: TwoLayer | Deep) -> Predictor | None:
+    """Return what finds the neurons that fire; None for a deep network."""
+    return Predictor(network) if isinstance(network, TwoLayer) else None
+
+
+def _forward(network: TwoLayer | Deep, inputs: np.ndarray) -> np.ndarray:
+    """Return the outputs by all neurons."""
+    with torch.no_grad():
+        return network(torch.from_numpy(inputs)).numpy()
+
+
+def _settings_of(rule: Any) -> dict[str, Any] | None:
+    """Return the fields of an SGD as plain values; None for another rule, and for one with an adversary."""
+    if not isinstance(rule, SGD) or rule.adversary is not None:
+        return None
+    return {field.name: getattr(rule, field.name) for field in fields(rule)}

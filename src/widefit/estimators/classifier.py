@@ -13,13 +13,12 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 
 from widefit.estimators.base import Wide
-from widefit.estimators.online import can_stream
+from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
 from widefit.trackers import LOSSES
-from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.tune import Tuning
 
-# Factors between outputs and logits that are tried; at the upper end the held-out predictions make no error.
+# The largest factor between outputs and logits: at it, the held-out predictions make no error.
 _SHARPEST = 50.0
 
 
@@ -45,7 +44,7 @@ class WideClassifier(ClassifierMixin, Wide):
     sharpness_ : float
         Factor between outputs and logits.
     loss_ : {"squared", "logistic", "softmax"}
-        What was trained.
+        The loss that was trained.
     progressive_predictions_ : ndarray of shape (n, classes)
         After `partial_fit`: the probabilities that each row of the batch was given before it was learnt.
     network_, sphere_, history_, loss_curve_, n_iter_, plan_, alpha_, n_features_in_, feature_names_in_
@@ -93,12 +92,9 @@ class WideClassifier(ClassifierMixin, Wide):
         # The softmax of (0, f) is the logistic function of f.
         return "logistic" if loss == "softmax" and self.classes_.size == 2 else loss
 
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
+    def _learn_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
         labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
-        if known:
-            self._refuse_unknown(labels)
-            return self._indicators(labels) - self.target_mean_
         classes = np.unique(labels[sample_weight > 0])
         if classes.size < 2:
             raise ValueError(f"y has one class, {classes[0]!r}: WideClassifier needs at least 2 classes")
@@ -106,50 +102,47 @@ class WideClassifier(ClassifierMixin, Wide):
         indicators = self._indicators(labels)
         self.target_mean_ = sample_weight @ indicators / sample_weight.sum()
         self.target_scale_ = np.ones(indicators.shape[1])
-        return indicators - self.target_mean_
 
-    def _encode_batch(self, y: np.ndarray, sample_weight: np.ndarray, first: bool) -> np.ndarray:
-        """Targets of a batch of a stream."""
+    def _learn_stream_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
+        outputs = 1 if self.classes_.size == 2 else self.classes_.size
+        self.target_mean_ = np.zeros(outputs)
+        self.target_scale_ = np.ones(outputs)
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        return self._indicators(self._known_labels(y)) - self.target_mean_
+
+    def _loss_targets(self, y: np.ndarray) -> np.ndarray:
+        indicators = self._indicators(self._known_labels(y))
+        return (indicators + 1) / 2 if self.loss_ == "softmax" else indicators
+
+    def _known_labels(self, y: np.ndarray) -> np.ndarray:
         labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
-        self._refuse_unknown(labels)
-        return self._as_targets(labels, self._indicators(labels), self._loss())
-
-    def _as_targets(self, y: np.ndarray, encoded: np.ndarray, loss: str) -> np.ndarray:
-        if loss == "squared":
-            return encoded
-        indicators = self._indicators(column_or_1d(y))
-        # Outputs are logits as they are; of two, each has half their difference.
-        self.target_mean_, self.target_scale_ = np.zeros(indicators.shape[1]), np.ones(indicators.shape[1])
-        self.sharpness_ = 0.5 if self.classes_.size == 2 else 1.0
-        return (indicators + 1) / 2 if loss == "softmax" else indicators
-
-    def _as_scores(self, encoded: np.ndarray, loss: str) -> np.ndarray:
-        """Targets around ±1."""
-        return 2 * encoded - 1 if loss == "softmax" else encoded
-
-    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
-        return np.exp(self._log_shares(outputs + self.target_mean_))
-
-    def _refuse_unknown(self, labels: np.ndarray) -> None:
         unknown = np.setdiff1d(labels, self.classes_)
         if unknown.size:
             raise ValueError(
                 f"y has labels {unknown[:5].tolist()} that the first fit has not seen, nor classes named; known are "
                 f"{self.classes_.tolist()[:20]}"
             )
+        return labels
 
     def _indicators(self, labels: np.ndarray) -> np.ndarray:
-        """±1, shape (n, 1) for two classes and (n, classes) for more."""
+        """Return ±1, shape (n, 1) for two classes and (n, classes) for more."""
         columns = self.classes_[1:] if self.classes_.size == 2 else self.classes_
         return np.where(labels[:, None] == columns, 1.0, -1.0)
 
-    def _after_tuning(self, merged: MergedRows, tuning: Tuning) -> None:
-        scores = self._scores(tuning.held_out + self.target_mean_)
+    def _calibrate(self, tuning: Tuning | None) -> None:
+        """Fit one temperature to the leave-one-out predictions; a log loss makes logits, which need none."""
+        if self.loss_ != "squared":
+            # Of two logits, each has half their difference.
+            self.sharpness_ = 0.5 if self.classes_.size == 2 else 1.0
+            return
+        if tuning is None:
+            return
+        scores = _one_a_class(tuning.held_out + self.target_mean_)
         # A merged row may stand for several labels: its target is the mean of their indicators.
-        truth = merged.targets[tuning.held_out_rows] + self.target_mean_
-        shares = (self._scores(truth) + 1) / 2
-        weight = merged.sample_weight[tuning.held_out_rows]
+        shares = (_one_a_class(tuning.held_out_targets + self.target_mean_) + 1) / 2
+        weight = tuning.held_out_weight
 
         def log_loss(log_sharpness: float) -> float:
             logs = log_softmax(np.exp(log_sharpness) * scores, axis=1)
@@ -158,30 +151,32 @@ class WideClassifier(ClassifierMixin, Wide):
         bounds = (np.log(1e-2), np.log(_SHARPEST))
         self.sharpness_ = float(np.exp(minimize_scalar(log_loss, bounds=bounds, method="bounded").x))
 
-    @staticmethod
-    def _scores(outputs: np.ndarray) -> np.ndarray:
-        """One column a class."""
-        return np.hstack([-outputs, outputs]) if outputs.shape[1] == 1 else outputs
+    def _scores(self, outputs: np.ndarray) -> np.ndarray:
+        """Return scores around ±1, or logits, one column an output."""
+        return outputs + self.target_mean_ if self.loss_ == "squared" else outputs
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scores around ±1: shape (n,) for two classes, positive for the second; (n, classes) for more."""
-        outputs = self._outputs(X) + self.target_mean_
-        return outputs[:, 0] if self.classes_.size == 2 else outputs
+        """Return scores around ±1: shape (n,) for two classes, positive for the second; (n, classes) for more."""
+        scores = self._scores(self._outputs(X))
+        return scores[:, 0] if self.classes_.size == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
-        """The label with the largest score, shape (n,)."""
-        return self._labels(self._outputs(X) + self.target_mean_)
+        """Return the label with the largest score, shape (n,)."""
+        return self._labels(self._outputs(X))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Class probabilities, shape (n, classes), in the order of `classes_`."""
+        """Return class probabilities, shape (n, classes), in the order of `classes_`."""
         return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of `predict_proba`."""
-        return self._log_shares(self._outputs(X) + self.target_mean_)
+        """Return the logarithms of `predict_proba`."""
+        return self._log_shares(self._outputs(X))
+
+    def _decode(self, outputs: np.ndarray) -> np.ndarray:
+        return np.exp(self._log_shares(outputs))
 
     def _log_shares(self, outputs: np.ndarray) -> np.ndarray:
-        scores = self._scores(outputs)
+        scores = _one_a_class(self._scores(outputs))
         if self.loss_ == "logistic" and self.classes_.size > 2:
             # One class against the others: the probabilities of each, made to sum to 1.
             logs = -np.logaddexp(0, -scores)
@@ -189,14 +184,19 @@ class WideClassifier(ClassifierMixin, Wide):
         return log_softmax(self.sharpness_ * scores, axis=1)
 
     def _labels(self, outputs: np.ndarray) -> np.ndarray:
-        return self.classes_[np.argmax(self._scores(outputs), axis=1)]
+        return self.classes_[np.argmax(_one_a_class(self._scores(outputs)), axis=1)]
 
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
-        return float(accuracy_score(y, self._labels(outputs + self.target_mean_)))
+        return float(accuracy_score(y, self._labels(outputs)))
 
     def _target_document(self) -> dict[str, Any]:
         return {"classes": self.classes_.tolist(), "class_dtype": self.classes_.dtype.str, "sharpness": self.sharpness_}
 
-    def _restore_target(self, document: dict[str, Any]) -> None:
+    def _restore_targets(self, document: dict[str, Any]) -> None:
         self.classes_ = np.array(document["classes"], dtype=np.dtype(document["class_dtype"]))
         self.sharpness_ = document["sharpness"]
+
+
+def _one_a_class(scores: np.ndarray) -> np.ndarray:
+    """Return one column a class, of two from their only one."""
+    return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores

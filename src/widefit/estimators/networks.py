@@ -1,52 +1,56 @@
-"""The networks behind the estimators: two-layer for one width, deep for several."""
+"""Networks behind the estimators: two-layer for one width, deep for several."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from widefit.estimators.parameters import CONVENTIONS, HiddenLayers
 from widefit.nn import Deep, TwoLayer
 from widefit.nn.deep import norm_keeping_scale
 from widefit.tuning.limit_kernel import deep_limit_gram
 from widefit.tuning.tune import Tuning
 
-CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 # γ of `widefit.nn.Deep`.
 _INPUT_SHARE = 0.5
 
 
 def limit_kernel(thresholds: tuple[float, ...]):
-    """H of the network at infinite width from inputs on the sphere; None for one layer, which tuning knows."""
+    """Return H of a deep network at infinite width as a function of inputs on the sphere; None for one layer."""
     if len(thresholds) == 1:
         return None
     return lambda inputs: deep_limit_gram(inputs, thresholds, _INPUT_SHARE)
 
 
-def draw(
-    tuning: Tuning, sizes: tuple[int, ...], thresholds: tuple[float, ...], outputs: int, activation: str, seed: int
-) -> TwoLayer | Deep:
-    """An untrained network for the inputs and the readout scale of a tuning."""
+def draw(tuning: Tuning, layers: HiddenLayers, outputs: int, activation: str, seed: int) -> TwoLayer | Deep:
+    """Draw an untrained network for the inputs and the readout scale of a tuning."""
     features = tuning.sphere.out_features
-    if len(sizes) == 1:
+    if len(layers.widths) == 1:
         return TwoLayer(
             features,
-            sizes[0],
+            layers.widths[0],
             outputs,
-            threshold=thresholds[0],
+            threshold=layers.thresholds[0],
             convention=CONVENTIONS[activation],
             readout_scale=tuning.readout_scale,
             paired=True,
             seed=seed,
         )
     # In the units of a two-layer network, whose activations keep no norm.
-    scale = tuning.readout_scale / norm_keeping_scale(1, thresholds[0])
+    scale = tuning.readout_scale / norm_keeping_scale(1, layers.thresholds[0])
     return Deep(
-        features, sizes, outputs, threshold=thresholds, input_share=_INPUT_SHARE, readout_scale=scale, seed=seed
+        features,
+        layers.widths,
+        outputs,
+        threshold=layers.thresholds,
+        input_share=_INPUT_SHARE,
+        readout_scale=scale,
+        seed=seed,
     )
 
 
 def network_parts(network: TwoLayer | Deep) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A network as tensors and plain values; `network_from_parts` is the inverse."""
+    """Return a network as tensors and plain values; `network_from_parts` is the inverse."""
     if isinstance(network, TwoLayer):
         tensors = {"weight": network.weight.detach(), "readout": network.readout.detach()}
         return tensors, {"threshold": network.threshold, "convention": network.activation.convention}
@@ -55,7 +59,7 @@ def network_parts(network: TwoLayer | Deep) -> tuple[dict[str, Tensor], dict[str
 
 
 def network_from_parts(tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> TwoLayer | Deep:
-    """The network that `network_parts` was given."""
+    """Build the network that `network_parts` was given."""
     if "thresholds" not in document:
         return TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **document)
     own = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}

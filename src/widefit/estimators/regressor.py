@@ -9,10 +9,8 @@ from sklearn.metrics import r2_score
 from sklearn.utils.metaestimators import available_if
 
 from widefit.estimators.base import Wide
-from widefit.estimators.online import can_stream
+from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
-from widefit.tuning.duplicates import MergedRows
-from widefit.tuning.tune import Tuning
 
 
 @storable
@@ -70,7 +68,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     n_iter_ : int
         Steps taken, rejected ones included.
     plan_ : widefit.plan.two_layer.Plan
-        What "auto" chose and why.
+        Choices of "auto" with their reasons.
     alpha_ : float
         The ridge in use.
     progressive_predictions_ : ndarray
@@ -106,34 +104,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         """
         return self._partial_fit(X, y, sample_weight)
 
-    def _loss(self) -> str:
-        return "squared"
-
-    def _encode_batch(self, y: np.ndarray, sample_weight: np.ndarray, first: bool) -> np.ndarray:
-        """Targets of a batch of a stream; the first fixes their units."""
-        try:
-            return self._encode(y, sample_weight, known=not first)
-        except ValueError as error:
-            if not first:
-                raise
-            raise ValueError(f"{error}; the first batch fixes the units of y, so let its values differ") from error
-
-    def _as_scores(self, encoded: np.ndarray, loss: str) -> np.ndarray:
-        return encoded
-
-    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
-        return self._decode(outputs)
-
-    def _encode(self, y: np.ndarray, sample_weight: np.ndarray, known: bool) -> np.ndarray:
-        targets = np.asarray(y, dtype=np.float64)
-        flat = targets.ndim == 1
-        targets = targets[:, None] if flat else targets
-        if known:
-            if targets.shape[1] != self.target_mean_.size:
-                raise ValueError(
-                    f"y has {targets.shape[1]} outputs, the model was fitted with {self.target_mean_.size}"
-                )
-            return (targets - self.target_mean_) / self.target_scale_
+    def _learn_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
+        targets = _columns(y)
         share = sample_weight / sample_weight.sum()
         mean = share @ targets
         scale = np.sqrt(share @ (targets - mean) ** 2)
@@ -144,11 +116,24 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
                 f"y{output} is constant over the {targets.shape[0]} rows (n_samples = {targets.shape[0]}): "
                 "there is nothing to learn"
             )
-        self.target_mean_, self.target_scale_, self._flat = mean, scale, flat
-        return (targets - mean) / scale
+        self.target_mean_ = mean
+        self.target_scale_ = scale
+        self._flat = y.ndim == 1
+
+    def _learn_stream_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
+        try:
+            self._learn_targets(y, sample_weight)
+        except ValueError as error:
+            raise ValueError(f"{error}; the first batch fixes the units of y, so let its values differ") from error
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        targets = _columns(y)
+        if targets.shape[1] != self.target_mean_.size:
+            raise ValueError(f"y has {targets.shape[1]} outputs, the model was fitted with {self.target_mean_.size}")
+        return (targets - self.target_mean_) / self.target_scale_
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predicted targets, shape (n,) or (n, k) as y was."""
+        """Return predicted targets, shape (n,) or (n, k) as y was."""
         return self._decode(self._outputs(X))
 
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
@@ -158,11 +143,14 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
         return float(r2_score(y, self._decode(outputs)))
 
-    def _after_tuning(self, merged: MergedRows, tuning: Tuning) -> None:
-        """Nothing: predictions are the outputs."""
-
     def _target_document(self) -> dict[str, Any]:
         return {"flat": self._flat}
 
-    def _restore_target(self, document: dict[str, Any]) -> None:
+    def _restore_targets(self, document: dict[str, Any]) -> None:
         self._flat = document["flat"]
+
+
+def _columns(y: np.ndarray) -> np.ndarray:
+    """Return targets as float64 of shape (n, k)."""
+    targets = np.asarray(y, dtype=np.float64)
+    return targets[:, None] if targets.ndim == 1 else targets

@@ -52,6 +52,8 @@ class Tuning:
         Leave-one-out predictions of the kernel regression, shape (r, k), on the rows `held_out_rows`.
     held_out_rows
         Indices of merged rows, shape (r,).
+    held_out_targets, held_out_weight
+        Targets and weights of these rows, shapes (r, k) and (r,).
     choices
         For the plan.
     """
@@ -61,6 +63,8 @@ class Tuning:
     readout_scale: float
     held_out: Float[np.ndarray, "r k"]
     held_out_rows: np.ndarray
+    held_out_targets: Float[np.ndarray, "r k"]
+    held_out_weight: Float[np.ndarray, " r"]
     choices: tuple[Choice, ...]
 
 
@@ -113,7 +117,7 @@ def tune(
         reason = f"at scale 1 about {min(flipped, 1):.0%} of the firing pairs would flip in the first step"
         choices.append(Choice("readout scale", f"{readout_scale:.3g}", reason))
     assert not isinstance(readout_scale, str)
-    return Tuning(sphere, alpha, readout_scale, targets - fit.residuals, rows, tuple(choices))
+    return Tuning(sphere, alpha, readout_scale, targets - fit.residuals, rows, targets, weight, tuple(choices))
 
 
 @dataclass(frozen=True)

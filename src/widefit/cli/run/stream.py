@@ -21,7 +21,6 @@ from widefit.data.encoding import TableEncoding
 from widefit.data.table import Table, TableError, plural
 from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
-from widefit.estimators.online import progress, settle
 from widefit.files import Checkpoint, read_checkpoint, save
 from widefit.report import Report, Source, this_machine, write
 from widefit.report.html import LOSS_NAMES
@@ -78,7 +77,7 @@ class FileSteps:
         if not self._learnt:
             self._learn()
         self._learnt = False
-        return progress(self.model), StopReason.END if self._next is None else None
+        return self.model.stream_.last, StopReason.END if self._next is None else None
 
     def record(self, info: StepInfo) -> None:
         """Show the history of the model, which keeps it in bounded memory."""
@@ -86,7 +85,7 @@ class FileSteps:
 
     def state(self) -> State:
         """Everything needed to go on from here to the same bits."""
-        settle(self.model)
+        self.model.stream_.flush()
         tensors, document = self.model.to_parts()
         return tensors, plain({"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows})
 
@@ -242,7 +241,7 @@ def _show(output: Output, blocks: TableBlocks, steps: FileSteps, files: dict[str
     for part, values in metrics.items():
         results.add_row(part, *(number(values[name]) for name in names))
     reason = steps.history.why
-    ended = f"{describe(progress(steps.model))} in {seconds(spent)}; training ended because {reason}"
+    ended = f"{describe(steps.model.stream_.last)} in {seconds(spent)}; training ended because {reason}"
     outcome.show(output, _source(blocks, steps), steps.encoding, steps.model.plan_, results, ended, files)
 
 

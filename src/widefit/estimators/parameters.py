@@ -1,0 +1,100 @@
+"""The parameters of the estimators, checked before any work is done."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from widefit.nn import automatic_threshold
+from widefit.plan.two_layer import Choice, firing_probability
+
+CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
+# Share of the rows on which some neuron has to fire for a threshold to be taken.
+_FIRING_ROWS = 1e-3
+
+
+@dataclass(frozen=True)
+class Number:
+    """A parameter that is a finite number ≥ `least`, or "auto" where that is allowed."""
+
+    name: str
+    kind: type = Real
+    least: float = -math.inf
+    auto: bool = False
+
+    def check(self, value: Any) -> None:
+        """Raise a ValueError that names the parameter."""
+        if self.auto and isinstance(value, str) and value == "auto":
+            return
+        known = isinstance(value, self.kind) and not isinstance(value, bool)
+        if not known or not self.least <= float(value) < math.inf:
+            auto = '"auto" or ' if self.auto else ""
+            kind = "an integer" if self.kind is Integral else "a finite number"
+            bound = "" if self.least == -math.inf else f" ≥ {self.least:g}"
+            raise ValueError(f"{self.name} must be {auto}{kind}{bound}, got {value!r}")
+
+
+NUMBERS = (
+    # Far below, every neuron fires on every row and float32 loses z in z − b.
+    Number("threshold", least=-100.0, auto=True),
+    Number("alpha", least=0.0, auto=True),
+    Number("readout_scale", least=1e-6, auto=True),
+    Number("max_iter", Integral, least=1),
+    Number("tol", least=0.0),
+)
+
+
+@dataclass(frozen=True)
+class HiddenLayers:
+    """Widths and thresholds of the hidden layers, and the reason for the thresholds."""
+
+    widths: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    reason: str
+
+    @classmethod
+    def of(cls, model: Any) -> "HiddenLayers":
+        """Read the layers from the parameters of an estimator.
+
+        Raises
+        ------
+        ValueError
+            A width below 2, an unknown activation, a threshold that suits neither activation nor width, or an option
+            that several layers do not have.
+        """
+        widths = _widths(model.hidden_layer_sizes)
+        if model.activation not in CONVENTIONS:
+            names = ", ".join(map(repr, CONVENTIONS))
+            raise ValueError(f"activation must be one of {names}, got {model.activation!r}")
+        if len(widths) > 1 and model.refit_readout:
+            raise ValueError("refit_readout must be False with several hidden layers")
+        if len(widths) > 1 and model.activation == "floored_relu":
+            raise ValueError('activation must not be "floored_relu" with several hidden layers')
+        if model.activation == "relu":
+            if model.threshold not in ("auto", 0):
+                raise ValueError('threshold belongs to activation="shifted_relu"; with "relu" it is 0')
+            return cls(widths, (0.0,) * len(widths), "plain ReLU")
+        if model.threshold == "auto":
+            return cls(widths, tuple(automatic_threshold(width) for width in widths), "√(0.4 ln width)")
+        threshold = float(model.threshold)
+        if min(widths) * firing_probability(threshold, 1.0) < _FIRING_ROWS:
+            raise ValueError(
+                f"threshold must leave neurons that fire, got {threshold:g}: of {min(widths):,} neurons none fires on "
+                f"any of {1 / _FIRING_ROWS:,.0f} rows; give a smaller one, such as "
+                f"{automatic_threshold(min(widths)):.2g}"
+            )
+        return cls(widths, (threshold,) * len(widths), "as asked for")
+
+    @property
+    def choice(self) -> Choice:
+        """The thresholds, for the plan."""
+        shares = ", ".join(f"{firing_probability(threshold, 1.0):.1%}" for threshold in self.thresholds)
+        chosen = ", ".join(f"{threshold:.3g}" for threshold in self.thresholds)
+        return Choice("threshold", chosen, f"{self.reason}: a neuron fires on {shares} of the samples")
+
+
+def _widths(sizes: Any) -> tuple[int, ...]:
+    sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+    if not sizes or not all(isinstance(size, Integral) and int(size) >= 2 for size in sizes):
+        raise ValueError(f"hidden_layer_sizes must be widths of at least 2 neurons, got {sizes!r}")
+    return tuple(int(size) for size in sizes)
