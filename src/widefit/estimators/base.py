@@ -22,10 +22,10 @@ from widefit.estimators.online import forget, learn, restore_stream, settings_of
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
+from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer, automatic_threshold
 from widefit.plan.two_layer import Choice, Plan
 from widefit.rules import SGD
-from widefit.rules.step_size import CURVATURE
 from widefit.training.history import History
 from widefit.training.train import training_of
 from widefit.tuning.duplicates import MergedRows, merge_duplicates
@@ -165,7 +165,7 @@ class Wide(BaseEstimator, ABC):
         training = training_of(self.network_)(
             self.network_, inputs, problem.targets,
             rule=self._rule(loss), tracker=self.tracker, solver=self.solver, max_iter=self.max_iter, tol=self.tol,
-            alpha=self._ridge * CURVATURE[loss], sample_weight=problem.sample_weight, metric=monitor,
+            alpha=self._ridge * RULE_LOSSES[loss].curvature, sample_weight=problem.sample_weight, metric=monitor,
             callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])), loss_floor=problem.floor,
         )  # fmt: skip
         self.plan_ = training.plan.after(self._choices)

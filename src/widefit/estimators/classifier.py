@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 
 from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
-from widefit.trackers import LOSSES
+from widefit.losses.family import RULE_LOSSES
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.tune import Tuning
 
@@ -51,7 +51,7 @@ class WideClassifier(ClassifierMixin, Wide):
     """
 
     _numeric_targets = False
-    _losses = LOSSES
+    _losses = tuple(RULE_LOSSES)
 
     @available_if(can_stream)
     def partial_fit(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from widefit.gram.weighted import WeightedGram, block_times
 from widefit.losses.base import LocalLeastSquares
+from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Direction, FullBatch, Linearization, Verdict
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Update
+from widefit.trackers import Update
 
 # A decrease below this part of Q is the end: what is left to gain is not worth a pass.
 _CONVERGED = 1e-3
@@ -53,8 +54,7 @@ class GaussNewton(FullBatch):
             raise ValueError(f"damping must be a finite number ≥ 0, got {self.damping!r}")
         if not 0 < self.decrease <= 1 or not self.increase > 1:
             raise ValueError("decrease must lie in (0, 1] and increase above 1")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+        check_rule_loss(self.loss)
 
     def start(self, view: Linearization) -> dict[str, float]:
         if view.objective.kind == "softmax" and view.outputs.shape[1] > 1:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Direction, FullBatch, Linearization, Outcome, Run, Verdict
 from widefit.rules.step_size import SCHEDULES, check_step_size, full_batch_rate, rates
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES, Update
+from widefit.trackers import Update
 
 # Training that has lost this factor to its start has left the region where its step is stable.
 _DIVERGED = 1e3
@@ -54,8 +55,7 @@ class GradientDescent(FullBatch):
 
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, (*SCHEDULES, "line-search"), self.decay, self.period)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+        check_rule_loss(self.loss)
 
     def start(self, view: Linearization) -> dict[str, float]:
         lr = full_batch_rate(view) if self.lr == "auto" else float(self.lr)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from widefit import gram, rules, trackers
+from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
 from widefit.rules import Linearization, Objective, Rule
 
@@ -18,7 +19,7 @@ def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
     chosen = rule_of(rule)
     if loss is None:
         return chosen
-    known = {name: name for name in trackers.LOSSES} | {"cross_entropy": "logistic" if outputs == 1 else "softmax"}
+    known = {name: name for name in RULE_LOSSES} | {"cross_entropy": "logistic" if outputs == 1 else "softmax"}
     if loss not in known:
         raise ValueError(f"loss must be one of {', '.join(map(repr, known))}, got {loss!r}")
     return replace(chosen, loss=known[loss])  # pyright: ignore[reportArgumentType]
@@ -59,7 +60,7 @@ def checked_problem(
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
-    trackers.check_targets(loss, targets)
+    RULE_LOSSES[loss].check(targets)
     return inputs, Objective(targets, weight, alpha, loss)
 
 

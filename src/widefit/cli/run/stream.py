@@ -23,8 +23,9 @@ from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.estimators.online import progress, settle
 from widefit.files import read_checkpoint, save, write_container
+from widefit.losses.family import RULE_LOSSES
 from widefit.report import Report, Source, this_machine, write
-from widefit.report.html import LOSS_NAMES, STOPPED
+from widefit.report.html import STOPPED
 from widefit.training.interruption import interrupt_flag
 
 
@@ -186,7 +187,7 @@ def _report(job: Job, blocks: TableBlocks, run: _Stream, interrupted: bool) -> R
         metrics=metrics,
         probabilities=run.scores.probabilities,
         classes=run.scores.classes.tolist(),
-        loss_name=LOSS_NAMES[run.model.loss_],
+        loss_name=RULE_LOSSES[run.model.loss_].title,
         metric_name="progressive",
         plan=run.model.plan_.rows(),
         settings={name: str(value) for name, value in (job.settings | {"rows": run.rows}).items()},
