@@ -17,13 +17,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from widefit.callbacks import Callback, Log, Progress
 from widefit.estimators.arrays import dense, plain, refuse_missing
-from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
+from widefit.estimators.networks import draw, limit_kernel, network_from_parts, network_parts
 from widefit.estimators.online import forget, learn, restore_stream, settings_of, stream_document, stream_tensors
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer, automatic_threshold
+from widefit.plan.names import ACTIVATIONS
 from widefit.plan.two_layer import Choice, Plan
 from widefit.rules import SGD
 from widefit.training.history import History
@@ -264,8 +265,8 @@ class Wide(BaseEstimator, ABC):
         sizes = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
         if not sizes or not all(isinstance(size, Integral) and int(size) >= 2 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be widths of at least 2 neurons, got {sizes!r}")
-        if self.activation not in CONVENTIONS:
-            names = ", ".join(map(repr, CONVENTIONS))
+        if self.activation not in ACTIVATIONS:
+            names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"activation must be one of {names}, got {self.activation!r}")
         if len(sizes) > 1 and (self.activation == "floored_relu" or self.refit_readout):
             wrong = "refit_readout must be False" if self.refit_readout else 'activation must not be "floored_relu"'

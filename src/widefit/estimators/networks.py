@@ -7,10 +7,10 @@ from torch import Tensor
 
 from widefit.nn import Deep, TwoLayer
 from widefit.nn.deep import norm_keeping_scale
+from widefit.plan.names import ACTIVATIONS
 from widefit.tuning.limit_kernel import deep_limit_gram
 from widefit.tuning.tune import Tuning
 
-CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 # γ of `widefit.nn.Deep`.
 _INPUT_SHARE = 0.5
 
@@ -33,7 +33,7 @@ def draw(
             sizes[0],
             outputs,
             threshold=thresholds[0],
-            convention=CONVENTIONS[activation],
+            convention=ACTIVATIONS[activation],
             readout_scale=tuning.readout_scale,
             paired=True,
             seed=seed,

@@ -13,6 +13,7 @@ from widefit.finetuning.blocks import Structure
 from widefit.losses.base import OutputLoss
 from widefit.losses.softmax import Softmax
 from widefit.optim.system import check_data
+from widefit.plan.names import LAYERS
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def _chosen(layers: str, structure: Structure) -> tuple[str, ...]:
         if readout is None:
             raise ValueError('layers="readout": the outputs of the model do not come straight from a linear layer')
         return (readout,)
-    if layers != "auto":
-        raise ValueError(f'layers must be "auto", "readout", "all" or a list of names, got {layers!r}')
+    if layers not in LAYERS:
+        words = ", ".join(f'"{name}"' for name in LAYERS)
+        raise ValueError(f"layers must be {words} or a list of names, got {layers!r}")
     last = [block for block in structure.blocks if readout is None or block.second == readout]
     if last:
         return (last[-1].first, last[-1].second)

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from widefit import gram, rules, trackers
+from widefit import gram, trackers
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
+from widefit.plan.names import RULES, resolve
 from widefit.rules import Linearization, Objective, Rule
 
 
@@ -27,12 +28,7 @@ def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
 
 def rule_of(rule: str | Rule) -> Rule:
     """A rule by its name, or itself."""
-    if isinstance(rule, Rule):
-        return rule
-    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
-    if rule not in named:
-        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
-    return named[rule]()
+    return resolve(rule, RULES)
 
 
 def checked_problem(
