@@ -17,7 +17,8 @@ from widefit.finetuning.blocks import observe
 from widefit.finetuning.cut import cut
 from widefit.finetuning.stage import Stage, parameters_of
 from widefit.finetuning.system import Averaged, Readout
-from widefit.losses.base import CrossEntropy, MeanSquare
+from widefit.losses.softmax import Softmax
+from widefit.losses.squared import Squared
 
 
 def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +66,7 @@ def test_a_step_is_the_dense_one(name: str, n: int):
         torch.testing.assert_close(point.outputs, model(x))
         torch.testing.assert_close(point.held_out, model(held))
     targets = torch.arange(n) % point.outputs.shape[1]
-    local = CrossEntropy().expand(point.outputs, targets)
+    local = Softmax().expand(point.outputs, targets)
     at = stage.linearized(point, local.root)
     system = system_of(stage, point, at, local.root)
 
@@ -108,7 +109,7 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
     model, x = perceptron(4, 9, 9, 3), rows_for("", n)
     stage = stage_of(model, ["4"], x)
     point = stage.start()
-    local = MeanSquare().expand(point.outputs, torch.ones_like(point.outputs))
+    local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
     at = stage.linearized(point, local.root)
     system = system_of(stage, point, at, local.root)
     assert isinstance(system, Readout)
@@ -128,7 +129,7 @@ def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyP
     model, x = perceptron(4, 60, 60, 3), rows_for("", 30)
     stage = stage_of(model, ["2", "4"], x)
     point = stage.start()
-    local = MeanSquare().expand(point.outputs, torch.ones_like(point.outputs))
+    local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
     system = system_of(stage, point, stage.linearized(point, local.root), local.root)
     assert isinstance(system, Averaged)
     J = local.root * dense_jacobian(model, ["2", "4"], x)
@@ -145,7 +146,7 @@ def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
     model, x = perceptron(4, 30, 400, 9), rows_for("", 25)
     stage = stage_of(model, ["2"], x)
     point = stage.start()
-    local = MeanSquare().expand(point.outputs, torch.zeros_like(point.outputs))
+    local = Squared().expand(point.outputs, torch.zeros_like(point.outputs))
     system = system_of(stage, point, stage.linearized(point, local.root), local.root)
     J = (local.root * dense_jacobian(model, ["2"], x)).reshape(25, 9, -1)
     mean = torch.einsum("ncp,mcp->nm", J, J) / 9
@@ -212,7 +213,7 @@ def test_the_result_has_the_same_keys_and_the_model_is_untouched(layers):
     assert touched >= ({"2"} if layers == "auto" else {"4"})
     best = min(info.metric for info in record.history)
     rows = np.random.default_rng(0).permutation(len(x))[:24]
-    assert float(CrossEntropy().value(adapted(x[rows]), y[rows]).detach()) == pytest.approx(best, rel=1e-3)
+    assert float(Softmax().value(adapted(x[rows]), y[rows]).detach()) == pytest.approx(best, rel=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy", "bce", "huber", nn.SmoothL1Loss()])
@@ -236,7 +237,7 @@ def test_batches_of_rows(layers: str):
     with torch.no_grad():
         rows = np.random.default_rng(0).permutation(len(x))[:60]
         best = min(info.metric for info in record.history)
-        assert float(CrossEntropy().value(adapted(x[rows]), y[rows])) == pytest.approx(best, rel=1e-6)
+        assert float(Softmax().value(adapted(x[rows]), y[rows])) == pytest.approx(best, rel=1e-6)
 
 
 def test_feed_forward_blocks_are_adapted():
@@ -280,7 +281,7 @@ def test_own_held_out_rows_and_repetition():
     one, two = (
         widefit.finetune(model, x[:90], y[:90], loss="cross_entropy", X_val=held, y_val=y[90:]) for _ in range(2)
     )
-    assert one.finetuning_.history[0].metric == pytest.approx(float(CrossEntropy().value(model(held), y[90:]).detach()))
+    assert one.finetuning_.history[0].metric == pytest.approx(float(Softmax().value(model(held), y[90:]).detach()))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 

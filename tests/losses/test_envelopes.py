@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from widefit.losses.base import BinaryCrossEntropy, CrossEntropy
-from widefit.losses.envelopes import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
+from widefit.losses.envelopes import Envelope
+from widefit.losses.logistic import Logistic
+from widefit.losses.softmax import Softmax
 
 
 def cases():
@@ -12,9 +13,9 @@ def cases():
     for scale in (0.0, 1.0, 30.0, 1e4):
         outputs = scale * torch.randn(12, 4, generator=generator, dtype=torch.float64)
         shares = torch.softmax(torch.randn(12, 4, generator=generator, dtype=torch.float64), dim=1)
-        yield CrossEntropyEnvelope(0.01), CrossEntropy(), outputs, torch.arange(12) % 4
-        yield CrossEntropyEnvelope(1.0), CrossEntropy(), outputs, shares
-        yield BinaryCrossEntropyEnvelope(0.01), BinaryCrossEntropy(), outputs, (shares > 0.25).double()
+        yield Envelope(Softmax(), 0.01), Softmax(), outputs, torch.arange(12) % 4
+        yield Envelope(Softmax(), 1.0), Softmax(), outputs, shares
+        yield Envelope(Logistic(negative=0.0), 0.01), Logistic(negative=0.0), outputs, (shares > 0.25).double()
 
 
 @pytest.mark.parametrize("case", list(cases()))
@@ -22,7 +23,7 @@ def test_value_slope_and_proximal_point(case):
     envelope, loss, outputs, targets = case
     local = envelope.expand(outputs, targets)
     near = outputs - local.residual / local.root
-    count = len(outputs) if isinstance(loss, CrossEntropy) else outputs.numel()
+    count = len(outputs) if isinstance(loss, Softmax) else outputs.numel()
 
     def inner(t: torch.Tensor) -> torch.Tensor:
         return loss.value(t, targets) + 0.5 * envelope.curvature * (t - outputs).square().sum() / count
@@ -42,7 +43,7 @@ def test_value_slope_and_proximal_point(case):
 
 def test_a_sure_and_wrong_sample_moves_by_a_finite_amount():
     outputs = torch.tensor([[40.0, 0.0, 0.0], [0.0, 40.0, 0.0]], dtype=torch.float64)
-    local = CrossEntropyEnvelope(0.01).expand(outputs, torch.tensor([1, 1]))
+    local = Envelope(Softmax(), 0.01).expand(outputs, torch.tensor([1, 1]))
     shift = -(local.residual / local.root)
     assert 15 < float(shift[0, 1]) < 60  # wrong: its class rises
     assert float(shift[1].abs().max()) < 1e-6  # right: it stays

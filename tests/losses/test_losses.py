@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from widefit.gram.jacobian import apply_root_transposed
-from widefit.losses.base import AnyLoss, HalfSquare, output_loss
+from widefit.losses.custom import Custom
+from widefit.losses.family import output_loss
+from widefit.losses.squared import HalfSquare
 
 N, K = 7, 3
 
@@ -72,9 +74,9 @@ def test_saturated_outputs_stay_finite(name: str, logit: float) -> None:
 
 
 def test_flat_and_concave_losses_get_some_curvature() -> None:
-    local = AnyLoss(lambda f, y: (f - y).abs().mean()).expand(torch.randn(4, 1), torch.zeros(4, 1))
+    local = Custom(lambda f, y: (f - y).abs().mean()).expand(torch.randn(4, 1), torch.zeros(4, 1))
     assert torch.isfinite(local.residual).all()
-    concave = AnyLoss(lambda f, y: torch.log1p((f - y).square()).mean())
+    concave = Custom(lambda f, y: torch.log1p((f - y).square()).mean())
     local = concave.expand(torch.tensor([[0.1], [9.0]]), torch.zeros(2, 1))
     assert bool((local.root.diagonal(dim1=1, dim2=2) ** 2 >= 0).all())
 

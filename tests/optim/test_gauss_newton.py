@@ -127,7 +127,9 @@ def test_every_loss_falls(loss: str, dtype: torch.dtype) -> None:
     start = float(reference(model(x), target))
     for _ in range(15):
         info = optimizer.step(x, target)
-        assert info.loss == pytest.approx(float(reference(model(x), target)), rel=1e-5)
+        # In float64, as torch's own logistic loss in float32 is further off.
+        wanted = reference(model(x).detach().double(), target.double() if target.is_floating_point() else target)
+        assert info.loss == pytest.approx(float(wanted), rel=1e-5)
     assert info.loss < 0.5 * start or (loss == "poisson" and info.loss < start - 0.1)
 
 

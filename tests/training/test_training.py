@@ -223,7 +223,7 @@ def test_steps_are_logged(caplog):
         ({"alpha": -1.0}, "alpha must be a finite number ≥ 0"),
         ({"tol": float("nan")}, "tol must be a finite number ≥ 0"),
         ({"max_iter": -1}, "max_iter must be a finite number ≥ 0"),
-        ({"rule": "adam"}, "rule must be one of 'gauss-newton', 'gradient-descent'"),
+        ({"rule": "adam"}, 'rule must be one of "gauss-newton", "gradient-descent"'),
         ({"tracker": "magic"}, 'tracker must be one of "auto", "dense"'),
         ({"solver": "magic"}, 'solver must be one of "auto", "cholesky", "cg"'),
     ],

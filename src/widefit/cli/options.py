@@ -2,9 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import typer
+from typer.models import OptionInfo
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")
@@ -30,6 +32,20 @@ ModelArgument = Annotated[
 def examples(*lines: str) -> str:
     """The end of a help page: commands as one types them, a line each."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])
+
+
+def one_of(names: Iterable[str], text: str, panel: str | None = None) -> OptionInfo:
+    """An option whose value is one of some names."""
+    known = tuple(names)
+
+    def parse(word: str) -> str:
+        if word not in known:
+            raise typer.BadParameter(f"{word!r} is not one of {', '.join(map(repr, known))}")
+        return word
+
+    return typer.Option(
+        help=text, parser=parse, metavar="|".join(known), autocompletion=lambda: list(known), rich_help_panel=panel
+    )
 
 
 def auto_or_number(text: str) -> float | Literal["auto"]:

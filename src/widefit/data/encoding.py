@@ -105,9 +105,7 @@ class TableEncoding:
         left_out.sort(key=lambda entry: -1 if entry[1] == DROPPED else found.names.index(entry[0]))
         if not columns:
             reasons = "; ".join(f"{name!r}: {why}" for name, why in left_out)
-            raise TableError(
-                f"no feature column is left: {reasons or f'the table has only {found.target.name!r}'}"
-            )
+            raise TableError(f"no feature column is left: {reasons or f'the table has only {found.target.name!r}'}")
         return cls(found.target, tuple(columns), tuple(left_out))
 
     @property

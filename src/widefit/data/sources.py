@@ -215,7 +215,9 @@ class _Rejoined(io.RawIOBase):
         return len(part)
 
 
-def _decompressed(path: Path, kind: str, compression: str, start: bytes, file: io.BufferedIOBase) -> tuple[str, io.BufferedIOBase]:
+def _decompressed(
+    path: Path, kind: str, compression: str, start: bytes, file: io.BufferedIOBase
+) -> tuple[str, io.BufferedIOBase]:
     suffix, first = next((suffix, first) for suffix, (name, first) in COMPRESSED.items() if name == compression)
     if not start.startswith(first):
         raise TableError(f"{path} ends in {suffix} but is not {compression}-compressed; take {suffix} off its name")

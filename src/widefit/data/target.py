@@ -186,7 +186,9 @@ def _learn_categories(column: pl.Series, task: str | None, distinct: int) -> Tar
     if column.dtype == pl.Boolean:
         return Target(column.name, "classification", (False, True), reason if task else "the target is true or false")
     _refuse_class_per_row(column, distinct)
-    return Target(column.name, "classification", tuple(as_text(column, missing(column)).unique().sort().to_list()), reason)
+    return Target(
+        column.name, "classification", tuple(as_text(column, missing(column)).unique().sort().to_list()), reason
+    )
 
 
 def _refuse_class_per_row(column: pl.Series, distinct: int) -> None:

@@ -23,10 +23,10 @@ from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
+from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.two_layer import Plan
 from widefit.rules import SGD, Rule
-from widefit.rules.step_size import CURVATURE
 from widefit.training.history import History
 from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, merge_duplicates
@@ -230,7 +230,7 @@ class Wide(BaseEstimator, ABC):
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
-            alpha=self._ridge * CURVATURE[self.loss_],
+            alpha=self._ridge * RULE_LOSSES[self.loss_].curvature,
             sample_weight=problem.sample_weight,
             metric=metric,
             callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),

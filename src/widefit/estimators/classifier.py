@@ -15,7 +15,6 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 from widefit.estimators.base import Wide
 from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
-from widefit.trackers import LOSSES
 from widefit.tuning.tune import Tuning
 
 # The largest factor between outputs and logits: at it, the held-out predictions make no error.
@@ -52,7 +51,7 @@ class WideClassifier(ClassifierMixin, Wide):
     """
 
     _numeric_targets = False
-    _losses = LOSSES
+    _losses = tuple(RULE_LOSSES)
 
     @available_if(can_stream)
     def partial_fit(

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widefit.estimators.parameters import CONVENTIONS, HiddenLayers
+from widefit.estimators.parameters import HiddenLayers
 from widefit.nn import Deep, TwoLayer
 from widefit.nn.deep import norm_keeping_scale
+from widefit.plan.names import ACTIVATIONS
 from widefit.tuning.limit_kernel import deep_limit_gram
 from widefit.tuning.tune import Tuning
 
@@ -31,7 +32,7 @@ def draw(tuning: Tuning, layers: HiddenLayers, outputs: int, activation: str, se
             layers.widths[0],
             outputs,
             threshold=layers.thresholds[0],
-            convention=CONVENTIONS[activation],
+            convention=ACTIVATIONS[activation],
             readout_scale=tuning.readout_scale,
             paired=True,
             seed=seed,

@@ -6,9 +6,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from widefit.nn import automatic_threshold
+from widefit.plan.names import ACTIVATIONS
 from widefit.plan.two_layer import Choice, firing_probability
 
-CONVENTIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3
 
@@ -63,8 +63,8 @@ class HiddenLayers:
             that several layers do not have.
         """
         widths = _widths(model.hidden_layer_sizes)
-        if model.activation not in CONVENTIONS:
-            names = ", ".join(map(repr, CONVENTIONS))
+        if model.activation not in ACTIVATIONS:
+            names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"activation must be one of {names}, got {model.activation!r}")
         if len(widths) > 1 and model.refit_readout:
             raise ValueError("refit_readout must be False with several hidden layers")

@@ -16,8 +16,7 @@ from widefit.finetuning.run import FineTuningRun, Problem
 from widefit.finetuning.schedule import Schedule
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
-from widefit.losses.base import BinaryCrossEntropy, CrossEntropy, OutputLoss, output_loss
-from widefit.losses.envelopes import BinaryCrossEntropyEnvelope, CrossEntropyEnvelope
+from widefit.losses.family import output_loss
 from widefit.training.history import History
 
 # Rows a step of more layers than the read-out takes, where there are more.
@@ -92,7 +91,8 @@ def finetune(
     y
         Targets: shape (n,) or that of the outputs; class numbers for "cross_entropy".
     loss
-        "mse", "cross_entropy", "bce" (logits), "huber", or a mean-reduced callable(outputs, targets).
+        "mse", "cross_entropy", "bce" (logits), "huber", a loss module of torch, or a mean-reduced
+        callable(outputs, targets).
     layers
         Which linear layers to adapt, weights and biases: "auto" (the read-out, or the layer before it and then the
         read-out), "readout" (the last layer), "all" or a list of names (the read-out, then all of them together).
@@ -135,10 +135,9 @@ def finetune(
         alpha=alpha, validation=validation, patience=patience, damping=damping, max_iter=max_iter, tol=tol,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    exact = output_loss(loss)
-    merit = _merit(exact)
     work = _evaluating(model)
-    data = checked_data(work, exact, X, y, X_val, y_val)
+    exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
+    merit = exact.smoothed()
     structure = observe(work, data.inputs[:_LOOKED_AT])
     names = checked_layers(layers, structure)
     data = data.held_apart(validation, seed)
@@ -164,15 +163,6 @@ def _evaluating(model: nn.Module) -> nn.Module:
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     work = copy.deepcopy(model).eval()
     return work.requires_grad_(False)
-
-
-def _merit(loss: OutputLoss) -> OutputLoss:
-    """What steps lower."""
-    if isinstance(loss, CrossEntropy):
-        return CrossEntropyEnvelope()
-    if isinstance(loss, BinaryCrossEntropy):
-        return BinaryCrossEntropyEnvelope()
-    return loss
 
 
 def _batch(

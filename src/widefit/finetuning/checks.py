@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit.finetuning.blocks import Structure
-from widefit.losses.base import CrossEntropy, OutputLoss
+from widefit.losses.base import OutputLoss
+from widefit.losses.softmax import Softmax
 from widefit.optim.system import check_data
+from widefit.plan.names import LAYERS
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def checked_data(
     y: ArrayLike | Tensor,
     X_val: ArrayLike | Tensor | None,
     y_val: ArrayLike | Tensor | None,
-) -> Data:
-    """Tensors that the model can take and the loss can compare."""
+) -> tuple[OutputLoss, Data]:
+    """Tensors that the model can take and the loss can compare, and the loss of outputs laid out as rows."""
     weight = next((module.weight for module in model.modules() if isinstance(module, nn.Linear)), None)
     if weight is None:
         raise ValueError("model has no linear layer: finetune adapts torch.nn.Linear layers")
@@ -89,17 +91,18 @@ def checked_data(
     inputs, targets = _tensor(X, weight, "X"), _target(y, weight, loss, "y")
     check_data((inputs, targets), "finetune(X, y)")
     outputs = _outputs(model, inputs)
-    _check_targets(loss, outputs, targets, "y")
+    rows = outputs.reshape(len(outputs), -1)
+    laid_out = _checked_loss(loss, outputs, targets, "y")
     if (X_val is None) != (y_val is None):
         raise ValueError("X_val and y_val belong together: give both, or neither")
     if X_val is None or y_val is None:
-        return Data(inputs, targets, None, None, outputs.shape[1])
+        return laid_out, Data(inputs, targets, None, None, rows.shape[1])
     held, wanted = _tensor(X_val, weight, "X_val"), _target(y_val, weight, loss, "y_val")
     check_data((held, wanted), "finetune(X_val, y_val)")
     if held.shape[1:] != inputs.shape[1:]:
         raise ValueError(f"X_val has rows of shape {tuple(held.shape[1:])}, X of shape {tuple(inputs.shape[1:])}")
-    _check_targets(loss, outputs, wanted, "y_val")
-    return Data(inputs, targets, held, wanted, outputs.shape[1])
+    _checked_loss(loss, outputs, wanted, "y_val")
+    return laid_out, Data(inputs, targets, held, wanted, rows.shape[1])
 
 
 def checked_layers(layers: str | Sequence[str], structure: Structure) -> tuple[str, ...]:
@@ -128,8 +131,9 @@ def _chosen(layers: str, structure: Structure) -> tuple[str, ...]:
         if readout is None:
             raise ValueError('layers="readout": the outputs of the model do not come straight from a linear layer')
         return (readout,)
-    if layers != "auto":
-        raise ValueError(f'layers must be "auto", "readout", "all" or a list of names, got {layers!r}')
+    if layers not in LAYERS:
+        words = ", ".join(f'"{name}"' for name in LAYERS)
+        raise ValueError(f"layers must be {words} or a list of names, got {layers!r}")
     last = [block for block in structure.blocks if readout is None or block.second == readout]
     if last:
         return (last[-1].first, last[-1].second)
@@ -151,11 +155,11 @@ def _from_array(values: ArrayLike, name: str) -> Tensor:
 
 def _target(values: ArrayLike | Tensor, like: Tensor, loss: OutputLoss, name: str) -> Tensor:
     tensor = _tensor(values, like, name)
-    return tensor if isinstance(loss, CrossEntropy) or tensor.is_floating_point() else tensor.to(like.dtype)
+    return tensor if isinstance(loss, Softmax) or tensor.is_floating_point() else tensor.to(like.dtype)
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the model gives for two rows, (2, k)."""
+    """What the model gives for two rows, in its own shape."""
     few = inputs[:2]
     try:
         with torch.no_grad():
@@ -173,13 +177,15 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError(f"model must return one row a sample: {len(few)} samples gave shape {tuple(outputs.shape)}")
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("model gives outputs that are not finite on the first rows of X")
-    return outputs.reshape(len(outputs), -1)
+    return outputs
 
 
-def _check_targets(loss: OutputLoss, outputs: Tensor, targets: Tensor, name: str) -> None:
-    """What the loss has to say about the targets, with the number of rows that they have."""
-    stand_in = outputs[:1].expand(len(targets), -1)
+def _checked_loss(loss: OutputLoss, outputs: Tensor, targets: Tensor, name: str) -> OutputLoss:
+    """The loss of such outputs laid out as rows; what it has to say about the targets, with the name that they have."""
+    stand_in = outputs[:1].reshape(1, -1).expand(len(targets), -1)
     try:
-        loss.value(stand_in, targets)
+        laid_out = loss.on(outputs.shape[1:], targets)
+        laid_out.value(stand_in, targets)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: {error}") from error
+    return laid_out

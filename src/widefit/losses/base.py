@@ -1,18 +1,22 @@
-"""Losses as the Gauss-Newton step sees them: a value, and a local least-squares problem in the outputs."""
+"""The loss of a network's outputs: values, gradients, and a local least-squares problem in the outputs."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.func import grad, hessian, vmap
-from torch.nn import functional
+
+# A NumPy array or a tensor, and what follows is of the same kind.
+Array = Any
 
 # Curvature below this part of its largest value is raised to it: where a loss is all but flat, a step would be all
 # but unbounded.
-_FLOOR = 1e-4
+FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -31,178 +35,141 @@ class LocalLeastSquares:
     residual: Float[Tensor, "n k"]
     root: Float[Tensor, "..."]
 
+    def times(self, weight: float) -> "LocalLeastSquares":
+        """The problem of `weight` times the loss."""
+        return LocalLeastSquares(weight**0.5 * self.residual, weight**0.5 * self.root)
+
 
 class OutputLoss(ABC):
-    """A loss that averages over samples."""
+    """ℓ(f_i, y_i) of one sample, summed over its outputs.
 
-    @abstractmethod
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        """ℓ."""
+    There are two ways to put samples together. A rule of `widefit.rules` weighs ℓ and sums it: `values`, `gradients`
+    and `local` are for it. torch's losses, which the optimizer and fine-tuning promise, are means: `value` and `expand`
+    are of `scale` · ℓ averaged over all numbers, or over samples.
 
-    @abstractmethod
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        """The local least-squares problem."""
+    `values`, `gradients` and `local` take targets in the shape of the outputs, as `prepared` makes them; the first two
+    take NumPy arrays as well as tensors. `value` and `expand` take targets as torch's losses do.
 
-
-@dataclass(frozen=True)
-class HalfSquare(OutputLoss):
-    """weight · ½ mean(residual²): what a block of residuals contributes."""
-
-    weight: float = 1.0
-
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return 0.5 * self.weight * outputs.square().mean()
-
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        root = outputs.new_tensor((self.weight / outputs.numel()) ** 0.5)
-        return LocalLeastSquares(root * outputs, root)
-
-
-class MeanSquare(OutputLoss):
-    """`torch.nn.MSELoss()`."""
-
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return (outputs - _columns(outputs, targets)).square().mean()
-
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        root = outputs.new_tensor((2 / outputs.numel()) ** 0.5)
-        return LocalLeastSquares(root * (outputs - _columns(outputs, targets)), root)
-
-
-@dataclass(frozen=True)
-class Huber(OutputLoss):
-    """`torch.nn.HuberLoss(delta=delta)`; beyond delta the curvature is that of the majorizing parabola, delta/|r|."""
-
-    delta: float = 1.0
-
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return functional.huber_loss(outputs, _columns(outputs, targets), delta=self.delta)
-
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        error = outputs - _columns(outputs, targets)
-        curvature = (self.delta / error.abs().clamp_min(self.delta)) / outputs.numel()
-        root = curvature.sqrt()
-        return LocalLeastSquares(error.clamp(-self.delta, self.delta) / (outputs.numel() * root), root)
-
-
-class BinaryCrossEntropy(OutputLoss):
-    """`torch.nn.BCEWithLogitsLoss()`."""
-
-    @staticmethod
-    def checked(outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
-        """Targets in the shape of the outputs, or a ValueError that says what is wrong with them."""
-        return _columns(outputs, targets)
-
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return functional.binary_cross_entropy_with_logits(outputs, _columns(outputs, targets))
-
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        probability = torch.sigmoid(outputs)
-        curvature = (probability * (1 - probability)).clamp_min(_FLOOR / 4) / outputs.numel()
-        root = curvature.sqrt()
-        return LocalLeastSquares((probability - _columns(outputs, targets)) / (outputs.numel() * root), root)
-
-
-class CrossEntropy(OutputLoss):
-    """`torch.nn.CrossEntropyLoss()`; targets are class numbers (n,) or probabilities (n, k)."""
-
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return functional.cross_entropy(outputs, self.checked(outputs, targets))
-
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        classes = self.checked(outputs, targets)
-        n, k = outputs.shape
-        probability = torch.softmax(outputs, dim=1)
-        wanted = classes if classes.is_floating_point() else functional.one_hot(classes, k).to(outputs)
-        # diag p − p pᵀ = B Bᵀ with B = diag √p − p √pᵀ when p sums to one; and B (p − y)/√p = p − y, as p − y sums
-        # to zero.
-        floored = probability.clamp_min(_FLOOR / k)
-        floored = floored / floored.sum(dim=1, keepdim=True)
-        half = floored.sqrt()
-        root = (torch.diag_embed(half) - floored[:, :, None] * half[:, None, :]) / n**0.5
-        return LocalLeastSquares((probability - wanted) / (half * n**0.5), root)
-
-    @staticmethod
-    def checked(outputs: Tensor, targets: Tensor | None) -> Tensor:
-        """Class numbers (n,) or probabilities (n, k), or a ValueError that says what is wrong with them."""
-        classes = _given(targets)
-        if classes.is_floating_point():
-            if classes.shape != outputs.shape:
-                raise ValueError(
-                    f"cross_entropy takes class numbers of shape ({len(outputs)},) or probabilities of shape "
-                    f"{tuple(outputs.shape)}, got {tuple(classes.shape)}"
-                )
-            return classes.to(outputs)
-        classes = classes.reshape(-1).long()
-        if len(classes) != len(outputs):
-            raise ValueError(f"cross_entropy takes one class number a sample, got {len(classes)} for {len(outputs)}")
-        low, high = int(classes.min()), int(classes.max())
-        if low < 0 or high >= outputs.shape[1]:
-            raise ValueError(
-                f"class numbers must lie in 0 … {outputs.shape[1] - 1}, the network's outputs; got {low} … {high}"
-            )
-        return classes
-
-
-@dataclass(frozen=True)
-class AnyLoss(OutputLoss):
-    """A twice-differentiable mean-reduced loss(outputs, targets), through its generalized Gauss-Newton matrix.
-
-    Directions in which the loss is concave or flat get the curvature `1e-4` of the largest one.
+    Attributes
+    ----------
+    name
+        What a rule calls it.
+    torch_name
+        What the optimizer calls it.
+    title
+        The number that is reported, `scale` · ℓ averaged over samples, in words.
+    curvature
+        The largest second derivative of ℓ in the outputs.
+    scale
+        See above.
     """
 
-    function: Callable[[Tensor, Tensor], Tensor]
+    name: ClassVar[str] = ""
+    torch_name: ClassVar[str] = ""
+    title: ClassVar[str] = "mean loss"
+    curvature: ClassVar[float] = math.inf
+    scale: ClassVar[float] = 1.0
+
+    @abstractmethod
+    def values(self, outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
+        """Return ℓ sample by sample."""
+
+    @abstractmethod
+    def gradients(self, outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, "n k"]:
+        """Return ∂ℓ/∂f sample by sample."""
+
+    @abstractmethod
+    def local(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> LocalLeastSquares:
+        """Return the local least-squares problem of Σ_i ℓ."""
+
+    def wrong(self, targets: Float[Array, "n k"]) -> tuple[Bool[Array, " n"], str] | None:
+        """Return which of n rows are no targets of this loss, and what a target is; None where all numbers are."""
+        return None
+
+    def check(self, targets: Float[Array, "n k"], argument: str = "y") -> None:
+        """Raise a ValueError that names the first row that is no target of this loss."""
+        found = self.wrong(targets)
+        if found is None or not bool(found[0].any()):
+            return
+        rows, wanted = found
+        row = int(namespace(targets).argmax(1 * rows))
+        name = self.name if isinstance(targets, np.ndarray) else self.torch_name
+        raise ValueError(f'{argument} must be {wanted} for loss="{name}", got {targets[row].tolist()} in row {row}')
+
+    def prepared(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Tensor:
+        """Return targets in the shape and type of the outputs.
+
+        Raises
+        ------
+        ValueError
+            No targets, another shape (a dimension of one may be missing or extra), numbers that are no targets.
+        """
+        wanted = given(targets)
+        # The order of the dimensions is compared by `on`, which knows them.
+        if wanted.numel() != outputs.numel() or wanted.shape[:1] != outputs.shape[:1]:
+            raise ValueError(
+                f"targets of shape {tuple(wanted.shape)} do not match outputs of shape {tuple(outputs.shape)}"
+            )
+        wanted = wanted.reshape(outputs.shape).to(outputs)
+        self.check(wanted, "targets")
+        return wanted
+
+    def on(self, shape: Sequence[int], targets: Tensor | None) -> "OutputLoss":
+        """Return the loss for outputs whose samples had this shape before each was laid out as a row of k numbers.
+
+        Raises
+        ------
+        ValueError
+            Targets that do not belong to such outputs, entry by entry.
+        """
+        wanted = given(targets)
+        if without_ones(wanted.shape[1:]) not in (without_ones(shape), without_ones((math.prod(shape),))):
+            raise ValueError(
+                f"targets of shape {tuple(wanted.shape)} do not match outputs of shape {(len(wanted), *shape)}: they "
+                "must have the same dimensions in the same order, but for those of size 1, or be laid out as rows"
+            )
+        return self
+
+    def smoothed(self) -> "OutputLoss":
+        """Return what a step lowers that starts from outputs far off: the loss itself where its curvature is honest."""
+        return self
+
+    def mean_weight(self, outputs: Float[Tensor, "n k"]) -> float:
+        """Return the factor between Σ_i ℓ and torch's mean; here that over all numbers."""
+        return self.scale / max(outputs.numel(), 1)
 
     def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return self.function(outputs, _given(targets))
+        """Return the mean-reduced loss."""
+        return self.mean_weight(outputs) * self.values(outputs, self.prepared(outputs, targets)).sum()
 
     def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        def single(output: Tensor, target: Tensor) -> Tensor:
-            return self.function(output[None], target[None]).reshape(())
+        """Return the local least-squares problem of the mean-reduced loss."""
+        return self.local(outputs, self.prepared(outputs, targets)).times(self.mean_weight(outputs))
 
-        wanted = _given(targets)
-        n = len(outputs)
-        whole, parts = self.value(outputs, wanted), vmap(single)(outputs, wanted)
-        if not torch.allclose(whole, parts.mean(), rtol=1e-3, atol=1e-8):
-            raise ValueError(
-                f"loss must be the mean over samples (reduction='mean'): it gives {float(whole):.6g} for the batch, "
-                f"its samples average {float(parts.mean()):.6g}"
-            )
-        slope = vmap(grad(single))(outputs, wanted) / n
-        values, vectors = torch.linalg.eigh(vmap(hessian(single))(outputs, wanted) / n)
-        values = values.clamp_min(_FLOOR * values.max().clamp_min(torch.finfo(values.dtype).tiny))
-        root = vectors * values.sqrt()[:, None, :]
-        return LocalLeastSquares(torch.einsum("nab,na->nb", vectors, slope) / values.sqrt(), root)
+    @classmethod
+    def of_module(cls, module: Any) -> "OutputLoss | None":
+        """Return the loss that a loss module of torch computes; None where that is none of this kind."""
+        return None
 
 
-LOSSES: dict[str, Callable[[], OutputLoss]] = {
-    "mse": MeanSquare,
-    "cross_entropy": CrossEntropy,
-    "bce": BinaryCrossEntropy,
-    "huber": Huber,
-}
+def given(targets: Tensor | None) -> Tensor:
+    """Return targets that are there.
 
-
-def output_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:
-    """The loss of that name, or any mean-reduced callable."""
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))} or a callable, got {loss!r}")
-        return LOSSES[loss]()
-    if not callable(loss):
-        raise ValueError(f"loss must be a name or a callable(outputs, targets), got {type(loss).__name__}")
-    return AnyLoss(loss)
-
-
-def _given(targets: Tensor | None) -> Tensor:
+    Raises
+    ------
+    ValueError
+        They are not.
+    """
     if targets is None:
         raise ValueError("this loss needs targets: call step(x, y)")
     return targets
 
 
-def _columns(outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
-    """Targets in the shape and type of the outputs; a dimension of one may be missing, a broadcast is refused."""
-    wanted = _given(targets)
-    if wanted.numel() != outputs.numel() or wanted.shape[0] != outputs.shape[0]:
-        raise ValueError(f"targets of shape {tuple(wanted.shape)} do not match outputs of shape {tuple(outputs.shape)}")
-    return wanted.reshape(outputs.shape).to(outputs)
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without its dimensions of size one."""
+    return tuple(size for size in shape if size != 1)
+
+
+def namespace(array: Array) -> Any:
+    """Return the module whose functions take such an array."""
+    return torch if isinstance(array, Tensor) else np

@@ -6,15 +6,27 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
-from widefit.losses.base import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares, OutputLoss
+from widefit.losses.base import LocalLeastSquares, OutputLoss
 
 # Newton steps of the proximal point, and the slope at which it is found.
-_STEPS = 50
-_SLOPE = 1e-9
+STEPS = 50
+SLOPE = 1e-9
 # Longest such step, in units of the logits.
-_REACH = 3.0
+REACH = 3.0
+
+
+class CrossEntropy(OutputLoss):
+    """A loss of logits, whose curvature vanishes where they are large."""
+
+    @abstractmethod
+    def proximal(
+        self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"], curvature: float
+    ) -> Float[Tensor, "n k"]:
+        """Return arg min over t of ℓ(t) + (c / 2) ‖t − f‖² for outputs f in float64 and c = `curvature`."""
+
+    def smoothed(self) -> OutputLoss:
+        return Envelope(self)
 
 
 @dataclass(frozen=True)
@@ -29,90 +41,38 @@ class Envelope(OutputLoss):
 
     Parameters
     ----------
+    loss
+        ℓ.
     curvature
         c: a wrong sample is moved until its probability errs by c times the shift of its logits.
     """
 
-    curvature: float = 1e-3
+    loss: CrossEntropy
+    curvature: float = 1e-3  # pyright: ignore[reportIncompatibleVariableOverride]
     _last: list = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def value(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
+    def values(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
         near = self._near(outputs, targets)
-        distance = (near - outputs).square().sum() / self._count(outputs)
-        return (self._loss(near, targets) + 0.5 * self.curvature * distance).to(outputs.dtype)
+        return (self.loss.values(near, targets.to(near)) + 0.5 * self.curvature * (near - outputs).square().sum(1)).to(
+            outputs.dtype
+        )
 
-    def expand(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> LocalLeastSquares:
-        near = self._near(outputs, targets)
-        root = outputs.new_tensor((self.curvature / self._count(outputs)) ** 0.5)
-        return LocalLeastSquares(root * (outputs - near).to(outputs.dtype), root)
+    def gradients(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        return (self.curvature * (outputs - self._near(outputs, targets))).to(outputs.dtype)
 
-    def _near(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
+    def local(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> LocalLeastSquares:
+        root = outputs.new_tensor(self.curvature**0.5)
+        return LocalLeastSquares(root * (outputs - self._near(outputs, targets)).to(outputs.dtype), root)
+
+    def prepared(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
+        return self.loss.prepared(outputs, targets)
+
+    def mean_weight(self, outputs: Float[Tensor, "n k"]) -> float:
+        return self.loss.mean_weight(outputs)
+
+    def _near(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """t in float64. The last one is kept: a step asks for the value and the slope at the same outputs."""
-        if not self._last or self._last[0] is not outputs or self._last[1] is not targets:
-            self._last[:] = outputs, targets, self._proximal(outputs.double(), targets)
+        if self._last and self._last[0] is outputs and torch.equal(self._last[1], targets):
+            return self._last[2]
+        self._last[:] = outputs, targets, self.loss.proximal(outputs.double(), targets.double(), self.curvature)
         return self._last[2]
-
-    @abstractmethod
-    def _loss(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        """ℓ."""
-
-    @abstractmethod
-    def _proximal(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
-        """t for given f."""
-
-    @abstractmethod
-    def _count(self, outputs: Float[Tensor, "n k"]) -> int:
-        """Over how many terms ℓ averages."""
-
-
-class CrossEntropyEnvelope(Envelope):
-    """Of `torch.nn.CrossEntropyLoss()`."""
-
-    def _loss(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return CrossEntropy().value(outputs, targets)
-
-    def _count(self, outputs: Float[Tensor, "n k"]) -> int:
-        return len(outputs)
-
-    def _proximal(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
-        classes = CrossEntropy.checked(outputs, targets)
-        wanted = classes if classes.is_floating_point() else functional.one_hot(classes, outputs.shape[1]).to(outputs)
-        near = outputs.clone()
-        for _ in range(_STEPS):
-            probability = torch.softmax(near, dim=1)
-            slope = probability - wanted + self.curvature * (near - outputs)
-            if not bool(slope.abs().max() > _SLOPE):
-                break
-            # (diag(p + c) − p pᵀ)⁻¹ slope by Sherman and Morrison.
-            diagonal = probability + self.curvature
-            straight, across = slope / diagonal, probability / diagonal
-            share = (probability * straight).sum(1, keepdim=True) / (1 - (probability * across).sum(1, keepdim=True))
-            near = near - _bounded(straight + across * share)
-        return near
-
-
-class BinaryCrossEntropyEnvelope(Envelope):
-    """Of `torch.nn.BCEWithLogitsLoss()`."""
-
-    def _loss(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, ""]:
-        return BinaryCrossEntropy().value(outputs, targets)
-
-    def _count(self, outputs: Float[Tensor, "n k"]) -> int:
-        return outputs.numel()
-
-    def _proximal(self, outputs: Float[Tensor, "n k"], targets: Tensor | None) -> Float[Tensor, "n k"]:
-        wanted = BinaryCrossEntropy.checked(outputs, targets)
-        near = outputs.clone()
-        for _ in range(_STEPS):
-            probability = torch.sigmoid(near)
-            slope = probability - wanted + self.curvature * (near - outputs)
-            if not bool(slope.abs().max() > _SLOPE):
-                break
-            step = slope / (probability * (1 - probability) + self.curvature)
-            near = near - step.clamp(-_REACH, _REACH)
-        return near
-
-
-def _bounded(step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    length = torch.linalg.vector_norm(step, dim=1, keepdim=True)
-    return step * (_REACH / length.clamp_min(_REACH))

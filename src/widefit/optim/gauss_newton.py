@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from widefit.gram.jacobian import Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.gram.traced import TracedJacobian
-from widefit.losses.base import output_loss
+from widefit.losses.family import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.memory import StepMemory
@@ -52,7 +52,8 @@ class GaussNewton(torch.optim.Optimizer):
         Parameters or parameter groups, as for any optimizer; None: all trainable ones of `model`. Groups may differ
         in `lr`.
     loss
-        "mse", "cross_entropy", "bce" (logits), "huber", or a mean-reduced callable(outputs, targets), for `step(x, y)`.
+        "mse", "cross_entropy", "bce" (logits), "huber", a loss module of torch, or a mean-reduced
+        callable(outputs, targets), for `step(x, y)`.
     residual
         `residual(model, *sample)` for ONE sample; then the loss is ½ mean(residual²), for `step(*data)`.
     lr

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from widefit.gram.jacobian import FunctionJacobian, PerSample
 from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
 from widefit.gram.traced import TracedJacobian
-from widefit.losses.base import HalfSquare, LocalLeastSquares, OutputLoss
+from widefit.losses.base import LocalLeastSquares, OutputLoss
+from widefit.losses.squared import HalfSquare
 from widefit.optim.tracing import Traces
 
 
@@ -90,17 +91,11 @@ class Block:
             return functional_call(model, parameters, tuple(tensor[None] for tensor in sample)).reshape(-1)
 
         def batched(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            outputs = functional_call(model, parameters, batch)
-            if not isinstance(outputs, Tensor):
-                raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
-            if outputs.ndim == 0 or len(outputs) != len(batch[0]):
-                raise ValueError(
-                    f"the model must return one output a sample: {len(batch[0])} samples gave shape "
-                    f"{tuple(outputs.shape)}"
-                )
+            outputs = _one_a_sample(functional_call(model, parameters, batch), len(batch[0]))
             return outputs.reshape(len(outputs), -1)
 
-        return cls(PerSample(function, inputs, batched), loss, targets, model)
+        laid_out = loss.on(_output_shape(model, inputs), targets)
+        return cls(PerSample(function, inputs, batched), laid_out, targets, model)
 
 
 @dataclass(frozen=True)
@@ -250,10 +245,7 @@ def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
                 [few.function(parameters, *(tensor[i] for tensor in few.data)) for i in range(few.samples)]
             )
     except (RuntimeError, IndexError) as error:
-        raise ValueError(
-            "a residual is called with ONE sample, a model with a batch; here samples of shapes "
-            f"{shapes} failed: {error}"
-        ) from error
+        raise _failed(shapes, error) from error
     tolerance = torch.finfo(alone.dtype).eps ** 0.5
     if not torch.allclose(together, alone, rtol=tolerance, atol=tolerance):
         raise ValueError(
@@ -266,6 +258,32 @@ def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
             f"the residual returns the same {alone.shape[1]} numbers for different samples: it seems to take the whole "
             "batch, but it must use the ONE sample that it is given"
         )
+
+
+def _output_shape(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.Size:
+    """The model's own shape of the outputs of a sample; costs one sample."""
+    try:
+        with torch.no_grad():
+            outputs = model(*(tensor[:1] for tensor in inputs))
+    except (RuntimeError, IndexError) as error:
+        raise _failed([tuple(tensor.shape[1:]) for tensor in inputs], error) from error
+    return _one_a_sample(outputs, 1).shape[1:]
+
+
+def _one_a_sample(outputs: Any, samples: int) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
+    if outputs.ndim == 0 or len(outputs) != samples:
+        raise ValueError(
+            f"the model must return one output a sample: {samples} samples gave shape {tuple(outputs.shape)}"
+        )
+    return outputs
+
+
+def _failed(shapes: list[tuple[int, ...]], error: Exception) -> ValueError:
+    return ValueError(
+        f"a residual is called with ONE sample, a model with a batch; here samples of shapes {shapes} failed: {error}"
+    )
 
 
 def check_data(data: tuple[Tensor, ...], where: str) -> None:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from widefit import solvers
 from widefit.kernels.memory import available_memory
-from widefit.plan.two_layer import Choice, Plan, named
+from widefit.plan.names import DEEP_SOLVERS, resolve
+from widefit.plan.two_layer import Choice, Plan
 
 # Products with H that conjugate gradients behind a block of it take, from runs on digits.
 _BLOCK_PRODUCTS = 30
@@ -89,7 +91,7 @@ def plan_deep(
     if solver == "auto":
         solver, reason = _deep_solver(shape, memory)
         choices.append(Choice("solver", solver.name, reason))
-    solver = named(solver, _DEEP_SOLVERS, solvers.Solver, "solver")
+    solver = cast(solvers.Solver, resolve(solver, DEEP_SOLVERS))
     needed = shape.bytes_needed(solver.name)
     if needed > memory:
         fits = int(shape.samples * math.sqrt(memory / needed))
@@ -98,13 +100,6 @@ def plan_deep(
             f"equations, of {shape.samples:,} samples: about {fits:,} samples fit"
         )
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), solver
-
-
-_DEEP_SOLVERS: dict[str, type[solvers.Solver]] = {
-    "cholesky": solvers.Cholesky,
-    "cg": solvers.CG,
-    "block-cg": solvers.BlockCG,
-}
 
 
 def _deep_solver(shape: DeepShape, memory: int) -> "tuple[solvers.Solver, str]":

@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from widefit import trackers
 from widefit.nn import TwoLayer
-from widefit.plan.two_layer import TRACKERS, Choice, Plan, firing_probability, named
+from widefit.plan.names import TRACKERS, resolve
+from widefit.plan.two_layer import Choice, Plan, firing_probability
 
 # Measured on one core (AMD Zen 4), seconds: products; a neuron and sample of a dense stochastic step and of a
 # prediction in float64; a neuron in a leaf of the half-space tree that a prediction looks into; the same of a step, and
@@ -98,7 +99,7 @@ def plan_stream(shape: NeuronShape, tracker: "str | trackers.Tracker", threads: 
     """
     dense, tree = shape.seconds_of_a_dense_step(threads), shape.seconds_of_a_tree_step(threads)
     if tracker != "auto":
-        chosen = named(tracker, TRACKERS, trackers.Tracker, "tracker")
+        chosen = resolve(tracker, TRACKERS)
         return Plan(flops_per_step=4.0 * shape.width * shape.features), chosen
     chosen = trackers.HalfSpaceTree() if tree < dense else trackers.Dense()
     reason = (

@@ -1,11 +1,13 @@
 """What "auto" chooses for a step: which factorization, on which form of J, and what it takes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
 from widefit.kernels.memory import available_memory
-from widefit.solvers import CG, Cholesky, NystromCG, SketchedCG, Solver
+from widefit.plan.names import STEP_SOLVERS
+from widefit.solvers import Solver
 
 # Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over stored
 # numbers (flops that fit into the time of moving one byte).
@@ -17,8 +19,6 @@ _TRIES = 1.2
 _SOLVES = 3.0
 # H of fewer flops than this is summed in float64 even for a float32 network.
 _WIDEN = 4e9
-
-NAMES = ("svd", "primal", "cholesky", "cg", "sketched-cg", "nystrom-cg")
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def plan_step(
             f"solver='primal' is for fewer parameters than outputs of samples, got {shape.parameters} and {shape.rows}"
         )
     if not plans:
-        known = ", ".join(map(repr, ("auto", *NAMES)))
-        raise ValueError(f"solver must be one of {known} or a widefit.solvers object, got {solver!r}")
+        raise STEP_SOLVERS.unknown(solver)
     fitting = [plan for plan in plans if plan.bytes_needed <= free]
     if not fitting:
         raise ValueError(_too_large(shape, dtype, free, solver))
@@ -217,14 +216,9 @@ def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> 
 
 def named_solver(name: str, seed: int, tolerance: float = 1e-3) -> Solver:
     """The solver of a plan; `tolerance` is what its iteration ends at, for a direction need only be right enough."""
-    solvers: dict[str, Solver] = {
-        "cholesky": Cholesky(),
-        "primal": Cholesky(),
-        "cg": CG(tolerance=tolerance, max_iterations=500),
-        "sketched-cg": SketchedCG(tolerance=tolerance, max_iterations=500, seed=seed),
-        "nystrom-cg": NystromCG(tolerance=tolerance, max_iterations=500, seed=seed),
-    }
-    return solvers[name]
+    kind: Any = STEP_SOLVERS.kind(name)
+    settings = {"tolerance": tolerance, "max_iterations": 500, "seed": seed}
+    return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
 
 
 def available_bytes(device: torch.device) -> int:

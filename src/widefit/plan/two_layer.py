@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 from widefit import solvers, trackers
 from widefit.kernels.memory import available_memory
+from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def plan_two_layer(
         chosen, reason = _choose_tracker(shape, solver, threads, memory)
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
-    tracker = named(tracker, TRACKERS, trackers.Tracker, "tracker")
+    tracker = cast(trackers.Tracker, resolve(tracker, TRACKERS))
     if shape.perturbed and not tracker.anywhere:
         raise ValueError(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
@@ -301,31 +303,11 @@ def plan_two_layer(
         need = f"{8 * shape.samples**2 / 1e9:.2g} GB for H in float64"
         reason = f"{need} and as much for its factor fit in memory" if direct else f"{need}, its factor would not fit"
         choices.append(Choice("solver", solver.name, reason))
-    solver = named(solver, {"cholesky": solvers.Cholesky, "cg": solvers.CG}, solvers.Solver, "solver")
+    solver = cast(solvers.Solver, resolve(solver, TWO_LAYER_SOLVERS))
     needed = shape.bytes_needed(solver.name, threads, tracker.name)
     if needed > memory:
         raise MemoryError(_refusal(shape, tracker.name, solver.name, threads, needed, memory))
     return Plan(tuple(choices), needed, shape.flops_per_step(solver.name)), tracker, solver
-
-
-TRACKERS: dict[str, type[trackers.Tracker]] = {
-    "dense": trackers.Dense,
-    "certificate": trackers.Certificate,
-    "verlet-list": trackers.VerletList,
-    "weight-tree": trackers.WeightTree,
-    "data-tree": trackers.DataTree,
-    "half-space-tree": trackers.HalfSpaceTree,
-}
-
-
-def named(value, names: dict, kind: type, argument: str):
-    """What goes by a name, or itself."""
-    if isinstance(value, kind):
-        return value
-    if isinstance(value, str) and value in names:
-        return names[value]()
-    known = ", ".join(f'"{name}"' for name in ("auto", *names))
-    raise ValueError(f"{argument} must be one of {known} or a {kind.__name__}, got {value!r}")
 
 
 def _refusal(shape: TwoLayerShape, tracker: str, solver: str, threads: int, needed: int, memory: int) -> str:

@@ -12,13 +12,6 @@ from widefit.report.figures import of_quality, of_training
 from widefit.report.record import Report
 from widefit.report.text import duration, number, plural, safe
 
-# What the losses of the estimators measure.
-LOSS_NAMES = {
-    "squared": "mean squared residual",
-    "logistic": "mean logistic loss",
-    "softmax": "mean cross-entropy",
-}
-
 # The button turns the theme; a print shows the step table as well.
 SCRIPT = """
 const root = document.documentElement, dark = matchMedia('(prefers-color-scheme: dark)');

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import torch
 
+from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
 from widefit.rules.local_problem import Block, LocalProblem, NetworkProblem
 from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solution, Solver
-from widefit.trackers import LOSSES
 
 # A decrease below this part of Q is the end: what is left to gain is not worth a pass.
 _CONVERGED = 1e-3
@@ -59,8 +59,7 @@ class GaussNewton(FullBatch[Damping]):
             raise ValueError(f"damping must be a finite number ≥ 0, got {self.damping!r}")
         if not 0 < self.decrease <= 1 or not self.increase > 1:
             raise ValueError("decrease must lie in (0, 1] and increase above 1")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+        check_rule_loss(self.loss)
 
     def start(self, problem: NetworkProblem) -> Damping:
         if problem.objective.kind == "softmax" and problem.outputs.shape[1] > 1:

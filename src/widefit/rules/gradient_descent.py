@@ -7,12 +7,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
 from widefit.rules.local_problem import NetworkProblem
 from widefit.rules.step_size import SCHEDULES, check_step_size, full_batch_rate, rates
 from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solver
-from widefit.trackers import LOSSES
 
 # Training that has lost this factor to its start has left the region where its step is stable.
 _DIVERGED = 1e3
@@ -68,8 +68,7 @@ class GradientDescent(FullBatch[Descent]):
 
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, (*SCHEDULES, "line-search"), self.decay, self.period)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+        check_rule_loss(self.loss)
 
     def start(self, problem: NetworkProblem) -> Descent:
         lr = full_batch_rate(problem) if self.lr == "auto" else float(self.lr)

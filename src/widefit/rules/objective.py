@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from widefit.losses.base import BinaryCrossEntropy, CrossEntropy, LocalLeastSquares
-from widefit.trackers import Displacement, minibatches
+from widefit.losses.base import LocalLeastSquares
+from widefit.losses.family import RULE_LOSSES
+from widefit.trackers import Displacement
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖², or Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖² for another loss.
+    """Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖²; for the squared loss 2 ℓ = ‖f − y‖².
 
     Attributes
     ----------
@@ -23,7 +24,7 @@ class Objective:
     alpha
         α ≥ 0.
     kind
-        ℓ: "squared", "logistic" or "softmax", as `widefit.rules.SGD` defines them.
+        The name of ℓ, one of `widefit.losses.family.RULE_LOSSES`.
     """
 
     targets: Float[np.ndarray, "n k"]
@@ -33,11 +34,13 @@ class Objective:
 
     def loss(self, outputs: Float[np.ndarray, "n k"]) -> float:
         """Weighted mean over samples: of the squared residual, or of ℓ for another loss."""
-        if self.kind == "squared":
-            values = ((outputs - self.targets) ** 2).sum(1)
-        else:
-            values = minibatches.values(self.kind, outputs, self.targets)
-        return float(self.sample_weight @ values / self.sample_weight.sum())
+        loss = RULE_LOSSES[self.kind]
+        return float(self.sample_weight @ (loss.scale * loss.values(outputs, self.targets)) / self.sample_weight.sum())
+
+    @property
+    def curvature(self) -> float:
+        """The largest second derivative of ℓ in the outputs."""
+        return RULE_LOSSES[self.kind].curvature
 
     def part(self, samples: slice | Int[np.ndarray, " q"]) -> "Objective":
         """Of some of the samples, the ridge in proportion."""
@@ -47,22 +50,15 @@ class Objective:
     def value(self, outputs: Float[np.ndarray, "n k"], displacement: Displacement | None) -> float:
         """Q."""
         ridge = self.alpha * float(displacement.squared_norm.sum()) if displacement is not None else 0.0
-        factor = 1 if self.kind == "squared" else 2
-        return factor * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
+        return 2 / RULE_LOSSES[self.kind].scale * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
 
     def slope(self, outputs: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
         """∂ℓ/∂f; the residual for the squared loss."""
-        return minibatches.gradient(self.kind, outputs, self.targets)
+        return RULE_LOSSES[self.kind].gradients(outputs, self.targets)
 
     def expand(self, outputs: Float[np.ndarray, "n k"]) -> LocalLeastSquares:
         """Q near f without sample weights and ridge: Q(f + δ) ≈ Q(f) − Σ_i ‖r̃_i‖² + Σ_i ‖r̃_i + B_iᵀ δ_i‖²."""
-        f, y = torch.from_numpy(outputs), torch.from_numpy(self.targets)
-        if self.kind == "squared":
-            return LocalLeastSquares(f - y, f.new_ones(()))
-        # torch's losses are means: over all numbers, and over samples.
-        local = BinaryCrossEntropy().expand(f, (y + 1) / 2) if self.kind == "logistic" else CrossEntropy().expand(f, y)
-        root = (f.numel() if self.kind == "logistic" else len(f)) ** 0.5
-        return LocalLeastSquares(root * local.residual, root * local.root)
+        return RULE_LOSSES[self.kind].local(torch.from_numpy(outputs), torch.from_numpy(self.targets))
 
     def stacked(self) -> "Stacked":
         """The same objective of one column of outputs, output c of sample i in row i k + c."""

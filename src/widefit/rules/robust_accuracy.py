@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.trackers import Adversary, attack, check_targets
+from widefit.losses.family import RULE_LOSSES, check_rule_loss
+from widefit.trackers import Adversary, attack
 
 # Numbers in the activations of a block of samples.
 _BLOCK_NUMBERS = 1 << 24
@@ -48,7 +49,8 @@ class RobustAccuracy:
                 f"targets must have a row for each of the {self.inputs.shape[0]} rows of inputs, and at least one, got "
                 f"{self.targets.shape[0]}"
             )
-        check_targets(self.loss, self.targets)
+        check_rule_loss(self.loss)
+        RULE_LOSSES[self.loss].check(self.targets)
         if self.targets.shape[1] == 1 and np.any(np.abs(self.targets) != 1):
             row = int(np.argmax(np.abs(self.targets[:, 0]) != 1))
             raise ValueError(f"targets must be ±1 for one output, got {self.targets[row, 0]} in row {row}")

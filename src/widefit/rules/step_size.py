@@ -10,8 +10,6 @@ from jaxtyping import Float
 from widefit.rules.local_problem import NetworkProblem
 
 SCHEDULES = ("constant", "inverse", "cosine")
-# Upper bound of the second derivative of each loss in the outputs.
-CURVATURE = {"squared": 1.0, "logistic": 0.25, "softmax": 0.5}
 
 
 def check_step_size(lr: float | str, schedule: str, schedules: tuple[str, ...], decay: float, period: int) -> None:
@@ -43,7 +41,7 @@ def rates(
 
 def full_batch_rate(problem: NetworkProblem) -> float:
     """1 / (c λ_max(D H D) + α): half of where gradient descent on ½ Q becomes unstable, c the loss's curvature."""
-    curvature = CURVATURE[problem.objective.kind] * largest_eigenvalue(problem) + problem.objective.alpha
+    curvature = problem.objective.curvature * largest_eigenvalue(problem) + problem.objective.alpha
     return 1 / curvature if curvature > 0 else 1.0
 
 
@@ -65,7 +63,7 @@ def minibatch_rate(problem: NetworkProblem, batch: int, both_layers: bool = Fals
     both = largest + (batch - 1) * largest_eigenvalue(problem) / samples
     if both_layers:
         both += batch * float(np.max(objective.sample_weight * problem.features_squared()))
-    curvature = CURVATURE[objective.kind] * both
+    curvature = objective.curvature * both
     curvature += objective.alpha * batch / samples
     return 1 / curvature if curvature > 0 else 1.0
 

@@ -19,13 +19,12 @@ from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
 from widefit.trackers.half_space.tree_descent import WORTH_THREADS
 from widefit.trackers.layer import features_squared
-from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
+from widefit.trackers.minibatches import Adversary, Minibatches, attack
 from widefit.trackers.trees.data_tree import DataTree
 from widefit.trackers.trees.weight_tree import WeightTree
 from widefit.trackers.verlet.verlet_list import VerletList
 
 __all__ = [
-    "LOSSES",
     "WORTH_THREADS",
     "Adversary",
     "Certificate",
@@ -49,7 +48,6 @@ __all__ = [
     "VerletList",
     "WeightTree",
     "attack",
-    "check_targets",
     "features_squared",
     "partition",
 ]

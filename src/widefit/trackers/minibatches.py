@@ -1,4 +1,4 @@
-"""Stochastic gradient steps in sample space, and the losses that they descend."""
+"""Stochastic gradient steps in sample space."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,9 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from widefit.losses.family import RULE_LOSSES
 from widefit.trackers.averaging import IterateAverage
-
-LOSSES = ("squared", "logistic", "softmax")
 
 
 @runtime_checkable
@@ -41,11 +40,11 @@ class Minibatches:
     rates
         η_t, shape (batches,).
     targets
-        y, shape (n, k): numbers for the squared loss, ±1 for the logistic, one-hot rows for softmax.
+        y, shape (n, k), as the loss takes them.
     sample_weight
         ω, shape (n,).
     loss
-        "squared": ½ ‖f − y‖². "logistic": Σ_c log(1 + exp(−y_c f_c)). "softmax": log Σ_c exp f_c − ⟨y, f⟩.
+        The name of ℓ, one of `widefit.losses.family.RULE_LOSSES`.
     shrink
         s_t, shape (batches,): pull of all neurons towards their initial weights; None: 0.
     trains_readout
@@ -93,7 +92,7 @@ class Minibatches:
     def g(self, step: int, outputs: Float[np.ndarray, "b k"]) -> Float[np.ndarray, "b k"]:
         """η_t ω_B ∘ ∂ℓ/∂f_B from the outputs of the batch."""
         batch = self.batch(step)
-        slope = gradient(self.loss, outputs, self.targets[batch])
+        slope = RULE_LOSSES[self.loss].gradients(outputs, self.targets[batch])
         return self.rates[step] * self.sample_weight[batch][:, None] * slope
 
     def attacked(
@@ -159,42 +158,6 @@ def attack(
     """
     origin = x
     for _ in range(adversary.steps):
-        x = adversary.move(origin, x, pull_back(gradient(loss, outputs, targets)))
+        x = adversary.move(origin, x, pull_back(RULE_LOSSES[loss].gradients(outputs, targets)))
         outputs = evaluate(x)
     return x, outputs
-
-
-def gradient(
-    loss: str, outputs: Float[np.ndarray, "b k"], targets: Float[np.ndarray, "b k"]
-) -> Float[np.ndarray, "b k"]:
-    """∂ℓ/∂f, sample by sample."""
-    if loss == "squared":
-        return outputs - targets
-    if loss == "logistic":
-        return -targets * np.exp(-np.logaddexp(0, targets * outputs))
-    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True) - targets
-
-
-def values(loss: str, outputs: Float[np.ndarray, "n k"], targets: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-    """ℓ, sample by sample; `gradient` is its derivative."""
-    if loss == "squared":
-        return 0.5 * ((outputs - targets) ** 2).sum(1)
-    if loss == "logistic":
-        return np.logaddexp(0, -targets * outputs).sum(1)
-    largest = outputs.max(axis=1)
-    return largest + np.log(np.exp(outputs - largest[:, None]).sum(1)) - (targets * outputs).sum(1)
-
-
-def check_targets(loss: str, targets: Float[np.ndarray, "n k"]) -> None:
-    """Raise a ValueError that names the first row of y that is no target of the loss."""
-    if loss == "logistic":
-        wrong, wanted = (np.abs(targets) != 1).any(axis=1), "±1"
-    elif loss == "softmax":
-        wrong = (targets < 0).any(axis=1) | (np.abs(targets.sum(axis=1) - 1) > 1e-6)
-        wanted = "rows of class probabilities, ≥ 0 with sum 1"
-    else:
-        return
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(f'y must be {wanted} for loss="{loss}", got {targets[row].tolist()} in row {row}')

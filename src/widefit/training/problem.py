@@ -8,8 +8,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from widefit import gram, rules, trackers
+from widefit import gram, trackers
+from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
+from widefit.plan.names import RULES, resolve
 from widefit.rules import NetworkProblem, Objective, Rule
 
 
@@ -18,7 +20,7 @@ def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
     chosen = rule_of(rule)
     if loss is None:
         return chosen
-    known = {name: name for name in trackers.LOSSES} | {"cross_entropy": "logistic" if outputs == 1 else "softmax"}
+    known = {name: name for name in RULE_LOSSES} | {"cross_entropy": "logistic" if outputs == 1 else "softmax"}
     if loss not in known:
         raise ValueError(f"loss must be one of {', '.join(map(repr, known))}, got {loss!r}")
     return replace(chosen, loss=known[loss])  # pyright: ignore[reportArgumentType]
@@ -26,12 +28,7 @@ def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
 
 def rule_of(rule: str | Rule) -> Rule:
     """A rule by its name, or itself."""
-    if isinstance(rule, Rule):
-        return rule
-    named = {"gauss-newton": rules.GaussNewton, "gradient-descent": rules.GradientDescent, "sgd": rules.SGD}
-    if rule not in named:
-        raise ValueError(f"rule must be one of {', '.join(map(repr, named))} or a Rule, got {rule!r}")
-    return named[rule]()
+    return resolve(rule, RULES)
 
 
 def checked_problem(
@@ -59,7 +56,7 @@ def checked_problem(
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
-    trackers.check_targets(loss, targets)
+    RULE_LOSSES[loss].check(targets)
     return inputs, Objective(targets, weight, alpha, loss)
 
 

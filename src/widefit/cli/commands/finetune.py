@@ -1,6 +1,5 @@
 """`widefit finetune`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,23 +13,15 @@ from widefit.cli.options import (
     ThreadsOption,
     examples,
     limit_threads,
+    one_of,
 )
+from widefit.plan.names import LAYERS, TORCH_LOSSES
 
 EXAMPLES = examples(
     "widefit finetune my_models:build weights.pt new.csv --target price",
     "widefit finetune my_models:Classifier weights.safetensors new.csv --target label --loss cross_entropy",
     "widefit finetune my_models:build weights.pt new.csv --layers fc2 --layers fc3 --delta new.delta",
 )
-
-
-class LossChoice(StrEnum):
-    """What is minimized."""
-
-    AUTO = "auto"
-    MSE = "mse"
-    CROSS_ENTROPY = "cross_entropy"
-    BCE = "bce"
-    HUBER = "huber"
 
 
 @guarded
@@ -52,8 +43,8 @@ def command(
         typer.Option(metavar="COLUMN", help="The column to predict; by default one called target, y, label or class."),
     ] = None,
     loss: Annotated[
-        LossChoice, typer.Option(help="By default cross_entropy for classes and mse for numbers.")
-    ] = LossChoice.AUTO,
+        str, one_of(("auto", *TORCH_LOSSES), "By default cross_entropy for classes and mse for numbers.")
+    ] = "auto",
     layers: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help='"auto", "readout", "all" or a linear layer; may be repeated.'),
@@ -85,8 +76,8 @@ def command(
     from widefit.cli.run.finetune import Job, run
 
     chosen = layers or ["auto"]
-    words = chosen[0] if len(chosen) == 1 and chosen[0] in ("auto", "readout", "all") else tuple(chosen)
+    words = chosen[0] if len(chosen) == 1 and chosen[0] in LAYERS else tuple(chosen)
     settings = {"layers": words, "alpha": alpha, "validation": validation, "max_iter": max_iter, "seed": seed}
-    name = None if loss is LossChoice.AUTO else loss.value
+    name = None if loss == "auto" else loss
     job = Job(factory, weights, data, target, name, settings, out, delta)
     return run(job, Output(json, quiet))

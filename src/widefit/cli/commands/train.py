@@ -1,6 +1,5 @@
 """`widefit train`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,9 @@ from widefit.cli.options import (
     examples,
     layer_sizes,
     limit_threads,
+    one_of,
 )
+from widefit.plan.names import ACTIVATIONS, DEEP_SOLVERS, RULES, STREAM_TRACKERS, TRACKERS
 
 EXAMPLES = examples(
     "widefit train digits",
@@ -29,49 +30,6 @@ EXAMPLES = examples(
     "widefit train big.parquet --checkpoint big.ckpt --resume",
     "widefit train digits --json --quiet > result.json",
 )
-
-
-class TaskChoice(StrEnum):
-    """What the target is."""
-
-    REGRESSION = "regression"
-    CLASSIFICATION = "classification"
-
-
-class RuleChoice(StrEnum):
-    """How a step is chosen."""
-
-    GAUSS_NEWTON = "gauss-newton"
-    GRADIENT_DESCENT = "gradient-descent"
-    SGD = "sgd"
-
-
-class ActivationChoice(StrEnum):
-    """What a neuron computes."""
-
-    SHIFTED_RELU = "shifted_relu"
-    RELU = "relu"
-    FLOORED_RELU = "floored_relu"
-
-
-class TrackerChoice(StrEnum):
-    """How firing neurons are found."""
-
-    AUTO = "auto"
-    DENSE = "dense"
-    CERTIFICATE = "certificate"
-    VERLET_LIST = "verlet-list"
-    WEIGHT_TREE = "weight-tree"
-    DATA_TREE = "data-tree"
-    HALF_SPACE_TREE = "half-space-tree"
-
-
-class SolverChoice(StrEnum):
-    """How the system in sample space is solved."""
-
-    AUTO = "auto"
-    CHOLESKY = "cholesky"
-    CG = "cg"
 
 
 TABLE, MODEL, FILES = "The table", "The model", "Files"
@@ -91,10 +49,11 @@ TargetOption = Annotated[
     ),
 ]
 TaskOption = Annotated[
-    TaskChoice | None,
-    typer.Option(
-        rich_help_panel=TABLE,
-        help="By default seen from the target: text, booleans and a few whole numbers are classes.",
+    str | None,
+    one_of(
+        ("regression", "classification"),
+        "By default seen from the target: text, booleans and a few whole numbers are classes.",
+        TABLE,
     ),
 ]
 DropOption = Annotated[
@@ -149,14 +108,14 @@ SizesOption = Annotated[
         help="Neurons of several hidden layers, in place of --width.",
     ),
 ]
-ActivationOption = Annotated[ActivationChoice, typer.Option(rich_help_panel=MODEL, help="What a neuron computes.")]
+ActivationOption = Annotated[str, one_of(ACTIVATIONS, "What a neuron computes.", MODEL)]
 # A float or "auto": typer takes no unions.
 ThresholdOption = Annotated[object, auto_or_number_option("What a neuron must exceed to fire.")]
 AlphaOption = Annotated[object, auto_or_number_option("Ridge: the pull towards the initial weights.")]
-RuleOption = Annotated[RuleChoice, typer.Option(rich_help_panel=MODEL, help="How a step is chosen.")]
-TrackerOption = Annotated[TrackerChoice, typer.Option(rich_help_panel=MODEL, help="How firing neurons are found.")]
+RuleOption = Annotated[str, one_of(RULES, "How a step is chosen.", MODEL)]
+TrackerOption = Annotated[str, one_of(TRACKERS, "How firing neurons are found.", MODEL)]
 SolverOption = Annotated[
-    SolverChoice, typer.Option(rich_help_panel=MODEL, help="How each step's equations are solved.")
+    str, one_of(DEEP_SOLVERS, "How each step's equations are solved; block-cg with several hidden layers.", MODEL)
 ]
 MaxIterOption = Annotated[
     int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps; of epochs with sgd.")
@@ -197,12 +156,12 @@ def command(
     seed: SeedOption = 0,
     width: WidthOption = 65536,
     hidden_layer_sizes: SizesOption = None,
-    activation: ActivationOption = ActivationChoice.SHIFTED_RELU,
+    activation: ActivationOption = "shifted_relu",
     threshold: ThresholdOption = "auto",
     alpha: AlphaOption = "auto",
-    rule: RuleOption = RuleChoice.GAUSS_NEWTON,
-    tracker: TrackerOption = TrackerChoice.AUTO,
-    solver: SolverOption = SolverChoice.AUTO,
+    rule: RuleOption = "gauss-newton",
+    tracker: TrackerOption = "auto",
+    solver: SolverOption = "auto",
     max_iter: MaxIterOption = 20,
     tol: TolOption = 1e-6,
     out: OutOption = None,
@@ -223,8 +182,8 @@ def command(
         raise typer.BadParameter("--report and --no-report exclude each other")
     if resume and checkpoint is None:
         raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
-    if stream and tracker not in (TrackerChoice.AUTO, TrackerChoice.DENSE, TrackerChoice.HALF_SPACE_TREE):
-        raise typer.BadParameter(f"--stream takes --tracker auto, dense or half-space-tree, not {tracker.value}")
+    if stream and tracker not in ("auto", *STREAM_TRACKERS):
+        raise typer.BadParameter(f"--stream takes --tracker auto, {' or '.join(STREAM_TRACKERS)}, not {tracker}")
     if stream and alpha not in ("auto", 0):
         raise typer.BadParameter("--stream has no ridge: --alpha is auto or 0")
     limit_threads(threads)
@@ -233,12 +192,12 @@ def command(
 
     settings = {
         "hidden_layer_sizes": (width,) if hidden_layer_sizes is None else layer_sizes(hidden_layer_sizes),
-        "activation": activation.value,
+        "activation": activation,
         "threshold": threshold,
         "alpha": alpha,
-        "rule": "sgd" if stream else rule.value,
-        "tracker": tracker.value,
-        "solver": solver.value,
+        "rule": "sgd" if stream else rule,
+        "tracker": tracker,
+        "solver": solver,
         "max_iter": max_iter,
         "tol": tol,
         "random_state": seed,
@@ -246,7 +205,7 @@ def command(
     job = Job(
         data=data,
         target=target,
-        task=None if task is None else task.value,
+        task=task,
         drop=tuple(drop or ()),
         impute=impute,
         test_size=test_size,

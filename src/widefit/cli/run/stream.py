@@ -22,8 +22,8 @@ from widefit.data.table import Table, TableError, plural
 from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, read_checkpoint, save
+from widefit.losses.family import RULE_LOSSES
 from widefit.report import Report, Source, this_machine, write
-from widefit.report.html import LOSS_NAMES
 from widefit.rules import StopReason
 from widefit.training.history import History, StepInfo
 from widefit.training.loop import Loop, State
@@ -225,7 +225,7 @@ def _report(job: Job, blocks: TableBlocks, steps: FileSteps, interrupted: bool) 
         metrics=metrics,
         probabilities=steps.scores.probabilities,
         classes=steps.scores.classes.tolist(),
-        loss_name=LOSS_NAMES[steps.model.loss_],
+        loss_name=RULE_LOSSES[steps.model.loss_].title,
         metric_name="progressive",
         plan=steps.model.plan_.rows(),
         settings={name: str(value) for name, value in (job.settings | {"rows": steps.rows}).items()},

@@ -1,0 +1,56 @@
+"""All losses by name. A loss is one file here and one line below."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from widefit.losses.base import OutputLoss
+from widefit.losses.custom import Custom
+from widefit.losses.huber import Huber
+from widefit.losses.logistic import Logistic
+from widefit.losses.softmax import Softmax
+from widefit.losses.squared import Squared
+
+# For rules, which sum; and for the optimizer and fine-tuning, which average as torch does.
+RULE_LOSSES: dict[str, OutputLoss] = {loss.name: loss for loss in (Squared(), Logistic(), Softmax())}
+TORCH_LOSSES: dict[str, OutputLoss] = {
+    loss.torch_name: loss for loss in (Squared(), Softmax(), Logistic(negative=0.0), Huber())
+}
+
+
+def check_rule_loss(name: str) -> None:
+    """Raise a ValueError for a name that is no loss of a rule."""
+    if name not in RULE_LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, RULE_LOSSES))}, got {name!r}")
+
+
+def output_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:
+    """Return the mean-reduced loss of a name, of a loss module of torch, or of any callable.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, something that cannot be called, a module that does not average over samples.
+    """
+    if isinstance(loss, str):
+        if loss not in TORCH_LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(map(repr, TORCH_LOSSES))} or a callable, got {loss!r}")
+        return TORCH_LOSSES[loss]
+    if not callable(loss):
+        raise ValueError(f"loss must be a name or a callable(outputs, targets), got {type(loss).__name__}")
+    if isinstance(loss, nn.Module):
+        _refuse_reduction(loss)
+        for kind in (Squared, Softmax, Logistic, Huber):
+            found = kind.of_module(loss)
+            if found is not None:
+                return found
+    return Custom(loss)
+
+
+def _refuse_reduction(module: nn.Module) -> None:
+    reduction = getattr(module, "reduction", "mean")
+    if reduction != "mean":
+        raise ValueError(
+            f"loss must be the mean over samples: {type(module).__name__} has reduction={reduction!r}; make it with "
+            'reduction="mean"'
+        )
