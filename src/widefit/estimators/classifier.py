@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 from widefit.estimators.base import Wide
 from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
+from widefit.losses.family import RULE_LOSSES
 from widefit.tuning.tune import Tuning
 
 # The largest factor between outputs and logits: at it, the held-out predictions make no error.
