@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from widefit.gram.factored import FactoredJacobian
 from widefit.gram.jacobian import FunctionJacobian, PerSample
-from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
-from widefit.gram.traced import TracedJacobian
+from widefit.gram.recording import FactorCost, factor_cost, factored_jacobian, module_outputs
 from widefit.losses.base import HalfSquare, LocalLeastSquares, OutputLoss
 from widefit.optim.tracing import Traces
 
@@ -85,22 +85,7 @@ class Block:
     @classmethod
     def of_model(cls, model: nn.Module, loss: OutputLoss, inputs: tuple[Tensor, ...], targets: Tensor) -> "Block":
         """The block of a model's outputs on a batch, compared with targets."""
-
-        def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
-            return functional_call(model, parameters, tuple(tensor[None] for tensor in sample)).reshape(-1)
-
-        def batched(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            outputs = functional_call(model, parameters, batch)
-            if not isinstance(outputs, Tensor):
-                raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
-            if outputs.ndim == 0 or len(outputs) != len(batch[0]):
-                raise ValueError(
-                    f"the model must return one output a sample: {len(batch[0])} samples gave shape "
-                    f"{tuple(outputs.shape)}"
-                )
-            return outputs.reshape(len(outputs), -1)
-
-        return cls(PerSample(function, inputs, batched), loss, targets, model)
+        return cls(module_outputs(model, inputs), loss, targets, model)
 
 
 @dataclass(frozen=True)
@@ -192,7 +177,7 @@ class System:
         row_bytes: int,
         free: int,
         dtype: torch.dtype | None = None,
-    ) -> TracedJacobian | None:
+    ) -> FactoredJacobian | None:
         """J̃ in `dtype` from layer inputs and backward signals; None where `free` bytes or the functions forbid it."""
         if self.sources is None:
             return None

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.rules.objective import Objective
 from widefit.solvers import Solution, Solver
 from widefit.trackers import Displacement, Minibatches, Trial, Update
@@ -40,7 +40,7 @@ class Linearization:
     objective: Objective
     outputs: Float[np.ndarray, "n k"]
     displacement: Displacement | None
-    gram: Callable[[int], GramOperator]
+    gram: Callable[[int], Operator]
     piecewise_linear: bool = True
     features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
     few: "Callable[[], Linearization] | None" = None

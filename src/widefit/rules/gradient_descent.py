@@ -109,7 +109,7 @@ def _squared_gradient(view: Linearization) -> float:
     alpha, total = view.objective.alpha, 0.0
     error = view.objective.sample_weight[:, None] * view.slope
     for output in range(error.shape[1]):
-        image = view.gram(output).matmul(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
+        image = view.gram(output).matvec(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
         total += float(error[:, output] @ image)
         if view.displacement is not None:
             total += 2 * alpha * float(error[:, output] @ view.displacement.response[:, output])

@@ -35,7 +35,7 @@ class DeepTraining(Training):
         self._deep = self._tracking = self._tracker.start(
             self.network, self._inputs, self._threads, self._objective.alpha > 0, self._tracker_state
         )
-        self._operator: gram.GramOperator | None = None
+        self._operator: gram.Operator | None = None
 
     def view(self) -> Linearization:
         """The problem at the committed weights, sample i and output c in row i k + c."""
@@ -44,12 +44,12 @@ class DeepTraining(Training):
         outputs = self._deep.outputs.reshape(-1, 1)
         return Linearization(self._objective.stacked(), outputs, displacement, self._gram, piecewise_linear=False)
 
-    def _gram(self, output: int) -> gram.GramOperator:
+    def _gram(self, output: int) -> gram.Operator:
         if self._operator is None:
             with self._phase("backward"):
                 self._deep.signals()
             with self._phase("gram"):
-                operator = gram.CoupledGram(self._deep.factors(), self._threads)
+                operator = gram.CoupledGram(self._deep.factors())
                 # One output: H takes as much as the similarities that it is made of.
                 self._operator = gram.DenseGram(operator.dense()) if operator.outputs == 1 else operator
         return self._operator
@@ -59,7 +59,7 @@ class DeepTraining(Training):
         image = None
         if self._objective.alpha > 0:
             with self._phase("gram"):
-                image = self._gram(0).matmul(torch.from_numpy(update.g[:, 0].copy())).numpy()
+                image = self._gram(0).matvec(torch.from_numpy(update.g[:, 0].copy())).numpy()
         with self._phase("pass"):
             trial = self._deep.propose(update, image)
         # J (W − W₀) there is not asked for unless the trial is kept.
