@@ -14,7 +14,7 @@ from widefit.gram.jacobian import DenseJacobian, add_lower_gram, mirror_lower
 from widefit.gram.layer_rows import LayerRows
 
 # Bytes of J that exist at a time where none are given.
-_ROW_BYTES = 1 << 28
+_ROW_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,14 @@ class FactoredJacobian(Jacobian):
         return mirror_lower(self._products(self.blocks, self.blocks, dtype))
 
     def gram_columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "M r"]:
-        order, chosen = self._chosen(indices)
-        return self._products(self.blocks, chosen, self.dtype)[:, order]
+        chosen, order = self._chosen(indices)
+        found = self._products(self.blocks, chosen, self.dtype)
+        return found if order is None else found[:, order]
 
     def gram_block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
-        order, chosen = self._chosen(indices)
-        return mirror_lower(self._products(chosen, chosen, self.dtype))[order[:, None], order]
+        chosen, order = self._chosen(indices)
+        found = mirror_lower(self._products(chosen, chosen, self.dtype))
+        return found if order is None else found[order[:, None], order]
 
     def diagonal(self) -> Float[Tensor, " M"]:
         total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
@@ -204,8 +206,9 @@ class FactoredJacobian(Jacobian):
         return total
 
     def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
-        order, chosen = self._chosen(indices)
-        return self._dense(chosen)[order]
+        chosen, order = self._chosen(indices)
+        found = self._dense(chosen)
+        return found if order is None else found[order]
 
     def row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "r P"]]]:
         top = 0
@@ -242,14 +245,16 @@ class FactoredJacobian(Jacobian):
                         part.add_products(other, total[down[i], across[j]], lower=part is other)  # pyright: ignore[reportArgumentType]
         return total
 
-    def _chosen(self, indices: Int[Tensor, " r"]) -> tuple[Int[Tensor, " r"], list[RowBlock]]:
-        """The rows of some indices, block by block, and the place of each index among them."""
+    def _chosen(self, indices: Int[Tensor, " r"]) -> tuple[list[RowBlock], Int[Tensor, " r"] | None]:
+        """The rows of some indices, block by block, and the place of each index among them; None: they are in order."""
+        if len(self.blocks) == 1:
+            return [self.blocks[0].take(indices)], None
         chosen, positions = [], []
         for block, place in zip(self.blocks, _places(self.blocks), strict=True):
             here = ((indices >= place.start) & (indices < place.stop)).nonzero()[:, 0]
             chosen.append(block.take(indices[here] - place.start))
             positions.append(here)
-        return torch.argsort(torch.cat(positions)), chosen
+        return chosen, torch.argsort(torch.cat(positions))
 
     def _by_parameter(self, values: Tensor, dim: int = 0) -> dict[str, Tensor]:
         return dict(zip(self.sizes, values.split(list(self.sizes.values()), dim=dim), strict=True))
