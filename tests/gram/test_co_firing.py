@@ -70,7 +70,7 @@ def test_operator_views_agree():
     matrix = matrix @ matrix.T
     operator = DenseGram(matrix)
     vectors = torch.randn(7, 2, dtype=torch.float64)
-    assert torch.equal(operator.matmul(vectors), matrix @ vectors)
+    assert torch.equal(operator.matvec(vectors), matrix @ vectors)
     assert torch.equal(operator.diagonal(), matrix.diagonal())
     assert torch.equal(operator.columns(torch.tensor([3, 1])), matrix[:, [3, 1]])
     operator.dense().zero_()

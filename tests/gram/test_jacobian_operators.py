@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from widefit.gram.jacobian import DenseJacobian, FunctionJacobian, JacobianGram, PerSample
-from widefit.gram.khatri_rao import factor_cost, factored_jacobian
+from widefit.gram.recording import factor_cost, factored_jacobian
 from widefit.sketches import CountSketch
 
 
@@ -136,9 +136,9 @@ def test_operator_of_a_jacobian() -> None:
     matrix = torch.randn(6, 40, dtype=torch.float64)
     operator = JacobianGram(DenseJacobian(matrix))
     vectors = torch.randn(6, 2, dtype=torch.float64)
-    torch.testing.assert_close(operator.matmul(vectors), matrix @ matrix.T @ vectors)
+    torch.testing.assert_close(operator.matvec(vectors), matrix @ matrix.T @ vectors)
     torch.testing.assert_close(operator.dense(), matrix @ matrix.T)
-    assert operator.factor_size == 40
+    assert operator.factor.shape == (6, 40)
 
 
 def test_column_scale_and_two_blocks() -> None:

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widefit.gram import CoupledGram, DenseGram, WeightedGram, sparse_khatri_rao
+from widefit.gram import CoupledGram, DenseGram, WeightedGram
+from widefit.linalg.sparse_layer_rows import SparseLayerRows
 from widefit.nn import Deep, SparseRows
 from widefit.trackers.deep.tracking import DeepTracking
 from widefit.tuning.limit_kernel import deep_limit_gram, limit_gram
@@ -18,24 +19,28 @@ def sparse(rows: int, columns: int, part: float, seed: int, dtype=np.float64) ->
     return SparseRows.from_dense(np.where(mask, generator.standard_normal((rows, columns)), 0).astype(dtype))
 
 
+def layer(samples: int, outputs: int, part: float, seed: int, dtype=np.float64) -> tuple[SparseLayerRows, np.ndarray]:
+    """A layer and its rows of J."""
+    pattern, seen = sparse(samples, 11, part, seed, dtype), sparse(samples, 7, part, seed + 10, dtype)
+    signals = np.random.default_rng(seed).standard_normal((pattern.index.size, outputs)).astype(dtype)
+    rows = SparseLayerRows(pattern, signals, seen.dense().astype(np.float64) @ seen.dense().T, threads=2)
+    delta, h = rows.signal_rows().dense().astype(np.float64), seen.dense().astype(np.float64)
+    return rows, np.einsum("ir,ic->irc", delta, np.repeat(h, outputs, axis=0)).reshape(samples * outputs, -1)
+
+
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.floats(0, 1), st.integers(0, 99))
 def test_equals_the_product_of_jacobians(samples, outputs, layers, part, seed):
-    signals = [sparse(samples * outputs, 11, part, seed + layer) for layer in range(layers)]
-    inputs = [sparse(samples, 7, part, seed + 10 + layer) for layer in range(layers)]
-    rows = [
-        np.einsum("ir,ic->irc", delta.dense(), np.repeat(h.dense(), outputs, axis=0)).reshape(samples * outputs, -1)
-        for delta, h in zip(signals, inputs, strict=True)
-    ]
-    jacobian = np.concatenate(rows, axis=1)
-    gram = sparse_khatri_rao(signals, [h.gram() for h in inputs], threads=2)
-    np.testing.assert_allclose(gram.matrix.numpy(), jacobian @ jacobian.T, rtol=1e-12, atol=1e-12)
+    made = [layer(samples, outputs, part, seed + 20 * number) for number in range(layers)]
+    jacobian = np.concatenate([rows for _, rows in made], axis=1)
+    gram = CoupledGram([rows for rows, _ in made]).dense()
+    np.testing.assert_allclose(gram.numpy(), jacobian @ jacobian.T, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_float32_factors_of_any_size_lose_nothing_in_the_sums(scale):
     signals, inputs = sparse(130, 400, 0.1, 0, np.float32), sparse(130, 300, 0.1, 1, np.float32)
     signals, inputs = signals.scaled(np.full(130, scale)), inputs.scaled(np.full(130, 1 / scale))
-    gram = sparse_khatri_rao([signals], [inputs.gram()]).matrix.numpy()
+    gram = CoupledGram([SparseLayerRows(signals, signals.value[:, None], inputs.gram())]).dense().numpy()
     delta, h = signals.dense().astype(np.float64), inputs.dense().astype(np.float64)
     np.testing.assert_allclose(gram, (delta @ delta.T) * (h @ h.T), rtol=1e-10, atol=1e-12)
     assert np.array_equal(gram, gram.T)
@@ -45,16 +50,15 @@ def test_duplicates_and_empty_rows():
     dense = np.zeros((6, 5))
     dense[::2] = [0, 1.0, 0, -2.0, 0]
     rows = SparseRows.from_dense(dense)
-    gram = sparse_khatri_rao([rows], [np.ones((6, 6))]).matrix.numpy()
+    gram = CoupledGram([SparseLayerRows(rows, rows.value[:, None], np.ones((6, 6)))]).dense().numpy()
     np.testing.assert_array_equal(gram, 5.0 * np.outer([1, 0, 1, 0, 1, 0], [1, 0, 1, 0, 1, 0]))
 
 
 def test_refuses_layers_that_do_not_belong_together():
-    a, b = sparse(6, 5, 0.5, 0), sparse(4, 5, 0.5, 1)
-    square = np.ones((3, 3))
-    for signals, similarities in (([], []), ([a], []), ([a, b], [square, square]), ([b], [square])):
-        with pytest.raises(ValueError, match="layer"):
-            sparse_khatri_rao(signals, similarities)
+    one, other, wider = layer(3, 2, 0.5, 0)[0], layer(4, 2, 0.5, 0)[0], layer(3, 1, 0.5, 0)[0]
+    for layers in ([], [one, other], [one, wider]):
+        with pytest.raises(ValueError, match="same samples and outputs"):
+            CoupledGram(layers)
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99))
@@ -66,7 +70,7 @@ def test_a_weighted_gram_is_the_product_of_its_factors(blocks, size, seed):
     found, expected = WeightedGram(DenseGram(matrix), root), whole.T @ matrix @ whole
     torch.testing.assert_close(found.dense(), expected)
     torch.testing.assert_close(found.diagonal(), expected.diagonal())
-    torch.testing.assert_close(found.matmul(factor), expected @ factor)
+    torch.testing.assert_close(found.matvec(factor), expected @ factor)
     torch.testing.assert_close(found.columns(torch.tensor([0])), expected[:, :1])
 
 

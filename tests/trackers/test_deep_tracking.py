@@ -20,12 +20,12 @@ def started(problem: DeepProblem, name: str, threads: int = 1) -> tuple[Deep, De
     return network, DeepTracking(network, problem.inputs, threads), DeepReference(network, problem.inputs)
 
 
-def gram(run: DeepTracking, threads: int = 1) -> np.ndarray:
-    return CoupledGram(run.factors(), threads).dense().numpy()
+def gram(run: DeepTracking) -> np.ndarray:
+    return CoupledGram(run.factors()).dense().numpy()
 
 
 def propose(run: DeepTracking, g: np.ndarray, shrink: float = 0.0) -> DeepTrial:
-    image = CoupledGram(run.factors()).matmul(torch.from_numpy(g.reshape(-1).copy())).numpy()
+    image = CoupledGram(run.factors()).matvec(torch.from_numpy(g.reshape(-1).copy())).numpy()
     return run.propose(Update(g.reshape(-1, 1), np.array([shrink])), image)
 
 
@@ -70,10 +70,10 @@ class TestDeepTracking:
             close(found.dense(), expected.reshape(found.rows, found.columns), dtype, largest)
         jacobian = reference.jacobian()
         expected = jacobian @ jacobian.T
-        close(gram(run, 2), expected, dtype)
-        operator, outputs = CoupledGram(run.factors(), 2), network.out_features
+        close(gram(run), expected, dtype)
+        operator, outputs = CoupledGram(run.factors()), network.out_features
         vectors = np.random.default_rng(3).standard_normal((len(expected), 2))
-        close(operator.matmul(torch.from_numpy(vectors)).numpy(), expected @ vectors, dtype)
+        close(operator.matvec(torch.from_numpy(vectors)).numpy(), expected @ vectors, dtype)
         close(operator.diagonal().numpy(), expected.diagonal(), dtype)
         blocks = expected.reshape(-1, outputs, len(expected) // outputs, outputs)
         close(operator.mean_block().numpy(), np.mean([blocks[:, c, :, c] for c in range(outputs)], axis=0), dtype)
@@ -159,6 +159,6 @@ class TestDeepTracking:
             _, run, _ = started(problem, name, threads)
             for seed in range(2):
                 run.commit(propose(run, 0.01 * np.random.default_rng(seed).standard_normal(run.outputs.shape)))
-            results.append((run.outputs, gram(run, threads)))
+            results.append((run.outputs, gram(run)))
         np.testing.assert_array_equal(results[0][0], results[1][0])
         np.testing.assert_array_equal(results[0][1], results[1][1])

@@ -1,6 +1,7 @@
 """H of the layers of a stage at one point, in the form that solves it soonest."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -9,9 +10,10 @@ from torch import Tensor
 from widefit.finetuning.linearization import Linearization, Passes, Signals
 from widefit.finetuning.stage import Point, Stage
 from widefit.finetuning.system import FACTORED, Averaged, Factored, Readout, System
-from widefit.gram import OuterGram, OuterLayer
+from widefit.gram import CoupledGram
+from widefit.gram.factored import FactoredJacobian, RowBlock
 from widefit.gram.jacobian import JacobianGram
-from widefit.gram.khatri_rao import FactoredJacobian, OuterPart
+from widefit.gram.layer_rows import LayerRows
 
 # Random signs of the outputs that the mean over them is estimated from.
 _DRAWS = 2
@@ -53,18 +55,17 @@ def system_of(
     widest = max(max(part.signals.shape[3], part.inputs.shape[2]) for part in parts)
     if any(part.inputs.shape[1] > 1 for part in parts) or n > 2 * widest:
         columns = {
-            name: torch.empty(shape, dtype=part.inputs.dtype)
+            name: torch.empty(size, dtype=part.dtype)
             for part in parts
-            for name, shape in zip(part.names, (_weight_shape(part), _weight_shape(part)[:1]), strict=False)
+            for name, size in zip(part.names, (part.wide * part.reach, part.wide), strict=False)
         }
-        return Factored(JacobianGram(FactoredJacobian(list(parts), columns, n * k)))
+        return Factored(JacobianGram(FactoredJacobian([RowBlock(parts, n, k)], columns)))
     overlaps = [layer.gram for layer in stage.direct] + [_overlap(part) for part in at.behind]
-    layers = [OuterLayer(part.signals[:, :, 0], overlap) for part, overlap in zip(parts, overlaps, strict=True)]
-    gram = OuterGram(layers)
+    gram = CoupledGram([replace(part, overlap=overlap) for part, overlap in zip(parts, overlaps, strict=True)])
     if gram.size <= FACTORED:
         return Factored(gram)
     average = mean_over_outputs(at, overlaps, point.outputs)
-    return Averaged(lambda step: gram.matmul(step.reshape(-1)).reshape(step.shape), average)
+    return Averaged(lambda step: gram.matvec(step.reshape(-1)).reshape(step.shape), average)
 
 
 def mean_over_outputs(
@@ -96,10 +97,7 @@ def mean_over_outputs(
     return total / k
 
 
-def _weight_shape(part: OuterPart) -> tuple[int, int]:
-    return part.signals.shape[3], part.inputs.shape[2]
-
-
-def _overlap(part: OuterPart) -> Float[Tensor, "n n"]:
-    inputs = part.inputs[:, 0]
-    return inputs @ inputs.T + float(len(part.names) > 1)
+def _overlap(part: LayerRows) -> Float[Tensor, "n n"]:
+    overlap = part.with_overlap().overlap
+    assert overlap is not None
+    return overlap

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from widefit.gram.jacobian import apply_root, apply_root_transposed
-from widefit.gram.khatri_rao import OuterPart
+from widefit.gram.layer_rows import LayerRows
 
 
 class Linearization(ABC):
@@ -20,7 +20,7 @@ class Linearization(ABC):
         Inputs and signals of the layers that are not direct.
     """
 
-    behind: Sequence[OuterPart]
+    behind: Sequence[LayerRows]
 
     @abstractmethod
     def pulled(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
@@ -80,7 +80,7 @@ class Signals(Linearization):
         How many those are.
     """
 
-    def __init__(self, parts: Sequence[OuterPart], direct: int):
+    def __init__(self, parts: Sequence[LayerRows], direct: int):
         self.parts, self._direct = tuple(parts), direct
         self.behind = self.parts[direct:]
 

@@ -12,8 +12,9 @@ from widefit.finetuning.cut import Cut, cut
 from widefit.finetuning.delta import LayerDelta, LowRankDelta
 from widefit.finetuning.direct import Direct
 from widefit.finetuning.linearization import Linearization, Passes, Signals
-from widefit.gram.khatri_rao import OuterPart, backward_signals, record_calls
-from widefit.gram.layers import LayerCall, outer_inputs, outer_signals
+from widefit.gram.layer_kinds import LayerCall
+from widefit.gram.layer_rows import LayerRows
+from widefit.gram.recording import backward_signals, layer_part, record_calls
 from widefit.losses.base import OutputLoss
 
 
@@ -133,7 +134,7 @@ class Stage:
             outputs, calls = record_calls(self.rest, point.weights, (*(leaf + 0 for leaf in leaves), *self.frozen))
         front = [LayerCall(layer.module, layer.inputs, leaf) for layer, leaf in zip(self.direct, leaves, strict=True)]
         every = [*front, *calls]
-        signals = backward_signals(outputs, every, root)
+        signals = backward_signals(outputs, [call.output for call in every], root)
         names = [layer.name for layer in self.direct] + [self._name_of(call.module) for call in calls]
         parts = [_part(name, call, signal) for name, call, signal in zip(names, every, signals, strict=True)]
         return Signals(parts, len(self.direct))
@@ -166,8 +167,8 @@ class Stage:
             moved = [layer.overlapped(shift) for layer, shift in zip(self.direct, point.shifts, strict=True)]
             total -= at.pushed(moved)
         for part in at.behind:
-            pieces = [point.weights[name] - self.given[name] for name in part.names]
-            total += part.matvec(pieces).reshape(total.shape)
+            moves = {name: (point.weights[name] - self.given[name]).reshape(-1, 1) for name in part.names}
+            total += part.matvec(moves).reshape(total.shape)
         return total
 
     def on_rows(self, point: Point, rows: Tensor) -> tuple["Stage", Point]:
@@ -224,12 +225,10 @@ def parameters_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def _part(name: str, call: LayerCall, signal: Float[Tensor, "n k *o"]) -> OuterPart:
-    inputs = outer_inputs(call.module, call.input)
-    assert inputs is not None
-    signals = torch.stack([outer_signals(call.module, signal[:, c]) for c in range(signal.shape[1])], dim=1)
-    kinds = [kind for kind, _ in call.module.named_parameters(recurse=False)]
-    return OuterPart(tuple(f"{name}.{kind}" for kind in kinds), inputs, signals)
+def _part(name: str, call: LayerCall, signal: Float[Tensor, "n k *o"]) -> LayerRows:
+    part = layer_part(call, signal, {kind: f"{name}.{kind}" for kind, _ in call.module.named_parameters(recurse=False)})
+    assert part is not None
+    return part
 
 
 def objective(loss: OutputLoss, point: Point, targets: Tensor, alpha: float, stage: Stage) -> float:

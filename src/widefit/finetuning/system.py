@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.finetuning.direct import Direct
-from widefit.gram import DenseGram, OuterGram
+from widefit.gram import CoupledGram, DenseGram
 from widefit.gram.jacobian import JacobianGram
 from widefit.solvers import Cholesky, NystromCG, Prepared, Solution
 from widefit.solvers.pcg import preconditioned_cg
@@ -111,7 +111,7 @@ class Factored(System):
         H.
     """
 
-    gram: OuterGram | JacobianGram
+    gram: CoupledGram | JacobianGram
 
     def __post_init__(self) -> None:
         self.scale = float(self.gram.diagonal().double().mean())
@@ -126,7 +126,7 @@ class Factored(System):
         return replace(found, value=found.value.reshape(residual.shape))
 
     def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        return (self._small or self.gram).matmul(step.reshape(-1)).reshape(step.shape)
+        return (self._small or self.gram).matvec(step.reshape(-1)).reshape(step.shape)
 
 
 class Averaged(System):

@@ -1,11 +1,13 @@
 """H = J Jᵀ as an operator: formed from structure, or applied without being formed."""
 
-from widefit.gram.base import DenseGram, GramOperator
+from widefit.gram.base import DenseGram, Operator
 from widefit.gram.co_firing import CoFiringGram, co_firing
 from widefit.gram.coupled import CoupledGram
 from widefit.gram.current import CurrentGrams, similarity
-from widefit.gram.outer import OuterGram, OuterLayer
-from widefit.gram.sparse_layers import sparse_khatri_rao
+from widefit.gram.identical_blocks import IdenticalBlocks
+from widefit.gram.implicit import ImplicitGram
+from widefit.gram.jacobian import JacobianGram
+from widefit.gram.layer_rows import LayerRows
 from widefit.gram.weighted import WeightedGram, block_times
 
 __all__ = [
@@ -13,12 +15,13 @@ __all__ = [
     "CoupledGram",
     "CurrentGrams",
     "DenseGram",
-    "GramOperator",
-    "OuterGram",
-    "OuterLayer",
+    "IdenticalBlocks",
+    "ImplicitGram",
+    "JacobianGram",
+    "LayerRows",
+    "Operator",
     "WeightedGram",
     "block_times",
     "co_firing",
     "similarity",
-    "sparse_khatri_rao",
 ]

@@ -1,6 +1,7 @@
-"""H = J Jᵀ as an operator on sample space."""
+"""H = J Jᵀ and J as operators: what every front end provides and every solver takes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -8,9 +9,68 @@ from torch import Tensor
 
 from widefit.sketches.base import Sketch
 
+# Columns of H that are made at a time where it is known by its products alone.
+_COLUMNS = 256
 
-class GramOperator(ABC):
+
+class Jacobian(ABC):
+    """J (rows × parameters) as an operator.
+
+    Attributes
+    ----------
+    shape
+        (M, P): M sample outputs (weighted and whitened), P parameters.
+    dtype, device
+        Of everything that goes in and comes out.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def matvec(self, direction: Float[Tensor, "P *c"]) -> Float[Tensor, "M *c"]:
+        """J v, for a vector or a block of them."""
+
+    @abstractmethod
+    def rmatvec(self, weights: Float[Tensor, "M *c"]) -> Float[Tensor, "P *c"]:
+        """Jᵀ u, for a vector or a block of them."""
+
+    @abstractmethod
+    def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
+        """J Jᵀ, summed in `dtype`, a fresh tensor."""
+
+    @abstractmethod
+    def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
+        """J[indices]."""
+
+    @abstractmethod
+    def row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "r P"]]]:
+        """(first row, rows) from the top to the bottom, each block within the memory budget."""
+
+    def diagonal(self) -> Float[Tensor, " M"]:
+        """Squared norms of the rows."""
+        return torch.cat([torch.linalg.vector_norm(block, dim=1).square() for _, block in self.row_blocks()])
+
+    def gram_columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "M r"]:
+        """(J Jᵀ)[:, indices]."""
+        chosen = self.rows(indices)
+        return torch.cat([block @ chosen.T for _, block in self.row_blocks()])
+
+    def gram_block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
+        """(J Jᵀ)[indices, indices]."""
+        chosen = self.rows(indices)
+        return chosen @ chosen.T
+
+    def sketched(self, sketch: Sketch) -> Float[Tensor, "s M"]:
+        """S Jᵀ for a sketch of the parameter space."""
+        return torch.cat([sketch.apply(block.T) for _, block in self.row_blocks()], dim=1)
+
+
+class Operator(ABC):
     """A symmetric positive semi-definite n × n matrix that may or may not be stored.
+
+    Only `matvec` must be given; whatever an operator knows better than by its products it overrides.
 
     Attributes
     ----------
@@ -28,53 +88,50 @@ class GramOperator(ABC):
     device: torch.device
 
     @abstractmethod
-    def matmul(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
-        """H v."""
+    def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
+        """H v, for a vector or a block of them."""
 
-    @abstractmethod
-    def diagonal(self) -> Float[Tensor, " n"]:
-        """diag H."""
-
-    @abstractmethod
     def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """H[:, indices]."""
+        units = torch.zeros(self.size, len(indices), dtype=self.dtype, device=self.device)
+        units[indices, torch.arange(len(indices), device=self.device)] = 1
+        return self.matvec(units)
 
-    def dense(self) -> Float[Tensor, "n n"]:
-        """H itself: n² numbers, a fresh tensor that the caller may overwrite."""
-        return self.columns(torch.arange(self.size, device=self.device))
+    def block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
+        """H[indices, indices]."""
+        return self.columns(indices)[indices]
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """diag H."""
+        return torch.cat([self.block(rows).diagonal() for rows in self._rows().split(_COLUMNS)])
 
     def block_diagonal(self, size: int) -> Float[Tensor, "blocks size size"]:
         """The blocks of so many consecutive rows on the diagonal of H."""
         if size == 1:
             return self.diagonal()[:, None, None]
-        blocks = self.dense().reshape(self.size // size, size, self.size // size, size)
-        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return torch.stack([self.block(rows) for rows in self._rows().view(-1, size)])
 
     def mean_block(self) -> Float[Tensor, "samples samples"]:
-        """Mean over the outputs of their blocks of H; H itself for one output. A fresh tensor."""
+        """Mean over the outputs of their blocks of H, or an estimate of it; a fresh tensor."""
         if self.outputs == 1:
             return self.dense()
-        samples = self.size // self.outputs
-        blocks = self.dense().reshape(samples, self.outputs, samples, self.outputs)
-        return blocks.diagonal(dim1=1, dim2=3).mean(dim=2)
+        blocks = (self.block(self._rows()[output :: self.outputs]) for output in range(self.outputs))
+        return torch.as_tensor(sum(blocks)) / self.outputs
+
+    def dense(self) -> Float[Tensor, "n n"]:
+        """H itself: n² numbers, a fresh tensor that the caller may overwrite."""
+        return torch.cat([self.columns(rows) for rows in self._rows().split(_COLUMNS)], dim=1)
 
     @property
-    def factor_size(self) -> int | None:
-        """P where H = J Jᵀ is known through a factor J (n × P) that can be sketched; None where H is all there is."""
+    def factor(self) -> Jacobian | None:
+        """J where H = J Jᵀ is known through it; None where H is all there is."""
         return None
 
-    def sketched_factor(self, sketch: Sketch) -> Float[Tensor, "s n"]:
-        """S Jᵀ for a sketch of `factor_size` numbers.
-
-        Raises
-        ------
-        ValueError
-            The operator knows no factor.
-        """
-        raise ValueError(f"{type(self).__name__} holds H without a factor to sketch; use Cholesky, CG or NystromCG")
+    def _rows(self) -> Int[Tensor, " n"]:
+        return torch.arange(self.size, device=self.device)
 
 
-class DenseGram(GramOperator):
+class DenseGram(Operator):
     """H given as a matrix."""
 
     def __init__(self, matrix: Float[Tensor, "n n"], outputs: int = 1):
@@ -84,14 +141,21 @@ class DenseGram(GramOperator):
         self.dtype = matrix.dtype
         self.device = matrix.device
 
-    def matmul(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
+    def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
         return self.matrix @ vectors
+
+    def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
+        return self.matrix[:, indices]
+
+    def block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
+        return self.matrix[indices[:, None], indices]
 
     def diagonal(self) -> Float[Tensor, " n"]:
         return self.matrix.diagonal()
 
-    def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
-        return self.matrix[:, indices]
+    def block_diagonal(self, size: int) -> Float[Tensor, "blocks size size"]:
+        blocks = self.matrix.reshape(self.size // size, size, self.size // size, size)
+        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
     def dense(self) -> Float[Tensor, "n n"]:
         return self.matrix.clone()

@@ -1,46 +1,67 @@
-"""H of a deep network with several outputs, as products with sparse factors: n² numbers a layer, not (n k)²."""
+"""H of several outputs that share layers, as products with factors: n² numbers a layer, not (n k)²."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
-from widefit.gram.sparse_layers import sparse_khatri_rao
-from widefit.linalg.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
+from widefit.gram.base import Operator
 
 
-class CoupledGram(GramOperator):
-    """H = Σ_l (Δ_l Δ_lᵀ) ∘ (A_l A_lᵀ ⊗ 11ᵀ), exactly, as an operator in float64 (section 5 of arXiv 2112.07628).
+@runtime_checkable
+class Layer(Protocol):
+    """The rows of J over one layer: `widefit.gram.layer_rows.LayerRows`, or their sparse counterpart."""
 
-    A product takes about p² m n² + 4 n k p m additions a layer of m neurons that fire with probability p.
+    @property
+    def samples(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def product(self, vectors: Float[Tensor, "n k c"]) -> Float[Tensor, "n k c"]: ...
+    def columns(self, indices: Int[Tensor, " c"]) -> Float[Tensor, "nk c"]: ...
+    def gram(self) -> Float[Tensor, "nk nk"]: ...
+    def output_gram(self) -> Float[Tensor, "n n"]: ...
+    def block_products(self) -> Float[Tensor, "n k k"]: ...
+
+
+class CoupledGram(Operator):
+    """H = Σ_l (Δ_l Δ_lᵀ) ∘ (A_l A_lᵀ ⊗ 11ᵀ), exactly, as an operator (section 5 of arXiv 2112.07628).
+
+    No product with J or with a weight matrix is formed. With dense layers of o outputs whose overlaps are kept a
+    product takes 2 n² o + 4 n k o flops a layer; with sparse ones of m neurons that fire with probability p it takes
+    about p² m n² + 4 n k p m additions.
 
     Parameters
     ----------
     layers
         At least one, of the same n and k.
-    threads
-        Cores to use; no result depends on it.
+
+    Raises
+    ------
+    ValueError
+        No layer, or layers that do not belong together.
     """
 
-    def __init__(self, layers: Sequence[LayerFactors], threads: int = 1):
-        self._layers, self._threads = tuple(layers), threads
-        self.samples, self.outputs = layers[0].pattern.rows, layers[0].signals.shape[1]
+    def __init__(self, layers: Sequence[Layer]):
+        if not layers or len({(layer.samples, layer.outputs) for layer in layers}) > 1:
+            shapes = [(layer.samples, layer.outputs) for layer in layers]
+            raise ValueError(f"layers must be at least one and have the same samples and outputs, got {shapes}")
+        self.layers = tuple(layers)
+        self.samples, self.outputs = layers[0].samples, layers[0].outputs
         self.size = self.samples * self.outputs
-        self.dtype, self.device = torch.float64, torch.device("cpu")
+        self.dtype, self.device = layers[0].dtype, layers[0].device
 
-    def matmul(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
-        columns = vectors.numpy().reshape(self.samples, self.outputs, -1)
-        products = np.zeros_like(columns)
-        for column in range(columns.shape[2]):
-            weights, out = np.ascontiguousarray(columns[:, :, column]), np.zeros((self.samples, self.outputs))
-            for layer in self._layers:
-                value = combined(layer.pattern, layer.signals, weights, self._threads)
-                along_step(layer.pattern, layer.signals, layer.similarity, layer.pattern, value, out, self._threads)
-            products[:, :, column] = out
-        return torch.from_numpy(products.reshape(vectors.shape))
+    def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
+        split = vectors.reshape(self.samples, self.outputs, -1)
+        return _sum(layer.product(split) for layer in self.layers).reshape(vectors.shape)
+
+    def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
+        return _sum(layer.columns(indices) for layer in self.layers)
 
     def diagonal(self) -> Float[Tensor, " n"]:
         return self.block_diagonal(self.outputs).diagonal(dim1=1, dim2=2).reshape(-1)
@@ -48,23 +69,20 @@ class CoupledGram(GramOperator):
     def block_diagonal(self, size: int) -> Float[Tensor, "blocks size size"]:
         if size != self.outputs:
             return super().block_diagonal(size)
-        blocks = np.zeros((self.samples, size, size))
-        for layer in self._layers:
-            blocks += block_products(layer, self._threads)
-        return torch.from_numpy(blocks)
-
-    def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
-        units = torch.zeros(self.size, len(indices), dtype=self.dtype)
-        units[indices, torch.arange(len(indices))] = 1
-        return self.matmul(units)
+        return _sum(layer.block_products() for layer in self.layers)
 
     def dense(self) -> Float[Tensor, "n n"]:
-        layers = self._layers
-        return sparse_khatri_rao(
-            [layer.signal_rows() for layer in layers], [layer.similarity for layer in layers], self._threads
-        ).matrix
+        return _sum(layer.gram() for layer in self.layers)
 
     def mean_block(self) -> Float[Tensor, "samples samples"]:
         """Mean over the outputs of the blocks of H of one output: what all of them tend to as the layers get wider."""
-        total = sum(output_gram(layer, self._threads) for layer in self._layers)
-        return torch.from_numpy(np.asarray(total) / self.outputs)
+        return _sum(layer.output_gram() for layer in self.layers) / self.outputs
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of fresh tensors, in the place of the first."""
+    waiting = iter(parts)
+    total = next(waiting)
+    for part in waiting:
+        total += part
+    return total

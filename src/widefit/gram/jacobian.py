@@ -1,69 +1,21 @@
 """The Jacobian of any per-sample function: stored, or applied without being stored."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Hashable, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import jacrev, vjp, vmap
+from torch.func import jacrev, vmap
 
-from widefit.gram.base import GramOperator
-from widefit.sketches.base import Sketch
+from widefit.gram.base import Jacobian, Operator
 
 # Rows of H are summed over at most this many columns of J at a time when J is widened to float64.
 _COLUMN_BLOCK = 1 << 16
 # Rows of H summed at a time, so that only its lower half is.
 _TILE = 512
-
-
-class Jacobian(ABC):
-    """J (rows × parameters) as an operator.
-
-    Attributes
-    ----------
-    shape
-        (M, P): M sample outputs (weighted and whitened), P parameters.
-    dtype, device
-        Of everything that goes in and comes out.
-    """
-
-    shape: tuple[int, int]
-    dtype: torch.dtype
-    device: torch.device
-
-    @abstractmethod
-    def matvec(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        """J v."""
-
-    @abstractmethod
-    def rmatvec(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        """Jᵀ u."""
-
-    @abstractmethod
-    def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
-        """J Jᵀ, summed in `dtype`, a fresh tensor."""
-
-    @abstractmethod
-    def rows(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r P"]:
-        """J[indices]."""
-
-    @abstractmethod
-    def diagonal(self) -> Float[Tensor, " M"]:
-        """Squared norms of the rows."""
-
-    @abstractmethod
-    def row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "r P"]]]:
-        """(first row, rows) from the top to the bottom, each block within the memory budget."""
-
-    def gram_columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "M r"]:
-        """(J Jᵀ)[:, indices]."""
-        chosen = self.rows(indices)
-        return torch.cat([block @ chosen.T for _, block in self.row_blocks()])
-
-    def sketched(self, sketch: Sketch) -> Float[Tensor, "s M"]:
-        """S Jᵀ for a sketch of the parameter space."""
-        return torch.cat([sketch.apply(block.T) for _, block in self.row_blocks()], dim=1)
+# Vectors that J and Jᵀ are applied to at a time: so many times P numbers exist between the two.
+_VECTORS = 32
 
 
 class DenseJacobian(Jacobian):
@@ -75,10 +27,10 @@ class DenseJacobian(Jacobian):
         self.dtype = matrix.dtype
         self.device = matrix.device
 
-    def matvec(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+    def matvec(self, direction: Float[Tensor, "P *c"]) -> Float[Tensor, "M *c"]:
         return self.matrix @ direction
 
-    def rmatvec(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+    def rmatvec(self, weights: Float[Tensor, "M *c"]) -> Float[Tensor, "P *c"]:
         return self.matrix.T @ weights
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
@@ -110,6 +62,8 @@ class PerSample:
     batched
         The same for the whole batch at once, `batched(parameters, *data)` of shape (n, k), where the network can take
         it faster than `torch.vmap` can; None: vmap.
+    known
+        Keeps what was found out about the function from one batch to the next; None: nothing is.
     """
 
     def __init__(
@@ -117,30 +71,88 @@ class PerSample:
         function: Callable[..., Tensor],
         data: tuple[Tensor, ...],
         batched: Callable[..., Tensor] | None = None,
+        known: dict[Hashable, bool] | None = None,
     ):
         self.function = function
         self.data = data
         self.batched = batched
+        self.known = {} if known is None else known
         self.samples = data[0].shape[0]
 
     def select(self, index: slice | Tensor) -> "PerSample":
         """The same function on some of the samples."""
-        return PerSample(self.function, tuple(tensor[index] for tensor in self.data), self.batched)
+        return PerSample(self.function, tuple(tensor[index] for tensor in self.data), self.batched, self.known)
+
+    def restricted(self, parameters: dict[str, Tensor], names: Collection[str]) -> "PerSample":
+        """The same as a function of some of the parameters; the others stay as they are."""
+
+        def function(chosen: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            return self.function({**parameters, **chosen}, *sample)
+
+        return PerSample(function, self.data, None, self.known)
 
     def values(self, parameters: dict[str, Tensor]) -> Float[Tensor, "n k"]:
         """The outputs of every sample."""
         if self.batched is not None:
             return self.batched(parameters, *self.data)
-        return vmap(self.function, in_dims=(None,) + (0,) * len(self.data))(parameters, *self.data)
+        if self.vectorizes(parameters):
+            return self._vectorized(self.function)(parameters, *self.data)
+        return torch.stack([self.function(parameters, *sample) for sample in zip(*self.data, strict=True)])
 
     def jacobian(
         self, parameters: dict[str, Tensor], chunk: int | None = None
     ) -> Iterator[tuple[int, dict[str, Float[Tensor, "c k *shape"]]]]:
         """(first sample, derivative of the outputs by each parameter) in chunks of `chunk` samples."""
-        derive = vmap(jacrev(self.function), in_dims=(None,) + (0,) * len(self.data))
+        derive = self._vectorized(jacrev(self.function)) if self.vectorizes(parameters) else self._derivatives
         step = self.samples if chunk is None else chunk
         for start in range(0, self.samples, step):
             yield start, derive(parameters, *(tensor[start : start + step] for tensor in self.data))
+
+    def vectorizes(self, parameters: dict[str, Tensor]) -> bool:
+        """Whether `torch.vmap` gives what autograd gives sample by sample.
+
+        It refuses recurrent layers, and has wrong rules for a few others. Compared once, on two samples.
+        """
+        key = (tuple(parameters), *((tensor.shape[1:], tensor.dtype) for tensor in self.data))
+        if key not in self.known:
+            still = {name: tensor.detach() for name, tensor in parameters.items()}
+            self.known[key] = self.select(slice(0, 2))._vmap_is_right(still)
+        return self.known[key]
+
+    def _vmap_is_right(self, parameters: dict[str, Tensor]) -> bool:
+        try:
+            values = self._vectorized(self.function)(parameters, *self.data).detach()
+            derivative = self._vectorized(jacrev(self.function))(parameters, *self.data)
+        except Exception:  # whether the function itself is at fault, the loop over samples will tell
+            return False
+        weights = torch.linspace(1, 2, values.shape[1], dtype=values.dtype, device=values.device)
+        found = [values, *(torch.tensordot(weights, own, dims=([0], [1])) for own in derivative.values())]
+        outputs, gradients = [], []
+        for sample in zip(*self.data, strict=True):
+            output, live = differentiable(self.function, parameters, *sample)
+            outputs.append(output.detach())
+            gradients.append(gradient(output, live, weights))
+        expected = [torch.stack(outputs), *(torch.stack(own) for own in zip(*gradients, strict=True))]
+        norms = [float(torch.linalg.vector_norm(own)) for own in expected]
+        errors = [float(torch.linalg.vector_norm(one - own)) for one, own in zip(found, expected, strict=True)]
+        eps = torch.finfo(values.dtype).eps
+        # Where nothing is finite nothing can be said.
+        return not math.isfinite(sum(norms)) or all(
+            error <= eps**0.5 * norm + eps * sum(norms) for error, norm in zip(errors, norms, strict=True)
+        )
+
+    def _vectorized(self, function: Callable) -> Callable:
+        return vmap(function, in_dims=(None,) + (0,) * len(self.data))
+
+    def _derivatives(self, parameters: dict[str, Tensor], *data: Tensor) -> dict[str, Float[Tensor, "c k *shape"]]:
+        """Derivatives by nothing but autograd, sample by sample and output by output."""
+        rows: list[list[Tensor]] = [[] for _ in parameters]
+        for sample in zip(*data, strict=True):
+            outputs, live = differentiable(self.function, parameters, *sample)
+            found = [gradient(output, live) for output in outputs]
+            for own, gradients in zip(rows, zip(*found, strict=True), strict=True):
+                own.append(torch.stack(gradients))
+        return {name: torch.stack(own) for name, own in zip(parameters, rows, strict=True)}
 
 
 class FunctionJacobian(Jacobian):
@@ -183,26 +195,31 @@ class FunctionJacobian(Jacobian):
         # A chunk of derivatives, the same flattened into rows, and what differentiation keeps meanwhile.
         self.chunk_rows = max(1, row_bytes // (3 * self.shape[1] * first.element_size()))
 
-    def matvec(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        tangent = self._unflatten(direction if self.scale is None else self.scale * direction)
+    def matvec(self, direction: Float[Tensor, "P *c"]) -> Float[Tensor, "M *c"]:
+        columns = direction.reshape(self.shape[1], -1)
+        tangents = (columns if self.scale is None else self.scale[:, None] * columns).T
         pieces = []
         for function, root, k in zip(self.functions, self.roots, self.outputs, strict=True):
+            outputs, live = differentiable(function.values, self.parameters)
             # Reverse differentiation twice rather than forward once: it exists for every layer, and means the same
             # derivative where torch's two modes differ (the padding row of an embedding).
-            pull = vjp(function.values, self.parameters)[1]
-            nothing = torch.zeros(function.samples, k, dtype=self.dtype, device=self.device)
-            push = vjp(lambda weights, pull=pull: pull(weights)[0], nothing)[1]
-            pieces.append(apply_root(root, push(tangent)[0]).reshape(-1))
-        return torch.cat(pieces)
+            seeds = torch.zeros_like(outputs, requires_grad=True)
+            pulled = gradient(outputs, live, seeds, create_graph=True)
+            pushed = [gradient(pulled, [seeds], self._unflatten(tangent))[0] for tangent in tangents]
+            images = apply_root(root, torch.stack(pushed, dim=-1).reshape(function.samples, k, -1))
+            pieces.append(images.flatten(0, 1))
+        return torch.cat(pieces).reshape(-1, *direction.shape[1:])
 
-    def rmatvec(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        total = torch.zeros(self.shape[1], dtype=self.dtype, device=self.device)
-        pieces = zip(self.functions, self.roots, self.outputs, weights.split(self.heights), strict=True)
+    def rmatvec(self, weights: Float[Tensor, "M *c"]) -> Float[Tensor, "P *c"]:
+        columns = weights.reshape(self.shape[0], -1)
+        total = torch.zeros(columns.shape[1], self.shape[1], dtype=self.dtype, device=self.device)
+        pieces = zip(self.functions, self.roots, self.outputs, columns.split(self.heights), strict=True)
         for function, root, k, piece in pieces:
-            pull = vjp(function.values, self.parameters)[1]
-            gradient = pull(apply_root_transposed(root, piece.reshape(-1, k)))[0]
-            total += torch.cat([gradient[name].reshape(-1) for name in self.parameters])
-        return total if self.scale is None else self.scale * total
+            outputs, live = differentiable(function.values, self.parameters)
+            for row, column in zip(total, piece.T, strict=True):
+                seeds = apply_root_transposed(root, column.reshape(-1, k))
+                row += torch.cat([own.reshape(-1) for own in gradient(outputs, live, seeds)])
+        return (total if self.scale is None else self.scale * total).T.reshape(-1, *weights.shape[1:])
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
         total = torch.empty(self.shape[0], self.shape[0], dtype=dtype, device=self.device)
@@ -228,9 +245,6 @@ class FunctionJacobian(Jacobian):
                     result[here[places]] = piece[places - start, output[places]]
             top += height
         return result
-
-    def diagonal(self) -> Float[Tensor, " M"]:
-        return torch.cat([torch.linalg.vector_norm(block, dim=1).square() for _, block in self.row_blocks()])
 
     def row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "r P"]]]:
         return self._blocks_from(0)
@@ -269,11 +283,9 @@ class FunctionJacobian(Jacobian):
                 rows.mul_(self.scale)
             yield start, rows
 
-    def _unflatten(self, direction: Float[Tensor, " P"]) -> dict[str, Tensor]:
+    def _unflatten(self, direction: Float[Tensor, " P"]) -> list[Tensor]:
         pieces = direction.split(self.sizes)
-        return {
-            name: piece.view_as(tensor) for (name, tensor), piece in zip(self.parameters.items(), pieces, strict=True)
-        }
+        return [piece.reshape(tensor.shape) for tensor, piece in zip(self.parameters.values(), pieces, strict=True)]
 
     def dense(self) -> DenseJacobian:
         """J stored: M · P numbers."""
@@ -287,19 +299,21 @@ class FunctionJacobian(Jacobian):
         return DenseJacobian(matrix)
 
 
-class JacobianGram(GramOperator):
+class JacobianGram(Operator):
     """H = J Jᵀ, applied as J (Jᵀ v) and formed only on request."""
 
-    def __init__(self, jacobian: Jacobian):
+    def __init__(self, jacobian: Jacobian, outputs: int = 1):
         self.jacobian = jacobian
+        self.outputs = outputs
         self.size = jacobian.shape[0]
         self.dtype = jacobian.dtype
         self.device = jacobian.device
 
-    def matmul(self, vectors: Float[Tensor, "M *c"]) -> Float[Tensor, "M *c"]:
+    def matvec(self, vectors: Float[Tensor, "M *c"]) -> Float[Tensor, "M *c"]:
         if vectors.ndim == 1:
             return self.jacobian.matvec(self.jacobian.rmatvec(vectors))
-        return torch.stack([self.matmul(column) for column in vectors.T], dim=1)
+        parts = (self.jacobian.matvec(self.jacobian.rmatvec(part)) for part in vectors.split(_VECTORS, dim=1))
+        return torch.cat([*parts], dim=1) if vectors.shape[1] else vectors.clone()
 
     def diagonal(self) -> Float[Tensor, " M"]:
         return self.jacobian.diagonal()
@@ -307,15 +321,50 @@ class JacobianGram(GramOperator):
     def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "M r"]:
         return self.jacobian.gram_columns(indices)
 
+    def block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
+        return self.jacobian.gram_block(indices)
+
     def dense(self) -> Float[Tensor, "M M"]:
         return self.jacobian.gram(self.dtype)
 
-    def sketched_factor(self, sketch: Sketch) -> Float[Tensor, "s M"]:
-        return self.jacobian.sketched(sketch)
-
     @property
-    def factor_size(self) -> int:
-        return self.jacobian.shape[1]
+    def factor(self) -> Jacobian:
+        return self.jacobian
+
+
+def differentiable(
+    function: Callable[..., Tensor], parameters: dict[str, Tensor], *sample: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Outputs of a function of the parameters with a graph, and the tensors that it begins at."""
+    with torch.enable_grad():
+        live = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        return function(live, *sample), list(live.values())
+
+
+def gradient(
+    outputs: Tensor | list[Tensor],
+    inputs: list[Tensor],
+    weights: Tensor | list[Tensor] | None = None,
+    create_graph: bool = False,
+    retain_graph: bool = True,
+) -> list[Tensor]:
+    """Derivatives of weighted outputs by every input, zero where there is none."""
+    given = [outputs] if isinstance(outputs, Tensor) else outputs
+    seeds = [None] * len(given) if weights is None else [weights] if isinstance(weights, Tensor) else weights
+    pairs = [(output, seed) for output, seed in zip(given, seeds, strict=True) if output.requires_grad]
+    if not pairs or not inputs:
+        return [torch.zeros_like(own) for own in inputs]
+    live, seeds = zip(*pairs, strict=True)
+    found = torch.autograd.grad(
+        live,
+        inputs,
+        seeds,
+        retain_graph=retain_graph,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(found)
 
 
 def add_lower_gram(total: Float[Tensor, "M M"], rows: Float[Tensor, "M c"]) -> None:

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 
 
-class WeightedGram(GramOperator):
+class WeightedGram(Operator):
     """Bᵀ H B with B block-diagonal, a block for every few consecutive rows of H (the generalized Gauss-Newton matrix).
 
     Parameters
@@ -23,24 +23,26 @@ class WeightedGram(GramOperator):
         Blocks that do not fit H.
     """
 
-    def __init__(self, operator: GramOperator, root: Float[Tensor, "blocks s s"]):
+    def __init__(self, operator: Operator, root: Float[Tensor, "blocks s s"]):
         if root.shape[0] * root.shape[1] != operator.size:
             raise ValueError(f"root must have blocks of {operator.size} rows in all, got {tuple(root.shape)}")
         self.operator, self.root = operator, root
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
         self.outputs = operator.outputs
 
-    def matmul(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
-        return block_times(self.root.mT, self.operator.matmul(block_times(self.root, vectors)))
+    def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
+        return block_times(self.root.mT, self.operator.matvec(block_times(self.root, vectors)))
 
     def diagonal(self) -> Float[Tensor, " n"]:
         blocks = self.operator.block_diagonal(self.root.shape[1])
         return torch.einsum("bij,bik,bkj->bj", self.root, blocks, self.root).reshape(-1)
 
     def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
-        units = torch.zeros(self.size, len(indices), dtype=self.dtype, device=self.device)
-        units[indices, torch.arange(len(indices))] = 1
-        return self.matmul(units)
+        wide = self.root.shape[1]
+        rows = (indices // wide)[:, None] * wide + torch.arange(wide, device=self.device)
+        needed = self.operator.columns(rows.reshape(-1)).reshape(self.size, len(indices), wide)
+        right = torch.einsum("nrs,rs->nr", needed, self.root[indices // wide, :, indices % wide])
+        return block_times(self.root.mT, right)
 
     def dense(self) -> Float[Tensor, "n n"]:
         right = block_times(self.root.mT, self.operator.dense())

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import DenseGram, GramOperator
-from widefit.gram.jacobian import DenseJacobian, Jacobian, JacobianGram
+from widefit.gram.base import DenseGram, Jacobian, Operator
+from widefit.gram.jacobian import DenseJacobian, JacobianGram
 from widefit.solvers import Preconditioner, Prepared, Solver
 
 
@@ -156,7 +156,7 @@ class SampleSpace(Curvature):
     ):
         self.jacobian = jacobian
         self.solver = solver
-        self.operator: GramOperator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
+        self.operator: Operator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
         self.scale = float(self.operator.diagonal().sum())
         # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
         self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
@@ -176,5 +176,5 @@ class SampleSpace(Curvature):
         solution = self.prepared[1].solve(weights.to(self.operator.dtype))
         value = -self.jacobian.rmatvec(solution.value.to(self.jacobian.dtype)).to(weights.dtype)
         # J̃ d = −H g, which the formed H gives without another pass over J̃.
-        image = -self.operator.matmul(solution.value).to(weights.dtype)
+        image = -self.operator.matvec(solution.value).to(weights.dtype)
         return Direction(value, image, solution.residual_norm, solution.iterations, solution.solver)

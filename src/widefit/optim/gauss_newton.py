@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.gram.jacobian import Jacobian
-from widefit.gram.khatri_rao import FactorCost
-from widefit.gram.traced import TracedJacobian
+from widefit.gram.base import Jacobian
+from widefit.gram.factored import FactoredJacobian
+from widefit.gram.recording import FactorCost
 from widefit.losses.family import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
@@ -310,10 +310,10 @@ class GaussNewton(torch.optim.Optimizer):
             if plan.solver == "svd":
                 return Spectral(made.dense(), residual)
             # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
-            summed = plan.solver == "cholesky" and isinstance(made, TracedJacobian)
+            summed = plan.solver == "cholesky" and isinstance(made, FactoredJacobian)
             stored = plan.jacobian == "dense" and not summed
             jacobian = made.dense() if stored else made
-            if isinstance(jacobian, TracedJacobian):
+            if isinstance(jacobian, FactoredJacobian):
                 self.plan = plan = replace(plan, jacobian="traced")
         solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
         if plan.solver == "primal":

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from widefit.gram.factored import FactoredJacobian
 from widefit.gram.jacobian import FunctionJacobian, PerSample
-from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
-from widefit.gram.traced import TracedJacobian
+from widefit.gram.recording import FactorCost, factor_cost, factored_jacobian, module_outputs, one_a_sample
 from widefit.losses.base import LocalLeastSquares, OutputLoss
 from widefit.losses.squared import HalfSquare
 from widefit.optim.tracing import Traces
@@ -86,16 +86,8 @@ class Block:
     @classmethod
     def of_model(cls, model: nn.Module, loss: OutputLoss, inputs: tuple[Tensor, ...], targets: Tensor) -> "Block":
         """The block of a model's outputs on a batch, compared with targets."""
-
-        def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
-            return functional_call(model, parameters, tuple(tensor[None] for tensor in sample)).reshape(-1)
-
-        def batched(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            outputs = _one_a_sample(functional_call(model, parameters, batch), len(batch[0]))
-            return outputs.reshape(len(outputs), -1)
-
         laid_out = loss.on(_output_shape(model, inputs), targets)
-        return cls(PerSample(function, inputs, batched), laid_out, targets, model)
+        return cls(module_outputs(model, inputs), laid_out, targets, model)
 
 
 @dataclass(frozen=True)
@@ -187,7 +179,7 @@ class System:
         row_bytes: int,
         free: int,
         dtype: torch.dtype | None = None,
-    ) -> TracedJacobian | None:
+    ) -> FactoredJacobian | None:
         """J̃ in `dtype` from layer inputs and backward signals; None where `free` bytes or the functions forbid it."""
         if self.sources is None:
             return None
@@ -267,17 +259,7 @@ def _output_shape(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.Size:
             outputs = model(*(tensor[:1] for tensor in inputs))
     except (RuntimeError, IndexError) as error:
         raise _failed([tuple(tensor.shape[1:]) for tensor in inputs], error) from error
-    return _one_a_sample(outputs, 1).shape[1:]
-
-
-def _one_a_sample(outputs: Any, samples: int) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model must return a tensor, got {type(outputs).__name__}")
-    if outputs.ndim == 0 or len(outputs) != samples:
-        raise ValueError(
-            f"the model must return one output a sample: {samples} samples gave shape {tuple(outputs.shape)}"
-        )
-    return outputs
+    return one_a_sample(outputs, 1).shape[1:]
 
 
 def _failed(shapes: list[tuple[int, ...]], error: Exception) -> ValueError:

@@ -1,28 +1,26 @@
 """Layer inputs and backward signals of residual functions: J where linear layers hold the parameters."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import maybe_current_level
-from torch.func import jacrev, vmap
+from torch.func import vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from widefit.gram.jacobian import FunctionJacobian, PerSample, apply_root
-from widefit.gram.traced import LayerRows, TracedBlock, TracedJacobian
+from widefit.gram.factored import FactoredJacobian, RowBlock
+from widefit.gram.jacobian import FunctionJacobian, PerSample
+from widefit.gram.layer_rows import LayerRows
+from widefit.gram.recording import UnfactorableError, backward_signals, stored_columns
 from widefit.pinn.jets import Jet
 
 Key = tuple[str | None, str | None]
 # Systems of residual functions that are remembered.
 _REMEMBERED = 16
-
-
-class UntraceableError(Exception):
-    """A residual whose derivative by the parameters is not made of layer inputs and signals."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class CallShape:
     reach: int
     wide: int
     values: int
+
+    def marks(self, like: Tensor) -> Float[Tensor, " T"]:
+        """What the bias is multiplied by at every position."""
+        return (torch.arange(self.positions, device=like.device) < self.values).to(like.dtype)
 
 
 @dataclass
@@ -72,10 +74,10 @@ class _Recorder(TorchFunctionMode):
     def _note(self, key: Key, given: Any, output: Any) -> Any:
         # Within a transform that differentiates, the layer is used backward too, which is not seen here.
         if maybe_current_level() != self.level:
-            raise UntraceableError("a layer within a transform")
+            raise UnfactorableError("a layer within a transform")
         rows, result = (given.rows, output.rows) if isinstance(output, Jet) else (given, output)
         if isinstance(output, Jet) != isinstance(given, Jet):
-            raise UntraceableError("a layer whose weight depends on the point")
+            raise UnfactorableError("a layer whose weight depends on the point")
         flat = rows.reshape(-1, rows.shape[-1])
         values = len(flat) // len(rows) if isinstance(output, Jet) else len(flat)
         self.calls.append(CallShape(key, len(flat), flat.shape[1], result.shape[-1], values))
@@ -91,7 +93,7 @@ def trace_calls(function: PerSample, parameters: dict[str, Tensor]) -> list[Call
 
     Raises
     ------
-    UntraceableError
+    UnfactorableError
         Layers are called within a transform of the residual's own.
     """
     recorder = _Recorder({id(tensor): name for name, tensor in parameters.items()})
@@ -101,9 +103,13 @@ def trace_calls(function: PerSample, parameters: dict[str, Tensor]) -> list[Call
 
 
 def traced_block(
-    function: PerSample, root: Float[Tensor, "..."], parameters: dict[str, Tensor], calls: list[CallShape]
-) -> TracedBlock:
-    """The rows of J of one residual function, multiplied by the roots."""
+    function: PerSample,
+    root: Float[Tensor, "..."],
+    parameters: dict[str, Tensor],
+    calls: list[CallShape],
+    stored: set[str],
+) -> RowBlock:
+    """The rows of J of one residual function, multiplied by the roots; columns of some parameters are stored."""
     names = {id(tensor): name for name, tensor in parameters.items()}
     first = next(iter(parameters.values()))
     samples = function.samples
@@ -113,7 +119,7 @@ def traced_block(
         with recorder:
             outputs = function.function(parameters, *sample)
         if recorder.calls != calls:
-            raise UntraceableError("samples that call different layers")
+            raise UnfactorableError("samples that call different layers")
         return outputs, recorder.inputs
 
     with torch.enable_grad():
@@ -122,34 +128,13 @@ def traced_block(
             for call in calls
         ]
         outputs, inputs = vmap(probed)(probes, *function.data)
-        signals = _signals(outputs, probes, root)
-    layers: dict[Key, LayerRows] = {}
-    for key in dict.fromkeys(call.key for call in calls):
-        here = [i for i, call in enumerate(calls) if call.key == key]
-        marks = [torch.arange(calls[i].positions, device=first.device) < calls[i].values for i in here]
-        layers[key] = LayerRows(
-            _joined([inputs[i].detach() for i in here], 1),
-            _joined([signals[i] for i in here], 2),
-            torch.cat(marks).to(first.dtype),
-        )
-    return TracedBlock(layers, {}, samples * outputs.shape[1], outputs.shape[1])
-
-
-def _joined(tensors: list[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)
-
-
-def _signals(outputs: Float[Tensor, "n k"], probes: list[Tensor], root: Float[Tensor, "..."]) -> list[Tensor]:
-    """Per call the derivative of every weighted output by the layer's output, shape (n, k, T, o)."""
-    n, k = outputs.shape
-    seeds = apply_root(root, torch.eye(k, dtype=outputs.dtype, device=outputs.device).expand(n, k, k))
-    found = [
-        torch.autograd.grad(
-            outputs, probes, seeds[:, column], retain_graph=column + 1 < k, allow_unused=True, materialize_grads=True
-        )
-        for column in range(k)
+    signals = backward_signals(outputs, probes, root)
+    layers = [
+        LayerRows(given.detach(), signal, *call.key, marks=call.marks(signal))
+        for call, given, signal in zip(calls, inputs, signals, strict=True)
     ]
-    return [torch.stack(signals, dim=1) for signals in zip(*found, strict=True)]
+    columns = stored_columns(function, parameters, stored, root)
+    return RowBlock((*layers, *columns), samples, outputs.shape[1])
 
 
 Trace = list[list[CallShape]]
@@ -182,7 +167,7 @@ class Traces:
         row_bytes: int,
         free: int,
         dtype: torch.dtype | None = None,
-    ) -> TracedJacobian | None:
+    ) -> FactoredJacobian | None:
         """J̃ from layer inputs and signals; None where the functions or the memory do not allow it.
 
         Parameters
@@ -201,7 +186,7 @@ class Traces:
             return None
         try:
             return traced_jacobian(functions, roots, parameters, trace, row_bytes, dtype)
-        except UntraceableError:  # a function goes another way now
+        except UnfactorableError:  # a function goes another way now
             self._known[key, tuple(parameters)] = None
             return None
 
@@ -212,6 +197,8 @@ def trace_system(functions: list[PerSample], parameters: dict[str, Tensor]) -> T
     Costs two samples.
     """
     few = [function.select(slice(0, 2)) for function in functions]
+    if not all(function.vectorizes(parameters) for function in few):
+        return None
     try:
         trace = [trace_calls(function, parameters) for function in few]
         covered = sum(parameters[name].numel() for name in _covered(trace))
@@ -219,7 +206,7 @@ def trace_system(functions: list[PerSample], parameters: dict[str, Tensor]) -> T
             return None
         one = torch.ones((), dtype=next(iter(parameters.values())).dtype)
         traced = traced_jacobian(few, [one] * len(few), parameters, trace, 1 << 62)
-    except UntraceableError:
+    except UnfactorableError:
         return None
     outputs = [block.outputs for block in traced.blocks]
     expected = FunctionJacobian(few, [one] * len(few), outputs, parameters, 1 << 62).dense().matrix
@@ -235,21 +222,20 @@ def traced_jacobian(
     trace: Trace,
     row_bytes: int,
     dtype: torch.dtype | None = None,
-) -> TracedJacobian:
+) -> FactoredJacobian:
     """J̃ of a system whose calls are known.
 
     Raises
     ------
-    UntraceableError
+    UnfactorableError
         The calls are others now.
     """
-    covered = _covered(trace)
-    left = {name: tensor for name, tensor in parameters.items() if name not in covered}
-    blocks = []
-    for function, root, calls in zip(functions, roots, trace, strict=True):
-        block = traced_block(function, root, parameters, calls)
-        blocks.append(replace(block, stored=_stored(function, root, parameters, left)) if left else block)
-    return TracedJacobian(blocks, parameters, row_bytes, dtype)
+    stored = set(parameters) - _covered(trace)
+    blocks = [
+        traced_block(function, root, parameters, calls, stored)
+        for function, root, calls in zip(functions, roots, trace, strict=True)
+    ]
+    return FactoredJacobian(blocks, parameters, row_bytes, dtype)
 
 
 def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:
@@ -264,15 +250,3 @@ def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace
 
 def _covered(trace: Trace) -> set[str]:
     return {name for calls in trace for call in calls for name in call.key if name is not None}
-
-
-def _stored(
-    function: PerSample, root: Float[Tensor, "..."], parameters: dict[str, Tensor], left: dict[str, Tensor]
-) -> dict[str, Float[Tensor, "r p"]]:
-    """Columns of the parameters that no layer holds, by reverse differentiation."""
-
-    def of_left(chosen: dict[str, Tensor], *sample: Tensor) -> Tensor:
-        return function.function({**parameters, **chosen}, *sample)
-
-    derivative = vmap(jacrev(of_left), in_dims=(None,) + (0,) * len(function.data))(left, *function.data)
-    return {name: apply_root(root, d.reshape(*d.shape[:2], -1)).flatten(0, 1) for name, d in derivative.items()}

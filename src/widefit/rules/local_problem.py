@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.gram.weighted import WeightedGram, block_times
 from widefit.losses.base import LocalLeastSquares
 from widefit.rules.objective import Objective
@@ -40,7 +40,7 @@ class Block:
         ‖W − W₀‖² of the parameters of the block.
     """
 
-    operator: GramOperator
+    operator: Operator
     residual: Float[Tensor, " M"]
     root: Float[Tensor, "blocks s s"] | None
     weight: float
@@ -116,7 +116,7 @@ class NetworkProblem(LocalProblem):
     objective: Objective
     outputs: Float[np.ndarray, "n k"]
     displacement: Displacement | None
-    gram: Callable[[int], GramOperator]
+    gram: Callable[[int], Operator]
     piecewise_linear: bool = True
     features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
     few: "Callable[[], NetworkProblem] | None" = None
@@ -152,7 +152,7 @@ class NetworkProblem(LocalProblem):
         total = 0.0
         error = self.objective.sample_weight[:, None] * self.slope
         for output in range(error.shape[1]):
-            image = self.gram(output).matmul(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
+            image = self.gram(output).matvec(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
             total += float(error[:, output] @ image)
             if self.displacement is not None:
                 total += 2 * self.alpha * float(error[:, output] @ self.displacement.response[:, output])

@@ -79,7 +79,7 @@ def largest_eigenvalue(problem: NetworkProblem) -> float:
         value = 0.0
         for _ in range(50):
             vector = vector / torch.linalg.vector_norm(vector)
-            image = weight.sqrt() * gram.matmul(weight.sqrt() * vector)
+            image = weight.sqrt() * gram.matvec(weight.sqrt() * vector)
             value = float(torch.linalg.vector_norm(image))
             if value == 0:
                 break

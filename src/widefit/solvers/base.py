@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Jacobian, Operator
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Solver(ABC):
 
     name: str
 
-    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
         """Do once what several right-hand sides share.
 
         Parameters
@@ -87,7 +87,7 @@ class Solver(ABC):
         return Unprepared(self, operator, damping)
 
     @abstractmethod
-    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         """Solve (H + damping I) g = rhs.
 
         Parameters
@@ -106,7 +106,7 @@ class Unprepared(Prepared):
     """Nothing to share: every right-hand side is solved from the start."""
 
     solver: Solver
-    operator: GramOperator
+    operator: Operator
     damping: float
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
@@ -114,10 +114,23 @@ class Unprepared(Prepared):
 
 
 def relative_residual(
-    operator: GramOperator, value: Float[Tensor, "n *c"], rhs: Float[Tensor, "n *c"], damping: float
+    operator: Operator, value: Float[Tensor, "n *c"], rhs: Float[Tensor, "n *c"], damping: float
 ) -> float:
     """‖(H + λI) g − e‖ / ‖e‖ from one product with the operator."""
     scale = torch.linalg.vector_norm(rhs)
     if scale == 0:
         return float(torch.linalg.vector_norm(value) > 0)
-    return float(torch.linalg.vector_norm(operator.matmul(value) + damping * value - rhs) / scale)
+    return float(torch.linalg.vector_norm(operator.matvec(value) + damping * value - rhs) / scale)
+
+
+def factor_of(operator: Operator) -> Jacobian:
+    """J of H = J Jᵀ.
+
+    Raises
+    ------
+    ValueError
+        The operator knows no factor.
+    """
+    if operator.factor is None:
+        raise ValueError(f"{type(operator).__name__} holds H without a factor J; use Cholesky, CG or NystromCG")
+    return operator.factor

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import DenseGram, GramOperator
+from widefit.gram.base import DenseGram, Operator
 from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
 from widefit.solvers.cholesky import damped_factor
 from widefit.solvers.pcg import solve_damped
@@ -40,10 +40,10 @@ class BlockCG(Solver):
     recompute: int = 50
     name: str = "block-cg"
 
-    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         return self.prepare(operator, damping).solve(rhs)
 
-    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
         """Factor H̄ + λI; a factor of another H is of no use, `previous` is ignored."""
         found = damped_factor(DenseGram(operator.mean_block()), damping)
         return _Blocks(self, operator, damping, None if found is None else found[1])
@@ -52,7 +52,7 @@ class BlockCG(Solver):
 @dataclass(frozen=True)
 class _Blocks(Prepared):
     solver: BlockCG
-    operator: GramOperator
+    operator: Operator
     damping: float
     factor: Float[Tensor, "samples samples"] | None
 

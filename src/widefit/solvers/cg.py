@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.solvers.base import Solution, Solver
 from widefit.solvers.pcg import solve_damped
 
@@ -30,7 +30,7 @@ class CG(Solver):
     recompute: int = 50
     name: str = "cg"
 
-    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         diagonal = operator.diagonal() + damping
         inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(rhs.dtype).tiny), 0.0)
         return solve_damped(self, operator, damping, lambda v: inverse * v, rhs)

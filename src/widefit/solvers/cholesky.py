@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
 
 
@@ -28,17 +28,17 @@ class Cholesky(Solver):
     max_jitter: float = 1e-3
     name: str = "cholesky"
 
-    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         return self.prepare(operator, damping).solve(rhs)
 
-    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
         """Factor H + λI; a factor of another H is of no use, `previous` is ignored."""
         found = damped_factor(operator, damping, self.max_jitter)
         return _Empty(self.name) if found is None else _Factored(operator, damping, *found, self.name)
 
 
 def damped_factor(
-    operator: GramOperator, damping: float, max_jitter: float = Cholesky.max_jitter
+    operator: Operator, damping: float, max_jitter: float = Cholesky.max_jitter
 ) -> tuple[float, Float[Tensor, "n n"]] | None:
     """Jitter and the lower factor of H + (λ + jitter) I; None for H = 0 and λ = 0.
 
@@ -69,7 +69,7 @@ def damped_factor(
         jitter, attempt = attempt, attempt * 100
 
 
-def _factor(operator: GramOperator, shift: float) -> Float[Tensor, "n n"] | None:
+def _factor(operator: Operator, shift: float) -> Float[Tensor, "n n"] | None:
     matrix = operator.dense().to(torch.float64)
     matrix.diagonal().add_(shift)
     factor, info = torch.linalg.cholesky_ex(matrix)
@@ -78,7 +78,7 @@ def _factor(operator: GramOperator, shift: float) -> Float[Tensor, "n n"] | None
 
 @dataclass(frozen=True)
 class _Factored(Prepared):
-    operator: GramOperator
+    operator: Operator
     damping: float
     jitter: float
     factor: Float[Tensor, "n n"]

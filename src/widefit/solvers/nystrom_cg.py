@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
 from widefit.solvers.pcg import solve_damped
 
@@ -43,10 +43,10 @@ class NystromCG(Solver):
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
 
-    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         return self.prepare(operator, damping).solve(rhs)
 
-    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
         """Pick the columns and factor them; the basis costs r columns of H, so it is made for every H."""
         rank = min(operator.size, self.rank if self.rank is not None else max(1, int(4 * operator.size**0.5)))
         factor, rest = pivoted_cholesky(operator, rank, torch.Generator().manual_seed(self.seed))
@@ -62,7 +62,7 @@ class NystromCG(Solver):
 @dataclass(frozen=True)
 class _Nystrom(Prepared):
     solver: NystromCG
-    operator: GramOperator
+    operator: Operator
     damping: float
     basis: Float[Tensor, "n r"]
     weights: Float[Tensor, " r"]
@@ -75,7 +75,7 @@ class _Nystrom(Prepared):
 
 
 def pivoted_cholesky(
-    operator: GramOperator, rank: int, generator: torch.Generator
+    operator: Operator, rank: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "n r"], Float[Tensor, " n"]]:
     """F with F Fᵀ ≈ H, and what is left of the diagonal; stops early when nothing is left.
 

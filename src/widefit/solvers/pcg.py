@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.solvers.base import Solution, relative_residual
 
 # Checks of the true residual without a gain of a tenth, after which rounding has won.
@@ -30,7 +30,7 @@ class Iterative(Protocol):
 
 def solve_damped(
     solver: Iterative,
-    operator: GramOperator,
+    operator: Operator,
     damping: float,
     precondition: Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]],
     rhs: Float[Tensor, "n *c"],
@@ -53,7 +53,7 @@ def solve_damped(
     limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
 
     def apply(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return operator.matmul(vector) + damping * vector
+        return operator.matvec(vector) + damping * vector
 
     columns = rhs[:, None] if rhs.ndim == 1 else rhs
     found = [

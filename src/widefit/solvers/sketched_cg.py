@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import GramOperator
+from widefit.gram.base import Operator
 from widefit.sketches import SRHT, CountSketch, Gaussian, Sketch
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
+from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, factor_of
 from widefit.solvers.pcg import solve_damped
 
 _SKETCHES: dict[str, Callable[[int, int, int], Sketch]] = {
@@ -67,27 +67,24 @@ class SketchedCG(Solver):
         if not self.oversampling >= 1:
             raise ValueError(f"oversampling must be at least 1, got {self.oversampling}")
 
-    def solve(self, operator: GramOperator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
         return self.prepare(operator, damping).solve(rhs)
 
-    def prepare(self, operator: GramOperator, damping: float, previous: Preconditioner | None = None) -> Prepared:
+    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
         """Sketch and factor, or take over the factor of `previous` while it still works."""
         if previous is not None and _usable(previous, operator, damping):
             return _Sketched(self, operator, damping, previous.factor, [*previous.products])
-        size = operator.factor_size
+        jacobian = factor_of(operator)
+        size = jacobian.shape[1]
         rows = math.ceil(self.oversampling * operator.size)
-        if size is not None and rows < size:
-            sketch = _SKETCHES[self.sketch](rows, size, self.seed)
-        else:
-            sketch = _Identity(size if size is not None else operator.size)
-        sketched = operator.sketched_factor(sketch)
+        sketched = jacobian.sketched(_SKETCHES[self.sketch](rows, size, self.seed) if rows < size else _Identity(size))
         ridge = math.sqrt(damping) * torch.eye(operator.size, dtype=sketched.dtype, device=sketched.device)
         # Row after row, as a file keeps it: a solve with other strides would round otherwise.
         factor = torch.linalg.qr(torch.cat([sketched, ridge]), mode="r")[1].contiguous()
         return _Sketched(self, operator, damping, factor, [])
 
 
-def _usable(previous: Preconditioner, operator: GramOperator, damping: float) -> bool:
+def _usable(previous: Preconditioner, operator: Operator, damping: float) -> bool:
     """Whether a factor still pays: same size, a similar λ, and products that have not grown much."""
     fresh, latest = previous.products
     similar = previous.damping / 10 <= damping <= previous.damping * 10
@@ -107,7 +104,7 @@ class _Identity(Sketch):
 @dataclass(frozen=True)
 class _Sketched(Prepared):
     solver: SketchedCG
-    operator: GramOperator
+    operator: Operator
     damping: float
     factor: Float[Tensor, "n n"]
     # Products a solve took, the first of them with the factor fresh.

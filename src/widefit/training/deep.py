@@ -50,7 +50,7 @@ class DeepModel:
         self._objective = objective
         self._threads = threads
         self._phases = phases
-        self._operator: gram.GramOperator | None = None
+        self._operator: gram.Operator | None = None
         shape = DeepShape(
             samples=inputs.shape[0],
             features=network.in_features,
@@ -100,7 +100,7 @@ class DeepModel:
         image = None
         if self._objective.alpha > 0:
             with self._phases("gram"):
-                image = self._gram(0).matmul(direction.g[:, 0].clone()).numpy()
+                image = self._gram(0).matvec(direction.g[:, 0].clone()).numpy()
         with self._phases("pass"):
             trial = self._tracking.propose(update, image)
         # J (W − W₀) there is not asked for unless the trial is kept.
@@ -147,12 +147,12 @@ class DeepModel:
         if hasattr(self, "_tracking"):
             self._tracking.finish()
 
-    def _gram(self, output: int) -> gram.GramOperator:
+    def _gram(self, output: int) -> gram.Operator:
         if self._operator is None:
             with self._phases("backward"):
                 self._tracking.signals()
             with self._phases("gram"):
-                operator = gram.CoupledGram(self._tracking.factors(), self._threads)
+                operator = gram.CoupledGram(self._tracking.factors())
                 # One output: H takes as much as the similarities that it is made of.
                 self._operator = gram.DenseGram(operator.dense()) if operator.outputs == 1 else operator
         return self._operator

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from widefit.linalg.layer_factors import LayerFactors, along_step, combined
+from widefit.linalg.sparse_layer_rows import SparseLayerRows, along_step, combined
 from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn.deep import Deep
 from widefit.nn.sparse_passes import add_outer, backward, forward
@@ -132,10 +132,10 @@ class DeepTracking:
             hidden += self._network.input_factor(layer) ** 2 * self._similarity
         return hidden
 
-    def factors(self) -> list[LayerFactors]:
+    def factors(self) -> list[SparseLayerRows]:
         """What H is made of, layer by layer, at the committed weights."""
         layers = zip(self.activations, self.signals(), self.similarities(), strict=True)
-        return [LayerFactors(*layer) for layer in layers]
+        return [SparseLayerRows(*layer, threads=self._threads) for layer in layers]
 
     @property
     def displacement(self) -> Displacement | None:

@@ -1,10 +1,12 @@
 """What rows of J are made of, in blocks of samples and in one, held against J written out in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from widefit.linalg import packed, sparse_rows
-from widefit.linalg.layer_factors import LayerFactors, along_step, block_products, combined, output_gram
+from widefit.linalg.sparse_layer_rows import SparseLayerRows, along_step, combined
 from widefit.nn import SparseRows
 
 SAMPLES, NEURONS, SEEN = 41, 23, 9
@@ -30,7 +32,7 @@ def test_a_layer_is_its_rows_of_the_jacobian(part, outputs, dtype):
     generator = np.random.default_rng(1)
     pattern, seen = sparse(part, 0, dtype), generator.standard_normal((SAMPLES, SEEN))
     signals = generator.standard_normal((pattern.index.size, outputs)).astype(dtype)
-    layer = LayerFactors(pattern, signals, seen @ seen.T)
+    layer = SparseLayerRows(pattern, signals, seen @ seen.T, threads=2)
     close = {"rtol": 1e-12, "atol": 1e-12} if dtype == np.float64 else {"rtol": 1e-5, "atol": 1e-5}
 
     delta = layer.signal_rows().dense().astype(np.float64)
@@ -40,9 +42,10 @@ def test_a_layer_is_its_rows_of_the_jacobian(part, outputs, dtype):
     gram = jacobian @ jacobian.T
     by_output = gram.reshape(SAMPLES, outputs, SAMPLES, outputs)
     at = np.arange(SAMPLES)
-    np.testing.assert_allclose(block_products(layer, 2), by_output[at, :, at], **close)
-    np.testing.assert_allclose(output_gram(layer, 2), np.einsum("icjc->ij", by_output), **close)
-    np.testing.assert_array_equal(output_gram(layer, 2), output_gram(layer, 1))
+    np.testing.assert_allclose(layer.block_products(), by_output[at, :, at], **close)
+    np.testing.assert_allclose(layer.output_gram(), np.einsum("icjc->ij", by_output), **close)
+    np.testing.assert_array_equal(layer.output_gram(), replace(layer, threads=1).output_gram())
+    np.testing.assert_allclose(layer.gram(), gram, **close)
 
     weights = generator.standard_normal((SAMPLES, outputs))
     value = combined(pattern, signals, weights, 2)
