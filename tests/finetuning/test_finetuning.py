@@ -1,6 +1,8 @@
 """Steps, stages and what is returned, against dense float64 algebra written out."""
 
 import copy
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.callbacks import Callback
+from widefit.files import Checkpoint, read_checkpoint
 from widefit.finetuning.adapt import _sparse_layers
-from widefit.finetuning.assembly import system_of
 from widefit.finetuning.blocks import observe
+from widefit.finetuning.curvature import StageSolver, operator_of
 from widefit.finetuning.cut import cut
 from widefit.finetuning.stage import Stage, parameters_of
-from widefit.finetuning.system import Averaged, Readout
+from widefit.gram import IdenticalBlocks, ImplicitGram
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import Squared
 
@@ -68,22 +71,23 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     targets = torch.arange(n) % point.outputs.shape[1]
     local = Softmax().expand(point.outputs, targets)
     at = stage.linearized(point, local.root)
-    system = system_of(stage, point, at, local.root)
+    operator = operator_of(stage, point, at, local.root)
+    scale = operator.trace() / operator.size
 
     J = torch.einsum("nab,nap->nbp", local.root, dense_jacobian(model, names, x).reshape(*point.outputs.shape, -1))
     J = J.flatten(0, 1)
     H = J @ J.T
-    assert system.scale == pytest.approx(float(H.diagonal().mean()), rel=1e-9)
+    assert scale == pytest.approx(float(H.diagonal().mean()), rel=1e-9)
     step = torch.randn_like(point.outputs)
-    torch.testing.assert_close(system.image(step).reshape(-1), H @ step.reshape(-1), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(operator.matvec(step.reshape(-1)), H @ step.reshape(-1), rtol=1e-9, atol=1e-12)
 
-    damping = 0.1 * system.scale
+    damping = 0.1 * scale
     g = torch.linalg.solve(H + damping * torch.eye(len(H), dtype=torch.float64), local.residual.reshape(-1))
-    solution = system.solve(local.residual, damping)
-    error = torch.linalg.vector_norm(solution.value.reshape(-1) - g)
-    exact = isinstance(system, Readout) or solution.solver == "cholesky"
+    solution = StageSolver().solve(operator, local.residual.reshape(-1), damping)
+    error = torch.linalg.vector_norm(solution.value - g)
+    exact = solution.solver in ("cholesky", "primal")
     assert error <= (1e-8 if exact else 0.9) * torch.linalg.vector_norm(g)
-    left = H @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
+    left = H @ solution.value + damping * solution.value - local.residual.reshape(-1)
     part = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
     assert solution.residual_norm == pytest.approx(float(part), rel=1e-3, abs=1e-9)
     assert part <= 0.4
@@ -111,32 +115,32 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
     point = stage.start()
     local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
     at = stage.linearized(point, local.root)
-    system = system_of(stage, point, at, local.root)
-    assert isinstance(system, Readout)
+    operator, solver = operator_of(stage, point, at, local.root), StageSolver()
+    assert isinstance(operator, IdenticalBlocks)
     J = local.root * dense_jacobian(model, ["4"], x)
     for level in (1e-4, 1.0, 1e4):
-        damping = level * system.scale
+        damping = level * operator.trace() / operator.size
         g = torch.linalg.solve(J @ J.T + damping * torch.eye(len(J), dtype=torch.float64), local.residual.reshape(-1))
-        solution = system.solve(local.residual, damping)
-        torch.testing.assert_close(solution.value.reshape(-1), g, rtol=1e-6, atol=1e-9)
+        solution = solver.solve(operator, local.residual.reshape(-1), damping)
+        torch.testing.assert_close(solution.value, g, rtol=1e-6, atol=1e-9)
         assert solution.residual_norm < 1e-8
-        assert solution.solver == ("cholesky" if n == 6 else "primal-cholesky")
-    assert system_of(stage, point, at, local.root, system) is system
+        assert solution.solver == ("cholesky" if n == 6 else "primal")
+    assert operator_of(stage, point, at, local.root, operator) is operator
 
 
 def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("widefit.finetuning.assembly.FACTORED", 10)
+    monkeypatch.setattr("widefit.finetuning.curvature.FACTORED", 10)
     model, x = perceptron(4, 60, 60, 3), rows_for("", 30)
     stage = stage_of(model, ["2", "4"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
-    system = system_of(stage, point, stage.linearized(point, local.root), local.root)
-    assert isinstance(system, Averaged)
+    operator = operator_of(stage, point, stage.linearized(point, local.root), local.root)
+    assert isinstance(operator, ImplicitGram)
     J = local.root * dense_jacobian(model, ["2", "4"], x)
-    damping = 0.01 * system.scale
-    solution = system.solve(local.residual, damping)
-    assert solution.solver == "average-cg"
-    left = (J @ J.T) @ solution.value.reshape(-1) + damping * solution.value.reshape(-1) - local.residual.reshape(-1)
+    damping = 0.01 * operator.trace() / operator.size
+    solution = StageSolver().solve(operator, local.residual.reshape(-1), damping)
+    assert solution.solver == "block-cg"
+    left = (J @ J.T) @ solution.value + damping * solution.value - local.residual.reshape(-1)
     size = torch.linalg.vector_norm(left) / torch.linalg.vector_norm(local.residual)
     assert size <= 0.4
     assert solution.residual_norm == pytest.approx(float(size), rel=1e-3)
@@ -147,12 +151,12 @@ def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
     stage = stage_of(model, ["2"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.zeros_like(point.outputs))
-    system = system_of(stage, point, stage.linearized(point, local.root), local.root)
+    operator = operator_of(stage, point, stage.linearized(point, local.root), local.root)
     J = (local.root * dense_jacobian(model, ["2"], x)).reshape(25, 9, -1)
     mean = torch.einsum("ncp,mcp->nm", J, J) / 9
-    assert isinstance(system, Averaged)
-    assert torch.linalg.norm(system.average - mean) < 0.2 * torch.linalg.norm(mean)
-    assert system.scale == pytest.approx(float(mean.diagonal().mean()), rel=0.2)
+    assert isinstance(operator, ImplicitGram)
+    assert torch.linalg.norm(operator.mean_block() - mean) < 0.2 * torch.linalg.norm(mean)
+    assert operator.trace() / operator.size == pytest.approx(float(mean.diagonal().mean()), rel=0.2)
 
 
 def test_where_to_begin_follows_what_the_rows_ask_for():
@@ -303,7 +307,7 @@ def test_an_interrupt_keeps_the_best():
     class Interrupt(Callback):
         def step(self, run, info):
             if info.step == 2:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
 
     model, x, y = moved_problem()
     adapted = widefit.finetune(model, x, y, loss="cross_entropy", callbacks=[Interrupt()])
@@ -367,3 +371,27 @@ def test_bad_input(name: str):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Stop(Callback):
+    def __init__(self, at: int):
+        self.at = at
+
+    def step(self, run, info):
+        return info.step == self.at
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("settings", [{}, {"layers": "all", "batch_size": 30}, {"layers": "all", "alpha": 1e-3}])
+def test_resumes_to_the_same_bits(settings: dict, at: int, tmp_path):
+    model, x, y = moved_problem()
+    arguments = {"loss": "cross_entropy", "max_iter": 8, "patience": 9} | settings
+    whole = widefit.finetune(model, x, y, **arguments)
+    path = tmp_path / "run.state"
+    widefit.finetune(model, x, y, callbacks=[Checkpoint(path), Stop(at)], **arguments)
+    resumed = widefit.finetune(model, x, y, resume=read_checkpoint(path), **arguments)
+    assert resumed.finetuning_.history.losses == whole.finetuning_.history.losses
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        widefit.finetune(model, -x, y, resume=read_checkpoint(path), **arguments)

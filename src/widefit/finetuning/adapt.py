@@ -12,12 +12,14 @@ from widefit.callbacks import Callback, Progress
 from widefit.finetuning.blocks import Structure, observe
 from widefit.finetuning.checks import Data, checked_data, checked_layers, checked_settings
 from widefit.finetuning.delta import LowRankDelta
-from widefit.finetuning.run import FineTuningRun, Problem
 from widefit.finetuning.schedule import Schedule
+from widefit.finetuning.steps import FineTuningSteps, Problem
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.family import output_loss
+from widefit.plan.two_layer import Choice, Plan
 from widefit.training.history import History
+from widefit.training.loop import Loop, State
 
 # Rows a step of more layers than the read-out takes, where there are more.
 _BATCH = 1000
@@ -41,15 +43,20 @@ class FineTuning:
         Layers and blocks that were found, and what was passed over, with the reason.
     stages
         The layers that were trained together, stage by stage.
-    decisions
-        What was chosen, and why, in sentences.
+    plan
+        What was chosen, and why.
     """
 
     history: History
     delta: LowRankDelta
     structure: Structure
     stages: tuple[tuple[str, ...], ...]
-    decisions: tuple[str, ...]
+    plan: Plan
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The plan in sentences."""
+        return tuple(f"{what}: {reason}, so {chosen}" for what, chosen, reason in self.plan.rows())
 
 
 def finetune(
@@ -70,6 +77,7 @@ def finetune(
     batch_size: int | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
+    resume: State | None = None,
     verbose: bool = False,
     threads: int | None = None,
 ) -> nn.Module:
@@ -118,6 +126,8 @@ def finetune(
         Draws the held-out rows and the batches.
     callbacks, verbose
         What watches the training; `verbose` adds a progress bar.
+    resume
+        A state from `widefit.files.read_checkpoint`: the fine-tuning that wrote it goes on, to the same bits.
     threads
         Cores for sparse products; None: as torch.
 
@@ -137,7 +147,7 @@ def finetune(
     )  # fmt: skip
     work = _evaluating(model)
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
-    merit = exact.smoothed()
+    surrogate = exact.smoothed()
     structure = observe(work, data.inputs[:_LOOKED_AT])
     names = checked_layers(layers, structure)
     data = data.held_apart(validation, seed)
@@ -145,17 +155,41 @@ def finetune(
     cores = torch.get_num_threads() if threads is None else threads
     sparse, products = _sparse_layers(names, structure, work, data.inputs)
 
-    problem = Problem(exact, merit, data.targets, data.held_targets, alpha, max_iter, tol, patience, batch, seed)
-    run = FineTuningRun(problem, [*callbacks, *([Progress()] if verbose else [])])
-    schedule = Schedule(work, data, structure.readout, merit, damping, max_iter, batch is not None, sparse, cores)
-    stages, choices = schedule.train(run, names, best_first=layers == "auto")
-    result = run.delta.merged(model)
-    if layers == "auto" and names == (structure.readout,):
-        choices = (f"{names[0]} alone: no Linear → ReLU → Linear ends in the read-out", *choices)
-    rows = "all rows in every step" if batch is None else f"{batch} rows a step beyond the read-out"
-    record = FineTuning(run.finish(), run.delta, structure, stages, (*products, *choices, rows))
+    schedule = Schedule(
+        work,
+        data,
+        names,
+        structure.readout,
+        surrogate,
+        damping=damping,
+        limit=max_iter,
+        one_by_one=layers == "auto",
+        batches=batch is not None,
+        sparse=sparse,
+        threads=cores,
+    )
+    problem = Problem(exact, surrogate, data.targets, data.held_targets, alpha, patience, batch, seed)
+    steps = FineTuningSteps(work, problem, schedule)
+    watch = [*callbacks, *([Progress()] if verbose else [])]
+    history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
+    result = steps.delta.merged(model)
+    plan = Plan((*products, *steps.choices, *_rows(batch, layers, names, structure)))
+    record = FineTuning(history, steps.delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
+
+
+def _rows(
+    batch: int | None, layers: str | Sequence[str], names: tuple[str, ...], structure: Structure
+) -> tuple[Choice, ...]:
+    if batch is None:
+        rows = Choice("rows", "all rows in every step", "they are few enough")
+    else:
+        rows = Choice("rows", f"{batch} rows a step beyond the readout", "there are more than a step needs")
+    if layers == "auto" and names == (structure.readout,):
+        alone = Choice("layers", f"{names[0]} alone", "no Linear → ReLU → Linear ends in the readout")
+        return alone, rows
+    return (rows,)
 
 
 def _evaluating(model: nn.Module) -> nn.Module:
@@ -182,19 +216,20 @@ def _batch(
 
 def _sparse_layers(
     names: tuple[str, ...], structure: Structure, model: nn.Module, inputs: Tensor
-) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Layers whose inputs are sparse enough for sparse products, and a sentence on each layer."""
-    chosen, decisions = [], []
+) -> tuple[frozenset[str], tuple[Choice, ...]]:
+    """Layers whose inputs are sparse enough for sparse products, and a choice for each layer."""
+    sparse = []
+    choices = []
+    limit = f"sparse ones pay up to {DENSE:.1%} of {_WORTHWHILE:,} weights or more"
     for name in names:
         layer = _linear(model, name)
         density = structure.densities[name]
         pays = density <= DENSE and layer.weight.numel() >= _WORTHWHILE and inputs.device.type == "cpu"
         if pays:
-            chosen.append(name)
-        why = "sparse products" if pays else "dense products"
-        limit = f"sparse ones pay up to {DENSE:.1%} of {_WORTHWHILE:,} weights or more"
-        decisions.append(f"{name}: {density:.1%} of its inputs are not zero, so {why} ({limit})")
-    return frozenset(chosen), tuple(decisions)
+            sparse.append(name)
+        chosen = "sparse products" if pays else "dense products"
+        choices.append(Choice(name, chosen, f"{density:.1%} of its inputs are not zero; {limit}"))
+    return frozenset(sparse), tuple(choices)
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

@@ -1,12 +1,11 @@
-"""Where to begin: at the layer whose kernel predicts rows that it has not seen."""
+"""The layer to begin with: the one whose kernel predicts rows that it has not seen."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from widefit.finetuning.assembly import system_of
+from widefit.finetuning.curvature import operator_of
 from widefit.finetuning.stage import Stage
-from widefit.finetuning.system import Averaged, Readout
 from widefit.losses.base import OutputLoss
 from widefit.tuning.leave_one_out import leave_one_out
 
@@ -14,8 +13,8 @@ from widefit.tuning.leave_one_out import leave_one_out
 LOOKED_AT = 300
 
 
-def left_out_error(stage: Stage, targets: Tensor, merit: OutputLoss, damping: float) -> float:
-    """What one step would leave of the residual on rows that it has not seen, as a part of what there is.
+def left_out_error(stage: Stage, targets: Tensor, surrogate: OutputLoss, damping: float) -> float:
+    """Relative leave-one-out error of one damped step: the part of the residual that it would leave on unseen rows.
 
     The step is that of kernel ridge regression with the mean of H over the outputs, each row left out in turn, in
     closed form; 300 rows tell. (This project.)
@@ -26,8 +25,8 @@ def left_out_error(stage: Stage, targets: Tensor, merit: OutputLoss, damping: fl
         Of one direct layer.
     targets
         On its training rows.
-    merit
-        What the step is to lower.
+    surrogate
+        The loss that the step minimizes.
     damping
         λ as a part of the mean of diag H.
     """
@@ -37,11 +36,12 @@ def left_out_error(stage: Stage, targets: Tensor, merit: OutputLoss, damping: fl
         stage, targets = stage.on(chosen), targets[chosen]
     point = stage.start()
     assert point.outputs is not None
-    local = merit.expand(point.outputs, targets)
-    system = system_of(stage, point, stage.linearized(point, local.root), local.root)
-    assert isinstance(system, Readout | Averaged)
-    gram, residual = system.average.cpu().numpy(), local.residual.double().cpu().numpy()
+    local = surrogate.expand(point.outputs, targets)
+    at = stage.linearized(point, local.root)
+    gram = operator_of(stage, point, at, local.root).mean_block().double().cpu().numpy()
+    residual = local.residual.double().cpu().numpy()
     size = (residual**2).sum(1).mean()
-    if not (system.scale > 0 and size > 0):
+    scale = float(np.trace(gram)) / len(gram)
+    if not (scale > 0 and size > 0):
         return 1.0
-    return leave_one_out(gram, residual, np.ones(len(residual)), damping * system.scale).error / size
+    return leave_one_out(gram, residual, np.ones(len(residual)), damping * scale).error / size

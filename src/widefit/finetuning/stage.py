@@ -11,11 +11,10 @@ from torch.func import functional_call
 from widefit.finetuning.cut import Cut, cut
 from widefit.finetuning.delta import LayerDelta, LowRankDelta
 from widefit.finetuning.direct import Direct
-from widefit.finetuning.linearization import Linearization, Passes, Signals
+from widefit.finetuning.jacobian import PassJacobian, SignalJacobian, StageJacobian
 from widefit.gram.layer_kinds import LayerCall
 from widefit.gram.layer_rows import LayerRows
 from widefit.gram.recording import backward_signals, layer_part, record_calls
-from widefit.losses.base import OutputLoss
 
 
 @dataclass(frozen=True)
@@ -120,15 +119,20 @@ class Stage:
         shifts = tuple(torch.zeros_like(layer.outputs[0]) for layer in self.direct)
         return self._evaluated(shifts, dict(self.weights), tuple(layer.outputs for layer in self.direct))
 
+    def reached(self, shifts: tuple[Tensor, ...], weights: dict[str, Tensor]) -> Point:
+        """The point of given coefficients and weights."""
+        ends = tuple(layer.reached(shift) for layer, shift in zip(self.direct, shifts, strict=True))
+        return self._evaluated(shifts, weights, ends)
+
     def is_readout(self, point: Point) -> bool:
         """Whether its only layer makes the outputs of the module."""
         assert point.outputs is not None
         return len(self.direct) == 1 and not self.weights and torch.equal(point.ends[0][0], point.outputs)
 
-    def linearized(self, point: Point, root: Float[Tensor, "..."]) -> Linearization:
+    def linearized(self, point: Point, root: Float[Tensor, "..."]) -> StageJacobian:
         """J of its layers at a point, rows weighted by the root."""
         if not self.weights:
-            return Passes(self.rest, [end[0] for end in point.ends], self.frozen, root)
+            return PassJacobian(self.rest, [end[0] for end in point.ends], self.frozen, root)
         leaves = [end[0].detach().clone().requires_grad_() for end in point.ends]
         with torch.enable_grad():
             outputs, calls = record_calls(self.rest, point.weights, (*(leaf + 0 for leaf in leaves), *self.frozen))
@@ -137,11 +141,11 @@ class Stage:
         signals = backward_signals(outputs, [call.output for call in every], root)
         names = [layer.name for layer in self.direct] + [self._name_of(call.module) for call in calls]
         parts = [_part(name, call, signal) for name, call, signal in zip(names, every, signals, strict=True)]
-        return Signals(parts, len(self.direct))
+        return SignalJacobian(parts, len(self.direct))
 
-    def moved(self, point: Point, at: Linearization, step: Float[Tensor, "n k"], keep: float) -> Point:
+    def moved(self, point: Point, at: StageJacobian, step: Float[Tensor, "n k"], keep: float) -> Point:
         """θ₀ + keep (θ − θ₀) − Jᵀ g for the step g."""
-        mixed, count = at.pulled(step), len(self.direct)
+        mixed, count = at.vjp(step), len(self.direct)
         shifts = tuple(keep * old + new[:, 0] for old, new in zip(point.shifts, mixed[:count], strict=True))
         ends = tuple(layer.reached(shift) for layer, shift in zip(self.direct, shifts, strict=True))
         weights = dict(point.weights)
@@ -159,13 +163,13 @@ class Stage:
             float((value - self.given[name]).double().square().sum()) for name, value in point.weights.items()
         )
 
-    def displaced_outputs(self, point: Point, at: Linearization) -> Float[Tensor, "n k"]:
+    def displaced_outputs(self, point: Point, at: StageJacobian) -> Float[Tensor, "n k"]:
         """J (θ − θ₀)."""
         assert point.outputs is not None
         total = torch.zeros_like(point.outputs)
         if self.direct:
             moved = [layer.overlapped(shift) for layer, shift in zip(self.direct, point.shifts, strict=True)]
-            total -= at.pushed(moved)
+            total -= at.jvp(moved)
         for part in at.behind:
             moves = {name: (point.weights[name] - self.given[name]).reshape(-1, 1) for name in part.names}
             total += part.matvec(moves).reshape(total.shape)
@@ -229,10 +233,3 @@ def _part(name: str, call: LayerCall, signal: Float[Tensor, "n k *o"]) -> LayerR
     part = layer_part(call, signal, {kind: f"{name}.{kind}" for kind, _ in call.module.named_parameters(recurse=False)})
     assert part is not None
     return part
-
-
-def objective(loss: OutputLoss, point: Point, targets: Tensor, alpha: float, stage: Stage) -> float:
-    """What a step must lower."""
-    assert point.outputs is not None
-    pull = 0.5 * alpha * stage.displacement(point) if alpha > 0 else 0.0
-    return float(loss.value(point.outputs, targets)) + pull

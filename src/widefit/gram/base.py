@@ -105,6 +105,10 @@ class Operator(ABC):
         """diag H."""
         return torch.cat([self.block(rows).diagonal() for rows in self._rows().split(_COLUMNS)])
 
+    def trace(self) -> float:
+        """tr H, or an estimate of it."""
+        return float(self.diagonal().sum())
+
     def block_diagonal(self, size: int) -> Float[Tensor, "blocks size size"]:
         """The blocks of so many consecutive rows on the diagonal of H."""
         if size == 1:

@@ -42,6 +42,9 @@ class IdenticalBlocks(Operator):
     def diagonal(self) -> Float[Tensor, " nk"]:
         return self.kernel.diagonal().repeat_interleave(self.outputs)
 
+    def trace(self) -> float:
+        return self.outputs * self.kernel.trace()
+
     def mean_block(self) -> Float[Tensor, "n n"]:
         """K."""
         return self.kernel.dense()

@@ -38,3 +38,6 @@ class ImplicitGram(Operator):
 
     def mean_block(self) -> Float[Tensor, "n n"]:
         return self.average.clone()
+
+    def trace(self) -> float:
+        return self.outputs * float(self.average.trace())

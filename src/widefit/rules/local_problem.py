@@ -50,7 +50,7 @@ class Block:
     @cached_property
     def scale(self) -> float:
         """Mean of diag H̃ over the samples."""
-        return float(self.operator.diagonal().sum() / self.weight)
+        return self.operator.trace() / self.weight
 
     def weighted(self, values: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
         """B̃ᵀ v."""

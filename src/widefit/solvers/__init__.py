@@ -5,6 +5,18 @@ from widefit.solvers.block_cg import BlockCG
 from widefit.solvers.cg import CG
 from widefit.solvers.cholesky import Cholesky
 from widefit.solvers.nystrom_cg import NystromCG
+from widefit.solvers.primal import Primal
 from widefit.solvers.sketched_cg import SketchedCG
 
-__all__ = ["CG", "BlockCG", "Cholesky", "NystromCG", "Preconditioner", "Prepared", "SketchedCG", "Solution", "Solver"]
+__all__ = [
+    "CG",
+    "BlockCG",
+    "Cholesky",
+    "NystromCG",
+    "Preconditioner",
+    "Prepared",
+    "Primal",
+    "SketchedCG",
+    "Solution",
+    "Solver",
+]

@@ -11,7 +11,7 @@ from widefit.gram.jacobian import apply_root, apply_root_transposed
 from widefit.gram.layer_rows import LayerRows
 
 
-class Linearization(ABC):
+class StageJacobian(ABC):
     """Row (i, c) of J is δ_ic ⊗ a_i for every layer: weighted derivative of an output by the layer's, times its input.
 
     Attributes
@@ -23,15 +23,15 @@ class Linearization(ABC):
     behind: Sequence[LayerRows]
 
     @abstractmethod
-    def pulled(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
+    def vjp(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
         """Σ_c g_ic δ_ic of every layer, direct ones first, by positions t."""
 
     @abstractmethod
-    def pushed(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
+    def jvp(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
         """Σ over direct layers of ⟨δ_ic, y_i⟩: what changes y of their outputs do to the weighted outputs."""
 
 
-class Passes(Linearization):
+class PassJacobian(StageJacobian):
     """Direct layers alone: a backward pass pulls, the derivative of that pass by its seeds pushes. No δ is stored.
 
     Parameters
@@ -57,19 +57,19 @@ class Passes(Linearization):
                 self._outputs, self._leaves, self._seeds, create_graph=True, materialize_grads=True
             )
 
-    def pulled(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
+    def vjp(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
         seeds = apply_root_transposed(self._root, step)
         found = torch.autograd.grad(
             self._outputs, self._leaves, seeds, retain_graph=True, materialize_grads=True, allow_unused=True
         )
         return [change[:, None] for change in found]
 
-    def pushed(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
+    def jvp(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
         (found,) = torch.autograd.grad(self._backward, self._seeds, changes, retain_graph=True)
         return apply_root(self._root, found)
 
 
-class Signals(Linearization):
+class SignalJacobian(StageJacobian):
     """All layers, from inputs and root-weighted signals that a backward pass an output has found.
 
     Parameters
@@ -81,13 +81,14 @@ class Signals(Linearization):
     """
 
     def __init__(self, parts: Sequence[LayerRows], direct: int):
-        self.parts, self._direct = tuple(parts), direct
+        self.parts = tuple(parts)
+        self._direct = direct
         self.behind = self.parts[direct:]
 
-    def pulled(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
+    def vjp(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
         return [torch.einsum("nk,nkto->nto", step, part.signals) for part in self.parts]
 
-    def pushed(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
+    def jvp(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
         signals = [part.signals[:, :, 0] for part in self.parts[: self._direct]]
         total = torch.zeros_like(self.parts[0].signals[:, :, 0, 0])
         for signal, change in zip(signals, changes, strict=True):
