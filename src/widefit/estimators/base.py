@@ -24,8 +24,8 @@ from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer, automatic_threshold
+from widefit.plan.base import Choice, Plan
 from widefit.plan.names import ACTIVATIONS
-from widefit.plan.two_layer import Choice, Plan
 from widefit.rules import SGD
 from widefit.training.history import History
 from widefit.training.train import training_of

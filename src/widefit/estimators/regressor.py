@@ -67,7 +67,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         Training loss before the first step and after each, in units of the standardized target.
     n_iter_ : int
         Steps taken, rejected ones included.
-    plan_ : widefit.plan.two_layer.Plan
+    plan_ : widefit.plan.base.Plan
         What "auto" chose and why.
     alpha_ : float
         The ridge in use.

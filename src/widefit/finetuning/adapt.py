@@ -17,6 +17,7 @@ from widefit.finetuning.schedule import Schedule
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.family import output_loss
+from widefit.plan.base import Choice, Plan
 from widefit.training.history import History
 
 # Rows a step of more layers than the read-out takes, where there are more.
@@ -41,15 +42,20 @@ class FineTuning:
         Layers and blocks that were found, and what was passed over, with the reason.
     stages
         The layers that were trained together, stage by stage.
-    decisions
-        What was chosen, and why, in sentences.
+    plan
+        What was chosen, and why.
     """
 
     history: History
     delta: LowRankDelta
     structure: Structure
     stages: tuple[tuple[str, ...], ...]
-    decisions: tuple[str, ...]
+    plan: Plan
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The plan in sentences."""
+        return tuple(f"{what}: {reason}, so {chosen}" for what, chosen, reason in self.plan.rows())
 
 
 def finetune(
@@ -141,7 +147,7 @@ def finetune(
     structure = observe(work, data.inputs[:_LOOKED_AT])
     names = checked_layers(layers, structure)
     data = data.held_apart(validation, seed)
-    batch = _batch(batch_size, names, structure, work, data)
+    batch, rows = _batch(batch_size, names, structure, work, data)
     cores = torch.get_num_threads() if threads is None else threads
     sparse, products = _sparse_layers(names, structure, work, data.inputs)
 
@@ -151,9 +157,8 @@ def finetune(
     stages, choices = schedule.train(run, names, best_first=layers == "auto")
     result = run.delta.merged(model)
     if layers == "auto" and names == (structure.readout,):
-        choices = (f"{names[0]} alone: no Linear → ReLU → Linear ends in the read-out", *choices)
-    rows = "all rows in every step" if batch is None else f"{batch} rows a step beyond the read-out"
-    record = FineTuning(run.finish(), run.delta, structure, stages, (*products, *choices, rows))
+        choices = (Choice("layers", f"{names[0]} alone", "no Linear → ReLU → Linear ends in the readout"), *choices)
+    record = FineTuning(run.finish(), run.delta, structure, stages, Plan((*products, *choices, rows)))
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 
@@ -167,24 +172,33 @@ def _evaluating(model: nn.Module) -> nn.Module:
 
 def _batch(
     wanted: int | None, names: tuple[str, ...], structure: Structure, model: nn.Module, data: Data
-) -> int | None:
-    """Rows a step beyond the read-out; None: all of them."""
-    inputs, outputs, rows = data.inputs, data.outputs, len(data.inputs)
+) -> tuple[int | None, Choice]:
+    """Rows a step beyond the readout, None for all of them; and why."""
+    inputs, rows = data.inputs, len(data.inputs)
     if wanted is not None:
-        return wanted if wanted < rows else None
+        return _rows(wanted if wanted < rows else None, f"batch_size={wanted}")
     if names == (structure.readout,):
-        return None
+        return _rows(None, "the readout alone is trained")
+    if rows > 2 * _BATCH:
+        return _rows(_BATCH, f"there are more than {2 * _BATCH:,} rows")
     wide = sum(sum(_linear(model, name).weight.shape) for name in names)
     # Signals of every output and their gradient, and a few matrices of all pairs of rows.
-    needed = inputs.element_size() * rows * (2 * outputs * wide + 4 * rows)
-    return _BATCH if rows > 2 * _BATCH or needed > available_memory() // 2 else None
+    needed = inputs.element_size() * rows * (2 * data.outputs * wide + 4 * rows)
+    if needed > available_memory() // 2:
+        return _rows(_BATCH, f"all {rows:,} rows would need about {needed / 1e9:.2g} GB")
+    return _rows(None, f"there are no more than {2 * _BATCH:,} rows")
+
+
+def _rows(batch: int | None, reason: str) -> tuple[int | None, Choice]:
+    chosen = "all rows in every step" if batch is None else f"{batch} rows a step beyond the readout"
+    return batch, Choice("rows", chosen, reason)
 
 
 def _sparse_layers(
     names: tuple[str, ...], structure: Structure, model: nn.Module, inputs: Tensor
-) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Layers whose inputs are sparse enough for sparse products, and a sentence on each layer."""
-    chosen, decisions = [], []
+) -> tuple[frozenset[str], tuple[Choice, ...]]:
+    """Layers whose inputs are sparse enough for sparse products, and the choice for each layer."""
+    chosen, choices = [], []
     for name in names:
         layer = _linear(model, name)
         density = structure.densities[name]
@@ -193,8 +207,8 @@ def _sparse_layers(
             chosen.append(name)
         why = "sparse products" if pays else "dense products"
         limit = f"sparse ones pay up to {DENSE:.1%} of {_WORTHWHILE:,} weights or more"
-        decisions.append(f"{name}: {density:.1%} of its inputs are not zero, so {why} ({limit})")
-    return frozenset(chosen), tuple(decisions)
+        choices.append(Choice(f"products of {name}", why, f"{density:.1%} of its inputs are not zero ({limit})"))
+    return frozenset(chosen), tuple(choices)
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

@@ -10,6 +10,7 @@ from widefit.finetuning.cut import cut
 from widefit.finetuning.run import FineTuningRun
 from widefit.finetuning.stage import Stage, parameters_of
 from widefit.losses.base import OutputLoss
+from widefit.plan.base import Choice
 
 Stages = tuple[tuple[str, ...], ...]
 
@@ -55,8 +56,8 @@ class Schedule:
     sparse: frozenset[str]
     threads: int
 
-    def train(self, run: FineTuningRun, names: tuple[str, ...], best_first: bool) -> tuple[Stages, tuple[str, ...]]:
-        """Train the layers; the stages there were, and sentences on what was chosen.
+    def train(self, run: FineTuningRun, names: tuple[str, ...], best_first: bool) -> tuple[Stages, tuple[Choice, ...]]:
+        """Train the layers; the stages there were, and what was chosen.
 
         Parameters
         ----------
@@ -77,7 +78,7 @@ class Schedule:
                 return found
         return self._readout_first(run, names, self.readout)
 
-    def _best_first(self, run: FineTuningRun, hidden: str, readout: str) -> tuple[Stages, tuple[str, ...]] | None:
+    def _best_first(self, run: FineTuningRun, hidden: str, readout: str) -> tuple[Stages, tuple[Choice, ...]] | None:
         """The read-out alone, or the layer before it and then the read-out; None where their H is not at hand."""
         first = self._stage((hidden,))
         last = first.inside((readout,), first.start(), self.sparse, self.threads)
@@ -95,16 +96,16 @@ class Schedule:
         )
         if errors[1] <= errors[0]:
             run.stage(last, self.limit, self._damping((readout,)))
-            return ((readout,),), (f"{readout} alone: {why}", self._frozen(first))
+            return ((readout,),), (Choice("layers", f"{readout} alone", why), self._frozen(first))
         point = run.stage(first, -(-self.limit // 2), self._damping((hidden,)))
         if not run.ended:
             last = first.inside((readout,), point, self.sparse, self.threads)
             run.stage(last, self.limit, self._damping((readout,)))
-        return ((hidden,), (readout,)), (f"{hidden}, then {readout}: {why}", self._frozen(first))
+        return ((hidden,), (readout,)), (Choice("layers", f"{hidden}, then {readout}", why), self._frozen(first))
 
     def _readout_first(
         self, run: FineTuningRun, names: tuple[str, ...], readout: str
-    ) -> tuple[Stages, tuple[str, ...]]:
+    ) -> tuple[Stages, tuple[Choice, ...]]:
         """The read-out, a convex problem, and then all layers together."""
         whole = self._stage(names)
         warm = whole.inside((readout,), whole.start(), self.sparse, self.threads)
@@ -129,7 +130,8 @@ class Schedule:
             return self.damping
         return _READOUT_DAMPING if names == (self.readout,) else _DAMPING
 
-    def _frozen(self, stage: Stage) -> str:
+    def _frozen(self, stage: Stage) -> Choice:
         if stage.rest is self.model:
-            return "the whole module runs in every step: torch.fx cannot follow it"
-        return f"a frozen start runs once before {', '.join(stage.names)}"
+            return Choice("frozen start", "the whole module runs in every step", "torch.fx cannot follow it")
+        before = ", ".join(stage.names)
+        return Choice("frozen start", f"what comes before {before} runs once", "torch.fx can follow the module")

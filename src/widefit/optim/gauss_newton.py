@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 import torch
@@ -311,7 +311,7 @@ class GaussNewton(torch.optim.Optimizer):
             stored = plan.jacobian == "dense" and not summed
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, TracedJacobian):
-                self.plan = plan = replace(plan, jacobian="traced")
+                self.plan = plan = plan.traced()
         solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
         if plan.solver == "primal":
             return Primal(jacobian, solver)

@@ -8,8 +8,9 @@ from jaxtyping import Float
 
 from widefit import trackers
 from widefit.nn import TwoLayer
+from widefit.plan.base import Choice, Plan
 from widefit.plan.names import TRACKERS, resolve
-from widefit.plan.two_layer import Choice, Plan, firing_probability
+from widefit.plan.two_layer import firing_probability
 
 # Measured on one core (AMD Zen 4), seconds: products; a neuron and sample of a dense stochastic step and of a
 # prediction in float64; a neuron in a leaf of the half-space tree that a prediction looks into; the same of a step, and

@@ -1,66 +1,13 @@
 """What "auto" chooses, why, and what the work will take in bytes and flops."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from widefit import solvers, trackers
 from widefit.kernels.memory import available_memory
+from widefit.plan.base import Choice, Plan
 from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One decision: what was decided, what was chosen, and the reason."""
-
-    what: str
-    chosen: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The decisions behind a run, in the order they were taken.
-
-    Attributes
-    ----------
-    choices
-        One a decision.
-    bytes_needed
-        Predicted peak memory of the training, beyond what the process held before.
-    flops_per_step
-        Predicted floating-point operations of a step.
-    """
-
-    choices: tuple[Choice, ...] = field(default=())
-    bytes_needed: int = 0
-    flops_per_step: float = 0.0
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """(what, chosen, reason), one a decision."""
-        return [(choice.what, choice.chosen, choice.reason) for choice in self.choices]
-
-    def to_dict(self) -> dict:
-        """Plain Python values, ready for JSON."""
-        return {
-            "choices": [{"what": what, "chosen": chosen, "reason": reason} for what, chosen, reason in self.rows()],
-            "bytes_needed": self.bytes_needed,
-            "flops_per_step": self.flops_per_step,
-        }
-
-    def after(self, earlier: tuple[Choice, ...]) -> "Plan":
-        """The same plan with decisions that were taken before it in front."""
-        return Plan(earlier + self.choices, self.bytes_needed, self.flops_per_step)
-
-    def then(self, choice: Choice) -> "Plan":
-        """The same plan with a decision that was taken after it."""
-        return Plan((*self.choices, choice), self.bytes_needed, self.flops_per_step)
-
-    @classmethod
-    def from_dict(cls, record: dict) -> "Plan":
-        """The inverse of `to_dict`."""
-        choices = tuple(Choice(**choice) for choice in record["choices"])
-        return cls(choices, record["bytes_needed"], record["flops_per_step"])
 
 
 @dataclass(frozen=True)
@@ -193,10 +140,6 @@ class TwoLayerShape:
         return _VISIT * self.samples + self.width * fired * pair / threads
 
 
-# What a plan says of a rule that averages.
-AVERAGED = Choice(
-    "network", "average of the iterates", "the rule averages; losses of the history are those of the last iterates"
-)
 # Samples that stand for all in the estimates of stochastic rules.
 FEW = 2048
 # Measured on one core (AMD Zen 4): products a second, seconds to scan a pre-activation, seconds a flip takes the

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from widefit import gram, solvers
 from widefit.nn import Deep
+from widefit.plan.base import Plan
 from widefit.plan.deep import DeepShape, plan_deep
-from widefit.plan.two_layer import Plan, firing_probability
+from widefit.plan.two_layer import firing_probability
 from widefit.rules import FullBatch, Linearization
 from widefit.trackers import Displacement, Minibatches, Trial, Update
 from widefit.trackers.deep.tracking import DeepTracking, Sparse

@@ -13,8 +13,8 @@ from torch import Tensor
 from widefit import rules, trackers
 from widefit.kernels.compilation import announce_compilation
 from widefit.nn import TwoLayer
+from widefit.plan.base import AVERAGED, Plan
 from widefit.plan.neurons import NeuronShape, plan_stream
-from widefit.plan.two_layer import AVERAGED, Plan
 from widefit.rules import Objective, Rule
 from widefit.training.history import History, StepInfo
 from widefit.training.problem import checked_problem, linearize, refuse_floor, rule_of

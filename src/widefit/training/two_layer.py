@@ -18,7 +18,8 @@ from widefit import gram, rules, solvers, trackers
 from widefit.kernels.compilation import announce_compilation
 from widefit.kernels.memory import available_memory
 from widefit.nn import Deep, TwoLayer
-from widefit.plan.two_layer import AVERAGED, FEW, Plan, TwoLayerShape, firing_probability, plan_two_layer
+from widefit.plan.base import AVERAGED, Plan
+from widefit.plan.two_layer import FEW, TwoLayerShape, firing_probability, plan_two_layer
 from widefit.rules import Linearization, Rule
 from widefit.trackers import Minibatches, Trial, Update
 from widefit.training.callback import Callback

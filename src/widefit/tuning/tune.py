@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.kernels.threads import serial_blas
-from widefit.plan.two_layer import Choice
+from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
