@@ -24,6 +24,7 @@ from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer, automatic_threshold
+from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import ACTIVATIONS
 from widefit.rules import SGD
@@ -298,7 +299,7 @@ class Wide(BaseEstimator, ABC):
         return widths, (float(self.threshold),) * len(widths)
 
     def _threshold_choice(self, thresholds: tuple[float, ...]) -> Choice:
-        shares = ", ".join(f"{0.5 * math.erfc(threshold / math.sqrt(2)):.1%}" for threshold in thresholds)
+        shares = ", ".join(f"{firing_probability(threshold):.1%}" for threshold in thresholds)
         reason = "plain ReLU" if self.activation == "relu" else "√(0.4 ln width)"
         if self.activation != "relu" and self.threshold != "auto":
             reason = "as asked for"

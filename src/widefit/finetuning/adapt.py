@@ -23,7 +23,7 @@ from widefit.training.history import History
 # Rows a step of more layers than the read-out takes, where there are more.
 _BATCH = 1000
 # Entries of a layer from which on sparse products can pay for laying its weights out.
-_WORTHWHILE = 1 << 20
+_SPARSE_WEIGHTS = 1 << 20
 # Rows on which the structure is looked at.
 _LOOKED_AT = 64
 
@@ -202,11 +202,11 @@ def _sparse_layers(
     for name in names:
         layer = _linear(model, name)
         density = structure.densities[name]
-        pays = density <= DENSE and layer.weight.numel() >= _WORTHWHILE and inputs.device.type == "cpu"
+        pays = density <= DENSE and layer.weight.numel() >= _SPARSE_WEIGHTS and inputs.device.type == "cpu"
         if pays:
             chosen.append(name)
         why = "sparse products" if pays else "dense products"
-        limit = f"sparse ones pay up to {DENSE:.1%} of {_WORTHWHILE:,} weights or more"
+        limit = f"sparse ones pay up to {DENSE:.1%} of {_SPARSE_WEIGHTS:,} weights or more"
         choices.append(Choice(f"products of {name}", why, f"{density:.1%} of its inputs are not zero ({limit})"))
     return frozenset(chosen), tuple(choices)
 

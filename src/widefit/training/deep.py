@@ -8,9 +8,9 @@ from torch import Tensor
 
 from widefit import gram, solvers
 from widefit.nn import Deep
+from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Plan
 from widefit.plan.deep import DeepShape, plan_deep
-from widefit.plan.two_layer import firing_probability
 from widefit.rules import FullBatch, Linearization
 from widefit.trackers import Displacement, Minibatches, Trial, Update
 from widefit.trackers.deep.tracking import DeepTracking, Sparse
@@ -101,7 +101,7 @@ class DeepTraining(Training):
             features=network.in_features,
             widths=network.hidden_layer_sizes,
             outputs=network.out_features,
-            firing=tuple(firing_probability(threshold, 1.0) for threshold in network.thresholds),
+            firing=tuple(firing_probability(threshold) for threshold in network.thresholds),
             itemsize=self._inputs.itemsize,
         )
         plan, chosen = plan_deep(shape, solver, memory)

@@ -19,9 +19,10 @@ from widefit.kernels.compilation import announce_compilation
 from widefit.kernels.memory import available_memory
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.base import AVERAGED, Plan
-from widefit.plan.two_layer import FEW, TwoLayerShape, firing_probability, plan_two_layer
+from widefit.plan.two_layer import ESTIMATE_SAMPLES, plan_two_layer, workload_of
 from widefit.rules import Linearization, Rule
 from widefit.trackers import Minibatches, Trial, Update
+from widefit.trackers.cost import expected_firing
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
 from widefit.training.interruption import interrupt_flag
@@ -30,8 +31,6 @@ from widefit.training.problem import checked_problem, linearize, refuse_floor, r
 # Neurons of every output from which the length of the first step is foretold: so many that about this number of them
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
 _SCOUT_FIRING, _SCOUT = 128, 4096
-# Neurons that tell how many fire at all: at least so many, and more of a wide network, but no more pairs than this.
-_SEEN, _SEEN_PART, _SEEN_PAIRS = 1024, 1 << 10, 1 << 23
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -197,7 +196,7 @@ class Training:
         return Linearization(
             self._objective, tracking.outputs, tracking.displacement, self._gram,
             features_squared=lambda: trackers.features_squared(self._iterate, self._inputs),
-            few=self._few if len(self._inputs) > FEW else None,
+            few=self._few if len(self._inputs) > ESTIMATE_SAMPLES else None,
         )  # fmt: skip
 
     def propose(self, update: Update) -> Trial:
@@ -247,7 +246,8 @@ class Training:
         """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
         if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
             return None
-        width = max(_SCOUT, int(_SCOUT_FIRING / max(self._firing(), 1e-4))) * self.network.out_features
+        firing = max(expected_firing(self.network.threshold, self._inputs), 1e-4)
+        width = max(_SCOUT, int(_SCOUT_FIRING / firing)) * self.network.out_features
         scout = self._iterate.sample(min(width, self.network.width))
         view = linearize(scout, self._inputs, self._objective, self._threads)
         rule = rules.GaussNewton()
@@ -255,7 +255,7 @@ class Training:
 
     def _few(self) -> Linearization:
         """The problem of samples spread evenly and of the longest, which has most of a say in how far to go."""
-        spread = np.linspace(0, len(self._inputs) - 1, FEW - 1).astype(np.int64)
+        spread = np.linspace(0, len(self._inputs) - 1, ESTIMATE_SAMPLES - 1).astype(np.int64)
         length = self._objective.sample_weight * np.einsum("ij,ij->i", self._inputs, self._inputs)
         rows = np.append(spread, int(length.argmax()))
         return linearize(self._iterate, self._inputs[rows], self._objective.part(rows), self._threads)
@@ -291,31 +291,9 @@ class Training:
         """What else decides the outputs: settings, and the bytes of what training leaves alone."""
         return self.network.threshold, self.network.readout_identity()
 
-    def _firing(self) -> float:
-        """p, the expected part of the pairs that fire."""
-        norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", self._inputs, self._inputs, dtype=np.float64))))
-        return firing_probability(self.network.threshold, norm)
-
     def _make_plan(self, tracker, solver, memory) -> "tuple[Plan, trackers.Tracker, solvers.Solver]":
-        shape = TwoLayerShape(
-            samples=self._inputs.shape[0],
-            features=self._inputs.shape[1],
-            width=self.network.width,
-            outputs=self.network.out_features,
-            firing=self._firing(),
-            itemsize=self._inputs.itemsize,
-            anchored=self._objective.alpha > 0,
-            readout_scale=max(1e-6, float(np.abs(self.network.coefficients(0, 2)).max()))
-            * float(np.sqrt(self.network.width / self.network.out_features)),
-            second_order=isinstance(self._rule, rules.GaussNewton),
-            stored=self.network.store == "array",
-            perturbed=self._rule.perturbs,
-            alive=_alive(self.network, self._inputs),
-            minibatches=isinstance(self._rule, rules.SGD),
-            along_samples=self._objective.alpha == 0
-            and not (self._rule.train_readout or self._rule.averages or self._rule.perturbs),
-        )
-        return plan_two_layer(shape, tracker, solver, self._threads, memory)
+        work = workload_of(self.network, self._inputs, self._objective.alpha, self._rule)
+        return plan_two_layer(work, tracker, solver, self._threads, memory)
 
     def _refuse_readout(self) -> None:
         """Say at once where the second layer cannot be trained."""
@@ -370,11 +348,3 @@ class Training:
         self._tracker_state = {name.removeprefix("tracker."): value.numpy() for name, value in held.items()} or None
         self._memory = dict(document["memory"])
         self.history = History.from_dict(document["history"])
-
-
-def _alive(network: TwoLayer, inputs: np.ndarray) -> float:
-    """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
-    seen = min(network.width, max(_SEEN, min(network.width // _SEEN_PART, _SEEN_PAIRS // len(inputs))))
-    fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
-    alive = float(np.count_nonzero(fire))
-    return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)
