@@ -16,7 +16,7 @@ from two_layer_problems import Problem
 import widefit
 from widefit.callbacks import Callback, describe
 from widefit.nn import TwoLayer
-from widefit.plan.two_layer import Plan
+from widefit.plan.base import Plan
 from widefit.rules import SGD, Rule
 from widefit.trackers import Minibatches, Tracker, TrackerReport
 from widefit.training.history import History, StepInfo

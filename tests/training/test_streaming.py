@@ -9,9 +9,10 @@ import widefit
 from widefit.callbacks import Callback
 from widefit.files import Checkpoint, read_checkpoint
 from widefit.nn import TwoLayer
-from widefit.plan.neurons import NeuronShape, plan_prediction, plan_stream
+from widefit.plan.neurons import plan_prediction, plan_stream
 from widefit.rules import SGD
 from widefit.trackers import Dense, HalfSpaceTree
+from widefit.trackers.cost import NeuronShape
 from widefit.training.history import StepInfo
 from widefit.training.stream import Recorder, Streaming
 
@@ -259,9 +260,9 @@ def test_training_both_layers_of_a_fixed_table(tracker, tmp_path):
 
 def test_the_choosers_say_why():
     narrow, wide = NeuronShape(2, 1 << 18, 1, 0.013), NeuronShape(64, 1 << 18, 1, 0.013)
-    chosen = [plan_stream(shape, "auto", 1) for shape in (narrow, wide)]
+    chosen = [plan_stream(shape, "auto") for shape in (narrow, wide)]
     assert [tracker.name for _, tracker in chosen] == ["half-space-tree", "dense"]
     assert all("of the neurons" in plan.choices[0].reason for plan, _ in chosen)
-    assert plan_prediction(narrow, 1)[0] is not None
-    rows, choice = plan_prediction(wide, 1)
+    assert plan_prediction(narrow)[0] is not None
+    rows, choice = plan_prediction(wide)
     assert (rows, choice.chosen) == (None, "dense")

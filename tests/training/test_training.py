@@ -13,10 +13,11 @@ import widefit
 from widefit.callbacks import Callback
 from widefit.gram import DenseGram
 from widefit.nn import TwoLayer
-from widefit.plan.two_layer import TwoLayerShape, plan_two_layer
+from widefit.plan.two_layer import plan_two_layer
 from widefit.rules import GaussNewton, NetworkProblem, Objective
 from widefit.rules.gauss_newton import Damping
 from widefit.solvers import Cholesky
+from widefit.trackers.cost import Steps, Workload
 from widefit.training.history import History
 from widefit.training.train import Training
 
@@ -250,21 +251,16 @@ def test_auto_takes_the_tracker_that_pays_for_the_rule():
 @pytest.mark.parametrize(
     ("change", "chosen", "said"),
     [
-        ({}, "verlet-list", "with lists of near pairs"),
-        ({"width": 2**14}, "dense", "with lists of near pairs"),
-        ({"firing": 0.5}, "dense", "with lists of near pairs"),
-        ({"along_samples": False}, "dense", "a pass takes"),
-        ({"samples": 10_000}, "dense", "a pass takes"),
+        ({}, "verlet-list", "with dense"),
+        ({"width": 2**14}, "dense", "with verlet-list"),
+        ({"firing": 0.5}, "dense", "with verlet-list"),
+        ({"steps": Steps.GENERAL_MINIBATCHES}, "dense", "no other tracker is known to be faster"),
+        ({"samples": 10_000}, "dense", "no other tracker is known to be faster"),
     ],
 )
 def test_auto_takes_lists_for_wide_networks_that_fire_rarely(change, chosen, said):
-    shape = {"samples": 1000, "width": 2**18, "firing": 0.02, "along_samples": True} | change
-    plan, _, _ = plan_two_layer(
-        TwoLayerShape(
-            features=64, outputs=1, itemsize=4, anchored=False, second_order=False, minibatches=True, **shape
-        ),
-        "auto", "auto", 2, 10**10,
-    )  # fmt: skip
+    sizes = {"samples": 1000, "width": 2**18, "firing": 0.02, "steps": Steps.MINIBATCHES} | change
+    plan, _, _ = plan_two_layer(Workload(features=64, outputs=1, itemsize=4, **sizes), "auto", "auto", 2, 10**10)
     (choice,) = plan.choices
     assert choice.chosen == chosen
     assert said in choice.reason

@@ -25,7 +25,7 @@ from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
-from widefit.plan.two_layer import Plan
+from widefit.plan.base import Plan
 from widefit.rules import SGD, Rule
 from widefit.training.history import History
 from widefit.training.train import Training

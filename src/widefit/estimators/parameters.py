@@ -6,8 +6,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from widefit.nn import automatic_threshold
+from widefit.nn.shifted_relu import firing_probability
+from widefit.plan.base import Choice
 from widefit.plan.names import ACTIVATIONS
-from widefit.plan.two_layer import Choice, firing_probability
 
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.nn import TwoLayer
-from widefit.plan.two_layer import Plan
+from widefit.plan.base import Plan
 from widefit.rules import SGD, Rule
 from widefit.trackers import Tracker
 from widefit.training.history import History, StepInfo

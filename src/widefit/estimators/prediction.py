@@ -8,11 +8,11 @@ from jaxtyping import Float
 
 from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
-from widefit.plan.neurons import NeuronShape, plan_prediction
+from widefit.plan.neurons import plan_prediction
+from widefit.trackers.cost import NeuronShape
+from widefit.trackers.half_space.cost import LEAF_SIZE
 from widefit.trackers.half_space.neuron_trees import NeuronTrees
 from widefit.trackers.layer import Layer
-
-_LEAF = 64
 
 
 class Predictor:
@@ -36,7 +36,7 @@ class Predictor:
     def __init__(self, network: TwoLayer, norm: float = 1.0):
         self._network = network
         shape = NeuronShape.of(network, np.full((1, 1), norm))
-        self.rows, self.choice = plan_prediction(shape, torch.get_num_threads())
+        self.rows, self.choice = plan_prediction(shape)
         self._trees: NeuronTrees | None = None
         self._versions: tuple[int, ...] = ()
 
@@ -63,7 +63,7 @@ class Predictor:
             layer.weight.astype(np.float64), None, layer.coefficients, np.float64(self._network.threshold),
             layer.silent, layer.groups,
         )  # fmt: skip
-        self._trees = NeuronTrees(exact, _LEAF, torch.get_num_threads())
+        self._trees = NeuronTrees(exact, LEAF_SIZE, torch.get_num_threads())
         self._versions = self._of_network()
 
     def _of_network(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.nn import TwoLayer
-from widefit.plan.two_layer import Choice
+from widefit.plan.base import Choice
 from widefit.tuning.leave_one_out import RIDGES, leave_one_out
 
 _BLOCK_NUMBERS = 1 << 21

@@ -67,8 +67,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         Training loss before the first step and after each, in units of the standardized target.
     n_iter_ : int
         Steps taken, rejected ones included.
-    plan_ : widefit.plan.two_layer.Plan
-        Choices of "auto" with their reasons.
+    plan_ : widefit.plan.base.Plan
+        What "auto" chose and why.
     alpha_ : float
         The ridge in use.
     progressive_predictions_ : ndarray

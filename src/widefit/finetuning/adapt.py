@@ -17,14 +17,14 @@ from widefit.finetuning.steps import FineTuningSteps, Problem
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.family import output_loss
-from widefit.plan.two_layer import Choice, Plan
+from widefit.plan.base import Choice, Plan
 from widefit.training.history import History
 from widefit.training.loop import Loop, State
 
 # Rows a step of more layers than the read-out takes, where there are more.
 _BATCH = 1000
 # Entries of a layer from which on sparse products can pay for laying its weights out.
-_WORTHWHILE = 1 << 20
+_SPARSE_WEIGHTS = 1 << 20
 # Rows on which the structure is looked at.
 _LOOKED_AT = 64
 
@@ -151,7 +151,7 @@ def finetune(
     structure = observe(work, data.inputs[:_LOOKED_AT])
     names = checked_layers(layers, structure)
     data = data.held_apart(validation, seed)
-    batch = _batch(batch_size, names, structure, work, data)
+    batch, rows = _batch(batch_size, names, structure, work, data)
     cores = torch.get_num_threads() if threads is None else threads
     sparse, products = _sparse_layers(names, structure, work, data.inputs)
 
@@ -173,23 +173,17 @@ def finetune(
     watch = [*callbacks, *([Progress()] if verbose else [])]
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
     result = steps.delta.merged(model)
-    plan = Plan((*products, *steps.choices, *_rows(batch, layers, names, structure)))
+    plan = Plan((*products, *_alone(layers, names, structure), *steps.choices, rows))
     record = FineTuning(history, steps.delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 
 
-def _rows(
-    batch: int | None, layers: str | Sequence[str], names: tuple[str, ...], structure: Structure
-) -> tuple[Choice, ...]:
-    if batch is None:
-        rows = Choice("rows", "all rows in every step", "they are few enough")
-    else:
-        rows = Choice("rows", f"{batch} rows a step beyond the readout", "there are more than a step needs")
+def _alone(layers: str | Sequence[str], names: tuple[str, ...], structure: Structure) -> tuple[Choice, ...]:
+    """Why the readout alone is trained, where nobody asked for it."""
     if layers == "auto" and names == (structure.readout,):
-        alone = Choice("layers", f"{names[0]} alone", "no Linear → ReLU → Linear ends in the readout")
-        return alone, rows
-    return (rows,)
+        return (Choice("layers", f"{names[0]} alone", "no Linear → ReLU → Linear ends in the readout"),)
+    return ()
 
 
 def _evaluating(model: nn.Module) -> nn.Module:
@@ -201,17 +195,26 @@ def _evaluating(model: nn.Module) -> nn.Module:
 
 def _batch(
     wanted: int | None, names: tuple[str, ...], structure: Structure, model: nn.Module, data: Data
-) -> int | None:
-    """Rows a step beyond the read-out; None: all of them."""
-    inputs, outputs, rows = data.inputs, data.outputs, len(data.inputs)
+) -> tuple[int | None, Choice]:
+    """Rows a step beyond the readout, None for all of them; and why."""
+    inputs, rows = data.inputs, len(data.inputs)
     if wanted is not None:
-        return wanted if wanted < rows else None
+        return _rows(wanted if wanted < rows else None, f"batch_size={wanted}")
     if names == (structure.readout,):
-        return None
+        return _rows(None, "the readout alone is trained")
+    if rows > 2 * _BATCH:
+        return _rows(_BATCH, f"there are more than {2 * _BATCH:,} rows")
     wide = sum(sum(_linear(model, name).weight.shape) for name in names)
     # Signals of every output and their gradient, and a few matrices of all pairs of rows.
-    needed = inputs.element_size() * rows * (2 * outputs * wide + 4 * rows)
-    return _BATCH if rows > 2 * _BATCH or needed > available_memory() // 2 else None
+    needed = inputs.element_size() * rows * (2 * data.outputs * wide + 4 * rows)
+    if needed > available_memory() // 2:
+        return _rows(_BATCH, f"all {rows:,} rows would need about {needed / 1e9:.2g} GB")
+    return _rows(None, f"there are no more than {2 * _BATCH:,} rows")
+
+
+def _rows(batch: int | None, reason: str) -> tuple[int | None, Choice]:
+    chosen = "all rows in every step" if batch is None else f"{batch} rows a step beyond the readout"
+    return batch, Choice("rows", chosen, reason)
 
 
 def _sparse_layers(
@@ -220,15 +223,15 @@ def _sparse_layers(
     """Layers whose inputs are sparse enough for sparse products, and a choice for each layer."""
     sparse = []
     choices = []
-    limit = f"sparse ones pay up to {DENSE:.1%} of {_WORTHWHILE:,} weights or more"
+    limit = f"sparse ones pay up to {DENSE:.1%} of {_SPARSE_WEIGHTS:,} weights or more"
     for name in names:
         layer = _linear(model, name)
         density = structure.densities[name]
-        pays = density <= DENSE and layer.weight.numel() >= _WORTHWHILE and inputs.device.type == "cpu"
+        pays = density <= DENSE and layer.weight.numel() >= _SPARSE_WEIGHTS and inputs.device.type == "cpu"
         if pays:
             sparse.append(name)
         chosen = "sparse products" if pays else "dense products"
-        choices.append(Choice(name, chosen, f"{density:.1%} of its inputs are not zero; {limit}"))
+        choices.append(Choice(f"products of {name}", chosen, f"{density:.1%} of its inputs are not zero; {limit}"))
     return frozenset(sparse), tuple(choices)
 
 

@@ -12,7 +12,7 @@ from widefit.finetuning.cut import cut
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.stage import Point, Stage, parameters_of
 from widefit.losses.base import OutputLoss
-from widefit.plan.two_layer import Choice
+from widefit.plan.base import Choice
 
 # Rows up to which matrices of all pairs of them are held.
 _PAIRED = 8000

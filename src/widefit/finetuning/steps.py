@@ -16,7 +16,7 @@ from widefit.finetuning.stage import Point, Stage
 from widefit.finetuning.stage_model import StageModel
 from widefit.gram import Operator
 from widefit.losses.base import OutputLoss
-from widefit.plan.two_layer import Choice
+from widefit.plan.base import Choice
 from widefit.rules import StopReason
 from widefit.training.damped_step import damped_step
 from widefit.training.history import StepInfo

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from widefit.kernels.memory import available_memory
 from widefit.linalg.gaussian_rows import gaussian_rows
 from widefit.linalg.low_rank import LowRankLinear
+from widefit.nn.shifted_relu import firing_probability
 from widefit.nn.two_layer import automatic_threshold
 
 # Beyond it a neuron in a million millions fires, and the scale that keeps the norm has lost its digits.
@@ -19,7 +20,7 @@ _LARGEST_THRESHOLD = 7.0
 
 def norm_keeping_scale(width: int, threshold: float) -> float:
     """c_b = (m E[φ_b(z)²])^(−1/2), z ~ N(0, 1): with it ‖h_l‖ ≈ ‖h_{l−1}‖ for inputs on the unit sphere."""
-    fires = 0.5 * math.erfc(threshold / math.sqrt(2))
+    fires = firing_probability(threshold)
     density = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi)
     return 1 / math.sqrt(width * ((1 + threshold**2) * fires - threshold * density))
 
@@ -131,7 +132,7 @@ class Deep(nn.Module):
         )
         self.input_weights = nn.ParameterList(input_weights)
         # Thresholds alone decide how products are done, so that training resumes to the same bits.
-        active = [0.5 * math.erfc(b / math.sqrt(2)) for b in thresholds[:-1]]
+        active = [firing_probability(threshold) for threshold in thresholds[:-1]]
         self.hidden = nn.ModuleList(
             [LowRankLinear.from_weight(weight, density=p) for weight, p in zip(hidden, active, strict=True)]
         )

@@ -1,7 +1,16 @@
 """The activation φ(z) = max(z − b, 0) and the variant of arXiv 2208.04508, max(z, b)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+
+def firing_probability(threshold: float, norm: float = 1.0) -> float:
+    """Return P(⟨w, x⟩ > b) for w ~ N(0, I) and ‖x‖ = norm: the part of the neurons that fire."""
+    if norm == 0:
+        return float(threshold < 0)
+    return 0.5 * math.erfc(threshold / (norm * math.sqrt(2)))
 
 
 class ShiftedReLU(nn.Module):

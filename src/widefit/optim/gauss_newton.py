@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 import torch
@@ -32,9 +32,9 @@ from widefit.training.loop import State
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9
-# So many times fewer residuals than parameters are few: a batch of them says little about the others. (Poisson 5d:
-# leaving a part of the residual over gains at 0.17 residuals a parameter and loses at 0.29.)
-_FEW = 5
+# Residuals are few where there are so many parameters for each: a batch of them says little about the others.
+# (Poisson 5d: leaving a part of the residual over gains at 0.17 residuals a parameter and loses at 0.29.)
+_PARAMETERS_A_RESIDUAL = 5
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -253,7 +253,7 @@ class GaussNewton(torch.optim.Optimizer):
             )
 
         curvature = self._curvature(system, parameters, expansion, scale, changes)
-        few = changes and _FEW * len(expansion.residual) < len(flat)
+        few = changes and _PARAMETERS_A_RESIDUAL * len(expansion.residual) < len(flat)
         memory = self._memory
         memory.pace, memory.trend = (
             self.policy.pace(memory.pace, memory.trend, expansion.loss) if few else (1.0, math.inf)
@@ -314,7 +314,7 @@ class GaussNewton(torch.optim.Optimizer):
             stored = plan.jacobian == "dense" and not summed
             jacobian = made.dense() if stored else made
             if isinstance(jacobian, FactoredJacobian):
-                self.plan = plan = replace(plan, jacobian="traced")
+                self.plan = plan = plan.traced()
         solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
         if plan.solver == "primal":
             return Primal(jacobian, solver)

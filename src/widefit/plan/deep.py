@@ -6,8 +6,8 @@ from typing import cast
 
 from widefit import solvers
 from widefit.kernels.memory import available_memory
+from widefit.plan.base import Choice, Plan
 from widefit.plan.names import DEEP_SOLVERS, resolve
-from widefit.plan.two_layer import Choice, Plan
 
 # Products with H that conjugate gradients behind a block of it take, from runs on digits.
 _BLOCK_PRODUCTS = 30

@@ -1,11 +1,13 @@
 """What "auto" chooses for a step: which factorization, on which form of J, and what it takes."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from widefit.kernels.memory import available_memory
+from widefit.plan.base import Choice, Plan
 from widefit.plan.names import STEP_SOLVERS
 from widefit.solvers import Solver
 
@@ -45,34 +47,44 @@ class StepShape:
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """One way to take a step.
+class StepPlan(Plan):
+    """One way to take a step; its flops are those of a float32 matrix product.
 
     Attributes
     ----------
     solver
         "svd", "primal" or the name of a solver in sample space.
     jacobian
-        "dense" (stored), "factors" (layer inputs and backward signals) or "function" (made again when needed).
+        "dense" (stored), "factors" (layer inputs and backward signals), "function" (made again when needed) or "traced"
+        (the same from layer inputs and backward signals of residual functions).
     dtype
         In which H is summed.
-    bytes_needed
-        Predicted peak memory of the step.
-    flops
-        Predicted work, in flops of a float32 matrix product.
     row_bytes
         Memory for the rows of J alive at a time.
-    reason
-        Why.
     """
 
-    solver: str
-    jacobian: str
-    dtype: torch.dtype
-    bytes_needed: int
-    flops: float
+    solver: str = "auto"
+    jacobian: str = "dense"
+    dtype: torch.dtype = torch.float64
     row_bytes: int = 0
-    reason: str = ""
+
+    def because(self, reason: str) -> "StepPlan":
+        """Return the plan with its choices told, for this reason."""
+        form = f"{_FORMS[self.jacobian]}; H in {str(self.dtype).removeprefix('torch.')}"
+        return replace(self, choices=(Choice("solver", self.solver, reason), Choice("jacobian", self.jacobian, form)))
+
+    def traced(self) -> "StepPlan":
+        """Return the plan where J comes from layer inputs and backward signals of residual functions."""
+        return replace(self, jacobian="traced").because(self.choices[0].reason)
+
+
+# What a form of J means.
+_FORMS = {
+    "dense": "it is stored",
+    "factors": "from the inputs of layers and backward signals, never formed",
+    "function": "its rows are made again whenever they are needed",
+    "traced": "the residual functions are followed layer by layer, its rows never formed",
+}
 
 
 def plan_step(
@@ -111,11 +123,11 @@ def plan_step(
     # Direct solvers answer to rounding however small λ becomes. In float32 λ stays above rounding, so that a few dozen
     # products behind a low-rank preconditioner do as well; in float64 iterations are for what does not fit otherwise.
     trusted = ("primal", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
-    best = min([plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops)
-    runner_up = min((p.flops for p in plans if p is not best), default=float("inf"))
-    return replace(
-        best, reason=f"{best.flops:.2g} flops predicted, the next best way {runner_up:.2g}; fits in {free / 1e9:.2g} GB"
-    )
+    best = min([plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops_per_step)
+    others = min((plan.flops_per_step for plan in plans if plan is not best), default=math.inf)
+    against = f", the next best way {others:.2g}" if others < math.inf else ""
+    asked = "as asked for: " if solver != "auto" else ""
+    return best.because(f"{asked}{best.flops_per_step:.2g} flops predicted{against}; fits in {free / 1e9:.2g} GB")
 
 
 def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float = 50.0) -> list[StepPlan]:
@@ -135,7 +147,14 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float
     remade = make * max(1.0, 0.5 * stored / row_bytes)
 
     def plan(solver: str, jacobian: str, numbers: float, flops: float) -> StepPlan:
-        return StepPlan(solver, jacobian, torch.float64 if wide else dtype, int(numbers), flops, row_bytes)
+        return StepPlan(
+            bytes_needed=int(numbers),
+            flops_per_step=flops,
+            solver=solver,
+            jacobian=jacobian,
+            dtype=torch.float64 if wide else dtype,
+            row_bytes=row_bytes,
+        )
 
     orthogonal = _DOUBLE * _ORTHOGONAL * (2.0 * rows * columns * small + 20.0 * small**3)
     plans = [plan("svd", "dense", row_bytes + stored + 16 * rows * columns + 16 * small**2, make + orthogonal)]

@@ -1,5 +1,6 @@
 """What a tracker is: it knows at every moment which neurons fire on which samples."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from widefit.nn import TwoLayer
 from widefit.trackers.averaging import IterateAverage
+from widefit.trackers.cost import Cost, NeuronShape, Steps, Workload
 from widefit.trackers.counters import Counters
 from widefit.trackers.fire_pattern import FirePattern
 from widefit.trackers.minibatches import Minibatches
@@ -334,6 +336,18 @@ class Tracker(ABC):
     def anywhere(self) -> bool:
         """True where a run can take steps at points that it was not started with."""
         return False
+
+    def can_follow(self, work: Workload) -> bool:
+        """Whether it can follow the steps on the network; most trackers move weights that are stored."""
+        return work.stored and (self.anywhere or work.steps is not Steps.PERTURBED_MINIBATCHES)
+
+    def cost(self, work: Workload) -> Cost:
+        """What it is predicted to take; here fire patterns, and a time that nobody has measured."""
+        return Cost(work.pattern_bytes, math.inf)
+
+    def seconds_in_a_stream(self, shape: NeuronShape) -> float:
+        """Predicted time of a sample of `stream`; infinity where that raises."""
+        return math.inf
 
     def stream(self, network: TwoLayer, *, threads: int = 1) -> Stream:
         """Start to learn from samples that are seen once.

@@ -10,6 +10,7 @@ from widefit.kernels import fire_rows as cpu
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Stream, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.cost import FLOPS, REFERENCE_THREADS, Cost, NeuronShape, Steps, Workload
 from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.layer import Layer, refuse_unstored, write_readout
@@ -18,6 +19,12 @@ from widefit.trackers.streams import DenseStream
 
 # Pre-activations of a block: 4 MB in float32, which the third-level cache holds for every core.
 _BLOCK_NUMBERS = 1 << 20
+# Passes of a run or an epoch. A pass with a ridge multiplies twice: W and W − W₀; an epoch costs its products and the
+# pass that ends it.
+_PASSES = {Steps.LONG: 6.0, Steps.SHORT: 100.0}
+_PASSES_OF_AN_EPOCH = 1.4
+# Seconds a neuron of a stochastic step on one core (AMD Zen 4), beside its products.
+_STREAM_NEURON = 0.65e-9
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,14 @@ class Dense(Tracker):
     @property
     def anywhere(self) -> bool:
         return True
+
+    def cost(self, work: Workload) -> Cost:
+        passes = _PASSES.get(work.steps, _PASSES_OF_AN_EPOCH)
+        products = 2 if work.anchored and not work.steps.sees_few else 1
+        return Cost(work.pattern_bytes, passes * products * work.seconds_of_a_pass)
+
+    def seconds_in_a_stream(self, shape: NeuronShape) -> float:
+        return shape.width * (_STREAM_NEURON + 4 * shape.features / FLOPS) / REFERENCE_THREADS
 
     def start(
         self,

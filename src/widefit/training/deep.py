@@ -9,8 +9,8 @@ from torch import Tensor
 
 from widefit import gram
 from widefit.nn import Deep
+from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.deep import DeepShape, plan_deep
-from widefit.plan.two_layer import firing_probability
 from widefit.rules import Direction, FullBatch, NetworkProblem, Objective, Rule
 from widefit.solvers import Solver
 from widefit.trackers import Displacement, Minibatches, Tracker, TrackerReport, Trial, Update
@@ -56,7 +56,7 @@ class DeepModel:
             features=network.in_features,
             widths=network.hidden_layer_sizes,
             outputs=network.out_features,
-            firing=tuple(firing_probability(threshold, 1.0) for threshold in network.thresholds),
+            firing=tuple(firing_probability(threshold) for threshold in network.thresholds),
             itemsize=inputs.itemsize,
         )
         self.plan, self.solver = plan_deep(shape, solver, memory)

@@ -13,9 +13,10 @@ from torch import Tensor
 from widefit import rules, trackers
 from widefit.kernels.compilation import announce_compilation
 from widefit.nn import TwoLayer
-from widefit.plan.neurons import NeuronShape, plan_stream
-from widefit.plan.two_layer import AVERAGED, Plan
+from widefit.plan.base import AVERAGED, Plan
+from widefit.plan.neurons import plan_stream
 from widefit.rules import Objective, Rule
+from widefit.trackers.cost import NeuronShape
 from widefit.training.history import History, StepInfo
 from widefit.training.problem import checked_problem, linearize, refuse_floor, rule_of
 
@@ -246,7 +247,7 @@ class Streaming:
         if self._stream is None:
             announce_compilation()
             shape = NeuronShape.of(self._iterate, inputs)
-            self.plan, tracker = plan_stream(shape, self._tracker, self._threads)
+            self.plan, tracker = plan_stream(shape, self._tracker)
             if self._average is not None:
                 self.plan = self.plan.then(AVERAGED)
             if self.rule.train_readout and not tracker.trains_readout:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from widefit import gram, rules, trackers
 from widefit.nn import TwoLayer
-from widefit.plan.two_layer import AVERAGED, FEW, Plan, TwoLayerShape, firing_probability, plan_two_layer
+from widefit.plan.base import AVERAGED, Plan
+from widefit.plan.two_layer import ESTIMATE_SAMPLES, plan_two_layer, workload_of
 from widefit.rules import Direction, NetworkProblem, Objective, Rule
 from widefit.solvers import Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.cost import expected_firing
 from widefit.training.phases import Phases
 from widefit.training.problem import linearize, refuse_floor
 
@@ -22,10 +24,6 @@ from widefit.training.problem import linearize, refuse_floor
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
 _SCOUT_FIRING = 128
 _SCOUT = 4096
-# Neurons that tell how many fire at all: at least so many, and more of a wide network, but no more pairs than this.
-_SEEN = 1024
-_SEEN_PART = 1 << 10
-_SEEN_PAIRS = 1 << 23
 
 
 class TwoLayerModel:
@@ -80,8 +78,8 @@ class TwoLayerModel:
         self._threads = threads
         self._memory = memory
         self._phases = phases
-        shape = _shape(network, inputs, objective, rule)
-        self.plan, self._tracker, self.solver = plan_two_layer(shape, tracker, solver, threads, memory)
+        work = workload_of(network, inputs, objective.alpha, rule)
+        self.plan, self._tracker, self.solver = plan_two_layer(work, tracker, solver, threads, memory)
         _refuse_readout(network, objective, rule, self._tracker)
         # The steps move the network itself, or a copy where it is to have the average of the iterates.
         self._iterate = network
@@ -132,7 +130,7 @@ class TwoLayerModel:
             self._tracking.displacement,
             self._gram,
             features_squared=lambda: trackers.features_squared(self._iterate, self._inputs),
-            few=self._few if len(self._inputs) > FEW else None,
+            few=self._few if len(self._inputs) > ESTIMATE_SAMPLES else None,
         )
 
     def propose(self, direction: Direction) -> Trial:
@@ -222,7 +220,7 @@ class TwoLayerModel:
         """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
         if not self._tracker.lazy or self._network.width < 8 * _SCOUT * self._network.out_features:
             return None
-        firing = max(_firing(self._network, self._inputs), 1e-4)
+        firing = max(expected_firing(self._network.threshold, self._inputs), 1e-4)
         width = max(_SCOUT, int(_SCOUT_FIRING / firing)) * self._network.out_features
         scout = self._iterate.sample(min(width, self._network.width))
         problem = linearize(scout, self._inputs, self._objective, self._threads)
@@ -231,7 +229,7 @@ class TwoLayerModel:
 
     def _few(self) -> NetworkProblem:
         """The problem of samples spread evenly and of the longest, which has most of a say in how far to go."""
-        spread = np.linspace(0, len(self._inputs) - 1, FEW - 1).astype(np.int64)
+        spread = np.linspace(0, len(self._inputs) - 1, ESTIMATE_SAMPLES - 1).astype(np.int64)
         length = self._objective.sample_weight * np.einsum("ij,ij->i", self._inputs, self._inputs)
         rows = np.append(spread, int(length.argmax()))
         return linearize(self._iterate, self._inputs[rows], self._objective.part(rows), self._threads)
@@ -240,40 +238,6 @@ class TwoLayerModel:
 def _with_average(plan: Plan, held: int) -> Plan:
     averaged = plan.then(AVERAGED)
     return replace(averaged, bytes_needed=averaged.bytes_needed + held)
-
-
-def _firing(network: TwoLayer, inputs: np.ndarray) -> float:
-    """p, the expected part of the pairs that fire."""
-    norm = float(np.sqrt(np.mean(np.einsum("ij,ij->i", inputs, inputs, dtype=np.float64))))
-    return firing_probability(network.threshold, norm)
-
-
-def _alive(network: TwoLayer, inputs: np.ndarray) -> float:
-    """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
-    seen = min(network.width, max(_SEEN, min(network.width // _SEEN_PART, _SEEN_PAIRS // len(inputs))))
-    fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
-    alive = float(np.count_nonzero(fire))
-    return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)
-
-
-def _shape(network: TwoLayer, inputs: np.ndarray, objective: Objective, rule: Rule) -> TwoLayerShape:
-    return TwoLayerShape(
-        samples=inputs.shape[0],
-        features=inputs.shape[1],
-        width=network.width,
-        outputs=network.out_features,
-        firing=_firing(network, inputs),
-        itemsize=inputs.itemsize,
-        anchored=objective.alpha > 0,
-        readout_scale=max(1e-6, float(np.abs(network.coefficients(0, 2)).max()))
-        * float(np.sqrt(network.width / network.out_features)),
-        second_order=isinstance(rule, rules.GaussNewton),
-        stored=network.store == "array",
-        perturbed=rule.perturbs,
-        alive=_alive(network, inputs),
-        minibatches=isinstance(rule, rules.SGD),
-        along_samples=objective.alpha == 0 and not (rule.train_readout or rule.averages or rule.perturbs),
-    )
 
 
 def _refuse_readout(network: TwoLayer, objective: Objective, rule: Rule, tracker: Tracker) -> None:

@@ -6,6 +6,8 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float
 
+from widefit.nn.shifted_relu import firing_probability
+
 # Points at which the integral is tabulated; the trapezoidal error is below 1e-9.
 _POINTS = 1 << 14
 
@@ -42,7 +44,7 @@ def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
     """p² + (1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
     density = np.exp(-(threshold**2) / np.maximum(1 + np.sin(angle), 1e-200)) / (2 * math.pi)
-    fires = 0.5 * math.erfc(threshold / math.sqrt(2))
+    fires = firing_probability(threshold)
     return fires**2 + _integral(density, angle)
 
 
@@ -50,7 +52,7 @@ def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
 def _both_activations(threshold: float) -> Float[np.ndarray, " points"]:
     """E[φ(u) φ(v)] on the same grid: its derivative in ρ is the probability that both fire (Price 1958)."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
-    fires = 0.5 * math.erfc(threshold / math.sqrt(2))
+    fires = firing_probability(threshold)
     mean = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi) - threshold * fires
     return mean**2 + _integral(_both_fire(threshold) * np.cos(angle), angle)
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from widefit.kernels.threads import serial_blas
-from widefit.plan.two_layer import Choice
+from widefit.nn.shifted_relu import firing_probability
+from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
@@ -22,7 +23,7 @@ _SCALINGS = ("columns", "common")
 _CONSTANTS = (0.5, 1.0, 2.0)
 # Rows a column that learning its scale takes, and the part of the squared error that it has to leave at most.
 _ROWS_PER_COLUMN = 5
-_WORTHWHILE = 0.97
+_LEARNT_ERROR = 0.97
 # Ridges at which maps are compared: all but none, and one a hundred times the other.
 _MAP_RIDGES = (1e-4, 1e-2, 1.0)
 # Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
@@ -151,7 +152,7 @@ class _Probe:
     def flipped(self, fit: LeaveOneOut) -> float:
         """Flips over firing pairs in a first step with readouts of ±1, by linear extrapolation."""
         v, similarity = fit.coefficients, self.inputs @ self.inputs.T
-        firing = 0.5 * math.erfc(self.threshold / math.sqrt(2))
+        firing = firing_probability(self.threshold)
         # Mean square of the move of a pre-activation of a neuron that fires, Δz_rj = (a_r / √m) Σ_i v_i s_ri K_ij; the
         # readouts of k outputs are √k times larger, and each has a share 1/k of the neurons.
         moved = float(np.einsum("ik,ij,jk->", v, self.gram * similarity, v, optimize=True))
@@ -196,7 +197,7 @@ def _choose_map(merged: MergedRows, threshold: float, generator: np.random.Gener
     if rows.size >= _ROWS_PER_COLUMN * merged.rows.shape[1]:
         learnt = learn_scales(merged.rows[rows], merged.targets[rows], merged.sample_weight[rows], fixed, threshold)
         before, after = (_map_error(merged, everyone, sphere, threshold, learning) for sphere in (fixed, learnt))
-        if after < _WORTHWHILE * before:
+        if after < _LEARNT_ERROR * before:
             spread = learnt.scale[learnt.scale > 0] / fixed.scale[fixed.scale > 0]
             name = (
                 f"{names[best[0]]}, then times {spread.min():.2g} to {spread.max():.2g}, constant {learnt.constant:.2g}"

@@ -9,7 +9,7 @@ import widefit
 from widefit.cli.output import Output, columns, size
 from widefit.data.encoding import TableEncoding
 from widefit.data.table import plural
-from widefit.plan.two_layer import Plan
+from widefit.plan.base import Plan
 from widefit.report import Source
 
 

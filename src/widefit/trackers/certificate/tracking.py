@@ -11,6 +11,7 @@ from jaxtyping import Float
 from widefit.kernels.threads import serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.certificate import cost as certificate_cost
 from widefit.trackers.certificate.bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
 from widefit.trackers.certificate.checkpoint import restore_run, save_run
 from widefit.trackers.certificate.chunk import CertifiedChunk
@@ -26,6 +27,7 @@ from widefit.trackers.certificate.start import open_run
 from widefit.trackers.certificate.trial import Bounds, Followed, Sums
 from widefit.trackers.certificate.validation import check_state
 from widefit.trackers.certificate.weights import write_weights
+from widefit.trackers.cost import Cost, Steps, Workload
 from widefit.trackers.fire_pattern import FirePattern
 
 # Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
@@ -72,6 +74,12 @@ class Certificate(Tracker):
     first: float = 0.04
     name: str = "certificate"
     lazy: ClassVar[bool] = True
+
+    def can_follow(self, work: Workload) -> bool:
+        return work.steps is not Steps.PERTURBED_MINIBATCHES
+
+    def cost(self, work: Workload) -> Cost:
+        return certificate_cost.cost(work)
 
     def start(
         self,

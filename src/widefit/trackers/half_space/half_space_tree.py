@@ -1,5 +1,6 @@
 """The half-space tree: balls that fire as a whole, or not at all, are not looked into."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ from jaxtyping import Float
 
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Stream, Tracker, Tracking
+from widefit.trackers.cost import Cost, NeuronShape, Workload
+from widefit.trackers.half_space.cost import LEAF_SIZE, seconds_of_a_step
 from widefit.trackers.half_space.over_samples import DataHalfSpaces
 from widefit.trackers.half_space.over_weights import WeightHalfSpaces
 from widefit.trackers.streams import TreeStream
@@ -37,7 +40,7 @@ class HalfSpaceTree(Tracker):
     """
 
     over: str = "weights"
-    leaf_size: int = 64
+    leaf_size: int = LEAF_SIZE
     name: str = "half-space-tree"
 
     def __post_init__(self) -> None:
@@ -49,6 +52,12 @@ class HalfSpaceTree(Tracker):
     @property
     def anywhere(self) -> bool:
         return self.over == "weights"
+
+    def cost(self, work: Workload) -> Cost:
+        return Cost(work.pattern_bytes + 3 * work.weight_bytes + work.pairs // 4, math.inf)
+
+    def seconds_in_a_stream(self, shape: NeuronShape) -> float:
+        return seconds_of_a_step(shape) if self.over == "weights" else math.inf
 
     def start(
         self,

@@ -1,5 +1,6 @@
 """What the weight tree and the data tree share: all pre-activations are kept as keys of max-trees."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from widefit.kernels.threads import ordered_map
 from widefit.kernels.trees import steps
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
+from widefit.trackers.cost import Cost, Workload
 from widefit.trackers.fire_pattern import FirePattern, partition
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.validation import check_sums
@@ -345,6 +347,10 @@ class SearchTree(Tracker):
     """A tracker with a search tree for each sample, or for each neuron."""
 
     tracking: ClassVar[type[TreeTracking]]
+
+    def cost(self, work: Workload) -> Cost:
+        # Keys twice over and those of a step, or fire patterns as bits both ways.
+        return Cost(work.pattern_bytes + 3 * work.pairs * work.itemsize, math.inf)
 
     def start(
         self,

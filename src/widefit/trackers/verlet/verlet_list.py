@@ -7,6 +7,8 @@ from jaxtyping import Float
 
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Tracker
+from widefit.trackers.cost import Cost, Workload
+from widefit.trackers.verlet import cost as verlet_cost
 from widefit.trackers.verlet.tracking import VerletListTracking
 
 
@@ -47,6 +49,9 @@ class VerletList(Tracker):
     @property
     def trains_readout(self) -> bool:
         return True
+
+    def cost(self, work: Workload) -> Cost:
+        return verlet_cost.cost(work)
 
     def start(
         self,

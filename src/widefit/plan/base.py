@@ -1,0 +1,76 @@
+"""A plan: what "auto" chose, why, and what the work will take in bytes and flops."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: what was decided, what was chosen, and the reason."""
+
+    what: str
+    chosen: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.chosen} ({self.reason})"
+
+
+# What a plan says of a rule that averages.
+AVERAGED = Choice(
+    "network", "average of the iterates", "the rule averages; losses of the history are those of the last iterates"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions behind a piece of work, in the order they were taken.
+
+    Attributes
+    ----------
+    choices
+        One a decision.
+    bytes_needed
+        Predicted peak memory of the work, beyond what the process held before; 0 where nobody predicted it.
+    flops_per_step
+        Predicted floating-point operations of a step; 0 where nobody predicted them.
+    """
+
+    choices: tuple[Choice, ...] = ()
+    bytes_needed: int = 0
+    flops_per_step: float = 0.0
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return (what, chosen, reason), one a decision."""
+        return [(choice.what, choice.chosen, choice.reason) for choice in self.choices]
+
+    def after(self, earlier: Iterable[Choice]) -> "Plan":
+        """Return the same plan with decisions that were taken before it in front."""
+        return replace(self, choices=(*earlier, *self.choices))
+
+    def then(self, *later: Choice) -> "Plan":
+        """Return the same plan with decisions that were taken after it."""
+        return replace(self, choices=(*self.choices, *later))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values, ready for JSON."""
+        return {
+            "choices": [{"what": what, "chosen": chosen, "reason": reason} for what, chosen, reason in self.rows()],
+            "bytes_needed": self.bytes_needed,
+            "flops_per_step": self.flops_per_step,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "Plan":
+        """Return the plan that `to_dict` was called on."""
+        choices = tuple(Choice(**choice) for choice in record["choices"])
+        return Plan(choices, record["bytes_needed"], record["flops_per_step"])
+
+    def __str__(self) -> str:
+        lines = [*map(str, self.choices)]
+        if self.bytes_needed:
+            lines.append(f"memory: about {self.bytes_needed / 1e9:.2g} GB")
+        if self.flops_per_step:
+            lines.append(f"work: about {self.flops_per_step:.2g} flops a step")
+        return "\n".join(lines)
