@@ -1,6 +1,5 @@
 """Deep networks: accuracy with thresholds, read-outs, input shares, pairs, ridges and losses, against plain ReLUs."""
 
-import math
 import statistics
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from sklearn.datasets import load_digits
 
 import widefit
 from widefit.nn import Deep
+from widefit.nn.shifted_relu import firing_probability
 
 SIZES = {"quick": (512, 2), "default": (1024, 5), "full": (2048, 10)}
 SAMPLES = 1000
@@ -168,7 +168,7 @@ def _fit(
         outputs = torch.cat([network(part) for part in inputs[count:].split(2000)])
         outputs = outputs if "loss" in training else outputs + offset
         right = outputs.argmax(1) == targets[count:].argmax(1) if several else torch.sign(outputs) == targets[count:]
-    fires = max(0.5 * math.erfc(b / math.sqrt(2)) for b in network.thresholds)
+    fires = max(map(firing_probability, network.thresholds))
     return 100 * float(right.float().mean()), history[-1].loss, seconds, fires
 
 

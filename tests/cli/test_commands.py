@@ -27,6 +27,7 @@ from widefit.cli.run import scores
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.files import load_parts
+from widefit.plan.names import RULES
 
 COMMANDS = ["train", "predict", "evaluate", "info", "bench"]
 
@@ -59,15 +60,25 @@ def test_defaults_are_those_of_the_estimators() -> None:
         assert options[name] == estimator[name]
 
 
-@pytest.mark.parametrize("rule", train_command.RuleChoice)
-def test_every_rule_is_one_of_the_estimators(rule: train_command.RuleChoice) -> None:
+@pytest.mark.parametrize("rule", RULES.homes)
+def test_every_rule_is_one_of_the_estimators(rule: str) -> None:
     rows = np.random.default_rng(0).standard_normal((12, 2))
-    model = widefit.WideRegressor(hidden_layer_sizes=(64,), rule=rule.value, max_iter=1, tol=0).fit(rows, rows[:, 0])
+    model = widefit.WideRegressor(hidden_layer_sizes=(64,), rule=rule, max_iter=1, tol=0).fit(rows, rows[:, 0])
     assert model.n_iter_ == 1
 
 
 def test_several_hidden_layers_from_training_to_prediction(tmp_path: Path) -> None:
-    sizes = ("--hidden-layer-sizes", "60,50", "--max-iter", 3, "--no-report", "--json", "--quiet")
+    sizes = (
+        "--hidden-layer-sizes",
+        "60,50",
+        "--solver",
+        "block-cg",
+        "--max-iter",
+        3,
+        "--no-report",
+        "--json",
+        "--quiet",
+    )
     trained = call("train", "iris", *sizes, folder=tmp_path)
     assert trained.code == 0, trained.stderr
     document = json.loads(trained.stdout)

@@ -114,7 +114,7 @@ STEP_SOLVERS = Registry(
 )
 
 # What neurons compute, with what silent ones give.
-ACTIVATIONS = {"shifted_relu": "zero", "relu": "zero", "floored_relu": "floor"}
+ACTIVATIONS = {"relu": "zero", "shifted_relu": "zero", "floored_relu": "floor"}
 
 # Of a rule; `widefit.train` takes "cross_entropy" as well. And of the optimizer and fine-tuning.
 RULE_LOSSES = ("squared", "logistic", "softmax")

@@ -17,7 +17,6 @@ from widefit.trackers.certificate import Certificate
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
-from widefit.trackers.half_space.tree_descent import WORTH_THREADS
 from widefit.trackers.layer import features_squared
 from widefit.trackers.minibatches import Adversary, Minibatches, attack
 from widefit.trackers.trees.data_tree import DataTree
@@ -25,7 +24,6 @@ from widefit.trackers.trees.weight_tree import WeightTree
 from widefit.trackers.verlet.verlet_list import VerletList
 
 __all__ = [
-    "WORTH_THREADS",
     "Adversary",
     "Certificate",
     "Chunk",
