@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from widefit.kernels.threads import ordered_map
 from widefit.linalg.gaussian_rows import Initial
 from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
-from widefit.nn.delta import Delta, is_restorable, restore
 from widefit.nn.shifted_relu import ShiftedReLU
+from widefit.nn.weight_change import WeightChange, is_restorable, name_in_files, restore
 
 
 class Regenerated(nn.Module):
@@ -41,7 +41,7 @@ class Regenerated(nn.Module):
     def __init__(self, initial: Initial, dtype: torch.dtype):
         super().__init__()
         self.initial = initial
-        self.delta: Delta | None = None
+        self.delta: WeightChange | None = None
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     def write_rows(self, first: int, last: int, out: np.ndarray) -> None:
@@ -112,8 +112,7 @@ class Regenerated(nn.Module):
                     "save that of network.materialize()"
                 )
             arrays = {name: torch.from_numpy(array) for name, array in self.delta.state().items()}
-            kind = type(self.delta)
-            state["delta"] = {"class": kind.__name__, "home": kind.__module__, "state": arrays}
+            state["delta"] = {"class": name_in_files(type(self.delta)), "state": arrays}
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -137,7 +136,7 @@ class Regenerated(nn.Module):
             self.delta = None
         else:
             arrays = {name: array.numpy() for name, array in saved["state"].items()}
-            self.delta = restore(saved["class"], arrays, saved["home"])
+            self.delta = restore(saved["class"], arrays)
 
     def extra_repr(self) -> str:
         moved = "as drawn" if self.delta is None else f"as drawn + {type(self.delta).__name__}"
