@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widefit.kernels import products
+from widefit.kernels.bits import positions
 
 
 @settings(max_examples=20)
@@ -51,5 +52,5 @@ def test_masks_find_what_is_at_least(dtype, size):
     bits, out = np.empty((size + 63) // 64, np.uint64), np.empty(size, np.int32)
     for cut in cuts:
         k = products.find_at_least(row, row.dtype.type(cut), size, bits)
-        assert products.places(bits, bits.size, out) == k
+        assert positions(bits, bits.size, out) == k
         assert np.array_equal(out[:k], np.flatnonzero(row[:size] >= cut))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import widefit
 from widefit.kernels.normal import standard_normal, ziggurat_tables
 from widefit.linalg.gaussian_rows import gaussian_rows
-from widefit.nn import Delta, TwoLayer, restorable
+from widefit.nn import TwoLayer, WeightChange, restorable
 from widefit.nn.blocks import block_sizes
 from widefit.trackers import Dense
 
@@ -255,7 +255,7 @@ def test_refusals():
 
 def test_displacements_that_cannot_be_read_back_are_not_written():
     network = TwoLayer(3, 10, store="regenerate")
-    assert isinstance(rank_one(network), Delta)
+    assert isinstance(rank_one(network), WeightChange)
     network.delta = rank_one(network, Unreadable)
     with pytest.raises(ValueError, match=r"Unreadable could not be read back .* network\.materialize\(\)"):
         network.state_dict()

@@ -18,11 +18,11 @@ from widefit.kernels.products import INTEGERS
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
 from widefit.trackers import Certificate, Dense, Update
-from widefit.trackers.certificate import runs, tracking
-from widefit.trackers.certificate.bounds import movements
+from widefit.trackers.certificate import slot_layout, tracking
+from widefit.trackers.certificate.bounds import OutputBounds
 from widefit.trackers.certificate.geometry import Geometry, bucket_caps
+from widefit.trackers.certificate.movement import movements
 from widefit.trackers.certificate.passes import scan
-from widefit.trackers.certificate.trial import OutputBounds
 from widefit.trackers.fire_pattern import Chunk
 from widefit.training.train import Training
 
@@ -338,8 +338,8 @@ def test_a_second_run_goes_on():
 def test_slots_in_order_and_dispersed_come_to_the_same_bits(name, monkeypatch):
     problem, ends = make(name, torch.float64), []
     for few, large, listed in ((0.0, 0, 0), (2.0, 1 << 14, 10**6)):
-        monkeypatch.setattr(runs, "_FEW", few)
-        monkeypatch.setattr(runs, "_LARGE", large)
+        monkeypatch.setattr(slot_layout, "_FEW", few)
+        monkeypatch.setattr(slot_layout, "_LARGE", large)
         monkeypatch.setattr(tracking, "_LISTED", listed)
         network, generator = problem.fresh(), np.random.default_rng(5)
         run = Certificate().start(network, problem.inputs)

@@ -280,5 +280,5 @@ def _add_heavy_products(counts: np.ndarray, pattern: FirePattern, weights: np.nd
     for first in range(0, rows.size, step):
         last = min(first + step, rows.size)
         block = np.empty((last - first, pattern.samples))
-        cpu.unpack_rows(pattern.counts, pattern.start, pattern.words, first, last, rows, block)
+        cpu.unpack_rows(pattern.rows, first, last, rows, block)
         counts += block.T @ block

@@ -1,21 +1,46 @@
-"""Numba kernels on fire rows (see `widefit.kernels.fire_rows`) of which some change: step, look again, compare, sum."""
+"""Numba kernels on fire rows (see `widefit.kernels.fire_rows`) of which some change: step, query, compare, sum."""
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from widefit.kernels.balls.half_space import cover, leaves_below, products
-from widefit.kernels.fire_rows import _popcount64, fired_samples
+from widefit.kernels.bits import lowest_bit, without_lowest_bit
+from widefit.kernels.fire_rows import fired_samples, step_row
+from widefit.kernels.growth import longer
+
+
+class Neurons(NamedTuple):
+    """Neurons of one output, and the samples that they see.
+
+    Attributes
+    ----------
+    weights : (rows, d)
+    anchor : (rows, d), or (0, d) for none
+    coefficients : (rows,) float64, a_r / √m
+    threshold : b, scalar of the dtype of the weights
+    inputs : (n, d)
+    """
+
+    weights: np.ndarray
+    anchor: np.ndarray
+    coefficients: np.ndarray
+    threshold: np.floating
+    inputs: np.ndarray
 
 
 @njit(nogil=True, cache=True)
-def rows_on(counts, start, words, wanted):
-    """Rows that fire on at least one sample with wanted[i] (n,): int32, ascending."""
+def rows_on(rows, wanted):
+    """Return the rows that fire on at least one sample with wanted[i] (n,): int32, ascending."""
+    counts, start, words = rows
     limit = (wanted.size + 31) // 32
     mask = np.zeros(limit, np.uint32)
     for i in range(wanted.size):
         if wanted[i]:
             mask[i >> 5] |= np.uint32(1) << np.uint32(i & 31)
-    out, size = np.empty(counts.size, np.int32), 0
+    out = np.empty(counts.size, np.int32)
+    size = 0
     for r in range(counts.size):
         row = words[start[r] : start[r + 1]]
         for p in range(row.size):
@@ -27,24 +52,21 @@ def rows_on(counts, start, words, wanted):
 
 
 @njit(nogil=True, cache=True)
-def step_rows(weights, anchor, shrink, coefficients, g, inputs, counts, start, words, rows, out):
-    """out[t] = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i for r = rows[t].
+def step_rows(neurons, shrink, g, rows, moved, out):
+    """Write out[t] = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i for r = moved[t].
 
-    The arguments are those of `widefit.kernels.fire_rows.step_block`, and `rows` (q,) int32; out is (q, d).
+    Parameters
+    ----------
+    shrink : scalar of the dtype of the weights
+    g : (n,) float64
+    rows : fire rows
+    moved : (q,) int32
+    out : (q, d)
     """
-    d, n = weights.shape[1], inputs.shape[0]
-    fired = np.empty(n + 1, np.int32)
-    for t in range(rows.size):
-        r, target = rows[t], out[t]
-        target[:] = weights[r]
-        if shrink != 0:
-            for c in range(d):
-                target[c] -= shrink * (target[c] - anchor[r, c])
-        k = fired_samples(counts, start, words, r, n, fired)
-        for p in range(k):
-            factor, x = inputs.dtype.type(coefficients[r] * g[fired[p]]), inputs[fired[p]]
-            for c in range(d):
-                target[c] -= factor * x[c]
+    weights, anchor, coefficients, _, inputs = neurons
+    fired = np.empty(inputs.shape[0] + 1, np.int32)
+    for t in range(moved.size):
+        step_row(weights, anchor, shrink, coefficients, g, inputs, rows, moved[t], fired, out[t])
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
@@ -56,33 +78,36 @@ def dot(a, b):
 
 
 @njit(nogil=True, cache=True)
-def row_outputs(weights, moved, rows, anchor, threshold, coefficients, inputs, counts, start, words, outputs, response):
-    """What rows add to the outputs, and to J (W − W₀), from the pairs that fire alone.
+def row_outputs(neurons, moved, moved_weights, rows, outputs, response):
+    """Add the terms of some neurons to the outputs, and to J (W − W₀), from the pairs that fire alone.
 
     Parameters
     ----------
-    weights : (rows, d), of which rows `moved` (q,) int32 ascending stand in `rows` (q, d) instead
-    anchor : (rows, d), or (0, d) for no response
-    threshold, coefficients, inputs, counts, start, words : as in `widefit.kernels.fire_rows`
+    neurons : without an anchor there is no response
+    moved, moved_weights : (q,) int32 ascending and (q, d), rows whose weights stand here instead
+    rows : fire rows
     outputs, response : (n,) float64, added to
 
     Returns
     -------
     squared_norm : ‖W − W₀‖² of these rows; 0 with no anchor
     """
+    weights, anchor, coefficients, threshold, inputs = neurons
     n, d = inputs.shape
-    fired, offset = np.empty(n + 1, np.int32), np.empty(d, weights.dtype)
-    t, squared_norm = 0, 0.0
-    for r in range(counts.size):
+    fired = np.empty(n + 1, np.int32)
+    offset = np.empty(d, weights.dtype)
+    t = 0
+    squared_norm = 0.0
+    for r in range(rows.counts.size):
         w = weights[r]
         if t < moved.size and moved[t] == r:
-            w = rows[t]
+            w = moved_weights[t]
             t += 1
         if anchor.shape[0] > 0:
             for c in range(d):
                 offset[c] = w[c] - anchor[r, c]
                 squared_norm += np.float64(offset[c]) ** 2
-        k = fired_samples(counts, start, words, r, n, fired)
+        k = fired_samples(rows, r, n, fired)
         a = coefficients[r]
         for p in range(k):
             i = fired[p]
@@ -94,7 +119,7 @@ def row_outputs(weights, moved, rows, anchor, threshold, coefficients, inputs, c
 
 @njit(nogil=True, cache=True)
 def count_members(slots, members, counts):
-    """counts[neuron] += 1 for the neuron in each slot."""
+    """Add 1 to counts[neuron] for the neuron in each slot."""
     names = members.reshape(-1)
     for p in range(slots.size):
         counts[names[slots[p]]] += 1
@@ -102,7 +127,7 @@ def count_members(slots, members, counts):
 
 @njit(nogil=True, cache=True)
 def row_starts(counts, samples, start):
-    """start (rows + 1,) int64 of fire rows with these counts."""
+    """Write start (rows + 1,) int64 of contiguous fire rows with these counts."""
     limit = (samples + 31) // 32
     start[0] = 0
     for r in range(counts.size):
@@ -110,11 +135,13 @@ def row_starts(counts, samples, start):
 
 
 @njit(nogil=True, cache=True)
-def fill_members(slots, sample_start, first_sample, members, counts, samples, start, filled, words):
+def fill_members(slots, sample_start, first_sample, members, samples, filled, rows):
     """Enter the answers of consecutive samples, slots[sample_start[i]:sample_start[i + 1]], into the fire rows.
 
-    `filled` (rows,) int32 counts what stands in each row; `words` is 0 to begin with.
+    filled : (rows,) int32, entries so far in each row
+    rows : fire rows, their words 0 to begin with
     """
+    counts, start, words = rows
     limit = (samples + 31) // 32
     names = members.reshape(-1)
     for q in range(sample_start.size - 1):
@@ -129,51 +156,54 @@ def fill_members(slots, sample_start, first_sample, members, counts, samples, st
 
 
 @njit(nogil=True, cache=True)
-def changed_pairs(old_counts, old_start, old_words, counts, start, words, samples, first):
-    """Pairs in which two sets of fire rows differ, by row and sample.
+def changed_pairs(before, after, samples, first):
+    """List the pairs in which two sets of contiguous fire rows differ, by row and sample.
 
     Parameters
     ----------
-    old_counts, old_start, old_words, counts, start, words : the rows
     first : the neuron of row 0
 
     Returns
     -------
-    neurons, where : (q,) int32; fires : (q,) bool, true where the pair is in the new rows
+    neurons, where : (q,) int32; fires : (q,) bool, True where the pair is in the new rows
     """
     limit = (samples + 31) // 32
-    neurons, where, fires = np.empty(samples, np.int32), np.empty(samples, np.int32), np.empty(samples, np.bool_)
-    bits, size = np.zeros((2, limit), np.uint32), 0
-    for r in range(counts.size):
-        before, after = old_words[old_start[r] : old_start[r + 1]], words[start[r] : start[r + 1]]
-        if counts[r] == old_counts[r]:
-            same = True
-            for p in range(after.size):
-                same &= before[p] == after[p]
-            if same:
-                continue
+    neurons = np.empty(samples, np.int32)
+    where = np.empty(samples, np.int32)
+    fires = np.empty(samples, np.bool_)
+    old_bits = np.zeros(limit, np.uint32)
+    new_bits = np.zeros(limit, np.uint32)
+    size = 0
+    for r in range(after.counts.size):
+        old = before.words[before.start[r] : before.start[r + 1]]
+        new = after.words[after.start[r] : after.start[r + 1]]
+        if after.counts[r] == before.counts[r] and _equal(old, new):
+            continue
         if size + samples > neurons.size:
-            neurons, where, fires = _longer(neurons, size), _longer(where, size), _longer(fires, size)
-        _as_bits(before, old_counts[r], limit, bits[0])
-        _as_bits(after, counts[r], limit, bits[1])
+            room = 3 * neurons.size
+            neurons = longer(neurons, size, room)
+            where = longer(where, size, room)
+            fires = longer(fires, size, room)
+        _as_bits(old, before.counts[r], limit, old_bits)
+        _as_bits(new, after.counts[r], limit, new_bits)
         for p in range(limit):
-            changed = np.uint64(bits[0, p] ^ bits[1, p])
+            changed = np.uint64(old_bits[p] ^ new_bits[p])
             while changed != 0:
-                low = changed & (~changed + np.uint64(1))
+                bit = lowest_bit(changed)
                 neurons[size] = first + r
-                where[size] = 32 * p + _popcount64(low - np.uint64(1))
-                fires[size] = (bits[1, p] & low) != 0
+                where[size] = 32 * p + bit
+                fires[size] = (np.uint64(new_bits[p]) >> np.uint64(bit)) & np.uint64(1) != 0
                 size += 1
-                changed ^= low
+                changed = without_lowest_bit(changed)
     return neurons[:size].copy(), where[:size].copy(), fires[:size].copy()
 
 
 @njit(nogil=True, cache=True)
-def _longer(array, size):
-    """`size` entries, with room for more than twice as many."""
-    out = np.empty(3 * array.size, array.dtype)
-    out[:size] = array[:size]
-    return out
+def _equal(a, b):
+    same = True
+    for p in range(b.size):
+        same &= a[p] == b[p]
+    return same
 
 
 @njit(nogil=True, cache=True)
@@ -197,11 +227,12 @@ def report_row(weight, threshold, tree, codes, z, bits):
 
     Returns
     -------
-    k, visited, scanned : samples reported, nodes looked at, products computed
+    k, visited, scanned : samples reported, nodes visited, products computed
     """
     leaves = tree.sizes.size
     size, visited = cover(weight, np.float64(threshold), tree, codes)
-    k = scanned = 0
+    k = 0
+    scanned = 0
     for code in codes[:size]:
         first, last = leaves_below(code >> 1, leaves)
         whole = code & 1
@@ -218,24 +249,28 @@ def report_row(weight, threshold, tree, codes, z, bits):
 
 
 @njit(nogil=True, cache=True)
-def look_again(rows, threshold, tree, samples, counts, start, words):
-    """Fire rows of weights `rows` (q, d) from a tree over the samples.
+def query_rows(weights, threshold, tree, samples, rows):
+    """Find the fire rows of some weights (q, d) in a tree over the samples.
 
     Parameters
     ----------
-    counts : (q,) int32, start : (q + 1,) int64, words : (q · ⌈n/32⌉,) uint32; written
+    rows : counts (q,) int32, start (q + 1,) int64, words (q · ⌈n/32⌉,) uint32; written
 
     Returns
     -------
-    visited, scanned : nodes looked at, products computed
+    visited, scanned : nodes visited, products computed
     """
+    counts, start, words = rows
     limit = (samples + 31) // 32
     leaves, _, cap = tree.blocks.shape
-    codes, z, bits = np.empty(leaves, np.int64), np.empty(cap, tree.blocks.dtype), np.zeros(limit, np.uint32)
-    visited = scanned = 0
+    codes = np.empty(leaves, np.int64)
+    z = np.empty(cap, tree.blocks.dtype)
+    bits = np.zeros(limit, np.uint32)
+    visited = 0
+    scanned = 0
     start[0] = 0
-    for t in range(rows.shape[0]):
-        k, nodes, computed = report_row(rows[t], threshold, tree, codes, z, bits)
+    for t in range(weights.shape[0]):
+        k, nodes, computed = report_row(weights[t], threshold, tree, codes, z, bits)
         visited += nodes
         scanned += computed
         counts[t] = k
@@ -248,7 +283,7 @@ def look_again(rows, threshold, tree, samples, counts, start, words):
 
 @njit(nogil=True, cache=True)
 def store_bits(bits, k, limit, target):
-    """Write k samples, given as bits, the cheaper way."""
+    """Store k samples, given as bits, the cheaper way."""
     if k > limit:
         target[:] = bits
         return
@@ -256,23 +291,24 @@ def store_bits(bits, k, limit, target):
     for w in range(limit):
         word = np.uint64(bits[w])
         while word != 0:
-            low = word & (~word + np.uint64(1))
-            target[p] = 32 * w + _popcount64(low - np.uint64(1))
+            target[p] = 32 * w + lowest_bit(word)
             p += 1
-            word ^= low
+            word = without_lowest_bit(word)
 
 
 @njit(nogil=True, cache=True)
-def replace_rows(old_start, old_words, rows, new_start, new_words, start, words):
-    """Fill words (start[-1],) with old rows, except for `rows` (q,) int32 ascending, which are new.
+def replace_rows(before, replaced, by, start, words):
+    """Fill words (start[-1],) with old rows, except for rows `replaced` (q,) int32 ascending, which are new.
 
-    `start` (rows + 1,) is that of the result, by `row_starts`.
+    start : (rows + 1,) of the result, from `row_starts`
     """
     t = 0
     for r in range(start.size - 1):
-        source, base = old_words, old_start[r]
-        if t < rows.size and rows[t] == r:
-            source, base = new_words, new_start[t]
+        source = before.words
+        base = before.start[r]
+        if t < replaced.size and replaced[t] == r:
+            source = by.words
+            base = by.start[t]
             t += 1
         for p in range(start[r + 1] - start[r]):
             words[start[r] + p] = source[base + p]

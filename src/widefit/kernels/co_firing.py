@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from widefit.kernels.fire_rows import fired_samples
+from widefit.kernels.fire_rows import FireRows, fired_samples
 
 # Samples of either side of a square of N that is counted at a time, and words of their bits that are combined at once.
 SQUARE, LANES = 4, 8
@@ -54,7 +54,7 @@ def split_by_sample(counts, start, words, samples, most, sample_start, position,
                 owner[q] = r
                 cursor[words[p]] = q + 1
         else:
-            k = fired_samples(counts, start, words, r, samples, fired)
+            k = fired_samples(FireRows(counts, start, words), r, samples, fired)
             for p in range(k):
                 bits[fired[p], heavy >> 6] |= np.uint64(1) << np.uint64(heavy & 63)
             heavy += 1
@@ -160,7 +160,7 @@ def co_firing_flips(counts, start, words, rows, samples, fires, weight, scale, s
         if q == 0 or rows[q] != rows[q - 1]:
             for p in range(k):
                 on[fired[p]] = False
-            k = fired_samples(counts, start, words, rows[q], n, fired)
+            k = fired_samples(FireRows(counts, start, words), rows[q], n, fired)
             for p in range(k):
                 on[fired[p]] = True
         j = samples[q]
@@ -201,7 +201,7 @@ def flip_changes(counts, start, words, rows, samples, fires, weight, order, chan
     for p in range(order.size):
         q = order[p]
         row, step = change[samples[q]], weight[q] if fires[q] else -weight[q]
-        k = fired_samples(counts, start, words, rows[q], n, fired)
+        k = fired_samples(FireRows(counts, start, words), rows[q], n, fired)
         for t in range(k):
             row[fired[t]] += step
         if fires[q]:

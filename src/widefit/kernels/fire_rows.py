@@ -1,27 +1,45 @@
-"""Numba kernels of the two-layer engine.
+"""Numba kernels on fire rows: the samples that each neuron of a block fires on.
 
 Every kernel is serial and releases the GIL: the callers run fixed chunks of neurons or samples in threads of their own
 and combine them in order, so a result never depends on the number of threads, and no second thread pool competes with
 that of torch.
 
-**Fire rows.** Which of n samples a neuron fires on is stored in words of w bits, in the cheaper of two forms: the
-ascending sample indices when there are at most ⌈n/w⌉ of them, a bitset of ⌈n/w⌉ words otherwise. A block of rows is
-three arrays: ``counts`` (rows,), ``start``, where each row begins, and ``words``, uint32 or, where noted, uint16; rows
-may stand in any order and with gaps. So a pattern takes at most rows · n / 8 bytes, and w / 8 bytes a firing pair when
-few pairs fire.
+**Fire rows.** A row says on which of n samples a neuron fires, in words of w bits and in the cheaper of two forms: the
+ascending sample indices when there are at most ⌈n/w⌉ of them, a bitset of ⌈n/w⌉ words otherwise. A pattern therefore
+takes at most rows · n / 8 bytes, and w / 8 bytes a firing pair when few pairs fire.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from widefit.kernels.products import lowest_bit
+from widefit.kernels.bits import count_bits, lowest_bit, without_lowest_bit
+from widefit.kernels.borrowing import borrowing
 
 
-@njit(nogil=True, cache=True)
-def fired_samples(counts, start, words, row, samples, out):
-    """Ascending indices of the samples that `row` fires on, into out[:k]; returns k."""
+class FireRows(NamedTuple):
+    """Fire rows of a block of neurons; they may stand in any order and with gaps between them.
+
+    Attributes
+    ----------
+    counts : (rows,) integers, number of samples that each row fires on
+    start : (rows,) or longer, integers, first word of each row
+    words : uint32 or, where noted, uint16
+    """
+
+    counts: np.ndarray
+    start: np.ndarray
+    words: np.ndarray
+
+
+@borrowing
+def fired_samples(rows, row, samples, out):
+    """Write the ascending indices of the samples that `row` fires on into out[:k]; return k."""
+    words = rows.words
     limit = row_limit(words, samples)
-    k, base = np.int64(counts[row]), np.int64(start[row])
+    k = np.int64(rows.counts[row])
+    base = np.int64(rows.start[row])
     if k <= limit:
         for p in range(k):
             out[p] = words[base + p]
@@ -32,44 +50,44 @@ def fired_samples(counts, start, words, row, samples, out):
         while bits != 0:
             out[k] = 8 * words.itemsize * w + lowest_bit(bits)
             k += 1
-            bits &= bits - np.uint64(1)
+            bits = without_lowest_bit(bits)
     return k
 
 
 @njit(nogil=True, cache=True)
 def row_limit(words, samples):
-    """Samples that a row holds as indices at most; words that it takes otherwise."""
+    """Return the largest number of samples that a row holds as indices: the words of a bitset."""
     return (samples + 8 * words.itemsize - 1) // (8 * words.itemsize)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _popcount32(x):
-    x = x - ((x >> np.uint32(1)) & np.uint32(0x55555555))
-    x = (x & np.uint32(0x33333333)) + ((x >> np.uint32(2)) & np.uint32(0x33333333))
-    x = (x + (x >> np.uint32(4))) & np.uint32(0x0F0F0F0F)
-    # Numba widens uint32 arithmetic to 64 bits: the mask drops what a 32-bit product would have lost.
-    return np.int32(((x * np.uint32(0x01010101)) >> np.uint32(24)) & np.uint32(0xFF))
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _popcount64(x):
-    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+@borrowing
+def store_row(fired, k, n, base, words):
+    """Store a fire row at `base`; return the words it takes."""
+    limit = row_limit(words, n)
+    width = 8 * words.itemsize
+    if k <= limit:
+        for p in range(k):
+            words[base + p] = fired[p]
+        return k
+    for w in range(limit):
+        words[base + w] = 0
+    for p in range(k):
+        w = base + fired[p] // width
+        words[w] = np.uint64(words[w]) | (np.uint64(1) << np.uint64(fired[p] % width))
+    return limit
 
 
 @njit(nogil=True, cache=True)
-def fire_block(z, threshold, coefficients, old_counts, old_start, old_words, counts, start, words, scratch, outputs):
-    """Who fires in a block of pre-activations, what it adds to the outputs, and how many pairs flipped.
+def fire_block(z, threshold, coefficients, before, after, scratch, outputs):
+    """Find who fires in a block of pre-activations, add it to the outputs, and count the pairs that flip.
 
     Parameters
     ----------
     z : (rows, n) pre-activations ⟨w_r, x_i⟩
     threshold : scalar of the dtype of z; a neuron fires when z > threshold
     coefficients : (rows,) float64, a_r / √m
-    old_counts, old_start, old_words : fire rows to compare with; old_counts of size 0 compares with nothing
-    counts, start, words : fire rows, written; words holds rows · ⌈n/32⌉
+    before : fire rows to compare with, of uint32; without rows there is nothing to compare with
+    after : fire rows, written one behind the other; words, uint32, holds rows · ⌈n/32⌉
     scratch : (2, n + 1) int32
     outputs : (n,) float64, added to
 
@@ -78,8 +96,9 @@ def fire_block(z, threshold, coefficients, old_counts, old_start, old_words, cou
     flips : number of pairs that changed
     """
     rows, n = z.shape
+    counts, start, words = after
     limit = (n + 31) // 32
-    fired, before = scratch[0], scratch[1]
+    fired = scratch[0]
     flips = 0
     start[0] = 0
     for r in range(rows):
@@ -108,19 +127,29 @@ def fire_block(z, threshold, coefficients, old_counts, old_start, old_words, cou
                 words[base + (i >> 5)] |= np.uint32(1) << np.uint32(i & 31)
             start[r + 1] = base + limit
 
-        if old_counts.size > 0:
-            if k > limit and old_counts[r] > limit:
-                for w in range(limit):
-                    flips += _popcount32(words[base + w] ^ old_words[old_start[r] + w])
-            else:
-                q = fired_samples(old_counts, old_start, old_words, r, n, before)
-                flips += k + q - 2 * common(fired, k, before, q)
+        if before.counts.size > 0:
+            flips += _differences(before, r, words[base : start[r + 1]], fired, k, scratch[1])
     return flips
 
 
 @njit(nogil=True, cache=True)
+def _differences(rows, row, words, fired, k, scratch):
+    """Count the samples on which one of `row` and another row, given as words and as a list, fires alone."""
+    n = scratch.size - 1
+    limit = (n + 31) // 32
+    if k > limit and rows.counts[row] > limit:
+        differ = 0
+        base = rows.start[row]
+        for w in range(limit):
+            differ += count_bits(np.uint64(words[w] ^ rows.words[base + w]))
+        return differ
+    q = fired_samples(rows, row, n, scratch)
+    return k + q - 2 * common(fired, k, scratch, q)
+
+
+@njit(nogil=True, cache=True)
 def common(a, size_a, b, size_b):
-    """Size of the intersection of two ascending lists."""
+    """Return the size of the intersection of two ascending lists."""
     p = q = hits = 0
     while p < size_a and q < size_b:
         if a[p] < b[q]:
@@ -135,8 +164,8 @@ def common(a, size_a, b, size_b):
 
 
 @njit(nogil=True, cache=True)
-def step_block(weights, anchor, shrink, coefficients, g, inputs, counts, start, words, scratch, out):
-    """out_r = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i.
+def step_block(weights, anchor, shrink, coefficients, g, inputs, rows, scratch, out):
+    """Write out_r = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i.
 
     Parameters
     ----------
@@ -146,47 +175,50 @@ def step_block(weights, anchor, shrink, coefficients, g, inputs, counts, start, 
     coefficients : (rows,) float64, a_r / √m
     g : (n,) float64
     inputs : (n, d)
-    counts, start, words : fire rows of the block
+    rows : fire rows of the block
     scratch : (2, n + 1) int32
     """
-    rows, d = weights.shape
-    n = inputs.shape[0]
-    fired = scratch[0]
-    for r in range(rows):
-        target = out[r]
-        target[:] = weights[r]
-        if shrink != 0:
-            for c in range(d):
-                target[c] -= shrink * (target[c] - anchor[r, c])
-        k = fired_samples(counts, start, words, r, n, fired)
-        for p in range(k):
-            i = fired[p]
-            factor = inputs.dtype.type(coefficients[r] * g[i])
-            x = inputs[i]
-            for c in range(d):
-                target[c] -= factor * x[c]
+    for r in range(weights.shape[0]):
+        step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, scratch[0], out[r])
 
 
 @njit(nogil=True, cache=True)
-def response_block(values, coefficients, counts, start, words, scratch, outputs):
-    """outputs_i += Σ_{r fires on i} coefficient_r values_ri: J times a displacement with products `values` with X."""
-    rows, n = values.shape
+def step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, fired, target):
+    """Write one row of `step_block` into target (d,); fired (n + 1,) int32 is overwritten."""
+    n, d = inputs.shape
+    target[:] = weights[r]
+    if shrink != 0:
+        for c in range(d):
+            target[c] -= shrink * (target[c] - anchor[r, c])
+    k = fired_samples(rows, r, n, fired)
+    for p in range(k):
+        i = fired[p]
+        factor = inputs.dtype.type(coefficients[r] * g[i])
+        x = inputs[i]
+        for c in range(d):
+            target[c] -= factor * x[c]
+
+
+@njit(nogil=True, cache=True)
+def response_block(values, coefficients, rows, scratch, outputs):
+    """Add Σ_{r fires on i} coefficient_r values_ri to outputs_i: J δ for a displacement δ with `values` = δ Xᵀ."""
+    n = values.shape[1]
     fired = scratch[0]
-    for r in range(rows):
-        k = fired_samples(counts, start, words, r, n, fired)
+    for r in range(values.shape[0]):
+        k = fired_samples(rows, r, n, fired)
         for p in range(k):
             i = fired[p]
             outputs[i] += coefficients[r] * values[r, i]
 
 
 @njit(nogil=True, cache=True)
-def unpack_rows(counts, start, words, first, last, values, out):
-    """out[r − first, i] = values[r] where row r fires on i, 0 elsewhere; out is (last − first, n)."""
+def unpack_rows(rows, first, last, values, out):
+    """Write out[r − first, i] = values[r] where row r fires on i, 0 elsewhere; out is (last − first, n)."""
     n = out.shape[1]
     fired = np.empty(n + 1, np.int32)
     for r in range(first, last):
         target = out[r - first]
         target[:] = 0
-        k = fired_samples(counts, start, words, r, n, fired)
+        k = fired_samples(rows, r, n, fired)
         for p in range(k):
             target[fired[p]] = values[r]

@@ -1,4 +1,4 @@
-"""How much memory there is, and how what is free comes back to the system."""
+"""Available memory, and the return of freed memory to the system."""
 
 import ctypes
 import os
@@ -9,12 +9,12 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# Items of work after which freed memory is given back: far more than small problems have.
+# Items of work after which freed memory is returned: far more than small problems have.
 _ITEMS = 256
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated without swapping, within the limit of the control group if there is one."""
+    """Return the bytes that can be allocated without swapping, within the limit of the control group if any."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
@@ -27,8 +27,8 @@ def available_memory() -> int:
     return max(free, 0)
 
 
-def giving_back(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; now and then what has been freed meanwhile goes back to the system.
+def trimming_freed_memory(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the same items, and now and then return memory that was freed meanwhile to the system.
 
     The allocator of glibc keeps what a thread has freed for that thread, so that threads which free what others have
     allocated come to hold half as much again as is in use.
@@ -41,6 +41,6 @@ def giving_back(items: Iterable[Item]) -> Iterator[Item]:
 
 @cache
 def _trim() -> Callable[[int], int]:
-    """glibc's malloc_trim, or nothing where there is none."""
+    """Return glibc's malloc_trim, or a function without effect where there is none."""
     found = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     return found or (lambda kept: 0)

@@ -1,18 +1,18 @@
 """Numba kernels of stochastic steps: one minibatch of b samples against a block of neurons.
 
-Which samples of the batch a neuron fires on is a row of ⌈b/32⌉ uint32 words, one bit a sample. Like the kernels of
-`cpu`, these are serial and release the GIL.
+The samples of the batch that a neuron fires on are a row of ⌈b/32⌉ uint32 words, one bit a sample. Like those of
+`widefit.kernels.fire_rows`, the kernels are serial and release the GIL.
 """
 
 import numpy as np
 from numba import njit
 
-from widefit.kernels.fire_rows import _popcount32
+from widefit.kernels.bits import count_bits, lowest_bit, without_lowest_bit
 
 
 @njit(nogil=True, cache=True)
 def fire_batch(z, threshold, coefficients, bits, outputs):
-    """Who fires on the samples of a batch, and what it adds to their outputs.
+    """Find who fires on the samples of a batch, and add it to their outputs.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def fire_batch(z, threshold, coefficients, bits, outputs):
                 excess = np.float64(values[i] - threshold)
                 into[i] += a * (0.0 if silent else excess)
             bits[r, w] = mask
-            fired += _popcount32(mask)
+            fired += count_bits(np.uint64(mask))
     return fired
 
 
 @njit(nogil=True, cache=True)
 def step_batch(weights, coefficients, g, inputs, bits):
-    """w_r ← w_r − coefficient_r Σ_{i: r fires on i} g_i x_i, in place.
+    """Move w_r to w_r − coefficient_r Σ_{i: r fires on i} g_i x_i, in place.
 
     Parameters
     ----------
@@ -62,11 +62,10 @@ def step_batch(weights, coefficients, g, inputs, bits):
         target = weights[r]
         a = coefficients[r]
         for w in range(bits.shape[1]):
-            mask = bits[r, w]
+            mask = np.uint64(bits[r, w])
             while mask != 0:
-                low = mask & (~mask + np.uint32(1))
-                i = 32 * w + _popcount32(low - np.uint32(1))
-                mask ^= low
+                i = 32 * w + lowest_bit(mask)
+                mask = without_lowest_bit(mask)
                 factor = inputs.dtype.type(a * g[i])
                 x = inputs[i]
                 for c in range(x.size):
@@ -75,42 +74,45 @@ def step_batch(weights, coefficients, g, inputs, bits):
 
 @njit(nogil=True, cache=True)
 def shrink_rows(weights, anchor, shrink):
-    """w_r ← w_r − shrink (w_r − anchor_r), in place; shrink is a scalar of the dtype of the weights."""
+    """Move w_r to w_r − shrink (w_r − anchor_r), in place; shrink is a scalar of the dtype of the weights."""
     for r in range(weights.shape[0]):
-        target, origin = weights[r], anchor[r]
+        target = weights[r]
+        origin = anchor[r]
         for c in range(target.size):
             target[c] -= shrink * (target[c] - origin[c])
 
 
 @njit(nogil=True, cache=True)
 def spread_batch(coefficients, g, bits, out):
-    """out[r, i] = coefficient_r g_i where row r fires on sample i of the batch, 0 elsewhere; out is (rows, b)."""
+    """Write out[r, i] = coefficient_r g_i where row r fires on sample i of the batch, 0 elsewhere; out is (rows, b)."""
     rows, b = out.shape
     for r in range(rows):
         a = coefficients[r]
         for w in range(bits.shape[1]):
             first = 32 * w
             mask = bits[r, w]
-            target, share = out[r, first : min(first + 32, b)], g[first : min(first + 32, b)]
+            target = out[r, first : min(first + 32, b)]
+            own = g[first : min(first + 32, b)]
             for i in range(target.size):
                 # Branchless, for vectors.
-                value = a * share[i]
+                value = a * own[i]
                 target[i] = value if (mask >> np.uint32(i)) & np.uint32(1) else 0.0
 
 
 @njit(nogil=True, cache=True)
 def readout_moves(weights, threshold, g, inputs, bits, out):
-    """out[r] = Σ_{i: r fires on i} g_i (⟨w_r, x_i⟩ − b), float64; the arguments are those of `step_batch`."""
+    """Write out[r] = Σ_{i: r fires on i} g_i (⟨w_r, x_i⟩ − b), float64; the arguments are those of `step_batch`."""
     b = np.float64(threshold)
     for r in range(weights.shape[0]):
-        row, total = weights[r], 0.0
+        row = weights[r]
+        total = 0.0
         for w in range(bits.shape[1]):
-            mask = bits[r, w]
+            mask = np.uint64(bits[r, w])
             while mask != 0:
-                low = mask & (~mask + np.uint32(1))
-                i = 32 * w + _popcount32(low - np.uint32(1))
-                mask ^= low
-                x, z = inputs[i], 0.0
+                i = 32 * w + lowest_bit(mask)
+                mask = without_lowest_bit(mask)
+                x = inputs[i]
+                z = 0.0
                 for c in range(x.size):
                     z += row[c] * x[c]
                 total += g[i] * (z - b)

@@ -15,6 +15,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from widefit.kernels.bits import count_bits
+
 # Neurons whose pre-activations are held at a time.
 BLOCK = 64
 # Samples that a mask tells about.
@@ -162,28 +164,8 @@ def _at_least_code(typing, row, first, cut):
     return types.uint64(row, types.intp, row.dtype), generate
 
 
-def _bits_set_code(typing, word):
-    """How many bits of a uint64 are set: one instruction."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.int64(types.uint64), generate
-
-
-def _lowest_bit_code(typing, word):
-    """Place of the lowest bit that is set in a uint64 other than 0."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), generate
-
-
 _fill_tile: Callable = intrinsic(_fill_tile_code)
 at_least: Callable = intrinsic(_at_least_code)
-bits_set: Callable = intrinsic(_bits_set_code)
-lowest_bit: Callable = intrinsic(_lowest_bit_code)
 
 
 @njit(nogil=True, cache=True)
@@ -217,18 +199,5 @@ def find_at_least(row, cut, n, bits):
     if n % 64 != 0:
         bits[words - 1] &= (np.uint64(1) << np.uint64(n % 64)) - np.uint64(1)
     for w in range(words):
-        found += bits_set(bits[w])
-    return found
-
-
-@njit(nogil=True, cache=True)
-def places(bits, words, out):
-    """Ascending places of the bits that are set; returns how many."""
-    found = 0
-    for w in range(words):
-        word = bits[w]
-        while word != 0:
-            out[found] = 64 * w + lowest_bit(word)
-            found += 1
-            word &= word - np.uint64(1)
+        found += count_bits(bits[w])
     return found

@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from widefit.nn.delta import Delta, restorable
 from widefit.nn.shifted_relu import ShiftedReLU
 from widefit.nn.two_layer import TwoLayer, automatic_threshold
+from widefit.nn.weight_change import WeightChange, restorable
 
 if TYPE_CHECKING:
     from widefit.linalg.low_rank import LowRankLinear
@@ -23,12 +23,12 @@ _HOME = {
 
 __all__ = [
     "Deep",
-    "Delta",
     "LowRankLinear",
     "Packed",
     "ShiftedReLU",
     "SparseRows",
     "TwoLayer",
+    "WeightChange",
     "automatic_threshold",
     "restorable",
 ]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from widefit.kernels.threads import ordered_map
 from widefit.linalg.gaussian_rows import Initial
 from widefit.nn.blocks import aligned_empty, block_sizes, span_sum, spans
-from widefit.nn.delta import Delta, is_restorable, restore
 from widefit.nn.shifted_relu import ShiftedReLU
+from widefit.nn.weight_change import WeightChange, is_restorable, name_in_files, restore
 from widefit.records import FileError, read
 
 
@@ -42,7 +42,7 @@ class Regenerated(nn.Module):
     def __init__(self, initial: Initial, dtype: torch.dtype):
         super().__init__()
         self.initial = initial
-        self.delta: Delta | None = None
+        self.delta: WeightChange | None = None
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     def write_rows(self, first: int, last: int, out: np.ndarray) -> None:
@@ -113,8 +113,7 @@ class Regenerated(nn.Module):
                     "save that of network.materialize()"
                 )
             arrays = {name: torch.from_numpy(array) for name, array in self.delta.state().items()}
-            kind = type(self.delta)
-            state["delta"] = {"class": kind.__name__, "home": kind.__module__, "state": arrays}
+            state["delta"] = {"class": name_in_files(type(self.delta)), "state": arrays}
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -142,22 +141,20 @@ class Regenerated(nn.Module):
         return f"{moved}, dtype={self.like.dtype}"
 
 
-def _read_delta(saved: Any, initial: Initial) -> Delta | None:
+def _read_delta(saved: Any, initial: Initial) -> WeightChange | None:
     if saved is None:
         return None
     kind = read(dict[str, Any], saved, "the displacement")
-    if not kind.keys() >= {"class", "home", "state"} or not isinstance(kind["state"], dict):
-        raise FileError("the displacement must have a class, a home and a state")
+    if not kind.keys() >= {"class", "state"} or not isinstance(kind["state"], dict):
+        raise FileError("the displacement must have a class and a state")
     tensors = kind["state"]
     if not all(isinstance(tensor, Tensor) and tensor.dtype != torch.bfloat16 for tensor in tensors.values()):
         raise FileError("the state of a displacement must be tensors that NumPy has")
     delta = restore(
         read(str, kind["class"], "the class of the displacement"),
         {str(name): tensor.detach().cpu().numpy() for name, tensor in tensors.items()},
-        read(str, kind["home"], "the home of the displacement"),
     )
-    if check_fits := getattr(delta, "check_fits", None):
-        check_fits(initial.width, initial.in_features, initial.out_features)
+    delta.check_fits(initial.width, initial.in_features, initial.out_features)
     return delta
 
 

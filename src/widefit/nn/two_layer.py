@@ -13,9 +13,9 @@ from widefit.kernels.memory import available_memory
 from widefit.kernels.threads import ordered_map
 from widefit.linalg.gaussian_rows import NEURONS_PER_STREAM, Initial, group_edge, readout_entry
 from widefit.nn.blocks import aligned_empty, numpy_dtype, span_sum, spans
-from widefit.nn.delta import Delta
 from widefit.nn.regenerated import Regenerated
 from widefit.nn.shifted_relu import ShiftedReLU
+from widefit.nn.weight_change import WeightChange
 
 
 def automatic_threshold(width: int) -> float:
@@ -155,12 +155,12 @@ class TwoLayer(nn.Module):
         return self.regenerated.like.dtype if self.store == "regenerate" else self.weight.dtype
 
     @property
-    def delta(self) -> Delta | None:
+    def delta(self) -> WeightChange | None:
         """W − W₀ of a regenerated network that was trained."""
         return self.regenerated.delta if self.store == "regenerate" else None
 
     @delta.setter
-    def delta(self, delta: Delta | None) -> None:
+    def delta(self, delta: WeightChange | None) -> None:
         if self.store != "regenerate":
             raise ValueError('delta belongs to networks with store="regenerate"; this one has its weights in `weight`')
         self.regenerated.delta = delta

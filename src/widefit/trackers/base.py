@@ -35,6 +35,11 @@ class Update:
     g: Float[np.ndarray, "n k"]
     shrink: Float[np.ndarray, " k"]
 
+    @classmethod
+    def none(cls, samples: int, outputs: int) -> "Update":
+        """Return the update that moves nothing."""
+        return cls(np.zeros((samples, outputs)), np.zeros(outputs))
+
 
 @dataclass(frozen=True)
 class Displacement:
@@ -50,6 +55,11 @@ class Displacement:
 
     response: Float[np.ndarray, "n k"]
     squared_norm: Float[np.ndarray, " k"]
+
+    @classmethod
+    def none(cls, samples: int, outputs: int) -> "Displacement":
+        """Return that of W₀ itself, in arrays of its own."""
+        return cls(np.zeros((samples, outputs)), np.zeros(outputs))
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
-"""The reference tracker: recompute every pre-activation, block by block, and compare it with the threshold."""
+"""Dense tracker, the reference: every pre-activation is recomputed, block by block, and compared with the threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels import fire_rows as cpu
+from widefit.kernels import fire_rows as kernels
+from widefit.kernels.fire_rows import FireRows
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Grams, Stream, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import FLOPS, REFERENCE_THREADS, Cost, NeuronShape, Steps, Workload
 from widefit.trackers.descent import descend
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
-from widefit.trackers.layer import Layer, refuse_unstored, write_readout
+from widefit.trackers.layer import Layer, write_readout
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.streams import DenseStream
 
@@ -72,6 +73,8 @@ class Dense(Tracker):
 
 @dataclass(frozen=True)
 class _ChunkTrial:
+    """Pattern and sums of a chunk; the last two are J (W − W₀) and ‖W − W₀‖² where the run has an anchor."""
+
     pattern: FirePattern
     outputs: Float[np.ndarray, " n"]
     flips: int
@@ -80,12 +83,12 @@ class _ChunkTrial:
 
 
 def block_rows(samples: int) -> int:
-    """Neurons a block."""
+    """Return the neurons of a block."""
     return min(1024, max(64, _BLOCK_NUMBERS // samples))
 
 
 class DenseTracking(Tracking):
-    """See `Dense`."""
+    """Run of the dense tracker; see `Dense`."""
 
     def __init__(
         self,
@@ -94,54 +97,44 @@ class DenseTracking(Tracking):
         anchor: Float[np.ndarray, "m d"] | None,
         threads: int,
     ):
-        refuse_unstored(Dense.name, network)
         self._network = network
-        self._weight = network.weight.detach().numpy()
-        self._coefficients = network.coefficients()
-        self._threshold = self._weight.dtype.type(network.threshold)
-        self._silent = network.silent_outputs()
-        self._groups = [network.neurons_of(output) for output in range(network.out_features)]
-        self._chunks = partition(self._groups)
+        self._layer = Layer.trained_by(Dense.name, network, anchor)
+        self._chunks = partition(list(self._layer.groups))
         self._inputs = inputs
-        self._anchor = anchor
         self._threads = threads
         self._passes = 0
         self._sampled = 0
         self._flips = 0
         self._patterns: list[FirePattern] | None = None
-        first = self._pass(None)
-        self._patterns, self.outputs, self.displacement = first.payload, first.outputs, first.displacement
+        self._adopt(self._evaluate(None))
 
     def propose(self, update: Update, gram: Grams) -> Trial:
-        return self._pass(update)
+        return self._evaluate(update)
 
     def commit(self, trial: Trial) -> None:
+        samples = self._inputs.shape[0]
+
         def write(chunk_and_pattern: tuple[Chunk, FirePattern]) -> None:
             chunk, pattern = chunk_and_pattern
-            rows = block_rows(self._inputs.shape[0])
-            scratch = np.empty((2, self._inputs.shape[0] + 1), np.int32)
-            for first in range(0, chunk.last - chunk.first, rows):
-                last = min(first + rows, chunk.last - chunk.first)
-                block = slice(chunk.first + first, chunk.first + last)
-                self._step(trial.update, pattern, first, last, scratch, self._weight[block])
+            scratch = np.empty((2, samples + 1), np.int32)
+            for first, last in _blocks(chunk, samples):
+                own = self._layer.weight[chunk.first + first : chunk.first + last]
+                self._move(trial.update, pattern, first, last, scratch, own)
 
         for _ in ordered_map(write, zip(self._chunks, self.patterns(), strict=True), self._threads):
             pass
-        self._patterns, self.outputs, self.displacement = trial.payload, trial.outputs, trial.displacement
-        self._flips += trial.flips
+        self._adopt(trial)
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
         """Take stochastic steps on the samples of each batch alone; the flips are the pairs that differ in the end."""
-        layer = Layer(self._weight, self._anchor, self._coefficients, self._threshold, self._silent, self._groups)
-        descend(layer, self._inputs, minibatches, self._threads)
-        looks = 1 if minibatches.adversary is None else 1 + minibatches.adversary.steps
-        self._sampled += looks * self._weight.shape[0] * minibatches.samples.size
+        descend(self._layer, self._inputs, minibatches, self._threads)
+        evaluations = 1 if minibatches.adversary is None else 1 + minibatches.adversary.steps
+        self._sampled += evaluations * self._layer.weight.shape[0] * minibatches.samples.size
         if minibatches.trains_readout:
-            write_readout(self._coefficients, self._network)
+            write_readout(self._layer.coefficients, self._network)
         gram.follow(None)
-        after = self._pass(None)
-        self._patterns, self.outputs, self.displacement = after.payload, after.outputs, after.displacement
-        self._flips += after.flips
+        after = self._evaluate(None)
+        self._adopt(after)
         return after.flips
 
     def patterns(self) -> Sequence[FirePattern]:
@@ -149,104 +142,122 @@ class DenseTracking(Tracking):
         return self._patterns
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        if out is not self._weight:
-            out[...] = self._weight
+        if out is not self._layer.weight:
+            out[...] = self._layer.weight
 
     def finish(self) -> None:
-        """Nothing is left to do: every commit writes the weights."""
+        """End the run; every commit has written the weights."""
 
     def report(self) -> TrackerReport:
         return TrackerReport(
             tracker=Dense.name,
             full_passes=self._passes,
-            pairs_evaluated=self._passes * self._weight.shape[0] * self._inputs.shape[0] + self._sampled,
+            pairs_evaluated=self._passes * self._layer.weight.shape[0] * self._inputs.shape[0] + self._sampled,
             flips=self._flips,
             firing_pairs=int(sum(int(pattern.counts.sum(dtype=np.int64)) for pattern in self.patterns())),
             bytes_held=sum(pattern.nbytes for pattern in self.patterns()),
         )
 
-    def _pass(self, update: Update | None) -> Trial:
-        samples, outputs = self._inputs.shape[0], self._silent.size
-        patterns, flips = [], 0
-        result = np.tile(self._silent, (samples, 1))
-        displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
+    def _evaluate(self, update: Update | None) -> Trial:
+        """Find who fires after an update; None: at the committed weights."""
+        samples = self._inputs.shape[0]
+        silent = self._layer.silent
+        patterns = []
+        flips = 0
+        outputs = np.tile(silent, (samples, 1))
+        displacement = Displacement.none(samples, silent.size)
         before = self._patterns if self._patterns is not None else [None] * len(self._chunks)
         work = [(chunk, pattern, update) for chunk, pattern in zip(self._chunks, before, strict=True)]
         with serial_blas():
-            for chunk, part in zip(self._chunks, ordered_map(self._chunk_pass, work, self._threads), strict=True):
+            for chunk, part in zip(self._chunks, ordered_map(self._evaluate_chunk, work, self._threads), strict=True):
                 patterns.append(part.pattern)
                 flips += part.flips
-                result[:, chunk.output] += part.outputs
+                outputs[:, chunk.output] += part.outputs
                 if part.response is not None:
                     displacement.response[:, chunk.output] += part.response
                     displacement.squared_norm[chunk.output] += part.squared_norm
         self._passes += 1
-        no_update = Update(np.zeros((samples, outputs)), np.zeros(outputs))
         return Trial(
-            update=update or no_update,
-            outputs=result,
+            update=update or Update.none(samples, silent.size),
+            outputs=outputs,
             flips=flips,
             rebased=True,
-            displacement=displacement if self._anchor is not None else None,
+            displacement=displacement if self._layer.anchor is not None else None,
             payload=patterns,
         )
 
-    def _chunk_pass(self, work: tuple[Chunk, FirePattern | None, Update | None]) -> _ChunkTrial:
-        """Pre-activations, fire rows and outputs of one chunk at its weights after the update."""
+    def _evaluate_chunk(self, work: tuple[Chunk, FirePattern | None, Update | None]) -> _ChunkTrial:
+        """Compute pre-activations, fire rows and outputs of one chunk at its weights after the update."""
         chunk, before, update = work
-        samples, dtype = self._inputs.shape[0], self._weight.dtype
-        size, rows = chunk.last - chunk.first, block_rows(self._inputs.shape[0])
-        limit = (samples + 31) // 32
-        z = np.empty((min(rows, size), samples), dtype)
-        moved = np.empty((min(rows, size), self._inputs.shape[1]), dtype)
-        words, scratch = np.empty(min(rows, size) * limit, np.uint32), np.empty((2, samples + 1), np.int32)
-        counts, start = np.empty(size, np.int32), np.zeros(size + 1, np.int64)
-        outputs, flips, pieces = np.zeros(samples), 0, []
-        response, squared_norm = (np.zeros(samples), 0.0) if self._anchor is not None else (None, 0.0)
-
-        for first in range(0, size, rows):
-            last = min(first + rows, size)
+        layer = self._layer
+        samples, features = self._inputs.shape
+        size = chunk.last - chunk.first
+        longest = min(block_rows(samples), size)
+        z = np.empty((longest, samples), layer.weight.dtype)
+        moved = np.empty((longest, features), layer.weight.dtype)
+        words = np.empty(longest * ((samples + 31) // 32), np.uint32)
+        scratch = np.empty((2, samples + 1), np.int32)
+        counts = np.empty(size, np.int32)
+        start = np.zeros(size + 1, np.int64)
+        outputs = np.zeros(samples)
+        response = np.zeros(samples) if layer.anchor is not None else None
+        squared_norm = 0.0
+        flips = 0
+        pieces = []
+        for first, last in _blocks(chunk, samples):
             block = slice(chunk.first + first, chunk.first + last)
-            weights = self._weight[block]
+            weights = layer.weight[block]
             if update is not None and before is not None:
                 weights = moved[: last - first]
-                self._step(update, before, first, last, scratch, weights)
+                self._move(update, before, first, last, scratch, weights)
             values = z[: last - first]
             np.matmul(weights, self._inputs.T, out=values)
-            block_start = np.empty(last - first + 1, np.int64)
-            flips += cpu.fire_block(
-                values, self._threshold, self._coefficients[block], *_rows(before, first, last),
-                counts[first:last], block_start, words, scratch, outputs,
-            )  # fmt: skip
-            pieces.append(words[: block_start[-1]].copy())
-            if response is not None and self._anchor is not None:
-                offset = weights - self._anchor[block]
+            rows = FireRows(counts[first:last], np.empty(last - first + 1, np.int64), words)
+            flips += kernels.fire_block(
+                values, layer.threshold, layer.coefficients[block], _rows(before, first, last), rows, scratch, outputs
+            )
+            pieces.append(words[: rows.start[-1]].copy())
+            if response is not None and layer.anchor is not None:
+                offset = weights - layer.anchor[block]
                 squared_norm += float(np.vdot(offset, offset))
                 np.matmul(offset, self._inputs.T, out=values)
-                cpu.response_block(
-                    values, self._coefficients[block], counts[first:last], block_start, words, scratch, response
-                )
-            start[first + 1 : last + 1] = start[first] + block_start[1:]
+                kernels.response_block(values, layer.coefficients[block], rows, scratch, response)
+            start[first + 1 : last + 1] = start[first] + rows.start[1:]
         pattern = FirePattern(chunk, samples, counts, start, np.concatenate(pieces))
         return _ChunkTrial(pattern, outputs, int(flips), response, squared_norm)
 
-    def _step(
+    def _move(
         self, update: Update, pattern: FirePattern, first: int, last: int, scratch: np.ndarray, out: np.ndarray
     ) -> None:
-        """Weights of rows `first` to `last` of a chunk after the update, into out."""
+        """Write the weights of rows `first` to `last` of a chunk after the update."""
+        layer = self._layer
         chunk = pattern.chunk
         block = slice(chunk.first + first, chunk.first + last)
-        shrink = self._weight.dtype.type(update.shrink[chunk.output])
-        anchor = self._anchor[block] if self._anchor is not None else np.empty((0, out.shape[1]), self._weight.dtype)
+        shrink = layer.weight.dtype.type(update.shrink[chunk.output])
         g = np.ascontiguousarray(update.g[:, chunk.output])
-        cpu.step_block(
-            self._weight[block], anchor, shrink, self._coefficients[block], g, self._inputs,
-            *_rows(pattern, first, last), scratch, out,
+        kernels.step_block(
+            layer.weight[block], layer.anchor_of(block), shrink, layer.coefficients[block], g, self._inputs,
+            _rows(pattern, first, last), scratch, out,
         )  # fmt: skip
 
+    def _adopt(self, trial: Trial) -> None:
+        """Make a trial's pattern and sums the current ones."""
+        self._patterns = trial.payload
+        self.outputs = trial.outputs
+        self.displacement = trial.displacement
+        self._flips += trial.flips
 
-def _rows(pattern: FirePattern | None, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fire rows `first` to `last` of a pattern as the kernels take them; empty for no pattern."""
+
+def _blocks(chunk: Chunk, samples: int) -> Iterator[tuple[int, int]]:
+    """Yield half-open ranges of the neurons of a chunk, counted from its first."""
+    size = chunk.last - chunk.first
+    rows = block_rows(samples)
+    for first in range(0, size, rows):
+        yield first, min(first + rows, size)
+
+
+def _rows(pattern: FirePattern | None, first: int, last: int) -> FireRows:
+    """Return rows `first` to `last` of a pattern; none for no pattern."""
     if pattern is None:
-        return np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.uint32)
-    return pattern.counts[first:last], pattern.start[first : last + 1], pattern.words
+        return FireRows(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.uint32))
+    return FireRows(pattern.counts[first:last], pattern.start[first : last + 1], pattern.words)

@@ -1,4 +1,4 @@
-"""Who fires: the fire rows of a chunk of neurons, each stored the cheaper way."""
+"""Fire pattern of a chunk of neurons: which samples each fires on, each row stored the cheaper way."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-from widefit.kernels import fire_rows as cpu
+from widefit.kernels import fire_rows as kernels
+from widefit.kernels.fire_rows import FireRows
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Chunk:
 
     @property
     def rows(self) -> slice:
+        """Rows of these neurons in an array with a row for every neuron."""
         return slice(self.first, self.last)
 
 
@@ -35,11 +37,11 @@ class FirePattern:
     counts
         k_r.
     places, words
-        Row r stands in words from places[r] on: k_r ascending indices, or a bitset when k_r > ⌈n/32⌉. Without places
-        each row stands right behind the one before.
+        Row r stands in words from places[r] on: k_r ascending indices, or a bitset when k_r > ⌈n/w⌉ for words of w
+        bits. Without places each row stands right behind the one before.
     neurons
-        The neuron of each row, counted from the first of the chunk, ascending; the others fire on nothing. None: a row
-        for every neuron.
+        The neuron of each row, counted from the first of the chunk, ascending; the others fire on nothing. None: there
+        is a row for every neuron.
     """
 
     chunk: Chunk
@@ -51,13 +53,18 @@ class FirePattern:
 
     @property
     def start(self) -> Int[np.ndarray, " places"]:
-        """Where each row begins; summed up when asked for where that is not kept."""
+        """First word of each row; summed up where that is not kept."""
         if self.places is not None:
             return self.places
         sizes = np.minimum(self.counts, self.limit)
         start = np.zeros(sizes.size + 1, fitting(self.words.size))
         np.cumsum(sizes, dtype=start.dtype, out=start[1:])
         return start
+
+    @property
+    def rows(self) -> FireRows:
+        """The rows, for the kernels."""
+        return FireRows(self.counts, self.start, self.words)
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +83,7 @@ class FirePattern:
         return self.counts > self.limit
 
     def fired(self, neuron: int) -> Int[np.ndarray, " k_r"]:
-        """Ascending indices of the samples that a neuron of this chunk fires on."""
+        """Return the ascending indices of the samples that a neuron of this chunk fires on."""
         row = neuron - self.chunk.first
         if self.neurons is not None:
             place = int(np.searchsorted(self.neurons, row))
@@ -84,18 +91,18 @@ class FirePattern:
                 return np.empty(0, np.int32)
             row = place
         out = np.empty(self.samples + 1, np.int32)
-        k = cpu.fired_samples(self.counts, self.start, self.words, row, self.samples, out)
+        k = kernels.fired_samples(self.rows, row, self.samples, out)
         return out[:k]
 
     def rows_of(self, neurons: Int[np.ndarray, " q"]) -> Int[np.ndarray, " q"]:
-        """Rows of neurons of the network that have one."""
+        """Return the rows of neurons of the network that have one."""
         local = neurons - self.chunk.first
         return local if self.neurons is None else np.searchsorted(self.neurons, local)
 
     def dense(self) -> Bool[np.ndarray, "neurons n"]:
-        """S as a boolean matrix."""
+        """Return S as a boolean matrix."""
         out = np.empty((self.counts.size, self.samples), np.float32)
-        cpu.unpack_rows(self.counts, self.start, self.words, 0, self.counts.size, np.ones(self.counts.size), out)
+        kernels.unpack_rows(self.rows, 0, self.counts.size, np.ones(self.counts.size), out)
         if self.neurons is None:
             return out > 0
         whole = np.zeros((self.chunk.last - self.chunk.first, self.samples), np.bool_)
@@ -104,19 +111,18 @@ class FirePattern:
 
 
 def fitting(largest: int) -> type[np.signedinteger]:
-    """The shorter dtype of places up to `largest`."""
+    """Return the shorter dtype of indices up to `largest`."""
     return np.int32 if largest < 1 << 31 else np.int64
 
 
 def word_dtype(samples: int) -> type[np.unsignedinteger]:
-    """The shortest words of fire rows: each must hold any sample, and a count of them."""
+    """Return the shortest words of fire rows: each must hold any sample, and a count of them."""
     return np.uint16 if samples < 1 << 16 else np.uint32
 
 
 # Chunks a network is cut into, whatever the number of threads: enough to keep many cores busy, few enough to combine.
 _CHUNKS = 64
-# Neurons of a chunk at most: what is in memory for each of them while a chunk is looked at is next to nothing then, and
-# their numbers take two bytes.
+# Neurons of a chunk at most: their working memory is next to nothing then, and their numbers take two bytes.
 _LONGEST = 1 << 16
 
 

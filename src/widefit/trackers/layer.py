@@ -1,8 +1,8 @@
-"""What stochastic steps act on: the arrays of a two-layer network."""
+"""Arrays of a two-layer network, as trackers train them."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ _BLOCK_NUMBERS = 1 << 20
 
 @dataclass(frozen=True)
 class Layer:
-    """What the steps act on.
+    """Arrays of a two-layer network.
 
     Attributes
     ----------
@@ -43,15 +43,31 @@ class Layer:
 
     @classmethod
     def of(cls, network: TwoLayer) -> "Layer":
-        """The arrays of a network: its own weights, and a copy of its coefficients."""
+        """Return the arrays of a network: its own weights, and a copy of its coefficients."""
         weight = network.weight.detach().numpy()
         groups = [network.neurons_of(output) for output in range(network.out_features)]
         threshold = weight.dtype.type(network.threshold)
         return cls(weight, None, network.coefficients(), threshold, network.silent_outputs(), groups)
 
+    @classmethod
+    def trained_by(cls, tracker: str, network: TwoLayer, anchor: Float[np.ndarray, "m d"] | None = None) -> "Layer":
+        """Return the arrays of a network that a tracker moves.
+
+        Raises
+        ------
+        ValueError
+            The network holds no weights.
+        """
+        refuse_unstored(tracker, network)
+        return replace(cls.of(network), anchor=anchor)
+
+    def anchor_of(self, rows: slice) -> Float[np.ndarray, "rows d"]:
+        """Return W₀ of some neurons, for the kernels; without rows where there is none."""
+        return self.weight[:0] if self.anchor is None else self.anchor[rows]
+
 
 def write_readout(coefficients: Float[np.ndarray, " m"], network: TwoLayer) -> None:
-    """Make a network's readout what its coefficients a_r / √m say, and round those to what the network holds."""
+    """Write coefficients a_r / √m into a network's readout, and round them as the network does."""
     with torch.no_grad():
         for output in range(network.out_features):
             own = slice(*network.neurons_of(output))
@@ -61,7 +77,7 @@ def write_readout(coefficients: Float[np.ndarray, " m"], network: TwoLayer) -> N
 
 
 def features_squared(network: TwoLayer, inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    """The largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output."""
+    """Return the largest over the outputs of Σ_r φ(⟨w_r, x_i⟩)² / m, r the neurons of the output."""
     totals = np.zeros((network.out_features, inputs.shape[0]))
     rows = max(64, _BLOCK_NUMBERS // inputs.shape[0])
     for output in range(network.out_features):

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from widefit.kernels.balls.ball_tree import norm
-from widefit.kernels.fire_rows import _popcount64
+from widefit.kernels.bits import lowest_bit, without_lowest_bit
 
 
 @njit(nogil=True, cache=True)
@@ -162,10 +162,9 @@ def ascending(start, slots, members, first, points):
             bits[w] = 0
             base = (w << 6) + first
             while word != 0:
-                low = word & (~word + np.uint64(1))
-                sorted_own[k] = base + _popcount64(low - np.uint64(1))
+                sorted_own[k] = base + lowest_bit(word)
                 k += 1
-                word ^= low
+                word = without_lowest_bit(word)
     return out
 
 

@@ -1,9 +1,12 @@
 """Numba kernels of the certificate tracker: how far steps can move pre-activations at most, rounded outward."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
-from widefit.kernels.certificate.slots import gather, sum_rows
+from widefit.kernels.borrowing import borrowing
+from widefit.kernels.certificate.slots import Collected, gather, sum_rows
 from widefit.kernels.fire_rows import fired_samples
 
 # Terms g_i K_ij of either sign are sorted into this many bins of equal width: sums of the largest are known to a bin.
@@ -13,11 +16,31 @@ _UP = 1 + 3e-4
 _UP32 = 1 + 2e-7
 
 
+class Movement(NamedTuple):
+    """What a step changes the slots of a chunk by.
+
+    Attributes
+    ----------
+    coefficients : (slots,) float64
+    change : C after the step less C before, the running sum in float32
+    blocks : X in float32 from `widefit.kernels.vector.column_blocks`
+    lengths : (n,) float32, ‖x_i‖
+    steps : (n,) float32, |change_i| ‖x_i‖
+    """
+
+    coefficients: np.ndarray
+    change: Collected
+    blocks: np.ndarray
+    lengths: np.ndarray
+    steps: np.ndarray
+
+
 @njit(nogil=True, cache=True)
 def bound_columns(similarity, change, caps, first, last, out):
-    """out[q, j] ≥ |Σ_{i in F} change_i K_ij| for every set F of at most caps[q] samples, first ≤ j < last.
+    """Bound the movement of neurons that fire on few samples, for samples first ≤ j < last.
 
-    The larger of the sums of the caps[q] largest positive and negative terms, rounded outward.
+    out[q, j] ≥ |Σ_{i in F} change_i K_ij| for every set F of at most caps[q] samples: the larger of the sums of the
+    caps[q] largest positive and negative terms, rounded outward.
 
     Parameters
     ----------
@@ -27,13 +50,16 @@ def bound_columns(similarity, change, caps, first, last, out):
     out : (q, n) float64, columns first to last written
     """
     n = similarity.shape[0]
-    count, total = np.empty(2 * _BINS, np.int32), np.empty(2 * _BINS, np.float32)
+    count = np.empty(2 * _BINS, np.int32)
+    total = np.empty(2 * _BINS, np.float32)
     # A bin's float32 sum of up to n terms of one sign is off by no more than n roundings.
     up = _UP + 6e-8 * n
-    terms, place = np.empty(n, np.float32), np.empty(n, np.int32)
+    terms = np.empty(n, np.float32)
+    bins = np.empty(n, np.int32)
     for j in range(first, last):
         row = similarity[j]
-        low, high = np.float32(0), np.float32(0)
+        low = np.float32(0)
+        high = np.float32(0)
         for i in range(n):
             value = change[i] * row[i]
             terms[i] = value
@@ -51,11 +77,11 @@ def bound_columns(similarity, change, caps, first, last, out):
         # Scaled so that the largest term falls inside the last bin.
         scale = np.float32(_BINS * (1 - 1e-6) / np.float64(largest))
         for i in range(n):
-            place[i] = np.int32(terms[i] * scale + np.float32(_BINS))
+            bins[i] = np.int32(terms[i] * scale + np.float32(_BINS))
         count[:] = 0
         total[:] = 0
         for i in range(n):
-            b = place[i]
+            b = bins[i]
             count[b] += 1
             total[b] += terms[i]
         _take_largest(count[_BINS:][::-1], total[_BINS:][::-1], 1.0, scale, up, caps, out[:, j])
@@ -65,8 +91,10 @@ def bound_columns(similarity, change, caps, first, last, out):
 
 @njit(nogil=True, cache=True)
 def _take_largest(count, total, sign, scale, up, caps, out):
-    """out[q] = max(out[q], at least the sum of the caps[q] largest terms); bins come from the largest down."""
-    taken, whole, b = 0, 0.0, 0
+    """Raise out[q] to at least the sum of the caps[q] largest terms; bins come from the largest down."""
+    taken = 0
+    whole = 0.0
+    b = 0
     for q in range(caps.size):
         while b < count.size and taken + count[b] <= caps[q]:
             taken += count[b]
@@ -78,32 +106,39 @@ def _take_largest(count, total, sign, scale, up, caps, out):
         out[q] = max(out[q], (whole + part) * up)
 
 
-@njit(nogil=True, cache=True)
-def _path(fired, k, slot, lengths, steps, head, following, entry_sample, entry_value, scale_change):
-    """Σ_i |ΔC_ri| ‖x_i‖, rounded up, and its number of terms: k operations for a bound on a movement."""
-    size, terms = np.float32(0), k
+@borrowing
+def _path(fired, k, slot, movement):
+    """Bound a movement in k operations: Σ_i |ΔC_ri| ‖x_i‖, rounded up, and its number of terms."""
+    _, change, _, lengths, steps = movement
+    size = np.float32(0)
     for p in range(k):
         size += steps[fired[p]]
-    if scale_change != 0:
+    terms = k
+    if change.scale != 0:
+        head, following, sample, value = change.corrections
         e = head[slot]
         while e >= 0:
-            size += abs(np.float32(scale_change * entry_value[e])) * lengths[entry_sample[e]]
+            size += abs(np.float32(change.scale * value[e])) * lengths[sample[e]]
             terms += 1
             e = following[e]
     return np.float64(size) * (1 + 6e-8 * (terms + 2)), terms
 
 
-@njit(nogil=True, cache=True)
-def _length(
-    fired, k, slot, change, head, following, entry_sample, entry_value, scale_change, blocks, path, terms, values, moved
-):  # fmt: skip
-    """‖Σ_i ΔC_ri x_i‖, rounded up: k d operations; `path` and `terms` are from `_path`, the last two scratch."""
-    if scale_change != 0:
-        gather(fired, k, change, slot, head, following, entry_sample, entry_value, scale_change, values)
+@borrowing
+def _length(fired, k, slot, movement, path, terms, values, moved):
+    """Bound a movement in k d operations: ‖Σ_i ΔC_ri x_i‖, rounded up.
+
+    path, terms : from `_path`
+    values, moved : scratch
+    """
+    change = movement.change
+    if change.scale != 0:
+        gather(fired, k, slot, change, values)
     else:
+        total = change.total
         for p in range(k):
-            values[p] = change[fired[p]]
-    sum_rows(fired, values, terms, blocks, moved)
+            values[p] = total[fired[p]]
+    sum_rows(fired, values, terms, movement.blocks, moved)
     # The second term bounds what rounding has done to the sums.
     return np.sqrt(_square(moved)) * (1 + 1e-6 * moved.size) + 1.3e-7 * (terms + 2) * path
 
@@ -117,38 +152,26 @@ def _square(moved):
 
 
 @njit(nogil=True, cache=True)
-def own_movements(
-    coefficients, counts, start, words, first, last, change, head, following, entry_sample, entry_value, scale_change,
-    blocks, lengths, steps, out,
-):  # fmt: skip
-    """out_r ≥ |c_r| ‖Σ_i ΔC_ri x_i‖: how far a step moves w_r, rounded up, for slots first to last.
+def own_movements(movement, first, last, out):
+    """Bound how far a step moves w_r for slots `first` to `last`: out_r ≥ |c_r| ‖Σ_i ΔC_ri x_i‖.
 
-    Parameters
-    ----------
-    change : (n,) float32, that of G; scale_change : that of P
-    blocks : X in float32 from `column_blocks`; lengths : (n,) float32, ‖x_i‖
-    steps : (n,) float32, |change_i| ‖x_i‖
-    out : (last − first,) float32
+    out : (last − first,) float32, rounded up
     """
+    blocks = movement.blocks
     n = blocks.shape[1]
-    fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n, np.float32)
+    fired = np.empty(2 * n + 1, np.int32)
+    values = np.empty(2 * n, np.float32)
     moved = np.empty(blocks.shape[0] * blocks.shape[2], np.float32)
     for r in range(first, last):
-        k = fired_samples(counts, start, words, r, n, fired)
-        path, terms = _path(fired, k, r, lengths, steps, head, following, entry_sample, entry_value, scale_change)
-        length = _length(
-            fired, k, r, change, head, following, entry_sample, entry_value, scale_change, blocks, path, terms, values,
-            moved,
-        )  # fmt: skip
-        out[r - first] = np.float32(abs(coefficients[r]) * length * _UP32)
+        k = fired_samples(movement.change.rows, r, n, fired)
+        path, terms = _path(fired, k, r, movement)
+        length = _length(fired, k, r, movement, path, terms, values, moved)
+        out[r - first] = np.float32(abs(movement.coefficients[r]) * length * _UP32)
 
 
 @njit(nogil=True, cache=True)
-def drift_of_movements(
-    coefficients, counts, start, words, change, head, following, entry_sample, entry_value, scale_change, blocks,
-    lengths, steps, longest, bucket, highest, room, soonest, drift,
-):  # fmt: skip
-    """drift_r += how far a step moves z of slot r at most, no more closely than it matters.
+def drift_of_movements(movement, longest, bucket, highest, room, soonest, drift):
+    """Raise drift_r by how far a step moves z of slot r at most, no more closely than it matters.
 
     Where the length of the path |c_r| Σ_i |ΔC_ri| ‖x_i‖ lets no certificate expire and no pair out of the radius, it
     will do; the movement itself is d times the work.
@@ -156,37 +179,37 @@ def drift_of_movements(
     Parameters
     ----------
     longest : max ‖x_i‖, rounded up
-    bucket : (slots,) uint8; highest, room : (q,) float32, the largest bound, and the drift that is too much
+    bucket : (slots,) uint8
+    highest, room : (q,) float32, the largest bound, and the drift that is too much
     soonest : (slots,) float32
     drift : (slots,) float32
-    The other arguments are those of `own_movements`.
     """
+    blocks = movement.blocks
     n = blocks.shape[1]
-    fired, values = np.empty(2 * n + 1, np.int32), np.empty(2 * n, np.float32)
+    fired = np.empty(2 * n + 1, np.int32)
+    values = np.empty(2 * n, np.float32)
     moved = np.empty(blocks.shape[0] * blocks.shape[2], np.float32)
-    for r in range(counts.size):
-        k = fired_samples(counts, start, words, r, n, fired)
-        path, terms = _path(fired, k, r, lengths, steps, head, following, entry_sample, entry_value, scale_change)
-        unit, before = abs(coefficients[r]) * longest, np.float64(drift[r])
+    for r in range(drift.size):
+        k = fired_samples(movement.change.rows, r, n, fired)
+        path, terms = _path(fired, k, r, movement)
+        unit = abs(movement.coefficients[r]) * longest
+        before = np.float64(drift[r])
         after = np.float32((before + unit * path) * _UP32)
         if not (highest[bucket[r]] + after < soonest[r] and after < room[bucket[r]]):
-            length = _length(
-                fired, k, r, change, head, following, entry_sample, entry_value, scale_change, blocks, path, terms,
-                values, moved,
-            )  # fmt: skip
+            length = _length(fired, k, r, movement, path, terms, values, moved)
             after = np.float32((before + unit * length) * _UP32)
         drift[r] = after
 
 
 @njit(nogil=True, cache=True)
-def own_budgets(coefficients, counts, start, words, budget, reach, out):
-    """out_r ≥ |c_r| reach Σ_{i: r fires on i} budget_i: how far steps with Σ |g| ≤ budget can move z of a slot.
+def own_budgets(coefficients, rows, budget, reach, out):
+    """Bound how far steps with Σ |g| ≤ budget can move z of a slot: out_r ≥ |c_r| reach Σ_{i: r fires on i} budget_i.
 
     budget : (n,) float32; out : (slots,) float32
     """
     fired = np.empty(budget.size + 1, np.int32)
-    for r in range(counts.size):
-        k = fired_samples(counts, start, words, r, budget.size, fired)
+    for r in range(rows.counts.size):
+        k = fired_samples(rows, r, budget.size, fired)
         total = np.float64(0)
         for p in range(k):
             total += budget[fired[p]]
@@ -194,15 +217,15 @@ def own_budgets(coefficients, counts, start, words, budget, reach, out):
 
 
 @njit(nogil=True, cache=True)
-def drift_of_corrections(entry_owner, entry_value, used, coefficients, factor, drift):
-    """drift[owner] += factor |c_owner ê|, rounded up: how far corrections move when they shrink."""
+def drift_of_corrections(owner, value, used, coefficients, factor, drift):
+    """Raise drift[owner] by factor |c_owner ê|, rounded up: how far corrections move when they shrink."""
     for e in range(used):
-        owner = entry_owner[e]
-        drift[owner] += np.float32(factor * abs(coefficients[owner] * entry_value[e]) * _UP32 + 1e-45)
+        slot = owner[e]
+        drift[slot] += np.float32(factor * abs(coefficients[slot] * value[e]) * _UP32 + 1e-45)
 
 
 @njit(nogil=True, cache=True)
-def move_to_bucket(slots, target, bucket, radius, bound, drift, run_start, run_count, soonest, pair_sample, due):
+def move_to_bucket(slots, target, bucket, radius, level, drift, runs):
     """Put slots into larger buckets, whose bounds hold for them from now on.
 
     What a slot's pairs have used up so far is carried over: certificates keep what is left of them, and pairs without
@@ -210,20 +233,25 @@ def move_to_bucket(slots, target, bucket, radius, bound, drift, run_start, run_c
 
     Parameters
     ----------
-    slots : (s,) int32; target : (s,) uint8, their new buckets
-    radius : (q,) float32, ascending; bound : (q, n) float32
+    slots : (s,) int32
+    target : (s,) uint8, their new buckets
+    radius : (q,) float32, ascending
+    level : (q, n) float32, bounds so far
+    runs : certificates, `widefit.kernels.certificate.look.CertificateRuns`
     """
     for s in range(slots.size):
         slot = slots[s]
-        q, other = bucket[slot], target[s]
+        q = bucket[slot]
+        other = target[s]
+        used = np.float64(drift[slot])
         more = np.float32((np.float64(radius[other]) - np.float64(radius[q])) * _UP32)
         earliest = np.float32(np.inf)
-        for p in range(run_start[slot], run_start[slot] + run_count[slot]):
-            j = pair_sample[p]
-            left = np.float64(due[p]) - np.float64(bound[q, j]) - np.float64(drift[slot])
-            at = left + np.float64(bound[other, j]) + np.float64(drift[slot]) + np.float64(more)
-            due[p] = np.float32(at - 3e-7 * abs(at))
-            earliest = min(earliest, due[p])
-        soonest[slot] = earliest
-        drift[slot] = np.float32((np.float64(drift[slot]) + np.float64(more)) * _UP32)
+        for p in range(runs.start[slot], runs.start[slot] + runs.count[slot]):
+            j = runs.sample[p]
+            left = np.float64(runs.due[p]) - np.float64(level[q, j]) - used
+            at = left + np.float64(level[other, j]) + used + np.float64(more)
+            runs.due[p] = np.float32(at - 3e-7 * abs(at))
+            earliest = min(earliest, runs.due[p])
+        runs.soonest[slot] = earliest
+        drift[slot] = np.float32((used + np.float64(more)) * _UP32)
         bucket[slot] = other

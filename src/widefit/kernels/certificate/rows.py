@@ -1,164 +1,165 @@
-"""Numba kernels of the certificate tracker: fire rows as flips change them."""
+"""Numba kernels of the certificate tracker: fire rows and corrections as flips change them."""
 
 import numpy as np
 from numba import njit
 
-from widefit.kernels.fire_rows import fired_samples, row_limit
+from widefit.kernels.fire_rows import fired_samples, row_limit, store_row
 
 
 @njit(nogil=True, cache=True)
-def store_row(fired, k, n, base, words):
-    """Store a fire row at `base`; returns the words it takes."""
-    limit, width = row_limit(words, n), 8 * words.itemsize
-    if k <= limit:
-        for p in range(k):
-            words[base + p] = fired[p]
-        return k
-    for w in range(limit):
-        words[base + w] = 0
-    for p in range(k):
-        w = base + fired[p] // width
-        words[w] = np.uint64(words[w]) | (np.uint64(1) << np.uint64(fired[p] % width))
-    return limit
-
-
-@njit(nogil=True, cache=True)
-def _write_row(fired, k, n, row, counts, start, words, room, free):
-    """Store a fire row where it stood, or at `free` when it has outgrown its room; returns the new `free`."""
-    limit = row_limit(words, n)
+def _write_row(fired, k, n, row, rows, room, free):
+    """Store a fire row where it stood, or at `free` when it has outgrown its room; return the new `free`."""
+    limit = row_limit(rows.words, n)
     need = k if k <= limit else limit
     if need > room[row]:
         room[row] = min(limit, need + need // 4 + 4)
-        start[row] = free
+        rows.start[row] = free
         free += room[row]
-    counts[row] = k
-    store_row(fired, k, n, start[row], words)
+    rows.counts[row] = k
+    store_row(fired, k, n, rows.start[row], rows.words)
     return free
 
 
 @njit(nogil=True, cache=True)
-def pack_rows(counts, start, words, n, fired):
+def store_lists(rows, n, fired):
     """Store fire rows given as index lists, one after the other, where each begins."""
     first = 0
-    for row in range(counts.size):
-        store_row(fired[first : first + counts[row]], counts[row], n, start[row], words)
-        first += counts[row]
+    for row in range(rows.counts.size):
+        k = rows.counts[row]
+        store_row(fired[first : first + k], k, n, rows.start[row], rows.words)
+        first += k
 
 
 @njit(nogil=True, cache=True)
-def unpack_lists(counts, start, words, n, fired):
-    """The inverse of `pack_rows`."""
-    out, first = np.empty(n + 1, np.int32), 0
-    for row in range(counts.size):
-        k = fired_samples(counts, start, words, row, n, out)
+def unpack_lists(rows, n, fired):
+    """Write fire rows as index lists, one after the other: the inverse of `store_lists`."""
+    out = np.empty(n + 1, np.int32)
+    first = 0
+    for row in range(rows.counts.size):
+        k = fired_samples(rows, row, n, out)
         fired[first : first + k] = out[:k]
         first += k
 
 
 @njit(nogil=True, cache=True)
-def differing_pairs(old_counts, old_start, old_words, slots, counts, start, words, n, slot, sample, fires):
-    """Pairs in which fire rows differ from those of their `slots` before; returns their number.
+def differing_pairs(before, slots, after, n, slot, sample, fires):
+    """List the pairs in which fire rows `after` differ from those of their `slots` before; return their number.
 
-    slot, sample, fires : written, in the order of the rows and then by sample; what they do in the new rows
+    slot, sample, fires : written, in the order of the rows and then by sample; whether the pair is in the new rows
     """
-    before, after = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+    old = np.empty(n + 1, np.int32)
+    new = np.empty(n + 1, np.int32)
     found = 0
-    for r in range(counts.size):
-        k_before = fired_samples(old_counts, old_start, old_words, slots[r], n, before)
-        k_after = fired_samples(counts, start, words, r, n, after)
-        before[k_before] = n
-        after[k_after] = n
-        p = q = 0
-        while p < k_before or q < k_after:
-            if before[p] == after[q]:
+    for r in range(after.counts.size):
+        k_old = fired_samples(before, slots[r], n, old)
+        k_new = fired_samples(after, r, n, new)
+        old[k_old] = n
+        new[k_new] = n
+        p = 0
+        q = 0
+        while p < k_old or q < k_new:
+            if old[p] == new[q]:
                 p += 1
                 q += 1
                 continue
             slot[found] = slots[r]
-            fires[found] = after[q] < before[p]
-            if before[p] < after[q]:
-                sample[found] = before[p]
+            fires[found] = new[q] < old[p]
+            if old[p] < new[q]:
+                sample[found] = old[p]
                 p += 1
             else:
-                sample[found] = after[q]
+                sample[found] = new[q]
                 q += 1
             found += 1
     return found
 
 
 @njit(nogil=True, cache=True)
-def first_due(slots, run_start, run_count, due, soonest):
-    """soonest[slot] = when the first certificate of each of these slots is due."""
+def first_due(slots, runs):
+    """Write the level at which the first certificate of each of some slots is due."""
     for s in range(slots.size):
         slot = slots[s]
         earliest = np.float32(np.inf)
-        for p in range(run_start[slot], run_start[slot] + run_count[slot]):
-            earliest = min(earliest, due[p])
-        soonest[slot] = earliest
+        for p in range(runs.start[slot], runs.start[slot] + runs.count[slot]):
+            earliest = min(earliest, runs.due[p])
+        runs.soonest[slot] = earliest
 
 
 @njit(nogil=True, cache=True)
 def link(owner, head, following):
-    """Chains, from the latest on, of entries that stand slot after slot; `head` (slots,) is −1 to begin with."""
+    """Chain entries that stand slot after slot, from the latest on; `head` (slots,) is −1 to begin with."""
     for e in range(owner.size):
         following[e] = e - 1 if e > 0 and owner[e - 1] == owner[e] else -1
         head[owner[e]] = e
 
 
 @njit(nogil=True, cache=True)
-def add_corrections(slots, samples, values, head, entry_owner, following, entry_sample, entry_value, used):
-    """Add values to the corrections of pairs; returns how many entries are taken then.
+def add_corrections(slots, samples, values, owner, chains, used):
+    """Add values to the corrections of pairs; return how many entries are taken then.
 
-    entry_owner, following, entry_sample, entry_value : corrections; the first `used` are taken, and there is room
+    owner, chains : slots and links of the entries; the first `used` are taken, and there is room for one a pair
     """
     for p in range(slots.size):
-        slot, j = slots[p], samples[p]
-        e = head[slot]
-        while e >= 0 and entry_sample[e] != j:
-            e = following[e]
+        slot = slots[p]
+        j = samples[p]
+        e = chains.head[slot]
+        while e >= 0 and chains.sample[e] != j:
+            e = chains.following[e]
         if e >= 0:
-            entry_value[e] += values[p]
+            chains.value[e] += values[p]
         else:
-            entry_owner[used] = slot
-            entry_sample[used] = j
-            entry_value[used] = values[p]
-            following[used] = head[slot]
-            head[slot] = used
+            owner[used] = slot
+            chains.sample[used] = j
+            chains.value[used] = values[p]
+            chains.following[used] = chains.head[slot]
+            chains.head[slot] = used
             used += 1
     return used
 
 
 @njit(nogil=True, cache=True)
-def rewrite_rows(slots, samples, fires, counts, start, words, room, free, n):
-    """Carry flips into the fire rows; returns the first free word afterwards.
+def rewrite_rows(slots, samples, fires, rows, room, free, n):
+    """Carry flips into the fire rows; return the first free word afterwards.
 
     Parameters
     ----------
     slots, samples, fires : (q,) flips, ordered by slot and then by sample
-    words : its first `free` entries are taken; needs room for the rows that grow
+    rows : the first `free` of its words are taken; there is room for the rows that grow
     room : (slots,) words that a row may take where it stands
     """
-    fired, after = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+    fired = np.empty(n + 1, np.int32)
+    after = np.empty(n + 1, np.int32)
     p = 0
     while p < slots.size:
         slot = slots[p]
-        k = fired_samples(counts, start, words, slot, n, fired)
+        last = p
+        while last < slots.size and slots[last] == slot:
+            last += 1
+        k = fired_samples(rows, slot, n, fired)
         fired[k] = n
-        size, t = 0, 0
-        while p < slots.size and slots[p] == slot:
-            while fired[t] < samples[p]:
-                after[size] = fired[t]
-                size += 1
-                t += 1
-            if fires[p]:
-                after[size] = samples[p]
-                size += 1
-            else:
-                t += 1
-            p += 1
-        while t < k:
+        k = _flip_row(fired, k, samples[p:last], fires[p:last], after)
+        free = _write_row(after, k, n, slot, rows, room, free)
+        p = last
+    return free
+
+
+@njit(nogil=True, cache=True)
+def _flip_row(fired, k, samples, fires, after):
+    """Write a list of samples with flips carried in, all ascending; return its length."""
+    size = 0
+    t = 0
+    for p in range(samples.size):
+        while fired[t] < samples[p]:
             after[size] = fired[t]
             size += 1
             t += 1
-        free = _write_row(after, size, n, slot, counts, start, words, room, free)
-    return free
+        if fires[p]:
+            after[size] = samples[p]
+            size += 1
+        else:
+            t += 1
+    while t < k:
+        after[size] = fired[t]
+        size += 1
+        t += 1
+    return size

@@ -1,7 +1,8 @@
-"""The certificate tracker, from the top: `tracking` follows steps by `bounds` or by `passes`.
+"""Certificate tracker: exact fire patterns from bounds on how far pre-activations can have moved (this project).
 
-`geometry` is what is fixed in a run, `chunk` what is kept of neurons, `trial` what a step finds, `look` what becomes of
-certificates that expire, `commit` how a step is carried out.
+`tracking` evaluates a step by bounds, by movements or by a pass. `geometry` holds the constants of a run, `chunk` the
+state of some neurons, `trial` the result of a step; `expired` evaluates pairs whose certificates expire, `passes`
+neurons as a whole, and `commit` adopts a step.
 """
 
 from widefit.trackers.certificate.tracking import Certificate

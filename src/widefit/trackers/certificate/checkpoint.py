@@ -6,21 +6,21 @@ import numpy as np
 
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
-from widefit.trackers.certificate.standing import Standing
-from widefit.trackers.certificate.trial import Sums
+from widefit.trackers.certificate.run_state import RunState
+from widefit.trackers.certificate.running_update import RunningUpdate
 
 
-def save_run(standing: Standing) -> dict[str, np.ndarray]:
+def save_run(run: RunState) -> dict[str, np.ndarray]:
     """Return G, P, the fire rows and the corrections of a run."""
-    return {"collected": standing.sums.collected, "scale": standing.sums.scale, **save_chunks(standing.chunks)}
+    return {"collected": run.update.collected, "scale": run.update.scale, **save_chunks(run.chunks)}
 
 
-def restore_run(geometry: Geometry, standing: Standing, state: dict[str, np.ndarray]) -> None:
+def restore_run(geometry: Geometry, run: RunState, state: dict[str, np.ndarray]) -> None:
     """Continue from the arrays of `save_run`; the next step is a pass, which issues the certificates."""
-    standing.sums = Sums(state["collected"].copy(), state["scale"].copy())
-    standing.bounds = None
-    restore_chunks(state, standing.chunks)
-    for chunk in standing.chunks:
+    run.update = RunningUpdate(state["collected"].copy(), state["scale"].copy())
+    run.bounds = None
+    restore_chunks(state, run.chunks)
+    for chunk in run.chunks:
         chunk.bucket = geometry.bucket_of[chunk.counts]
 
 

@@ -1,4 +1,4 @@
-"""Flips of a chunk of the certificate tracker, and what they change beyond the linear model."""
+"""Flips of a chunk, and their effect beyond the linear model."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class ChunkFlips:
         return self.slots.size
 
     def touched(self) -> Integer[np.ndarray, " s"]:
-        """Their slots, each once."""
+        """Return their slots, each once."""
         first = np.ones(self.slots.size, np.bool_)
         first[1:] = self.slots[1:] != self.slots[:-1]
         return self.slots[first]
@@ -34,14 +34,14 @@ class ChunkFlips:
 
 @dataclass(frozen=True)
 class EvaluatedFlips:
-    """Flips as they were found, in any order.
+    """Flips in the order in which they were found.
 
     Attributes
     ----------
     slots, samples, fires
         The pairs, and whether they fire afterwards.
     z, y
-        Pre-activation after the update, and how far it is from the one at the start.
+        Pre-activation after the update, and its difference from the start.
     """
 
     slots: Integer[np.ndarray, " q"]
@@ -51,21 +51,22 @@ class EvaluatedFlips:
     y: Float[np.ndarray, " q"]
 
     def merged(self, other: "EvaluatedFlips") -> "EvaluatedFlips":
-        """Both."""
+        """Return both."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return EvaluatedFlips(*(np.concatenate(pair) for pair in pairs))
 
     def pairs(self, size: int, samples: int) -> ChunkFlips:
-        """In order, and in as few bytes as a chunk of so many neurons needs."""
+        """Return the pairs in order, and in as few bytes as a chunk of `size` neurons needs."""
         # Two ordered lists, one behind the other, take a stable sort no more than a merge.
         order = np.argsort((self.slots.astype(np.int64) << 32) + self.samples, kind="stable")
-        slots, where = self.slots[order].astype(slot_dtype(size)), self.samples[order].astype(word_dtype(samples))
+        slots = self.slots[order].astype(slot_dtype(size))
+        where = self.samples[order].astype(word_dtype(samples))
         return ChunkFlips(slots, where, self.fires[order])
 
     def effect(
         self, coefficients: Float[np.ndarray, " slots"], threshold: float, samples: int
     ) -> Float[np.ndarray, "2 n"]:
-        """What they change f and J (W − W₀) by, beyond the linear model."""
+        """Return their effect on f and J (W − W₀), beyond the linear model."""
         out = np.zeros((2, samples))
         if self.slots.size == 0:
             return out
@@ -76,5 +77,5 @@ class EvaluatedFlips:
 
 
 def slot_dtype(neurons: int) -> type[np.integer]:
-    """The shortest dtype of the slots of a chunk of so many neurons."""
+    """Return the shortest dtype of the slots of a chunk of so many neurons."""
     return np.uint16 if neurons <= 1 << 16 else np.int32

@@ -1,4 +1,4 @@
-"""What is fixed in a run of the certificate tracker: samples, rounding, buckets, and the weights at the start."""
+"""Constants of a run: samples, rounding, buckets, and the weights at the start."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
+from widefit.kernels.certificate.slots import SlotOrigin
 from widefit.kernels.vector import column_blocks
 from widefit.nn import TwoLayer
 from widefit.trackers.certificate.chunk import CertifiedChunk
@@ -17,8 +18,9 @@ _DRAWN = 2048
 
 
 def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
-    """Ascending numbers of samples, in steps of a factor of about √2, the last of them n."""
-    caps, cap = [], 2
+    """Return ascending numbers of samples, in steps of a factor of about √2, the last of them n."""
+    caps = []
+    cap = 2
     while cap < samples:
         caps.append(cap)
         caps.append(cap + cap // 2)
@@ -28,16 +30,16 @@ def bucket_caps(samples: int) -> Int[np.ndarray, " q"]:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """W₀, which a network with an array holds until the run ends, and another draws anew.
+    """Weights W₀ at the start: held by a network with an array until the run ends, drawn anew from any other.
 
     Attributes
     ----------
     network
         The network; its weights do not change before the end of the run.
     features, dtype
-        d, and of the weights.
+        d, and the dtype of the weights.
     drawn
-        Weights of the chunk that is being looked at, where they have been drawn.
+        Weights of the chunk that is being evaluated, where they have been drawn.
     """
 
     network: TwoLayer
@@ -47,14 +49,15 @@ class InitialWeights:
 
     @property
     def stored(self) -> bool:
+        """True where the network holds its weights."""
         return self.network.store == "array"
 
     def of_chunk(self, chunk: Chunk) -> Float[np.ndarray, "neurons d"]:
-        """All neurons of a chunk at once."""
+        """Return the weights of all neurons of a chunk at once."""
         return self.network.rows(chunk.first, chunk.last) if self.drawn is None else self.drawn
 
     def blocks(self, chunk: Chunk) -> Iterator[Float[np.ndarray, "rows d"]]:
-        """Weights of a chunk, block by block; what was yielded is overwritten by the next block."""
+        """Yield the weights of a chunk block by block; the next block overwrites the one before."""
         size = chunk.last - chunk.first if self.stored else _DRAWN
         out = None if self.stored else np.empty((size, self.features), self.dtype)
         for first in range(chunk.first, chunk.last, size):
@@ -62,8 +65,9 @@ class InitialWeights:
             yield self.network.rows(first, last, None if out is None else out[: last - first])
 
     def around(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> tuple[Float[np.ndarray, "rows d"], int]:
-        """Weights of the neurons among which those of ascending slots are, and the first of them."""
-        first, last = (int(chunk.neurons[slots[end]]) for end in (0, -1))
+        """Return weights of consecutive neurons, among them those of ascending slots, and the first neuron."""
+        first = int(chunk.neurons[slots[0]])
+        last = int(chunk.neurons[slots[-1]])
         if self.drawn is not None:
             return self.drawn[first : last + 1], first
         return self.network.rows(chunk.chunk.first + first, chunk.chunk.first + last + 1), first
@@ -71,18 +75,20 @@ class InitialWeights:
     def spans(
         self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]
     ) -> Iterator[tuple[int, int, Float[np.ndarray, "rows d"], int]]:
-        """Ranges of slots, their weights, and the neuron those begin with: all at once, or where `slots` are, drawn.
+        """Yield ranges of slots that hold `slots`, the weights of their neurons, and the first of these neurons.
 
-        Weights that are drawn are overwritten by the next.
+        Weights that are held are yielded all at once; others are drawn where `slots` are, and overwritten by the next.
         """
         if self.stored or self.drawn is not None:
             yield 0, chunk.neurons.size, self.of_chunk(chunk.chunk), 0
             return
-        size, origin = chunk.chunk.last - chunk.chunk.first, chunk.chunk.first
+        size = chunk.chunk.last - chunk.chunk.first
+        origin = chunk.chunk.first
         edges = np.searchsorted(chunk.neurons, np.arange(0, size + _DRAWN, _DRAWN))
         out = np.empty((min(_DRAWN, size), self.features), self.dtype)
         for block in np.unique(chunk.neurons[slots] // _DRAWN).tolist():
-            first, last = block * _DRAWN, min((block + 1) * _DRAWN, size)
+            first = block * _DRAWN
+            last = min(first + _DRAWN, size)
             weights = self.network.rows(origin + first, origin + last, out[: last - first])
             yield int(edges[block]), int(edges[block + 1]), weights, first
 
@@ -100,7 +106,7 @@ class Geometry:
     blocks64, blocks32
         X as `widefit.kernels.vector` reads it for sums in float64 and, in float32, for sums in float32.
     products
-        How a pass multiplies by X.
+        Products with X, in the dtype of the network or in integers.
     similarity
         K = X Xᵀ, float32, and infinite beyond its range.
     peak
@@ -112,7 +118,7 @@ class Geometry:
     tolerance, floor
         The rounding of z_rj in that dtype is at most tolerance · ‖w_r‖ + floor.
     caps, bucket_of
-        Most samples that a neuron of each bucket may fire on, and the bucket of one that fires on k, with room to grow.
+        Most samples that a neuron of each bucket may fire on; bucket of a neuron that fires on k, with room to grow.
     threads
         Cores to use.
     """
@@ -136,16 +142,19 @@ class Geometry:
 
     @classmethod
     def of(cls, network: TwoLayer, inputs: Float[np.ndarray, "n d"], threads: int) -> "Geometry":
+        """Compute the constants of a run over `inputs`."""
         samples, features = inputs.shape
         inputs64 = inputs.astype(np.float64)
         similarity = inputs64 @ inputs64.T
-        lengths = (np.linalg.norm(inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
-        longest, eps = float(lengths.max()), float(np.finfo(inputs.dtype).eps)
-        threshold = float(inputs.dtype.type(network.threshold))
-        caps, fired = bucket_caps(samples), np.arange(samples + 1)
         with np.errstate(over="ignore"):
             narrow = similarity.astype(np.float32)
-        wanted = np.minimum(fired + np.maximum(1, fired // 8), samples)
+        lengths = (np.linalg.norm(inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
+        longest = float(lengths.max())
+        eps = float(np.finfo(inputs.dtype).eps)
+        threshold = float(inputs.dtype.type(network.threshold))
+        caps = bucket_caps(samples)
+        fired = np.arange(samples + 1)
+        with_room = np.minimum(fired + np.maximum(1, fired // 8), samples)
         return cls(
             initial=InitialWeights(network, features, inputs.dtype),
             inputs=inputs,
@@ -161,17 +170,30 @@ class Geometry:
             tolerance=(features + 8) * eps * longest,
             floor=4 * eps * abs(threshold),
             caps=caps,
-            bucket_of=np.searchsorted(caps, wanted).astype(np.uint8),
+            bucket_of=np.searchsorted(caps, with_room).astype(np.uint8),
             threads=threads,
         )
 
     def with_weights_of(self, chunk: Chunk) -> "Geometry":
-        """The same with the weights of a chunk at hand, for what looks at them more than once."""
-        initial = self.initial
-        return self if initial.stored else replace(self, initial=replace(initial, drawn=initial.of_chunk(chunk)))
+        """Return the same with the weights of a chunk at hand, for work that reads them more than once."""
+        if self.initial.stored:
+            return self
+        return replace(self, initial=replace(self.initial, drawn=self.initial.of_chunk(chunk)))
+
+    def origin(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> SlotOrigin:
+        """Return the weights at the start around ascending slots, for the kernels."""
+        initial, first = self.initial.around(chunk, slots)
+        return SlotOrigin(chunk.neurons, initial, first, chunk.coefficients, self.blocks64)
+
+    def origins(self, chunk: CertifiedChunk, slots: Int[np.ndarray, " s"]) -> Iterator[tuple[int, int, SlotOrigin]]:
+        """Yield ranges of slots that hold `slots`, and their weights at the start; see `InitialWeights.spans`."""
+        coefficients = chunk.coefficients
+        for low, high, initial, first in self.initial.spans(chunk, slots):
+            yield low, high, SlotOrigin(chunk.neurons, initial, first, coefficients, self.blocks64)
 
     @property
     def samples(self) -> int:
+        """n."""
         return self.inputs.shape[0]
 
     @property

@@ -1,4 +1,4 @@
-"""How a pass multiplies: in the dtype of the network or, where that tells enough, in integers."""
+"""Products of a pass: in the dtype of the network or, where that tells enough, in integers."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from widefit.kernels.products import BLOCK, INTEGERS, panels_of, together_of
 
 # Features up to which rounding does not make rows so much longer that products could overflow.
 _MOST_FEATURES = 1 << 16
-# Radius of the certificates that a pass issues, in units of what integer products are off by at most.
+# Least radius of certificates for integer products, in units of their largest error.
 _FINE = 16.0
 
 
 @dataclass(frozen=True)
 class Operand:
-    """X as it is multiplied by.
+    """X as the kernels multiply by it.
 
     Attributes
     ----------
@@ -25,7 +25,8 @@ class Operand:
     features
         d.
     rounding
-        Of int16: the unit, the largest length of a rounded sample, and the largest of what one lacks; rounded up.
+        Rounding of int16: the unit, the largest length of a rounded sample, and the largest of what one lacks, rounded
+        up.
     """
 
     panels: Float[np.ndarray, "panels d width"] | Int16[np.ndarray, "panels d_half width"]
@@ -34,35 +35,36 @@ class Operand:
 
     @classmethod
     def of(cls, inputs: Float[np.ndarray, "n d"]) -> "Operand":
-        """In the dtype of X."""
+        """Return X in its own dtype."""
         return cls(panels_of(inputs), inputs.shape[1], np.zeros(3))
 
     @classmethod
     def rounded(cls, inputs: Float[np.ndarray, "n d"]) -> "Operand":
-        """In integers."""
+        """Return X in integers."""
         exact = inputs.astype(np.float64)
         step = max(float(np.linalg.norm(exact, axis=1).max()) / LENGTH, LEAST)
         whole = np.rint(exact / step)
-        longest, lost = (np.linalg.norm(rows, axis=1).max() for rows in (step * whole, exact - step * whole))
+        longest = np.linalg.norm(step * whole, axis=1).max()
+        lost = np.linalg.norm(exact - step * whole, axis=1).max()
         rounding = np.array([step, longest * (1 + 1e-9), lost * (1 + 1e-9)])
         return cls(panels_of(whole.astype(np.int16)), inputs.shape[1], rounding)
 
     def held(self) -> Float[np.ndarray, "rows d"] | Int16[np.ndarray, "rows d_even"]:
-        """Room for a block of weights as they are multiplied."""
+        """Allocate room for a block of weights in the dtype of the panels."""
         together = together_of(self.panels.dtype)
         return np.zeros((BLOCK, -(-self.features // together) * together), self.panels.dtype)
 
 
 @dataclass(frozen=True)
 class Products:
-    """Which products a pass takes.
+    """Choice of products for a pass.
 
     Attributes
     ----------
     exact, rounded
-        In the dtype of the network, and in integers; None where the processor has no instruction for those.
+        X in the dtype of the network, and in integers; None where the processor has no instruction for those.
     error
-        What integer products are off by at most, for a weight of ordinary length.
+        Largest error of integer products, for a weight of ordinary length.
     """
 
     exact: Operand
@@ -71,7 +73,7 @@ class Products:
 
     @classmethod
     def of(cls, inputs: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "rows d"]) -> "Products":
-        """For samples, and some weights."""
+        """Prepare products with samples, for weights like the given ones."""
         exact = Operand.of(inputs)
         if not INTEGERS or inputs.shape[1] > _MOST_FEATURES:
             return cls(exact, None, 0.0)
@@ -81,6 +83,6 @@ class Products:
         return cls(exact, rounded, length * (lost + longest * np.sqrt(inputs.shape[1]) / 2 / LENGTH))
 
     def within(self, radius: float | None) -> Operand:
-        """For a pass that issues certificates within a radius of the threshold, or none."""
+        """Choose for a pass that issues certificates within a radius of the threshold, or none."""
         fine = radius is None or radius > _FINE * self.error
         return self.rounded if self.rounded is not None and fine else self.exact

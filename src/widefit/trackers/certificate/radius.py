@@ -1,14 +1,14 @@
-"""How far around the threshold the certificate tracker issues certificates."""
+"""Radius around the threshold within which certificates are issued."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.trackers.certificate.bounds import drift_of_budget, movements
 from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.geometry import Geometry
-from widefit.trackers.certificate.trial import Sums
+from widefit.trackers.certificate.movement import drift_of_budget, movements
+from widefit.trackers.certificate.running_update import RunningUpdate
 from widefit.trackers.certificate.weights import weights_of
 
 # Slots on which movements and margins are surveyed before certificates are issued.
@@ -19,12 +19,12 @@ _TAIL = 0.1
 
 @dataclass(frozen=True)
 class Reach:
-    """Which radius is wanted.
+    """Radius that is wanted.
 
     Attributes
     ----------
     steps
-        In units of the movement of the step.
+        Radius in units of the movement of the step.
     most, least
         Part of the pairs that may hold certificates.
     widely
@@ -39,22 +39,39 @@ class Reach:
 
 @dataclass(frozen=True)
 class _Survey:
-    """Some slots of an output: how far they move, their buckets, and |z − b| after the step."""
+    """Some slots of an output: the movement of each, its bucket, and |z − b| after the step."""
 
     moved: Float[np.ndarray, " s"]
     bucket: Int[np.ndarray, " s"] | np.ndarray
     margins: Float[np.ndarray, "s n"]
 
+    @classmethod
+    def joined(cls, parts: list["_Survey"]) -> "_Survey":
+        """Return the slots of several surveys of an output."""
+        return cls(
+            np.concatenate([part.moved for part in parts]),
+            np.concatenate([part.bucket for part in parts]),
+            np.concatenate([part.margins for part in parts]),
+        )
+
 
 def choose_radius(
-    geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, after: Sums, reach: Reach
+    geometry: Geometry, chunks: list[CertifiedChunk], change: RunningUpdate, after: RunningUpdate, reach: Reach
 ) -> Float[np.ndarray, "k q"] | None:
-    """Wide enough for steps to come, few enough certificates to pay; None where there is no such radius."""
-    unit, ratios = np.zeros((after.scale.size, geometry.caps.size)), [np.empty(0)]
+    """Choose a radius wide enough for steps to come, with few enough certificates to pay; None where there is none.
+
+    Parameters
+    ----------
+    change, after
+        Change of G and P in the step, and G and P after it.
+    """
+    unit = np.zeros((after.scale.size, geometry.caps.size))
+    ratios = [np.empty(0)]
     for output, survey in enumerate(_surveys(geometry, chunks, change, after, reach.widely)):
         if survey is not None:
             unit[output] = _typical_movements(survey, geometry.caps, reach.widely)
-            ratios.append((survey.margins / np.maximum(unit[output][survey.bucket], 1e-300)[:, None]).ravel())
+            with np.errstate(over="ignore"):
+                ratios.append((survey.margins / np.maximum(unit[output][survey.bucket], 1e-300)[:, None]).ravel())
     ratio = np.concatenate(ratios)
     if ratio.size == 0 or not np.all(np.isfinite(unit)):
         return None
@@ -66,36 +83,34 @@ def choose_radius(
 
 
 def _surveys(
-    geometry: Geometry, chunks: list[CertifiedChunk], change: Sums, after: Sums, widely: bool
+    geometry: Geometry, chunks: list[CertifiedChunk], change: RunningUpdate, after: RunningUpdate, widely: bool
 ) -> list[_Survey | None]:
-    """About `SURVEY` slots of each output, from all of its chunks."""
-    outputs, total = after.scale.size, max(1, sum(chunk.neurons.size for chunk in chunks))
+    """Survey about `SURVEY` slots of each output, from all of its chunks."""
+    outputs = after.scale.size
+    total = max(1, sum(chunk.neurons.size for chunk in chunks))
     surveyed: list[list[_Survey]] = [[] for _ in range(outputs)]
     for chunk in chunks:
-        output, size = chunk.chunk.output, chunk.neurons.size
+        output = chunk.chunk.output
+        size = chunk.neurons.size
         if size == 0:
             continue
         take = min(size, 1 + SURVEY * outputs * size // total)
-        moved = movements(geometry, chunk, *change.of(output), slice(0, take))
         if widely:
             # Many steps to come may have any signs.
             moved = drift_of_budget(geometry, chunk, np.abs(change.collected[output]), slice(0, take))
+        else:
+            moved = movements(geometry, chunk, *change.of(output), slice(0, take))
         weights = np.concatenate(list(weights_of(geometry, chunk, np.arange(take, dtype=np.int32), after)))
         margins = np.abs(weights @ geometry.inputs64.T - geometry.threshold)
         surveyed[output].append(_Survey(moved, chunk.bucket[:take], margins))
-    return [_joined(parts) if parts else None for parts in surveyed]
-
-
-def _joined(parts: list[_Survey]) -> _Survey:
-    return _Survey(
-        np.concatenate([part.moved for part in parts]),
-        np.concatenate([part.bucket for part in parts]),
-        np.concatenate([part.margins for part in parts]),
-    )
+    return [_Survey.joined(parts) if parts else None for parts in surveyed]
 
 
 def _typical_movements(survey: _Survey, caps: Int[np.ndarray, " q"], widely: bool) -> Float[np.ndarray, " q"]:
-    """A movement that few neurons of each bucket exceed; buckets without an example follow √κ, or κ without signs."""
+    """Return a movement that few neurons of each bucket exceed.
+
+    Buckets without an example follow √κ, or κ without signs.
+    """
     growth = caps if widely else np.sqrt(caps)
     relative = survey.moved / growth[survey.bucket]
     out = np.empty(caps.size)

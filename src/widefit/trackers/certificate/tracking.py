@@ -12,25 +12,27 @@ from widefit.kernels.threads import serial_blas
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.certificate import cost as certificate_cost
-from widefit.trackers.certificate.bounds import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
+from widefit.trackers.certificate.bounds import Bounds
 from widefit.trackers.certificate.checkpoint import restore_run, save_run
 from widefit.trackers.certificate.chunk import CertifiedChunk
-from widefit.trackers.certificate.commit import carry_out
-from widefit.trackers.certificate.delta import CertificateDelta
+from widefit.trackers.certificate.commit import adopt
+from widefit.trackers.certificate.expired import evaluate_expired
 from widefit.trackers.certificate.geometry import Geometry
-from widefit.trackers.certificate.look import look
-from widefit.trackers.certificate.passes import pass_over
+from widefit.trackers.certificate.movement import beyond, drift_of_shrinking, few_expire, own_drift, step_bounds
+from widefit.trackers.certificate.opening import open_run
+from widefit.trackers.certificate.passes import evaluate_all
 from widefit.trackers.certificate.radius import Reach, choose_radius
-from widefit.trackers.certificate.reissue import REISSUED, issue_anew
-from widefit.trackers.certificate.standing import Pace, Standing
-from widefit.trackers.certificate.start import open_run
-from widefit.trackers.certificate.trial import Bounds, Followed, Sums
+from widefit.trackers.certificate.reissue import REISSUED, reissue
+from widefit.trackers.certificate.run_state import Pace, RunState
+from widefit.trackers.certificate.running_update import RunningUpdate
+from widefit.trackers.certificate.trial import CandidateStep
 from widefit.trackers.certificate.validation import check_state
+from widefit.trackers.certificate.weight_change import CertifiedChange
 from widefit.trackers.certificate.weights import write_weights
 from widefit.trackers.cost import Cost, Steps, Workload
 from widefit.trackers.fire_pattern import FirePattern
 
-# Part of the slots that may leave the radius and be looked at as a whole before a pass over all of them is cheaper.
+# Part of the slots that may leave the radius and be evaluated as a whole before a pass over all of them is cheaper.
 _WHOLE = 0.2
 # Flips that are listed one by one; where there are more, H is counted anew.
 _LISTED = 1 << 21
@@ -40,18 +42,18 @@ _LISTED = 1 << 21
 class Certificate(Tracker):
     """Exact patterns from bounds on how far a pre-activation can have moved (this project).
 
-    Pairs near the threshold, within a radius, hold a certificate: how much movement they are good for. There are three
-    ways to follow a step.
+    Pairs near the threshold, within a radius, hold a certificate: the movement that they are good for. A step is
+    evaluated in one of three ways.
 
     *Bounds.* A neuron that fires on at most κ samples moves z_rj by no more than the sum of the κ largest terms
     |c_r g_i K_ij|. Neurons are put in buckets by κ; the running sums of these bounds, one a bucket and sample, cost
-    O(n²) whatever the width. Only pairs whose certificate the bound reaches are looked at: z is computed exactly from
+    O(n²) whatever the width. Only pairs whose certificate the bound reaches are evaluated: z is computed exactly from
     W₀ and the running sums of g, and the pair flips or gets a new certificate.
 
     *Own movements.* In long steps the movement |c_r| ‖Σ g_i x_i‖ of every neuron is computed, m k_r d operations, and
     takes the place of the bound.
 
-    *A pass.* When too many neurons have moved beyond the radius, all are looked at: 2 m n d flops.
+    *A pass.* When too many neurons have moved beyond the radius, all are evaluated: 2 m n d flops.
 
     The weights stay as they were at the start until `Tracking.finish`.
 
@@ -59,13 +61,13 @@ class Certificate(Tracker):
     ----------
     reach
         Radius in units of the movement of the step that called for a pass. Residuals of Gauss-Newton steps shrink fast:
-        what follows a step is shorter than the step.
+        the steps after it are shorter.
     most, least
         Part of the pairs that may hold certificates: above `most` a pass issues none, and the next step is another
         pass; below `least` the radius that a pass issues them for is widened.
     first
         Part of the pairs that may hold certificates before the first step, the longest: above it another pass is
-        cheaper than to look at so many (measured).
+        cheaper than to evaluate so many (measured).
     """
 
     reach: float = 0.5
@@ -97,12 +99,12 @@ class Certificate(Tracker):
 
 
 class CertificateTracking(Tracking):
-    """See `Certificate`.
+    """Run of the certificate tracker; see `Certificate`.
 
     Attributes
     ----------
     geometry
-        What is fixed in the run.
+        Constants of the run.
     """
 
     displacement: Displacement
@@ -116,63 +118,67 @@ class CertificateTracking(Tracking):
         state: dict[str, np.ndarray] | None,
         expected: Float[np.ndarray, "n k"] | None,
     ):
-        self._tracker, self._network = tracker, network
+        self._tracker = tracker
+        self._network = network
         self.geometry = Geometry.of(network, inputs, threads)
-        reach = Reach(1 + tracker.reach, tracker.first)
-        opened = open_run(self.geometry, network, expected, reach)
-        samples, outputs = opened.outputs.shape
-        sums = Sums(np.zeros((outputs, samples)), np.ones(outputs))
-        self._standing = Standing(opened.chunks, sums, opened.bounds)
-        self._pace, self._largest = Pace(), opened.largest
-        self.outputs = opened.outputs
-        self.displacement = Displacement(np.zeros((samples, outputs)), np.zeros(outputs))
-        self._passes, self._evaluated = 1, network.width * samples
-        self._looked_at = self._renewed = self._flips = 0
+        opening = open_run(self.geometry, network, expected, Reach(1 + tracker.reach, tracker.first))
+        samples, outputs = opening.outputs.shape
+        self._run = RunState(opening.chunks, RunningUpdate.none(outputs, samples), opening.bounds)
+        self._pace = Pace()
+        self._largest = opening.largest
+        self.outputs = opening.outputs
+        self.displacement = Displacement.none(samples, outputs)
+        self._passes = 1
+        self._evaluated = network.width * samples
+        self._looked_at = 0
+        self._renewed = 0
+        self._flips = 0
         if state is not None:
             self._restore(state)
 
     @property
     def chunks(self) -> list[CertifiedChunk]:
         """The neurons that can move."""
-        return self._standing.chunks
+        return self._run.chunks
 
-    # A trial.
+    # Evaluation of a trial.
 
     def propose(self, update: Update, gram: Grams) -> Trial:
-        after = self._standing.sums.after(update)
-        keep, displacement = 1 - update.shrink, self.displacement
+        keep = 1 - update.shrink
         image = np.stack([gram(output).matrix.numpy() @ update.g[:, output] for output in range(keep.size)], axis=1)
-        outputs = self.outputs - update.shrink * displacement.response - image
-        response = keep * displacement.response - image
+        outputs = self.outputs - update.shrink * self.displacement.response - image
+        response = keep * self.displacement.response - image
         squared_norm = (
-            keep**2 * displacement.squared_norm
-            - 2 * keep * np.einsum("ik,ik->k", update.g, displacement.response)
+            keep**2 * self.displacement.squared_norm
+            - 2 * keep * np.einsum("ik,ik->k", update.g, self.displacement.response)
             + np.einsum("ik,ik->k", update.g, image)
         )
-        payload = self._follow(after)
-        self._evaluated += payload.evaluated
-        bent, bent_response = payload.looked.effect
+        candidate = self._evaluate(self._run.update.after(update))
+        self._evaluated += candidate.evaluated
+        bent, bent_response = candidate.result.effect
         return Trial(
             update=update,
             outputs=outputs + bent,
-            flips=payload.flips,
-            rebased=payload.passed,
+            flips=candidate.flips,
+            rebased=candidate.full_pass,
             displacement=Displacement(response + bent_response, np.maximum(squared_norm, 0)),
-            payload=payload,
-            changes=_changes(self.chunks, payload) if payload.flips <= _LISTED else None,
+            payload=candidate,
+            changes=_changes(self.chunks, candidate) if candidate.flips <= _LISTED else None,
         )
 
-    def _follow(self, after: Sums) -> Followed:
+    def _evaluate(self, after: RunningUpdate) -> CandidateStep:
         """Find the flips of a step, in the cheapest way that is safe."""
-        change, bounds = after.since(self._standing.sums), self._standing.bounds
+        change = after.since(self._run.update)
+        bounds = self._run.bounds
+        candidate = None
         if bounds is not None:
-            followed = self._follow_by_bounds(after, change, bounds) or self._follow_by_movements(after, change, bounds)
-            if followed is not None:
-                return followed
-        return self._pass(after, change)
+            candidate = self._evaluate_by_bounds(after, change, bounds)
+        if bounds is not None and candidate is None:
+            candidate = self._evaluate_by_movements(after, change, bounds)
+        return self._evaluate_by_pass(after, change) if candidate is None else candidate
 
-    def _follow_by_bounds(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
-        """None where a pair without a certificate could flip, or too many certificates expire."""
+    def _evaluate_by_bounds(self, after: RunningUpdate, change: RunningUpdate, bounds: Bounds) -> CandidateStep | None:
+        """Return None where a pair without a certificate could flip, or too many certificates expire."""
         step = step_bounds(self.geometry, change.collected, self._largest)
         raised = bounds.raised(step)
         drift = [
@@ -183,60 +189,61 @@ class CertificateTracking(Tracking):
         leaving = beyond(self.chunks, drift, raised.room())
         if 0 < sum(slots.size for slots in leaving) <= REISSUED * sum(own.size for own in drift):
             # A few have drifted far: from where they stand now the bounds cover them, too.
-            drift = issue_anew(self.geometry, self.chunks, self._standing.sums, bounds, leaving, drift)
+            drift = reissue(self.geometry, self.chunks, self._run.update, bounds, leaving, drift)
             self._evaluated += sum(slots.size for slots in leaving) * self.geometry.samples
             leaving = beyond(self.chunks, drift, raised.room())
         if any(slots.size for slots in leaving):
             return None
-        return self._look(after, change, raised, step, drift, [None] * len(drift))
+        return self._evaluate_expired(after, change, raised, step, drift, [None] * len(drift))
 
-    def _follow_by_movements(self, after: Sums, change: Sums, bounds: Bounds) -> Followed | None:
-        """None where too many neurons leave the radius."""
+    def _evaluate_by_movements(
+        self, after: RunningUpdate, change: RunningUpdate, bounds: Bounds
+    ) -> CandidateStep | None:
+        """Return None where too many neurons leave the radius."""
         drift = own_drift(self.geometry, self.chunks, change, bounds)
         whole = beyond(self.chunks, drift, bounds.room())
         if sum(slots.size for slots in whole) > _WHOLE * sum(own.size for own in drift):
             return None
-        return self._look(after, change, bounds, bounds.level[:, :0], drift, whole)
+        return self._evaluate_expired(after, change, bounds, bounds.level[:, :0], drift, whole)
 
-    def _look(
+    def _evaluate_expired(
         self,
-        after: Sums,
-        change: Sums,
+        after: RunningUpdate,
+        change: RunningUpdate,
         bounds: Bounds,
         step: Float[np.ndarray, "k q n"],
         drift: list[np.ndarray],
         whole: Sequence[np.ndarray | None],
-    ) -> Followed:
-        looked = look(self.geometry, self.chunks, after, change, bounds, step, drift, whole)
-        followed = Followed(after, bounds, looked, passed=False)
-        self._looked_at += followed.expired
-        return followed
+    ) -> CandidateStep:
+        result = evaluate_expired(self.geometry, self.chunks, after, change, bounds, step, drift, whole)
+        candidate = CandidateStep(after, bounds, result, full_pass=False)
+        self._looked_at += candidate.expired
+        return candidate
 
-    def _pass(self, after: Sums, change: Sums) -> Followed:
-        """Look at all slots, and issue certificates where they will pay."""
-        with serial_blas():
-            radius = choose_radius(self.geometry, self.chunks, change, after, self._reach())
-        bounds = None if radius is None else Bounds.after_pass(radius, self.geometry.samples)
-        looked = pass_over(self.geometry, self.chunks, after, bounds)
-        self._passes += 1
-        return Followed(after, bounds, looked, passed=True)
-
-    def _reach(self) -> Reach:
+    def _evaluate_by_pass(self, after: RunningUpdate, change: RunningUpdate) -> CandidateStep:
+        """Evaluate all slots, and issue certificates where they will pay."""
         # Many steps like the last are to come when it was like the one before.
-        tracker = self._tracker
-        return Reach(tracker.reach, tracker.most, tracker.least, widely=self._pace.alike)
+        wanted = self._tracker
+        reach = Reach(wanted.reach, wanted.most, wanted.least, widely=self._pace.alike)
+        with serial_blas():
+            radius = choose_radius(self.geometry, self.chunks, change, after, reach)
+        bounds = None if radius is None else Bounds.after_pass(radius, self.geometry.samples)
+        result = evaluate_all(self.geometry, self.chunks, after, bounds)
+        self._passes += 1
+        return CandidateStep(after, bounds, result, full_pass=True)
 
-    # Carrying it out.
+    # Adoption of a trial.
 
     def commit(self, trial: Trial) -> None:
-        payload: Followed = trial.payload
-        self._pace.record(payload.sums.collected - self._standing.sums.collected)
-        self._renewed += payload.expired
-        carry_out(self.geometry, self._standing, payload)
-        self.outputs, self.displacement = trial.outputs, trial.displacement or self.displacement
+        candidate: CandidateStep = trial.payload
+        self._pace.record(candidate.update.collected - self._run.update.collected)
+        self._renewed += candidate.expired
+        adopt(self.geometry, self._run, candidate)
+        self.outputs = trial.outputs
+        self.displacement = trial.displacement or self.displacement
         self._flips += trial.flips
 
-    # What others see.
+    # Views for others.
 
     def patterns(self) -> Sequence[FirePattern]:
         return [chunk.pattern() for chunk in self.chunks]
@@ -254,19 +261,21 @@ class CertificateTracking(Tracking):
         )
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        write_weights(self.geometry, self.chunks, self._standing.sums, out)
+        write_weights(self.geometry, self.chunks, self._run.update, out)
 
-    def _delta(self) -> CertificateDelta:
-        sums = self._standing.sums
-        return CertificateDelta(
-            tuple(self.chunks), sums.collected, sums.scale, self.geometry.inputs64, before=self._network.delta
+    def _weight_change(self) -> CertifiedChange:
+        """Return W − W₀ of the network, without W."""
+        update = self._run.update
+        return CertifiedChange(
+            tuple(self.chunks), update.collected, update.scale, self.geometry.inputs64, before=self._network.delta
         )
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
         network = self._network
         if network.store == "regenerate":
-            before, network.delta = network.delta, self._delta()
+            before = network.delta
+            network.delta = self._weight_change()
             try:
                 yield
             finally:
@@ -282,12 +291,12 @@ class CertificateTracking(Tracking):
 
     def finish(self) -> None:
         if self._network.store == "regenerate":
-            self._network.delta = self._delta()
+            self._network.delta = self._weight_change()
         else:
             self.write_weights(self._network.rows(0, self._network.width))
 
     def state(self) -> dict[str, np.ndarray]:
-        return save_run(self._standing) | {
+        return save_run(self._run) | {
             "outputs": self.outputs,
             "response": self.displacement.response,
             "squared_norm": self.displacement.squared_norm,
@@ -295,16 +304,15 @@ class CertificateTracking(Tracking):
 
     def _restore(self, state: dict[str, np.ndarray]) -> None:
         check_state(state, sum(chunk.neurons.size for chunk in self.chunks), *self.outputs.shape)
-        restore_run(self.geometry, self._standing, state)
+        restore_run(self.geometry, self._run, state)
         self.outputs = state["outputs"].copy()
         self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())
 
 
-def _changes(chunks: list[CertifiedChunk], step: Followed) -> Flips:
-    """Flips of the network."""
-    flipped = [(chunk, found.flips) for chunk, found in zip(chunks, step.looked.found, strict=True)]
+def _changes(chunks: list[CertifiedChunk], step: CandidateStep) -> Flips:
+    """Return the flips of all chunks as pairs of the network."""
+    flipped = [(chunk, result.flips) for chunk, result in zip(chunks, step.result.chunks, strict=True)]
     neurons = [chunk.chunk.first + chunk.neurons[flips.slots].astype(np.int64) for chunk, flips in flipped]
     samples = [flips.samples.astype(np.int32) for _, flips in flipped]
-    return Flips(
-        np.concatenate(neurons), np.concatenate(samples), np.concatenate([flips.fires for _, flips in flipped])
-    )
+    fires = [flips.fires for _, flips in flipped]
+    return Flips(np.concatenate(neurons), np.concatenate(samples), np.concatenate(fires))

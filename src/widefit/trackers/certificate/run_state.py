@@ -1,35 +1,36 @@
-"""Where a run of the certificate tracker stands."""
+"""State of a run: chunks, running sums and bounds; and the pace of its steps."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from widefit.trackers.certificate.bounds import Bounds
 from widefit.trackers.certificate.chunk import CertifiedChunk
-from widefit.trackers.certificate.trial import Bounds, Sums
+from widefit.trackers.certificate.running_update import RunningUpdate
 
 
 @dataclass
-class Standing:
-    """Where a run stands.
+class RunState:
+    """Chunks, running sums and bounds of a run; changed in place.
 
     Attributes
     ----------
     chunks
         The neurons that can move.
-    sums
+    update
         G and P.
     bounds
-        What certificates are measured against; None: the next step is a pass.
+        Bounds that certificates are measured against; None: the next step is a pass.
     """
 
     chunks: list[CertifiedChunk]
-    sums: Sums
+    update: RunningUpdate
     bounds: Bounds | None
 
 
 class Pace:
-    """Whether steps have become alike.
+    """Resemblance of a step to the one before.
 
     Attributes
     ----------
@@ -38,9 +39,12 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self.alike, self._last = False, np.zeros((1, 1))
+        self.alike = False
+        self._last = np.zeros((1, 1))
 
     def record(self, change: Float[np.ndarray, "k n"]) -> None:
-        size, last = np.abs(change), float(self._last.sum())
+        """Compare a step with the last."""
+        size = np.abs(change)
+        last = float(self._last.sum())
         self.alike = bool(0.5 * last < size.sum() < 2 * last and np.abs(size - self._last).sum() < 1.2 * last)
         self._last = size

@@ -1,4 +1,4 @@
-"""The start of a run of the certificate tracker: who fires, and the slots."""
+"""Start of a run: fire rows and certificates of all neurons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,29 +6,31 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels.memory import giving_back
+from widefit.kernels.memory import trimming_freed_memory
 from widefit.kernels.threads import ordered_map, serial_blas
 from widefit.nn import TwoLayer
-from widefit.trackers.certificate.chunk import CertifiedChunk, Coefficients
+from widefit.trackers.certificate.bounds import Bounds, OutputBounds
+from widefit.trackers.certificate.chunk import CertifiedChunk
+from widefit.trackers.certificate.coefficients import Coefficients
 from widefit.trackers.certificate.corrections import Corrections
 from widefit.trackers.certificate.flips import slot_dtype
 from widefit.trackers.certificate.geometry import Geometry
 from widefit.trackers.certificate.passes import scan
 from widefit.trackers.certificate.radius import SURVEY, Reach, choose_radius
-from widefit.trackers.certificate.trial import Bounds, OutputBounds, Sums
+from widefit.trackers.certificate.running_update import RunningUpdate
 from widefit.trackers.fire_pattern import Chunk, partition
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A run before its first step.
+class Opening:
+    """Run before its first step.
 
     Attributes
     ----------
     chunks
         All of them.
     bounds
-        What their certificates were issued for; None where none were.
+        Bounds that their certificates were issued for; None where none were.
     outputs
         f.
     largest
@@ -41,19 +43,19 @@ class Opened:
     largest: Float[np.ndarray, " k"]
 
 
-def open_run(geometry: Geometry, network: TwoLayer, expected: Float[np.ndarray, "n k"] | None, reach: Reach) -> Opened:
-    """Look at all neurons; those that fire on nothing are forgotten."""
+def open_run(geometry: Geometry, network: TwoLayer, expected: Float[np.ndarray, "n k"] | None, reach: Reach) -> Opening:
+    """Evaluate all neurons, and forget those that fire on nothing."""
     groups = [network.neurons_of(output) for output in range(network.out_features)]
     if network.store == "array":
         network.coefficients()  # refuses readouts that couple outputs
     with serial_blas():
-        bounds = None if expected is None else _bounds_of(geometry, network, groups, expected, reach)
+        bounds = None if expected is None else _expected_bounds(geometry, network, groups, expected, reach)
         by_output = [None] * len(groups) if bounds is None else bounds.by_output()
 
-        def open_own(chunk: Chunk) -> tuple[CertifiedChunk, np.ndarray]:
+        def open_chunk(chunk: Chunk) -> tuple[CertifiedChunk, np.ndarray]:
             return _open_chunk(geometry, network, chunk, by_output[chunk.output])
 
-        return _collected(network, ordered_map(open_own, partition(groups), geometry.threads), geometry, bounds)
+        return _collected(network, ordered_map(open_chunk, partition(groups), geometry.threads), geometry, bounds)
 
 
 def _collected(
@@ -61,32 +63,34 @@ def _collected(
     opened: Iterator[tuple[CertifiedChunk, np.ndarray]],
     geometry: Geometry,
     bounds: Bounds | None,
-) -> Opened:
+) -> Opening:
+    """Sum up chunks as they are opened."""
     outputs = np.tile(network.silent_outputs(), (geometry.samples, 1))
-    chunks, largest = [], np.zeros(network.out_features)
-    for chunk, added in giving_back(opened):
+    chunks = []
+    largest = np.zeros(network.out_features)
+    for chunk, added in trimming_freed_memory(opened):
         chunks.append(chunk)
         output = chunk.chunk.output
         outputs[:, output] += added
         largest[output] = max(largest[output], float(np.abs(chunk.coefficients).max(initial=0)))
-    return Opened(chunks, bounds, outputs, largest)
+    return Opening(chunks, bounds, outputs, largest)
 
 
-def _bounds_of(
+def _expected_bounds(
     geometry: Geometry,
     network: TwoLayer,
     groups: list[tuple[int, int]],
     expected: Float[np.ndarray, "n k"],
     reach: Reach,
 ) -> Bounds | None:
-    """The radius for steps whose sum is about `expected`, from some neurons of each output."""
+    """Choose the radius for steps whose sum is about `expected`, from some neurons of each output."""
     survey = []
     for output, (first, last) in enumerate(groups):
         middle = (first + last) // 2
         chunk = Chunk(middle, min(middle + SURVEY, last), output)
         survey.append(_open_chunk(geometry, network, chunk, None)[0])
-    coming = Sums(np.ascontiguousarray(expected.T), np.zeros(len(groups)))
-    now = Sums(np.zeros_like(coming.collected), np.ones(len(groups)))
+    coming = RunningUpdate(np.ascontiguousarray(expected.T), np.zeros(len(groups)))
+    now = RunningUpdate.none(len(groups), geometry.samples)
     radius = choose_radius(geometry, survey, coming, now, reach)
     return None if radius is None else Bounds.after_pass(radius, geometry.samples)
 
@@ -94,22 +98,22 @@ def _bounds_of(
 def _open_chunk(
     geometry: Geometry, network: TwoLayer, chunk: Chunk, bounds: OutputBounds | None
 ) -> tuple[CertifiedChunk, Float[np.ndarray, " n"]]:
-    """The slots of a chunk, and what its neurons add to the outputs."""
+    """Return the slots of a chunk, and the part of its neurons in the outputs."""
     own = network.coefficients(chunk.first, chunk.last)
     found = scan(geometry, chunk, own, geometry.initial.blocks(chunk), bounds, opening=True)
-    pattern = found.pattern
-    alive = np.flatnonzero(pattern.counts).astype(np.int32)
-    counts, size = pattern.counts[alive], chunk.last - chunk.first
-    held = CertifiedChunk(
+    alive = np.flatnonzero(found.pattern.counts).astype(np.int32)
+    counts = found.pattern.counts[alive]
+    size = chunk.last - chunk.first
+    slots = CertifiedChunk(
         chunk=chunk,
         samples=geometry.samples,
         neurons=alive.astype(slot_dtype(size)),
         sizes=Coefficients.of(own[alive]),
         counts=counts,
-        words=pattern.words,
+        words=found.pattern.words,
         bucket=geometry.bucket_of[counts],
         certificates=found.certificates.of(alive),
         corrections=Corrections(alive.size, size, geometry.samples),
         drift=np.empty(0, np.float32),
     )
-    return held, found.outputs
+    return slots, found.outputs
