@@ -11,6 +11,7 @@ import polars as pl
 from widefit.data.columns import Column, as_numbers, as_text, kind_of, learn_categories, missing
 from widefit.data.table import TableError, listing, plural
 from widefit.data.target import Target, learn_target
+from widefit.records import FileError, read
 
 
 @dataclass(frozen=True)
@@ -176,17 +177,13 @@ class TableEncoding:
 
         Raises
         ------
-        ValueError
+        FileError
             The record is not one of `to_dict`.
         """
-        try:
-            return cls(
-                Target.from_dict(record["target"]),
-                tuple(Column.from_dict(column) for column in record["columns"]),
-                tuple((str(name), str(why)) for name, why in record["left_out"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not the record of a TableEncoding: {error!r}") from error
+        found = read(cls, record, "the encoding")
+        if found.target.task == "classification" and len(found.target.labels) < 2:
+            raise FileError("the encoding has a target of less than two classes")
+        return found
 
 
 def _learn_column(values: pl.Series, gaps: pl.Series, impute: bool, rows: np.ndarray | None) -> Column | None:

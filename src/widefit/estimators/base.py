@@ -18,7 +18,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from widefit.callbacks import Callback, Log, Progress
 from widefit.estimators.arrays import dense, plain, refuse_missing
 from widefit.estimators.networks import CONVENTIONS, draw, limit_kernel, network_from_parts, network_parts
-from widefit.estimators.online import forget, learn, restore_stream, settings_of, stream_document, stream_tensors
+from widefit.estimators.online import forget, learn, restore_stream, stream_document, stream_tensors
+from widefit.estimators.parameters import from_plain, to_plain
+from widefit.estimators.parts import check_parts
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
@@ -335,15 +337,9 @@ class Wide(BaseEstimator, ABC):
             "target_mean": torch.from_numpy(self.target_mean_),
             "target_scale": torch.from_numpy(self.target_scale_),
         }
-        parameters = {
-            name: value
-            if isinstance(value, str | bool | int | float | tuple | None)
-            else getattr(value, "name", str(value))
-            for name, value in self.get_params().items()
-        }
         document = {
             "estimator": type(self).__name__,
-            "parameters": parameters,
+            "parameters": {name: to_plain(value) for name, value in self.get_params().items()},
             "network": network,
             "sphere_constant": self.sphere_.constant,
             "alpha": self.alpha_,
@@ -353,7 +349,6 @@ class Wide(BaseEstimator, ABC):
             "loss": self.loss_,
             "seed": self._seed,
             "stream": stream_document(self),
-            "sgd": settings_of(self.rule),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -362,12 +357,15 @@ class Wide(BaseEstimator, ABC):
 
     @classmethod
     def from_parts(cls, tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> Self:
-        """Build a fitted estimator from what `to_parts` returned."""
-        parameters = dict(document["parameters"])
-        parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
-        if document.get("sgd") is not None:
-            parameters["rule"] = SGD(**document["sgd"])
-        model = cls(**parameters)
+        """Build a fitted estimator from what `to_parts` returned.
+
+        Raises
+        ------
+        FileError
+            Tensors or a document that are not those of a fitted estimator.
+        """
+        check_parts(tensors, document, cls().get_params())
+        model = cls(**{name: from_plain(value, name) for name, value in document["parameters"].items()})
         model.network_ = network_from_parts(tensors, document["network"])
         constant = document["sphere_constant"]
         model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), constant)

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 
 from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
+from widefit.estimators.parts import labels_array
 from widefit.files.model_file import storable
 from widefit.trackers import LOSSES
 from widefit.tuning.duplicates import MergedRows
@@ -198,5 +199,5 @@ class WideClassifier(ClassifierMixin, Wide):
         return {"classes": self.classes_.tolist(), "class_dtype": self.classes_.dtype.str, "sharpness": self.sharpness_}
 
     def _restore_target(self, document: dict[str, Any]) -> None:
-        self.classes_ = np.array(document["classes"], dtype=np.dtype(document["class_dtype"]))
+        self.classes_ = labels_array(document["classes"], document["class_dtype"])
         self.sharpness_ = document["sharpness"]

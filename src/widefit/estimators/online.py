@@ -1,7 +1,6 @@
 """partial_fit: the estimators on a stream, in which every row is seen once."""
 
 import time
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,6 @@ _TUNING_ROWS = 4000
 def is_stochastic(rule: Any) -> bool:
     """True for rules that can learn from a stream."""
     return isinstance(rule, SGD) or (isinstance(rule, str) and rule == "sgd")
-
-
-def settings_of(rule: Any) -> dict[str, Any] | None:
-    """The fields of an SGD as plain values; None for another rule, and for one with an adversary, which has parts."""
-    if not isinstance(rule, SGD) or rule.adversary is not None:
-        return None
-    return {field.name: getattr(rule, field.name) for field in fields(rule)}
 
 
 def can_stream(model: Any) -> bool:

@@ -235,7 +235,10 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    flat = tensor.reshape(-1)
+    if flat.numel() <= 1:  # a single number may have any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def _header(tensors: Mapping[str, torch.Tensor], metadata: str) -> bytes:

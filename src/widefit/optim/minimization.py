@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from widefit.optim.validation import check_minimization
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
 from widefit.training.interruption import interrupt_flag
@@ -79,6 +80,7 @@ class Minimization:
         tensors, document = state
         if not {"model", "optimizer", "began"} <= document.keys():
             raise ValueError("resume: this is not the state of a GaussNewton.minimize; widefit.train resumes its own")
+        check_minimization(tensors, document, self._model, cast(torch.optim.Optimizer, self._optimizer))
         whole = _with_tensors(document, "", tensors)
         optimizer = whole["optimizer"]
         # A document has words for keys, torch numbers its parameters.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from widefit import solvers, trackers
 from widefit.kernels.memory import available_memory
+from widefit.records import read
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class Plan:
     @classmethod
     def from_dict(cls, record: dict) -> "Plan":
         """The inverse of `to_dict`."""
-        choices = tuple(Choice(**choice) for choice in record["choices"])
-        return cls(choices, record["bytes_needed"], record["flops_per_step"])
+        return read(cls, record, "the plan")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from widefit.rules import Rule
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
 from widefit.training.interruption import interrupt_flag
+from widefit.training.saved import check_tensors, checked_stream
 from widefit.training.stream import BLOCK, Recorder, Streaming
 from widefit.training.two_layer import State
 
@@ -113,11 +114,12 @@ class StreamRun:
         """Samples that a resumed run has seen already."""
         if state is None:
             return 0
-        tensors, document = state
+        tensors, document = checked_stream(state)
         if document["data"] != self._first_block:
             raise ValueError(
                 "resume: the checkpoint belongs to another stream or other settings; resume with those it was made with"
             )
+        check_tensors(tensors, self.streaming.state())
         self.streaming.memory = dict(document["memory"])
         self.streaming.restore(tensors)
         self._recorder = Recorder.from_document(History.from_dict(document["history"]), document["recorder"])

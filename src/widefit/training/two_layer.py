@@ -25,6 +25,7 @@ from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
 from widefit.training.interruption import interrupt_flag
 from widefit.training.problem import checked_problem, linearize, refuse_floor, rule_for
+from widefit.training.saved import check_tensors, checked_training
 
 # Neurons of every output from which the length of the first step is foretold: so many that about this number of them
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
@@ -286,6 +287,11 @@ class Training:
         trained = {"weight": self._iterate.weight.detach()}
         return trained | ({"readout": self._iterate.readout.detach()} if self._rule.train_readout else {})
 
+    def _replaced(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the tensors of a state will replace."""
+        replaced = self._trained() | ({} if self._average is None else self._average.tensors())
+        return replaced | ({"anchor": self._iterate.weight.detach()} if "anchor" in tensors else {})
+
     def _fixed(self) -> tuple[Any, bytes]:
         """What else decides the outputs: settings, and the bytes of what training leaves alone."""
         return self.network.threshold, self.network.readout_identity()
@@ -350,11 +356,12 @@ class Training:
         return digest.hexdigest()
 
     def _restore(self, state: State) -> None:
-        tensors, document = state
+        tensors, document = checked_training(state)
         if document["data"] != self._fingerprint():
             raise ValueError(
                 "resume: the checkpoint belongs to other data or settings; resume with those it was made with"
             )
+        check_tensors(tensors, self._replaced(tensors), ("tracker.",))
         with torch.no_grad():
             for name, weight in self._trained().items():
                 weight.copy_(tensors[name])
