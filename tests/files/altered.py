@@ -1,6 +1,6 @@
 """Files with one thing changed in them and a checksum that is right: run as a script, for what may crash a process.
 
-    python altered.py FOLDER SUBJECT SEED COUNT
+    python altered.py FOLDER SUBJECT|all SEED COUNT
 
 makes COUNT altered copies of a subject's file, uses each, and prints what was neither used nor refused in words.
 """
@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,11 @@ STEPS = 3
 class AfterSteps(Callback):
     """Writes the checkpoint of the last of some steps and ends the run."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, steps: int = STEPS):
+        self.path, self.steps = path, steps
 
     def step(self, run: Any, info: Any) -> bool:
-        if info.step < STEPS:
+        if info.step < self.steps:
             return False
         Checkpoint(self.path).finish(run, run.history)
         return True
@@ -68,17 +68,41 @@ class Training:
 
     kind = "checkpoint"
 
-    def __init__(self, make: Callable[[], Any], **settings: Any):
-        self.make, self.settings = make, settings
+    def __init__(self, make: Callable[[], Any], steps: int = STEPS, **settings: Any):
+        self.make, self.steps, self.settings = make, steps, settings
 
     def write(self, path: Path) -> None:
-        self._run(callbacks=[AfterSteps(path)])
+        self._run(callbacks=[AfterSteps(path, self.steps)])
 
     def use(self, path: Path) -> None:
         self._run(resume=read_checkpoint(path))
 
     def _run(self, **more: Any) -> None:
-        widefit.train(self.make(), *samples(), tol=0.0, max_iter=STEPS + 2, threads=1, **self.settings, **more)
+        widefit.train(self.make(), *samples(), tol=0.0, max_iter=self.steps + 2, threads=1, **self.settings, **more)
+
+
+class StateDict:
+    """The state dict of a regenerated network, its displacement as tensors."""
+
+    kind = "checkpoint"
+
+    def write(self, path: Path) -> None:
+        trained = network(store="regenerate")
+        widefit.train(trained, *samples(), tol=0.0, max_iter=STEPS, threads=1)
+        extra = trained.state_dict()[self._key(trained)]
+        tensors = extra["delta"].pop("state")
+        write_container(path, tensors, extra, self.kind)
+
+    def use(self, path: Path) -> None:
+        tensors, extra = read_container(path, self.kind)
+        if isinstance(extra.get("delta"), dict):
+            extra["delta"]["state"] = tensors
+        fresh = network(store="regenerate")
+        fresh.load_state_dict({self._key(fresh): extra})
+        fresh(torch.from_numpy(samples()[0]))
+
+    def _key(self, given: torch.nn.Module) -> str:
+        return next(name for name in given.state_dict() if name.endswith("_extra_state"))
 
 
 class Stream:
@@ -164,9 +188,11 @@ SUBJECTS: dict[str, Any] = {
     "certificate": Training(network, tracker="certificate", alpha=1e-3),
     "certificate with sgd": Training(network, tracker="certificate", rule="sgd"),
     "regenerated": Training(lambda: network(store="regenerate"), tracker="certificate"),
+    "state dict of a regenerated network": StateDict(),
     "dense with an average": Training(network, tracker="dense", rule=widefit.rules.SGD(average=True)),
     "verlet list": Training(
         lambda: widefit.nn.TwoLayer(FEATURES, 2048, OUTPUTS, threshold=2.0, readout_scale=30.0, seed=0),
+        steps=8,
         tracker="verlet-list",
         rule="gradient-descent",
     ),
@@ -247,35 +273,38 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(value[key])
 
 
-def main(folder: Path, name: str, seed: int, count: int) -> int:
+def main(folder: Path, names: list[str], seed: int, count: int) -> int:
     """How many altered files were neither used nor refused in words."""
     faulthandler.enable()
     warnings.simplefilter("ignore")
-    subject, original, path = SUBJECTS[name], folder / f"{name}.whole", folder / f"{name}.altered"
-    subject.write(original)
-    subject.use(original)
-    tensors, document = read_container(original, subject.kind)
-    wrong = used = 0
-    for number in range(count):
-        generator = np.random.default_rng([seed, number])
-        given, said, what = altered(generator, tensors, document)
-        try:
-            write_container(path, given, said, subject.kind)
-        except ValueError:
-            continue
-        print(f"{name}, seed {seed}, number {number}: {what}", file=sys.stderr, flush=True)
-        try:
-            with redirect_stdout(io.StringIO()):
-                subject.use(path)
-            used += 1
-        except (ValueError, ArithmeticError):
-            pass
-        except Exception:
-            wrong += 1
-            print(f"{name}, seed {seed}, number {number}: {what}\n{traceback.format_exc()}")
-    print(f"{name}: {used} of {count} used, {wrong} wrong", file=sys.stderr)
+    wrong = 0
+    for name in names:
+        subject, original, path = SUBJECTS[name], folder / f"{name}.whole", folder / f"{name}.altered"
+        subject.write(original)
+        subject.use(original)
+        tensors, document = read_container(original, subject.kind)
+        for number in range(count):
+            given, said, what = altered(np.random.default_rng([seed, number]), tensors, document)
+            with suppress(ValueError):  # what cannot be written
+                write_container(path, given, said, subject.kind)
+                print(f"{name}, seed {seed}, number {number}: {what}", file=sys.stderr, flush=True)
+                wrong += not fails_in_words(subject, path)
     return wrong
 
 
+def fails_in_words(subject: Any, path: Path) -> bool:
+    """Whether a file is used, or refused as a user would want it."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            subject.use(path)
+    except (ValueError, ArithmeticError):
+        return True
+    except Exception:
+        print(traceback.format_exc())
+        return False
+    return True
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])) > 0)
+    chosen = list(SUBJECTS) if sys.argv[2] == "all" else [sys.argv[2]]
+    sys.exit(main(Path(sys.argv[1]), chosen, int(sys.argv[3]), int(sys.argv[4])) > 0)

@@ -222,7 +222,7 @@ def _with_document(
     kept = tensors.pop(_DOCUMENT, None)
     if kept is None or kept.dtype != torch.uint8 or kept.ndim != 1:
         raise FileError("it has no document")
-    return tensors, parse(kept.numpy().tobytes(), "its document")
+    return tensors, parse(memoryview(kept.numpy()), "its document")
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
