@@ -206,7 +206,11 @@ SUBJECTS: dict[str, Any] = {
     "regressor": Model("regression", hidden_layer_sizes=(32,), max_iter=2),
     "deep classifier": Model("classification", hidden_layer_sizes=(16, 8), max_iter=2),
     "classifier of a stream": Model(
-        "classification", 2, hidden_layer_sizes=(32,), rule=widefit.rules.SGD(loss="softmax", average=True), random_state=1
+        "classification",
+        2,
+        hidden_layer_sizes=(32,),
+        rule=widefit.rules.SGD(loss="softmax", average=True),
+        random_state=1,
     ),
     "delta": Delta(),
 }

@@ -1,4 +1,4 @@
-"""Whatever is changed in a file whose checksum is right: it is used or refused in words, and never takes a process down."""
+"""Whatever is changed in a file whose checksum is right: it is used, or refused in words, and nothing crashes."""
 
 import subprocess
 import sys

@@ -363,7 +363,7 @@ def test_refusing_takes_no_more_memory_than_the_file_twice(tmp_path: Path, place
 
 
 def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="the document has .* parts in .* bytes"):
+    with pytest.raises(FileError, match=r"the document has .* parts in .* bytes"):
         write_container(tmp_path / "m", {}, {"a": [[]] * 8_000_000}, "model")
     with pytest.raises(ValueError, match="the name is taken"):
         write_container(tmp_path / "m", {"widefit.document": torch.zeros(1)}, {}, "model")

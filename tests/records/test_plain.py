@@ -1,4 +1,4 @@
-"""Plain values by the types declared for them: what fits comes through as it is, everything else is refused by place."""
+"""Plain values by the types declared for them: what fits comes through, the rest is refused by its place."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum

@@ -22,7 +22,6 @@ def test_the_first_sets_the_flag_and_the_second_interrupts(number: signal.Signal
         assert flag.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
-            signal.pause()
     assert [signal.getsignal(each) for each in ALL] == before
 
 

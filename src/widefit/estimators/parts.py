@@ -196,9 +196,9 @@ def labels_array(labels: Labels, dtype: str) -> np.ndarray:
     except TypeError as error:
         raise FileError(f"there is no dtype {dtype[:40]!r}") from error
     fits = kind.kind in _KINDS[type(labels[0])] and kind.itemsize <= _LONGEST_LABEL
-    if kind.kind in "iu":
+    if fits and kind.kind in "iu":
         bounds = np.iinfo(kind)
-        fits = fits and bounds.min <= min(labels) and max(labels) <= bounds.max
+        fits = all(bounds.min <= int(label) <= bounds.max for label in labels)
     if not fits:
         raise FileError(f"its classes, such as {labels[0]!r}, are no {kind}")
     return np.array(labels, dtype=kind)

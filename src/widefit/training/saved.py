@@ -110,7 +110,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], f
 
 def _check_memory(memory: Mapping[str, float], needed: Iterable[str]) -> None:
     for name in needed:
-        if name not in memory or not memory[name] >= 0 and not math.isnan(memory[name]):
+        if name not in memory or (not memory[name] >= 0 and not math.isnan(memory[name])):
             raise FileError(f"the checkpoint does not say {name!r}")
     for name in memory.keys() & set(_COUNTS):
         if not 0 <= memory[name] < _MOST:

@@ -159,7 +159,14 @@ SolverOption = Annotated[
     SolverChoice, typer.Option(rich_help_panel=MODEL, help="How each step's equations are solved.")
 ]
 MaxIterOption = Annotated[
-    int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps; of epochs with sgd.")
+    int,
+    typer.Option(
+        min=1,
+        max=2**31,
+        metavar="N",
+        rich_help_panel=MODEL,
+        help="Largest number of steps; of epochs with sgd.",
+    ),
 ]
 TolOption = Annotated[
     float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")

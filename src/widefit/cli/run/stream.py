@@ -11,7 +11,7 @@ import numpy as np
 
 from widefit.callbacks import Progress, describe
 from widefit.cli.failure import INTERRUPTED
-from widefit.cli.output import Output, columns, number, plain, seconds
+from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.run import outcome
 from widefit.cli.run.prepare import Job, refuse_places
 from widefit.cli.run.progress import Lines
@@ -22,7 +22,9 @@ from widefit.data.table import Table, TableError, plural
 from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.estimators.online import progress, settle
-from widefit.files import read_checkpoint, save, write_container
+from widefit.files import read_checkpoint, save, write_checkpoint
+from widefit.files.container import altered
+from widefit.records import read
 from widefit.report import Report, Source, this_machine, write
 from widefit.report.html import LOSS_NAMES, STOPPED
 from widefit.training.interruption import interrupt_flag
@@ -47,6 +49,15 @@ class _Stream:
         tensors, document = self.model.to_parts()
         document = {"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows}
         return tensors, document
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The document of a checkpoint."""
+
+    model: dict[str, Any]
+    encoding: dict[str, Any]
+    rows: int
 
 
 def stream(job: Job, output: Output) -> int:
@@ -83,11 +94,13 @@ def _begin(job: Job, blocks: TableBlocks, head: Block) -> _Stream:
         tensors, document = read_checkpoint(job.checkpoint)
         if "rows" not in document:
             raise ValueError(f"{job.checkpoint} is no checkpoint of --stream; resume it as it was begun")
-        encoding = TableEncoding.from_dict(document["encoding"])
-        estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
-        model = estimator.from_parts(tensors, document["model"])
-        notes = (f"goes on after {plural(document['rows'], 'row')}; scores are of the rows from there on",)
-        return _Stream(model, encoding, Progressive(_classes(encoding)), notes, document["rows"])
+        with altered(job.checkpoint):
+            kept = read(_Kept, document, "its document")
+            encoding = TableEncoding.from_dict(kept.encoding)
+            estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
+            model = estimator.from_parts(tensors, kept.model)
+        notes = (f"goes on after {plural(kept.rows, 'row')}; scores are of the rows from there on",)
+        return _Stream(model, encoding, Progressive(_classes(encoding)), notes, kept.rows)
     table = Table(head.frame, blocks.name)
     name = choose_target(table, job.target)
     try:
@@ -161,8 +174,7 @@ def _learn(run: _Stream, block: Block) -> None:
 
 
 def _keep(run: _Stream, path: Path) -> None:
-    tensors, document = run.state()
-    write_container(path, tensors, plain(document), "checkpoint")
+    write_checkpoint(path, run.state())
 
 
 def _metrics(run: _Stream) -> dict[str, dict[str, float]]:
