@@ -1,9 +1,9 @@
 """The package says the same thing everywhere: versions, pins and ranges."""
 
+import importlib.metadata
 import re
 import sys
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -40,7 +40,7 @@ def test_pins_are_public_releases() -> None:
 
 def test_version_is_the_same_everywhere() -> None:
     assert PROJECT["dynamic"] == ["version"]
-    assert version("widefit") == widefit.__version__
+    assert importlib.metadata.version("widefit") == widefit.__version__
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -85,7 +85,7 @@ class TestEncoding:
             TableEncoding.learn(mixed(), "flag"),
         ):
             assert TableEncoding.from_dict(json.loads(json.dumps(encoding.to_dict()))) == encoding
-        with pytest.raises(ValueError, match="not the record of a TableEncoding"):
+        with pytest.raises(ValueError, match="the encoding lacks 'target'"):
             TableEncoding.from_dict({"columns": []})
 
     def test_numbers_written_as_text_later_and_text_read_as_numbers(self) -> None:

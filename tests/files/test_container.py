@@ -1,6 +1,7 @@
 """The container: what goes in comes out, and nothing else is ever taken for it."""
 
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -277,3 +278,105 @@ def test_read_tensors_do_not_depend_on_the_file(tmp_path: Path) -> None:
     with open(path, "r+b") as file:
         file.truncate(0)
     assert torch.equal(tensors["a"], torch.ones(1000))
+
+
+def seal(path: Path, envelope: object, tensors: dict[str, object] | None = None, data: bytes = b"") -> None:
+    """Write a file with any description whose checksum is right."""
+    text = envelope if isinstance(envelope, str) else json.dumps(envelope)
+    header = json.dumps({"__metadata__": {"widefit": text}, **(tensors or {})}).encode()
+    content = struct.pack("<Q", len(header)) + header + data
+    digest = hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(content.replace(b"0" * 64, digest, 1))
+
+
+def description(**changes: object) -> dict[str, object]:
+    given = {"document": {}, "format": "widefit", "kind": "model", "version": 1, "widefit": "0.1.0"}
+    return {"checksum": "0" * 64} | given | changes
+
+
+def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
+SEALED = {
+    "a list": (description(document=[1]), {}, b""),
+    "no document": ({name: value for name, value in description().items() if name != "document"}, {}, b""),
+    "null and nothing else": (description(document=None), {}, b""),
+    "a document of half words": (
+        description(document=None),
+        {"widefit.document": entry("BF16", [1], [0, 2])},
+        b"{}",
+    ),
+    "a document that is a list": (
+        description(document=None),
+        {"widefit.document": entry("U8", [2], [0, 2])},
+        b"[]",
+    ),
+    "text that is none": (description(document={"a": "\ud800"}), {}, b""),
+    "a version that is text": (description(version="1"), {}, b""),
+    "a version of a half": (description(version=1.5), {}, b""),
+    "a field of its own": (description(more=1), {}, b""),
+    "another format": (description(format="other"), {}, b""),
+    "nested": (json.dumps(description()).replace('"document": {}', '"document": ' + DEEP), {}, b""),
+    "a huge offset": (description(), {"a": entry(offsets=[0, 1e999])}, b""),
+    "an offset that is text": (description(), {"a": entry(offsets=["0", "8"])}, b"12345678"),
+    "a shape that is too large": (description(), {"a": entry(shape=[2**40])}, b"12345678"),
+    "a negative shape": (description(), {"a": entry(shape=[-1, -2])}, b"12345678"),
+    "a dtype of tomorrow": (description(), {"a": entry("F8_E4M3", [8])}, b"12345678"),
+    "overlapping tensors": (description(), {"a": entry(), "b": entry()}, b"12345678"),
+    "a gap": (description(), {"a": entry(offsets=[4, 12])}, b"123456789012"),
+    "neither true nor false": (description(), {"a": entry("BOOL", [8])}, b"12345678"),
+    "an entry that is a list": (description(), {"a": [1]}, b""),
+    "a thousand dimensions": (description(), {"a": entry(shape=[1] * 1000 + [2])}, b"12345678"),
+}
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_nothing_is_trusted_behind_the_checksum(tmp_path: Path, name: str) -> None:
+    seal(tmp_path / "m", *SEALED[name])
+    assert "is altered" in refuse(tmp_path / "m")
+
+
+def test_what_seal_writes_is_read_where_nothing_is_wrong(tmp_path: Path) -> None:
+    seal(tmp_path / "m", description(document={"a": "😀"}), {"a": entry()}, struct.pack("<2f", 1, 2))
+    tensors, document = read_container(tmp_path / "m", "model")
+    assert document == {"a": "😀"}
+    assert tensors["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("place", ["header", "tensor"])
+def test_refusing_takes_no_more_memory_than_the_file_twice(tmp_path: Path, place: str) -> None:
+    swelling = '{"a":[' + "[]," * 8_000_000 + "1]}"
+    if place == "header":
+        seal(tmp_path / "m", json.dumps(description()).replace('"document": {}', '"document": ' + swelling))
+    else:
+        where = {"widefit.document": entry("U8", [len(swelling)], [0, len(swelling)])}
+        seal(tmp_path / "m", description(document=None), where, swelling.encode())
+    code = (
+        "import resource, sys\nfrom widefit.files import FileError, read_container\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+        "try: read_container(sys.argv[1], 'model')\nexcept FileError: print(1024 * (peak() - before))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 2 * (tmp_path / "m").stat().st_size + 20_000_000
+
+
+def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"the document has .* parts in .* bytes"):
+        write_container(tmp_path / "m", {}, {"a": [[]] * 8_000_000}, "model")
+    with pytest.raises(ValueError, match="the name is taken"):
+        write_container(tmp_path / "m", {"widefit.document": torch.zeros(1)}, {}, "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    write_container(tmp_path / "m", {}, {"a": np.float32(0.5), "b": [np.int64(3), np.bool_(True)]}, "model")
+    assert read_container(tmp_path / "m", "model")[1] == {"a": 0.5, "b": [3, True]}
+
+
+def test_tensors_read_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    write_container(tmp_path / "m", {"a": torch.ones(3)}, {}, "model")
+    with torch.inference_mode():
+        tensors, _ = read_container(tmp_path / "m", "model")
+    assert not tensors["a"].is_inference()

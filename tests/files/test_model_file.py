@@ -8,7 +8,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression
 
 import widefit
-from widefit import WideClassifier, WideRegressor
+from widefit import WideClassifier, WideRegressor, rules, solvers, trackers
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.files import FileError, load_parts, write_container
@@ -61,6 +61,51 @@ def test_the_encoding_rides_along(tmp_path: Path) -> None:
     assert found.predict(encoding.encode(table.frame)).tolist() == model.predict(encoding.encode(table.frame)).tolist()
     widefit.save(model, tmp_path / "m.widefit")
     assert load_parts(tmp_path / "m.widefit")[1] is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rule": rules.GaussNewton(damping=1e-2, increase=10.0)},
+        {"rule": rules.GradientDescent(lr=0.5, schedule="cosine", period=3)},
+        {"rule": rules.SGD(lr=0.1, batch_size=7, seed=3, average=20), "tracker": trackers.HalfSpaceTree(leaf_size=5)},
+        {"rule": rules.SGD(lr=0.1, adversary=rules.PGD(radius=0.1, steps=2)), "tracker": "dense"},
+        {"tracker": trackers.Certificate(reach=0.25), "solver": solvers.CG(tolerance=1e-3)},
+        {"tracker": trackers.VerletList(price=0.2), "solver": solvers.Cholesky()},
+        {"hidden_layer_sizes": [64], "max_iter": np.int64(2), "alpha": np.float64(0.5), "threshold": 1},
+    ],
+    ids=["gauss-newton", "descent", "averaged", "adversarial", "certificate", "verlet", "numbers of numpy"],
+)
+def test_parameters_come_back_with_their_settings(tmp_path: Path, settings: dict) -> None:
+    model = WideRegressor(**{"hidden_layer_sizes": (64,), "max_iter": 2} | settings).fit(X, TARGETS["numbers"])
+    widefit.save(model, tmp_path / "m.widefit")
+    found = widefit.load(tmp_path / "m.widefit")
+    wanted = model.get_params()
+    wanted["hidden_layer_sizes"] = tuple(wanted["hidden_layer_sizes"])
+    assert found.get_params() == wanted
+    again, straight = (each.fit(X, TARGETS["numbers"]) for each in (found, model))
+    assert np.array_equal(again.predict(X), straight.predict(X))
+
+
+def test_a_random_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = np.random.RandomState(5)
+    state.normal(size=3)
+    model = WideRegressor(hidden_layer_sizes=(64,), max_iter=2, random_state=state).fit(X, TARGETS["numbers"])
+    widefit.save(model, tmp_path / "m.widefit")
+    found = widefit.load(tmp_path / "m.widefit")
+    assert np.array_equal(found.random_state.normal(size=9), state.normal(size=9))
+    found.fit(X, TARGETS["numbers"])
+
+
+def test_a_rule_of_ones_own_comes_back_as_its_name(tmp_path: Path) -> None:
+    class Careful(rules.GaussNewton):
+        name = "careful"
+
+    model = WideRegressor(hidden_layer_sizes=(64,), max_iter=2, rule=Careful()).fit(X, TARGETS["numbers"])
+    widefit.save(model, tmp_path / "m.widefit")
+    found = widefit.load(tmp_path / "m.widefit")
+    assert found.rule == model.rule.name
+    assert np.array_equal(found.predict(X), model.predict(X))
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:

@@ -1,21 +1,29 @@
 """How a command ends when it cannot do its work: one line on standard error, and an exit code."""
 
-import os
 import sys
 from collections.abc import Callable
+from errno import EPIPE
 from functools import wraps
 from typing import NoReturn
 
 import typer
 
+from widefit.cli.streams import silence
+
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+# What libraries say in a RuntimeError when the machine has no more to give.
+_EXHAUSTED = {
+    "out of memory": ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+    "no more threads can be started; take fewer with --threads": ("can't start new thread", "thread creation failed"),
+}
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
     """Turn the errors that a user can cause into messages, and the command's result into the exit code.
 
-    A ValueError is bad input (2); what the machine refuses is a failure (1); anything else is a fault in widefit and
-    keeps its traceback.
+    A ValueError is bad input (2); what the machine refuses, and what a library gives up on, is a failure (1); anything
+    else is a fault in widefit and keeps its traceback.
     """
 
     @wraps(command)
@@ -24,25 +32,55 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
-        except BrokenPipeError:
-            # Whoever read our output has left (head, less); Python must not try to flush into the pipe again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(FAILED) from None
-        except ValueError as error:
-            _end(str(error), BAD_INPUT)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            _end(f"{where}{error.strerror or error}", FAILED)
-        except MemoryError as error:
-            _end(str(error) or "out of memory", FAILED)
-        except ArithmeticError as error:
-            _end(str(error), FAILED)
+        except BaseException as error:
+            _end_with(error)
         if code:
             raise typer.Exit(code)
 
     return run
 
 
+def _end_with(error: BaseException) -> NoReturn:
+    """End as an error calls for; raise it again where it is nobody's but ours."""
+    if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == EPIPE):
+        # Whoever read our output has left (head, less).
+        silence(sys.stdout)
+        raise typer.Exit(FAILED) from None
+    if isinstance(error, ValueError):
+        _end(str(error), BAD_INPUT)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        _end(f"{where}{error.strerror or error}", FAILED)
+    if isinstance(error, MemoryError):
+        _end(str(error) or "out of memory", FAILED)
+    if isinstance(error, ArithmeticError):
+        _end(str(error), FAILED)
+    if isinstance(error, RuntimeError):
+        for message, signs in _EXHAUSTED.items():
+            if any(sign in str(error) for sign in signs):
+                _end(message, FAILED)
+    if _is_of_polars(error):
+        _end(str(error), FAILED)
+    raise error
+
+
+def _is_of_polars(error: BaseException) -> bool:
+    """Whether polars gives up: by an error of its own, or by a panic, which is no Exception."""
+    polars = sys.modules.get("polars")
+    if polars is None:
+        return False
+    return isinstance(error, (polars.exceptions.PolarsError, polars.exceptions.PanicException))
+
+
 def _end(message: str, code: int) -> NoReturn:
-    typer.echo(f"widefit: error: {' '.join(message.split())}", err=True)
+    try:
+        typer.echo(f"widefit: error: {' '.join(message.split())}", err=True)
+    except OSError:  # nobody can be told
+        silence(sys.stderr)
+    # What standard output has not taken so far it will not take at the end of the process.
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
     raise typer.Exit(code)

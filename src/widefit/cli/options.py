@@ -13,7 +13,8 @@ JsonOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="Processor cores to use; all by default.")
+    int | None,
+    typer.Option("--threads", min=1, max=1024, metavar="N", help="Processor cores to use; all by default."),
 ]
 DataArgument = Annotated[
     str,

@@ -3,18 +3,21 @@
 import json
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO, cast
 
 import numpy as np
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
+
+from widefit.cli.streams import Dispensable, standard_output
 
 # Where the terminal's width is not known (a file, a pipe) nothing should be cut short.
 PIPE_WIDTH = 120
@@ -38,7 +41,7 @@ class Output:
     @cached_property
     def stderr(self) -> Console:
         """For progress and remarks: one console, so that lines appear above a progress bar and not inside it."""
-        return _console(stderr=True)
+        return _console(cast(IO[str], Dispensable(sys.stderr)))
 
     def remark(self, text: str) -> None:
         """A line about what is going on."""
@@ -58,7 +61,18 @@ class Output:
     def document(self, content: Mapping[str, Any]) -> None:
         """The result, for programs."""
         if self.json:
-            print(json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=2))
+            stream, value = standard_output(), plain(content)
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=2)
+            if not _encodes(text, stream):
+                text = json.dumps(value, allow_nan=False, indent=2)
+            print(text, file=stream, flush=True)
+
+    def data(self, text: str) -> None:
+        """A table as text, in UTF-8 like those in files."""
+        stream = standard_output()
+        stream.flush()
+        stream.buffer.write(text.encode())
+        stream.buffer.flush()
 
     @contextmanager
     def warnings(self) -> Iterator[None]:
@@ -92,7 +106,7 @@ class _Remarks(logging.Handler):
 
 
 def plain(value: Any) -> Any:
-    """Values that every JSON parser reads: no NumPy, no paths, null for NaN and infinity."""
+    """Return a value as every JSON parser reads it: no NumPy, no objects, null for NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -103,7 +117,12 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"type": type(value).__name__, **plain(own)}
+    return str(value)
 
 
 def columns(*headings: str) -> Table:
@@ -139,6 +158,15 @@ def size(path: Path) -> str:
     return f"{count:.1f} GB"
 
 
-def _console(stderr: bool = False) -> Console:
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+def _encodes(text: str, stream: TextIO) -> bool:
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _console(file: IO[str] | None = None) -> Console:
+    """On standard output unless a file is given."""
+    console = Console(file=file)
+    return console if console.is_terminal else Console(file=file, width=PIPE_WIDTH)

@@ -13,6 +13,7 @@ from widefit.data.reading import Reading
 from widefit.data.survey import DROPPED, Survey, missing_message, refuse_duplicates, survey
 from widefit.data.target import Target
 from widefit.data.words import Refusals, TableError, listing, plural
+from widefit.records import FileError, read
 
 
 @dataclass(frozen=True)
@@ -186,19 +187,13 @@ class TableEncoding:
 
         Raises
         ------
-        ValueError
+        FileError
             The record is not one of `to_dict`.
         """
-        try:
-            return cls(
-                Target.from_dict(record["target"]),
-                tuple(Column.from_dict(column) for column in record["columns"]),
-                tuple((str(name), str(why)) for name, why in record["left_out"]),
-                str(record.get("decimal", "")),
-                tuple(str(mark) for mark in record.get("na_values", ())),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not the record of a TableEncoding: {error!r}") from error
+        found = read(cls, record, "the encoding")
+        if found.target.task == "classification" and len(found.target.labels) < 2:
+            raise FileError("the encoding has a target of less than two classes")
+        return found
 
 
 def _warn_of_unseen(column: Column, unseen: Sequence[str]) -> None:

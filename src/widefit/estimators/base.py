@@ -4,7 +4,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,6 +20,8 @@ from widefit.estimators.arrays import dense, plain, refuse_missing
 from widefit.estimators.networks import draw, limit_kernel, network_from_parts, network_parts
 from widefit.estimators.parameters import NUMBERS, HiddenLayers
 from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
+from widefit.estimators.parts import check_parts
+from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
@@ -393,15 +395,9 @@ class Wide(BaseEstimator, ABC):
             "target_mean": torch.from_numpy(self.target_mean_),
             "target_scale": torch.from_numpy(self.target_scale_),
         }
-        parameters = {
-            name: value
-            if isinstance(value, str | bool | int | float | tuple | None)
-            else getattr(value, "name", str(value))
-            for name, value in self.get_params().items()
-        }
         document = {
             "estimator": type(self).__name__,
-            "parameters": parameters,
+            "parameters": {name: to_plain(value) for name, value in self.get_params().items()},
             "network": network,
             "sphere_constant": self.sphere_.constant,
             "alpha": self.alpha_,
@@ -411,7 +407,6 @@ class Wide(BaseEstimator, ABC):
             "loss": self.loss_,
             "seed": self._seed,
             "stream": stream,
-            "sgd": _settings_of(self.rule),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -420,12 +415,15 @@ class Wide(BaseEstimator, ABC):
 
     @classmethod
     def from_parts(cls, tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> Self:
-        """Build a fitted estimator from what `to_parts` returned."""
-        parameters = dict(document["parameters"])
-        parameters["hidden_layer_sizes"] = tuple(np.atleast_1d(parameters["hidden_layer_sizes"]).tolist())
-        if document.get("sgd") is not None:
-            parameters["rule"] = SGD(**document["sgd"])
-        model = cls(**parameters)
+        """Build a fitted estimator from what `to_parts` returned.
+
+        Raises
+        ------
+        FileError
+            Tensors or a document that are not those of a fitted estimator.
+        """
+        check_parts(tensors, document, cls().get_params())
+        model = cls(**{name: from_plain(value, name) for name, value in document["parameters"].items()})
         model.network_ = network_from_parts(tensors, document["network"])
         model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), document["sphere_constant"])
         model.target_mean_ = tensors["target_mean"].numpy()
@@ -464,10 +462,3 @@ def _forward(network: TwoLayer | Deep, inputs: np.ndarray) -> np.ndarray:
     """Return the outputs by all neurons."""
     with torch.no_grad():
         return network(torch.from_numpy(inputs)).numpy()
-
-
-def _settings_of(rule: Any) -> dict[str, Any] | None:
-    """Return the fields of an SGD as plain values; None for another rule, and for one with an adversary."""
-    if not isinstance(rule, SGD) or rule.adversary is not None:
-        return None
-    return {field.name: getattr(rule, field.name) for field in fields(rule)}

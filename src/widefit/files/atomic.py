@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,7 @@ try:
 except ImportError:  # where files cannot be locked, nothing tells the leavings of a dead process from work in progress
     fcntl = None
 
-# Bytes that a name has at most in the file systems of today; of the target's, so many are in the temporary one.
-_LONGEST_NAME = 255
+# Bytes of a file's name that its temporary one shows: together with the rest they fit in any file system.
 _SHOWN = 100
 
 
@@ -78,14 +78,16 @@ def _is_stream(path: str | Path) -> bool:
         return False
     if stat.S_ISDIR(found.st_mode):
         return False
-    return not stat.S_ISREG(found.st_mode) or any(_same(found, number) for number in (1, 2))
+    return not stat.S_ISREG(found.st_mode) or _spoken_to(found) is not None
 
 
-def _same(found: os.stat_result, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(found, os.fstat(descriptor))
-    except OSError:
-        return False
+def _spoken_to(found: os.stat_result) -> int | None:
+    """The descriptor of standard output or standard error, where a file is one of them."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 @contextmanager
@@ -95,7 +97,11 @@ def _into_stream(path: str | Path) -> Iterator[Path]:
         temporary = Path(folder, "content")
         temporary.touch()
         yield temporary
-        with open(temporary, "rb") as content, open(path, "ab" if os.path.isfile(path) else "wb") as stream:
+        own = _spoken_to(os.stat(path))
+        if own is not None and (said := sys.stdout if own == 1 else sys.stderr) is not None:
+            said.flush()
+        # Through the descriptor that there is: two of them would write over one another.
+        with open(temporary, "rb") as content, open(path if own is None else os.dup(own), "wb") as stream:
             shutil.copyfileobj(content, stream)
 
 
@@ -106,7 +112,6 @@ def _checked(path: str | Path) -> tuple[Path, int | None]:
         # By the name as given: links that run in a circle, and names that are too long, are told apart here.
         mode = stat.S_IMODE(os.stat(path).st_mode)
     except FileNotFoundError:
-        os.stat(target.parent)
         return target, None
     if target.is_dir():
         raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
+from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -222,7 +223,7 @@ def _with_document(
     kept = tensors.pop(_DOCUMENT, None)
     if kept is None or kept.dtype != torch.uint8 or kept.ndim != 1:
         raise FileError("it has no document")
-    return tensors, parse(kept.numpy().tobytes(), "its document")
+    return tensors, parse(kept.numpy().data, "its document")
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -235,7 +236,10 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    flat = tensor.reshape(-1)
+    if flat.numel() <= 1:  # a single number may have any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data
 
 
 def _header(tensors: Mapping[str, torch.Tensor], metadata: str) -> bytes:
@@ -268,7 +272,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _digest(file: BinaryIO, checksum: "re.Match[bytes]") -> str:
+def _digest(file: BufferedReader, checksum: "re.Match[bytes]") -> str:
     """SHA-256 of the file with the digits of its checksum, found in its header, read as zeros."""
     header = checksum.string
     digest = hashlib.sha256(struct.pack("<Q", len(header)))
@@ -279,7 +283,7 @@ def _digest(file: BinaryIO, checksum: "re.Match[bytes]") -> str:
     return digest.hexdigest()
 
 
-def _intact_header(file: BinaryIO, path: Path, kind: str) -> bytes:
+def _intact_header(file: BufferedReader, path: Path, kind: str) -> bytes:
     """The header, not parsed yet, once the file is seen to be complete, ours, and as it was written."""
     size = os.fstat(file.fileno()).st_size
     if not size:
@@ -316,12 +320,12 @@ def _intact_header(file: BinaryIO, path: Path, kind: str) -> bytes:
 
 def _newer(path: Path, found: int) -> str:
     return (
-        f"{path} was written by a newer widefit: its format version is {found}, and this one ({_version()}) reads up to "
-        f"{VERSION}; upgrade widefit"
+        f"{path} was written by a newer widefit: its format version is {found}, and this one ({_version()}) reads up "
+        f"to {VERSION}; upgrade widefit"
     )
 
 
-def _checked_places(entries: dict[str, _Entry], file: BinaryIO, length: int) -> dict[str, _Entry]:
+def _checked_places(entries: dict[str, _Entry], file: BufferedReader, length: int) -> dict[str, _Entry]:
     """The tensors in their order: they fill the file, and each takes what its shape says."""
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].data_offsets))
     position = 0
@@ -339,12 +343,12 @@ def _checked_places(entries: dict[str, _Entry], file: BinaryIO, length: int) -> 
     return ordered
 
 
-def _read_tensor(file: BinaryIO, name: str, entry: _Entry, origin: int) -> torch.Tensor:
+def _read_tensor(file: BufferedReader, name: str, entry: _Entry, origin: int) -> torch.Tensor:
     """A tensor of its own: it must not change or vanish when somebody overwrites the file in place."""
     first, last = entry.data_offsets
     content = torch.empty(last - first, dtype=torch.uint8)
     file.seek(origin + first)
-    if content.numel() and file.readinto(memoryview(content.numpy())) != content.numel():
+    if content.numel() and file.readinto(content.numpy().data) != content.numel():
         raise FileError(f"tensor {name!r} is truncated")
     if entry.dtype == "BOOL" and content.numel() and int(content.max()) > 1:
         raise FileError(f"tensor {name!r} holds what is neither true nor false")

@@ -15,7 +15,7 @@ _BYTES_A_VALUE = 64
 _SWELLING, _FREE = 10, 1 << 24
 
 
-def parse(content: bytes, what: str) -> dict[str, Any]:
+def parse(content: bytes | memoryview, what: str) -> dict[str, Any]:
     """Return the JSON object in some bytes.
 
     Parameters
@@ -33,7 +33,7 @@ def parse(content: bytes, what: str) -> dict[str, Any]:
     """
     refuse_swelling(content, what)
     try:
-        value = json.loads(content.decode())
+        value = json.loads(str(content, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise FileError(f"{what} cannot be read") from error
     if not isinstance(value, dict):
@@ -46,7 +46,7 @@ def parse(content: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def refuse_swelling(content: bytes, what: str) -> None:
+def refuse_swelling(content: bytes | memoryview, what: str) -> None:
     """Refuse JSON whose many small parts would take many times its size in memory.
 
     Raises

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.files import FileError, read_container, write_container
+from widefit.files.container import altered, read_container, write_container
+from widefit.records import FileError, read
 
 _KIND = "delta"
 
@@ -147,10 +148,8 @@ class LowRankDelta:
             No such file, or not a delta of widefit, or an altered one.
         """
         tensors, document = read_container(path, _KIND)
-        try:
-            return cls({name: _read_layer(name, tensors) for name in document["layers"]})
-        except KeyError as error:
-            raise FileError(f"{path} is altered: it has no tensor {error}") from error
+        with altered(path):
+            return cls({name: _read_layer(name, tensors) for name in read(_Document, document, "its document").layers})
 
     def tensors(self) -> dict[str, Tensor]:
         """All factors by name, as in the file."""
@@ -165,11 +164,29 @@ class LowRankDelta:
         return found
 
 
+@dataclass(frozen=True)
+class _Document:
+    """What stands beside the tensors in a file."""
+
+    layers: list[str]
+
+
 def _read_layer(name: str, tensors: dict[str, Tensor]) -> LayerDelta:
-    bias = tensors.get(f"{name}.bias")
-    if f"{name}.delta" in tensors:
-        return LayerDelta(tensors[f"{name}.delta"], None, bias)
-    return LayerDelta(tensors[f"{name}.U"], tensors[f"{name}.V"], bias)
+    def read_part(part: str, dimensions: int) -> Tensor:
+        tensor = tensors.get(f"{name}.{part}")
+        if tensor is None or tensor.ndim != dimensions or not tensor.dtype.is_floating_point:
+            raise FileError(f"it has no tensor of {dimensions} dimensions '{name}.{part}'")
+        return tensor
+
+    whole = f"{name}.delta" in tensors
+    U = read_part("delta" if whole else "U", 2)
+    V = None if whole else read_part("V", 2)
+    bias = read_part("bias", 1) if f"{name}.bias" in tensors else None
+    others = [tensor for tensor in (V, bias) if tensor is not None]
+    fits = (V is None or V.shape[1] == U.shape[1]) and (bias is None or len(bias) == len(U))
+    if not fits or any(tensor.dtype != U.dtype for tensor in others):
+        raise FileError(f"the tensors of {name!r} do not belong together")
+    return LayerDelta(U, V, bias)
 
 
 def _check_layer(name: str, delta: LayerDelta, layer: nn.Module | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from widefit.optim.validation import check_minimization
 from widefit.rules import StopReason
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
@@ -85,6 +86,7 @@ class OptimizerSteps:
     def restore(self, state: State) -> StopReason | None:
         """Go on from what `state` gave."""
         tensors, document = state
+        check_minimization(tensors, document, self._model, cast(torch.optim.Optimizer, self._optimizer))
         whole = _with_tensors(document, "", tensors)
         optimizer = whole["optimizer"]
         # A document has words for keys, torch numbers its parameters.

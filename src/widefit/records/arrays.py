@@ -11,7 +11,7 @@ from widefit.records.plain import FileError
 def array(
     found: Mapping[str, np.ndarray],
     name: str,
-    dtype: Any | Sequence[Any],
+    dtype: Any,
     shape: Sequence[int | None],
     *,
     least: int | None = None,
@@ -40,7 +40,7 @@ def array(
     if name not in found:
         raise FileError(f"there is no array {name!r}")
     given = found[name]
-    dtypes = [np.dtype(one) for one in (dtype if isinstance(dtype, tuple) else (dtype,))]
+    dtypes: list[np.dtype] = [np.dtype(one) for one in (dtype if isinstance(dtype, tuple) else (dtype,))]
     if given.dtype not in dtypes:
         raise FileError(f"{name!r} must be of {' or '.join(map(str, dtypes))}, it is of {given.dtype}")
     fits = given.ndim == len(shape) and all(

@@ -1,8 +1,9 @@
 """Plain values of a file, read by the types declared for them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,8 +22,9 @@ def read(kind: Any, value: Any, where: str) -> Any:
     Parameters
     ----------
     kind
-        None, bool, int, float (which takes integers), str, Any, a `Literal`, a union, `list[T]`, `tuple[T, ...]`,
-        `dict[str, T]`, or a dataclass of such fields, which is made from the mapping of its fields.
+        None, bool, int, float (which takes integers), str, Any, a `Literal`, an enumeration, a union, `list[T]`,
+        `tuple[T, ...]`, `tuple[T, U]`, `dict[str, T]`, or a dataclass of such fields, which is made from the mapping of
+        its fields. Of any other class the value must be an object already.
     value
         As JSON gives it.
     where
@@ -39,7 +41,11 @@ def read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if kind in _SCALARS:
         return _SCALARS[kind](value, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return next((member for member in kind if member.value == value), None) or _refuse(value, kind, where)
     origin = get_origin(kind)
+    if origin is None:
+        return value if isinstance(value, kind) else _refuse(value, kind, where)
     if origin is Literal:
         return value if any(value is one or value == one for one in get_args(kind)) else _refuse(value, kind, where)
     if origin in (Union, UnionType):
@@ -47,12 +53,18 @@ def read(kind: Any, value: Any, where: str) -> Any:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             _refuse(value, kind, where)
-        return origin(read(get_args(kind)[0], item, f"{where}[{place}]") for place, item in enumerate(value))
-    if origin is dict or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        if not isinstance(value, dict):
-            _refuse(value, kind, where)
-        return {str(name): read(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
-    raise TypeError(f"no reader for {kind!r}")
+        kinds = get_args(kind)
+        if origin is tuple and kinds[-1] is not ...:
+            if len(value) != len(kinds):
+                _refuse(value, kind, where)
+        else:
+            kinds = (kinds[0],) * len(value)
+        return origin(
+            read(each, item, f"{where}[{place}]") for place, (each, item) in enumerate(zip(kinds, value, strict=True))
+        )
+    if not isinstance(value, dict):
+        _refuse(value, kind, where)
+    return {str(name): read(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
 
 
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:

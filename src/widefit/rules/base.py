@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from widefit.records import read
 from widefit.rules.local_problem import LocalProblem, NetworkProblem
 from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solution, Solver
@@ -112,8 +113,14 @@ class Rule(ABC, Generic[State]):
         """The state before the first step."""
 
     def restore(self, numbers: dict[str, float]) -> State:
-        """The state that `RuleState.to_dict` gave."""
-        return self.state_type(**numbers)  # pyright: ignore[reportReturnType]
+        """The state that `RuleState.to_dict` gave.
+
+        Raises
+        ------
+        FileError
+            Numbers are absent, or of no such state.
+        """
+        return read(self.state_type, numbers, f"the state of {self.name}")  # pyright: ignore[reportReturnType]
 
 
 class FullBatch(Rule[State]):

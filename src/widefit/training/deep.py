@@ -136,6 +136,10 @@ class DeepModel:
         """What the tracker needs to go on to the same bits."""
         return self._tracking.state()
 
+    def replaced(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that those of a state will replace."""
+        return self._trained()
+
     def restore(self, tensors: dict[str, Tensor], averaged: float) -> None:
         """Take what `tensors` gave; before `start`."""
         with torch.no_grad():

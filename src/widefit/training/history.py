@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import overload
 
+from widefit.records import read
 from widefit.rules.stop_reason import StopReason
 
 
@@ -122,10 +123,11 @@ class History(Sequence[StepInfo]):
 
     @classmethod
     def from_dict(cls, record: dict) -> "History":
-        """The inverse of `to_dict`."""
-        return cls(
-            steps=[StepInfo(**step) for step in record["steps"]],
-            stop_reason=record["stop_reason"],
-            phases=dict(record["phases"]),
-            average_loss=record.get("average_loss"),
-        )
+        """Return what `to_dict` was called on.
+
+        Raises
+        ------
+        FileError
+            A record that is not one of a history.
+        """
+        return read(cls, record, "the history")

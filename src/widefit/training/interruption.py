@@ -1,27 +1,63 @@
-"""Ctrl-C: end after the step in progress."""
+"""Ctrl-C, and requests to end: the step in progress ends whole."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+# Of Ctrl-C, of kill and batch systems, and of a terminal that closes; the last is not everywhere.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Of the runs in progress, in all threads.
+_flags: list[threading.Event] = []
 
 
 @contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """Ctrl-C sets the flag, so that the step in progress ends whole; a second Ctrl-C interrupts as usual."""
+    """Hand out a flag that is set by Ctrl-C, SIGTERM and SIGHUP; a second one interrupts as Ctrl-C usually does.
+
+    Signals that the process ignores (a run in the background, nohup) stay ignored, and handlers for SIGTERM and SIGHUP
+    that somebody has set stay in force. Python delivers signals to the main thread: a run in another thread has its
+    flag set as long as one in the main thread is in progress. Handlers are what they were when the block is left.
+    """
     flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number, frame):
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    signal.signal(signal.SIGINT, on_interrupt)
+    _flags.append(flag)
     try:
-        yield flag
+        if threading.current_thread() is threading.main_thread():
+            with _handled():
+                yield flag
+        else:
+            yield flag
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _flags.remove(flag)
+
+
+@contextmanager
+def _handled() -> Iterator[None]:
+    """Signals set the flags of all runs."""
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        for flag in tuple(_flags):
+            flag.set()
+
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    taken = [number for number in _SIGNALS if _is_ours_to_take(number, previous[number])]
+    for number in taken:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, previous[number])
+
+
+def _is_ours_to_take(number: int, handler: object) -> bool:
+    """Ctrl-C unless it is ignored or handled outside of Python; the others where they would end the process."""
+    if number == signal.SIGINT:
+        return handler is not None and handler != signal.SIG_IGN
+    return handler == signal.SIG_DFL or getattr(handler, "__module__", None) == __name__

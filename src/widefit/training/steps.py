@@ -14,6 +14,7 @@ from widefit.training.deep import DeepModel
 from widefit.training.history import StepInfo
 from widefit.training.loop import State
 from widefit.training.phases import Phases
+from widefit.training.saved import check_tensors, checked_training
 from widefit.training.two_layer import TwoLayerModel
 
 
@@ -85,15 +86,15 @@ class NetworkSteps:
 
     def restore(self, state: State) -> StopReason | None:
         """Go on from what `state` gave."""
-        tensors, document = state
-        if document.get("data") != self._fingerprint:
+        tensors, document = checked_training(state)
+        if document["data"] != self._fingerprint:
             raise ValueError(
                 "resume: the checkpoint belongs to other data or settings; resume with those it was made with"
             )
         if document["tracker"] != self.model.tracker:
             raise ValueError(f'resume: the checkpoint was made with tracker="{document["tracker"]}"; resume with it')
-        # Version 0.1 wrote "memory".
-        numbers = document["state"] if "state" in document else document["memory"]
+        check_tensors(tensors, self.model.replaced(tensors), ("tracker.",))
+        numbers = document["state"]
         self._state = self._rule.restore(numbers)
         self._step = int(document["history"]["steps"][-1]["step"])
         self.model.restore(tensors, numbers.get("averaged", 0))

@@ -15,6 +15,7 @@ from widefit.kernels.compilation import announce_compilation
 from widefit.nn import TwoLayer
 from widefit.plan.base import AVERAGED, Plan
 from widefit.plan.neurons import plan_stream
+from widefit.records import read
 from widefit.rules import Objective, Rule
 from widefit.trackers.cost import NeuronShape
 from widefit.training.history import History, StepInfo
@@ -49,11 +50,14 @@ class Recorder:
     weight: float = 0.0
     total: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.waiting < 0 or (self.waiting and not self.weight > 0):
+            raise ValueError("an entry must have blocks, and those a weight")
+
     @classmethod
     def from_document(cls, history: History, document: dict[str, Any]) -> "Recorder":
         """The inverse of `document`, given the history."""
-        last = document["last"]
-        return cls(history, **{**document, "last": None if last is None else StepInfo(**last)})
+        return replace(read(cls, document, "the recorder"), history=history)
 
     def document(self) -> dict[str, Any]:
         """All but the history as plain values."""

@@ -15,6 +15,7 @@ from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
 from widefit.training.loop import Loop, State
 from widefit.training.phases import Phases
+from widefit.training.saved import check_tensors, checked_stream
 from widefit.training.stream import BLOCK, Recorder, Streaming
 from widefit.training.stream_blocks import Samples, as_triple, of_size
 
@@ -86,11 +87,12 @@ class StreamSteps:
 
     def restore(self, state: State) -> StopReason | None:
         """Go on from what `state` gave: the stream begins anew, and samples that were seen are passed over."""
-        tensors, document = state
-        if document.get("data") != self._fingerprint:
+        tensors, document = checked_stream(state)
+        if document["data"] != self._fingerprint:
             raise ValueError(
                 "resume: the checkpoint belongs to another stream or other settings; resume with those it was made with"
             )
+        check_tensors(tensors, self._streaming.state())
         self._streaming.memory = dict(document["memory"])
         self._streaming.restore(tensors)
         self._recorder.restore(document["recorder"])

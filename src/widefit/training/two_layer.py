@@ -182,6 +182,11 @@ class TwoLayerModel:
         """What the tracker needs to go on to the same bits."""
         return self._tracking.state()
 
+    def replaced(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that those of a state will replace."""
+        replaced = self._trained() | ({} if self._average is None else self._average.tensors())
+        return replaced | ({"anchor": self._iterate.weight.detach()} if "anchor" in tensors else {})
+
     def restore(self, tensors: dict[str, Tensor], averaged: float) -> None:
         """Take what `tensors` gave, after so many averaged iterates; before `start`."""
         with torch.no_grad():

@@ -118,7 +118,14 @@ SolverOption = Annotated[
     str, one_of(DEEP_SOLVERS, "How each step's equations are solved; block-cg with several hidden layers.", MODEL)
 ]
 MaxIterOption = Annotated[
-    int, typer.Option(min=1, metavar="N", rich_help_panel=MODEL, help="Largest number of steps; of epochs with sgd.")
+    int,
+    typer.Option(
+        min=1,
+        max=2**31,
+        metavar="N",
+        rich_help_panel=MODEL,
+        help="Largest number of steps; of epochs with sgd.",
+    ),
 ]
 TolOption = Annotated[
     float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")

@@ -1,6 +1,5 @@
 """What `widefit predict`, `evaluate` and `info` do with a model file."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from widefit.data.readers import read_table
 from widefit.data.table import listing, plural
 from widefit.files import FileError, load_parts
 from widefit.files.atomic import replacing
+from widefit.files.container import altered
 
 PREDICTION = "prediction"
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -44,8 +44,7 @@ def predict(model_path: str, data: str, out: Path | None, proba: bool, output: O
         _write(frame, out)
         output.remark(f"{plural(frame.height, 'prediction')} in {out}")
     elif not output.json:
-        sys.stdout.write(frame.write_csv())
-        sys.stdout.flush()
+        output.data(frame.write_csv())
     found = {"file": out} if out is not None else frame.to_dict(as_series=False)
     output.document(
         {"command": "predict", "widefit": widefit.__version__, "target": encoding.target.name, "rows": frame.height}
@@ -93,7 +92,7 @@ def evaluate(model_path: str, data: str, target: str | None, output: Output) -> 
 def describe(model_path: str, output: Output) -> int:
     """What a model file holds; returns the exit code."""
     model, record = load_parts(model_path)
-    encoding = None if record is None else TableEncoding.from_dict(record)
+    encoding = None if record is None else _encoding(model_path, record)
     history = model.history_
     facts: dict[str, Any] = {
         "file": model_path,
@@ -139,7 +138,12 @@ def _open(model_path: str) -> tuple[Any, TableEncoding]:
         raise FileError(
             f"{model_path} was saved without the columns of a table; open it with widefit.load and pass arrays"
         )
-    return model, TableEncoding.from_dict(record)
+    return model, _encoding(model_path, record)
+
+
+def _encoding(model_path: str, record: dict[str, Any]) -> TableEncoding:
+    with altered(model_path):
+        return TableEncoding.from_dict(record)
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

@@ -38,7 +38,7 @@ def show(
     output.show(results)
     output.show(f"\n{ended}")
     for name, path in files.items():
-        output.show(f"{name:<11}{path} ({size(path)})")
+        output.show(f"{name:<11}{path} ({size(path) if path.exists() else 'could not be written'})")
 
 
 def document(data: Source, encoding: TableEncoding, model: Any, files: dict[str, Path]) -> dict[str, Any]:

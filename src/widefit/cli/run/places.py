@@ -1,8 +1,10 @@
 """Files that a command will write: refused before the work, not after it."""
 
-import tempfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from widefit.files.atomic import check_writable
 
 
 def refuse_unwritable(places: Mapping[str, Path | None], sources: Mapping[str, str]) -> None:
@@ -18,23 +20,32 @@ def refuse_unwritable(places: Mapping[str, Path | None], sources: Mapping[str, s
     Raises
     ------
     ValueError
-        A folder that does not exist or is not writable, a folder in place of a file, the same file twice.
+        A folder that does not exist or is not writable, a folder or a read-only file in place of a file, a name that
+        is too long, the same file twice.
     """
-    seen = {Path(source).resolve(): name for name, source in sources.items() if Path(source).is_file()}
+    seen = {os.path.realpath(source): name for name, source in sources.items() if os.path.isfile(source)}
     for option, path in places.items():
         if path is None:
             continue
-        if path.is_dir():
+        if os.path.isdir(path):
             raise ValueError(f"{option}: {path} is a folder; name a file")
-        resolved = path.resolve()
+        resolved = os.path.realpath(path)
         if resolved in seen:
             raise ValueError(f"{option}: {path} is the same file as {seen[resolved]}")
-        seen[resolved] = option
-        folder = path.parent
-        if not folder.is_dir():
-            raise ValueError(f"{option}: the folder {folder} does not exist")
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
+        if os.path.isfile(path) or not os.path.exists(path):
+            seen[resolved] = option
+        _try(option, path)
+
+
+def _try(option: str, path: Path) -> None:
+    folder = path.parent
+    try:
+        check_writable(path)
+    except FileNotFoundError as error:
+        if folder.is_dir():  # it lets nobody make files, as /proc
             raise ValueError(f"{option}: the folder {folder} is not writable ({error.strerror})") from error
+        raise ValueError(f"{option}: the folder {folder} does not exist") from error
+    except OSError as error:
+        if os.path.lexists(path) or not os.access(folder, os.F_OK) or error.filename == str(path):
+            raise ValueError(f"{option}: {path} cannot be written ({error.strerror})") from error
+        raise ValueError(f"{option}: the folder {folder} is not writable ({error.strerror})") from error

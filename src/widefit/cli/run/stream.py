@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from widefit.callbacks import Callback, Progress, describe
 from widefit.cli.failure import INTERRUPTED
-from widefit.cli.output import Output, columns, number, plain, seconds
+from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.run import outcome
 from widefit.cli.run.prepare import Job, refuse_places
 from widefit.cli.run.progress import Lines
@@ -22,7 +23,9 @@ from widefit.data.table import Table, TableError, plural
 from widefit.data.target import choose_target, learn_target
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, read_checkpoint, save
+from widefit.files.container import altered
 from widefit.losses.family import RULE_LOSSES
+from widefit.records import read
 from widefit.report import Report, Source, this_machine, write
 from widefit.rules import StopReason
 from widefit.training.history import History, StepInfo
@@ -87,7 +90,7 @@ class FileSteps:
         """Everything needed to go on from here to the same bits."""
         self.model.stream_.flush()
         tensors, document = self.model.to_parts()
-        return tensors, plain({"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows})
+        return tensors, {"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows}
 
     def restore(self, state: State) -> StopReason | None:
         """Pass over the rows that the model has seen."""
@@ -128,6 +131,15 @@ class FileSteps:
         self.scores.add(y, self.model.progressive_predictions_)
         self.rows += len(y)
         self._next = next(self._blocks, None)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The document of a checkpoint."""
+
+    model: dict[str, Any]
+    encoding: dict[str, Any]
+    rows: int
 
 
 def stream(job: Job, output: Output) -> int:
@@ -193,11 +205,13 @@ def _resumed(job: Job, blocks: TableBlocks, checkpoint: Path) -> tuple[FileSteps
     tensors, document = read_checkpoint(checkpoint)
     if "rows" not in document:
         raise ValueError(f"{checkpoint} is no checkpoint of --stream; resume it as it was begun")
-    encoding = TableEncoding.from_dict(document["encoding"])
-    estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
-    model = estimator.from_parts(tensors, document["model"])
-    notes = (f"goes on after {plural(document['rows'], 'row')}; scores are of the rows from there on",)
-    return FileSteps(job, blocks, model, encoding, notes, document["rows"]), (tensors, document)
+    with altered(checkpoint):
+        kept = read(_Kept, {name: document.get(name) for name in ("model", "encoding", "rows")}, "its document")
+        encoding = TableEncoding.from_dict(kept.encoding)
+        estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
+        model = estimator.from_parts(tensors, kept.model)
+    notes = (f"goes on after {plural(kept.rows, 'row')}; scores are of the rows from there on",)
+    return FileSteps(job, blocks, model, encoding, notes, kept.rows), (tensors, document)
 
 
 def _classes(encoding: TableEncoding) -> np.ndarray:

@@ -93,9 +93,6 @@ def _check_inner(state: Mapping[str, np.ndarray], prefix: str, samples: int, gro
     rows = np.sort(awake[slot] * samples + held)
     fires = near[1] > 0
     silent = np.bincount(np.searchsorted(awake, neurons[~fires]), minlength=awake.size)
-    if (
-        np.any(rows[1:] == rows[:-1])
-        or not np.array_equal(np.isin(pairs, rows), fires)
-        or np.any(length + silent > room)
-    ):
+    twice, contradicted = np.any(rows[1:] == rows[:-1]), not np.array_equal(np.isin(pairs, rows), fires)
+    if twice or contradicted or np.any(length + silent > room):
         raise FileError(f"'{prefix}rows' contradicts '{prefix}near'")
