@@ -34,7 +34,7 @@ FILES: dict[str, bytes] = {
     "class_per_row.csv": csv_of(30, "a,y", "{i},c{i}"),
     "tiny.csv": b"a,y\n1,0.5\n2,1.5\n",
     "pickle.csv": pickle.dumps([1, 2]),
-    "table.xlsx": b"PK\x03\x04",
+    "table.docx": b"PK\x03\x04",
     "csv.widefit": GOOD,
 }
 
@@ -44,9 +44,9 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "there is no file and no built-in data set called 'digit'; built in are digits, diabetes, "
         "breast_cancer, wine, iris, california_housing"),
     "a folder": (["folder"], "folder is a folder, not a file"),
-    "unknown format": (["table.xlsx"],
-        "table.xlsx: the name does not end in a format that widefit reads (.csv, .tsv, .parquet, .npz, .svm, "
-        ".libsvm, .svmlight or .txt for svmlight; text also with .gz)"),
+    "unknown format": (["table.docx"],
+        "table.docx: the name does not end in a format that widefit reads (.csv, .tsv, .txt, .parquet, .npz, .svm, "
+        ".libsvm, .svmlight, .arff, .xlsx, .xls or .ods; also with .gz, .bz2, .xz, .zst or .zip)"),
     "empty file": (["empty.csv"], "empty.csv is empty"),
     "pickle": (["pickle.csv"], "pickle.csv is not a CSV file: it is a pickle, which widefit does not open"),
     "short line": (["ragged.csv"],
@@ -62,8 +62,8 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "column 'when' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it "
         "out with --drop when"),
     "text among numbers": (["typo.csv"],
-        "column 'a' holds numbers except for 1 value (first 'nine' in row 10); correct them, or leave them "
-        "empty and use --impute"),
+        "column 'a' holds numbers except for 1 value (first 'nine' in row 10); correct them, or say that "
+        "they are missing with --na-value nine"),
     "missing target": (["no_y.csv"],
         "the target 'y' is missing in 1 row (first in row 1); targets are never filled in, remove those rows"),
     "constant target": (["constant_y.csv"], "the target 'y' has only one value (5); there is nothing to learn"),

@@ -191,8 +191,8 @@ class TestRefused:
         values[7] = "seven"
         frame = pl.DataFrame({"size": values, "y": np.arange(30) / 7})
         assert refusal(lambda: TableEncoding.learn(frame, "y")) == (
-            "column 'size' holds numbers except for 1 value (first 'seven' in row 8); correct them, or say that they are "
-            "missing with --na-value seven"
+            "column 'size' holds numbers except for 1 value (first 'seven' in row 8); correct them, or say that they "
+            "are missing with --na-value seven"
         )
 
     def test_nested(self) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import polars as pl
 
+from widefit.data.datasets import BUILT_IN, OPENML_PREFIX
 from widefit.data.delimited import Delimited
 from widefit.data.readers import index_columns, index_note
 from widefit.data.reading import Reading
 from widefit.data.sources import STANDARD_INPUT, TableFile, open_table
+from widefit.data.table import Table
 from widefit.data.words import TableError
 
+_STREAMED = "a stream is read from .csv, .tsv or .txt (also compressed), .parquet, or standard input"
 _FORMATS = ("csv", "tsv", "parquet")
 
 
@@ -62,17 +65,20 @@ class TableBlocks:
 
     def __init__(self, path: str | Path, rows: int, reading: Reading | None = None):
         self._source, self.rows, self._reading = path, rows, reading or Reading()
+        if str(path) in BUILT_IN or str(path).startswith(OPENML_PREFIX):
+            raise TableError(f"{path}: {_STREAMED}")
         self._opened: TableFile | None = open_table(path)
         self.path, self.name, kind = self._opened.path, self._opened.name, self._opened.kind
         if kind not in _FORMATS or (kind == "parquet" and (self._opened.compressed or str(path) == STANDARD_INPUT)):
             self._opened.file.close()
-            raise TableError(
-                f"{path}: a stream is read from .csv, .tsv or delimited .txt (also compressed), standard input, or "
-                ".parquet files"
-            )
+            raise TableError(f"{path}: {_STREAMED}")
         self.notes: tuple[str, ...] = ()
         self.decimal = ""
         self.doubts: dict[str, str] = {}
+
+    def table(self, first: Block) -> Table:
+        """The first block as a table, with what the reader decided."""
+        return Table(first.frame, self.name, notes=self.notes, decimal=self.decimal, doubts=self.doubts)
 
     def __iter__(self) -> Iterator[Block]:
         file = self._opened or open_table(self._source)

@@ -90,7 +90,11 @@ def load_openml(name: str) -> Table:
     base, _, version = name.partition("@")
     if not base:
         raise TableError("openml: needs a name or a number after the colon, such as openml:adult")
-    which: dict = {"data_id": int(base)} if base.isascii() and base.isdecimal() else {"name": base, "version": _version(version, name)}
+    which: dict = (
+        {"data_id": int(base)}
+        if base.isascii() and base.isdecimal()
+        else {"name": base, "version": _version(version, name)}
+    )
     try:
         found = fetch(**which, as_frame=False, parser="liac-arff", n_retries=2, delay=0.5)
     except (OSError, HTTPException) as error:

@@ -105,9 +105,7 @@ class TableEncoding:
         left_out.sort(key=lambda entry: -1 if entry[1] == DROPPED else found.names.index(entry[0]))
         if not columns:
             reasons = "; ".join(f"{name!r}: {why}" for name, why in left_out)
-            raise TableError(
-                f"no feature column is left: {reasons or f'the table has only {found.target.name!r}'}"
-            )
+            raise TableError(f"no feature column is left: {reasons or f'the table has only {found.target.name!r}'}")
         return cls(found.target, tuple(columns), tuple(left_out))
 
     @property
@@ -115,10 +113,18 @@ class TableEncoding:
         """Names of the columns of the encoded matrix."""
         return tuple(name for column in self.columns for name in column.names)
 
-    def reading(self, asked: Reading) -> Reading:
-        """Instructions for another table of the same columns: what the user asks for now, and what training saw."""
+    def reading(self, asked: Reading, truth: str | None = None) -> Reading:
+        """Instructions for another table of the same columns.
+
+        Parameters
+        ----------
+        asked
+            What the user says about that table.
+        truth
+            The column of the target in it, where that is not the one of training.
+        """
         kinds = {column.name: column.kind for column in self.columns}
-        kinds[self.target.name] = self.target.kind
+        kinds[truth or self.target.name] = self.target.kind
         marks = (*self.na_values, *asked.na_values)
         return replace(asked, kinds=kinds, usual_decimal=self.decimal, na_values=marks)
 

@@ -24,11 +24,10 @@ _SIGN = r"[+-]?"
 _EXPONENT = r"([eE][+-]?[0-9]+)?"
 _CURRENCY = r"(?:[$€£¥₹₩]|USD|EUR|GBP|CHF|JPY)"
 _SPACE = "[ '’\u00a0\u202f]"
-_PLAIN = rf"{_SIGN}([0-9]+\.?[0-9]*|\.[0-9]+){_EXPONENT}"
 _GRAMMARS = {
-    ".": rf"^({_PLAIN}|{_SIGN}[0-9]{{1,3}}(,[0-9]{{3}})+(\.[0-9]*)?|{_SIGN}[0-9]{{1,3}}({_SPACE}[0-9]{{3}})+(\.[0-9]*)?)$",
-    ",": rf"^({_SIGN}([0-9]+,?[0-9]*|,[0-9]+){_EXPONENT}|{_SIGN}[0-9]{{1,3}}(\.[0-9]{{3}})+(,[0-9]*)?"
-    rf"|{_SIGN}[0-9]{{1,3}}({_SPACE}[0-9]{{3}})+(,[0-9]*)?)$",
+    mark: rf"^{_SIGN}(([0-9]+{decimal}?[0-9]*|{decimal}[0-9]+){_EXPONENT}"
+    rf"|[0-9]{{1,3}}({thousands}[0-9]{{3}})+({decimal}[0-9]*)?|[0-9]{{1,3}}({_SPACE}[0-9]{{3}})+({decimal}[0-9]*)?)$"
+    for mark, decimal, thousands in ((".", r"\.", ","), (",", ",", r"\."))
 }
 _DRESSED = re.compile(
     rf"{_SIGN}{_CURRENCY}?\s*{_SIGN}([0-9][0-9.,' \u00a0\u202f]*|[.,][0-9]+){_EXPONENT}\s*(?:{_CURRENCY}|%)?"

@@ -1,4 +1,4 @@
-"""What a table holds before it is known which rows train: the target, the kind of every column, and all that is wrong."""
+"""A table looked through before its rows are split: the target, the kind of each column, and all that is wrong."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import polars as pl
 
 from widefit.data.columns import Column, Kind, as_text, kind_of, missing, read_numbers, refuse_many
 from widefit.data.target import Target, learn_target
-from widefit.data.words import Refusals, TableError, listing, plural, shell
+from widefit.data.words import Refusals, TableError, listing, plural
 
 DROPPED = "dropped as asked"
 _ROW_NUMBERS = ("", "index", "Unnamed: 0", "__index_level_0__", "rownames")

@@ -46,7 +46,8 @@ class Target:
         """The kind of column: "number" for quantities and whole numbers as labels, "boolean", or "category"."""
         if self.task == "regression":
             return "number"
-        return {str: "category", bool: "boolean", int: "number"}[type(self.labels[0])]
+        kinds: dict[type, Kind] = {str: "category", bool: "boolean", int: "number"}
+        return kinds[type(self.labels[0])]
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""
@@ -186,7 +187,9 @@ def _learn_categories(column: pl.Series, task: str | None, distinct: int) -> Tar
     if column.dtype == pl.Boolean:
         return Target(column.name, "classification", (False, True), reason if task else "the target is true or false")
     _refuse_class_per_row(column, distinct)
-    return Target(column.name, "classification", tuple(as_text(column, missing(column)).unique().sort().to_list()), reason)
+    return Target(
+        column.name, "classification", tuple(as_text(column, missing(column)).unique().sort().to_list()), reason
+    )
 
 
 def _refuse_class_per_row(column: pl.Series, distinct: int) -> None:

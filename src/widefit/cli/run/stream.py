@@ -13,13 +13,12 @@ from widefit.callbacks import Progress, describe
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, plain, seconds
 from widefit.cli.run import outcome
-from widefit.cli.run.prepare import Job, refuse_places
+from widefit.cli.run.prepare import Job, learn, look, refuse_places, remarks
 from widefit.cli.run.progress import Lines
 from widefit.cli.run.progressive import Progressive
 from widefit.data.blocks import Block, TableBlocks
 from widefit.data.encoding import TableEncoding
-from widefit.data.table import Table, TableError, plural
-from widefit.data.target import choose_target, learn_target
+from widefit.data.table import TableError, plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.estimators.online import progress, settle
 from widefit.files import read_checkpoint, save, write_container
@@ -52,7 +51,7 @@ class _Stream:
 def stream(job: Job, output: Output) -> int:
     """Learn a file block by block; returns the exit code."""
     refuse_places(job, job.out, job.report)
-    blocks = TableBlocks(job.data, job.block_rows)
+    blocks = TableBlocks(job.data, job.block_rows, job.reading)
     model_path = job.out or Path(f"{blocks.name}.widefit")
     report_path = (job.report or Path(f"{blocks.name}.html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
@@ -88,21 +87,18 @@ def _begin(job: Job, blocks: TableBlocks, head: Block) -> _Stream:
         model = estimator.from_parts(tensors, document["model"])
         notes = (f"goes on after {plural(document['rows'], 'row')}; scores are of the rows from there on",)
         return _Stream(model, encoding, Progressive(_classes(encoding)), notes, document["rows"])
-    table = Table(head.frame, blocks.name)
-    name = choose_target(table, job.target)
+    table = blocks.table(head)
     try:
-        target = learn_target(head.frame, name, job.task)
-        encoding = TableEncoding.learn(head.frame, target, drop=job.drop, impute=job.impute)
+        found = look(job, table)
+        encoding = learn(job, table, found)
     except TableError as error:
         raise TableError(f"{error} (seen in the first {plural(head.frame.height, 'row')}, see --block)") from error
+    target = encoding.target
     estimator = WideRegressor if target.task == "regression" else WideClassifier
     model = estimator(**job.settings)
-    notes = [f"{target.task}: {target.reason} (--task changes it)" if job.task is None else ""]
-    notes.append(f"columns and classes are those of the first {plural(head.frame.height, 'row')}")
-    for left_out, why in encoding.left_out:
-        if left_out not in job.drop:
-            notes.append(f"column {left_out!r} left out, {why.replace('it is', 'being')}")
-    return _Stream(model, encoding, Progressive(_classes(encoding)), tuple(note for note in notes if note))
+    notes = remarks(job, table, found, encoding)
+    notes += (f"columns and classes are those of the first {plural(head.frame.height, 'row')}",)
+    return _Stream(model, encoding, Progressive(_classes(encoding)), notes)
 
 
 def _classes(encoding: TableEncoding) -> np.ndarray:
