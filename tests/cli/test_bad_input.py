@@ -56,8 +56,8 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "twice.csv, line 1: 2 columns called 'a' (columns 1, 2); give each column a name of its own"),
     "encoding": (["latin.csv"], "latin.csv, line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
     "missing values": (["gaps.csv"],
-        "column 'a' has 1 missing value (first in row 5); use --impute to fill them in, or leave the columns "
-        "out with --drop"),
+        "column 'a' has 1 missing value (first in row 5); use --impute to fill them in, --missing-indicator "
+        "to learn from them too, or leave the columns out with --drop"),
     "dates": (["dates.csv"],
         "column 'when' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it "
         "out with --drop when"),

@@ -121,8 +121,8 @@ class TestMissing:
     def test_refused_with_column_count_row_and_remedy(self) -> None:
         assert refusal(lambda: TableEncoding.learn(self.frame, "y")) == (
             "column 'size' has 2 missing values (first in row 2); column 'town' has 1 missing value (first in row 2); "
-            "column 'flag' has 1 missing value (first in row 2); use --impute to fill them in, or leave the columns "
-            "out with --drop"
+            "column 'flag' has 1 missing value (first in row 2); use --impute to fill them in, --missing-indicator to "
+            "learn from them too, or leave the columns out with --drop"
         )
 
     def test_imputed(self) -> None:

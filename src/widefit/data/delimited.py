@@ -166,11 +166,9 @@ def _notes(text: pl.DataFrame, typed: pl.DataFrame, path: Path) -> tuple[str, ..
         marks = written.filter(column.is_null() & written.is_not_null())
         if len(marks):
             gaps.append(f"{marks[0]!r} in {column.name!r}")
-        odd = (
-            written.str.contains(r"[^0-9.,eE+-]|[.,].*[.,]|[0-9],[0-9]{3}") & column.is_finite() & column.is_not_null()
-        )
-        if (odd & written.cast(pl.Float64, strict=False).is_null()).any():
-            row = int((odd & written.cast(pl.Float64, strict=False).is_null()).arg_true()[0])
+        odd = written.str.contains(_DRESSED) & column.is_not_null() & written.cast(pl.Float64, strict=False).is_null()
+        if odd.any():
+            row = int(odd.arg_true()[0])
             dressed.append(f"{column.name!r} ({written[row]!r} is {column[row]:g})")
     notes = []
     if dressed:

@@ -194,7 +194,8 @@ def _peeked(file: io.BufferedIOBase, path: Path) -> tuple[bytes, io.BufferedIOBa
     """The first bytes, and a file that has them still."""
     with damage_in_words(path):
         start = file.read(_START)
-    if file.seekable():
+    # Decompressors say that they can seek, whether what they read from can or not.
+    if isinstance(file, io.BufferedReader) and file.seekable():
         file.seek(0)
         return start, file
     return start, io.BufferedReader(_Rejoined(start, file), _START)

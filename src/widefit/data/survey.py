@@ -150,7 +150,11 @@ def survey(
     absent = {feature.name: feature.gaps for feature in features if feature.gaps.any()}
     if absent and not gaps_allowed:
         refusals.messages.append(
-            missing_message(absent, "; use --impute to fill them in, or leave the columns out with --drop")
+            missing_message(
+                absent,
+                "; use --impute to fill them in, --missing-indicator to learn from them too, or leave the columns out "
+                "with --drop",
+            )
         )
     refusals.raise_any()
     assert isinstance(target, Target)
