@@ -92,6 +92,8 @@ def test_zstd(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "t.csv.zst").write_bytes(zstandard.compress(CSV))
     assert read_table(tmp_path / "t.csv.zst").frame.equals(FRAME)
+    (tmp_path / "t.csv.zst").write_bytes(b"\x28\xb5\x2f\xfd" + b"\xff" * 40)
+    assert refusal(tmp_path / "t.csv.zst").startswith(f"{tmp_path}/t.csv.zst is damaged: ")
 
 
 def test_spreadsheets(tmp_path: Path) -> None:

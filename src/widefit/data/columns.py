@@ -288,21 +288,27 @@ def _cast(values: pl.Series, gaps: pl.Series) -> pl.Series:
     return values.cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
 
 
+def flags(values: pl.Series) -> pl.Series:
+    """True and false, and 1 and 0, as booleans; null for everything else."""
+    if values.dtype == pl.Boolean:
+        return values
+    plain = values.cast(pl.Float64) if values.dtype.is_numeric() else values
+    lower = plain.cast(pl.String).str.strip_chars().str.to_lowercase()
+    known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    return lower.replace_strict(known, default=None, return_dtype=pl.Boolean)
+
+
 def _as_booleans(values: pl.Series, gaps: pl.Series) -> np.ndarray:
     if gaps.all():
         return np.full(len(values), np.nan)
-    if values.dtype == pl.Boolean:
-        return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
-    lower = values.cast(pl.String).str.strip_chars().str.to_lowercase()
-    known = ["true", "false", "1", "0", "1.0", "0.0"]
-    flags = lower.replace_strict(known, [1.0, 0.0] * 3, default=None, return_dtype=pl.Float64)
-    wrong = flags.is_null() & ~gaps
+    found = flags(values)
+    wrong = found.is_null() & ~gaps
     if wrong.any():
         row = int(wrong.arg_true()[0])
         raise TableError(
             f"column {values.name!r}, row {row + 1}: {shown(values[row])} is not true or false, as in training"
         )
-    return flags.fill_null(np.nan).to_numpy()
+    return found.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
 def _refuse_broken_numbers(values: pl.Series, gaps: pl.Series) -> None:

@@ -124,6 +124,10 @@ def damage_in_words(path: Path) -> Iterator[None]:
         raise TableError(f"{path} cannot be decompressed: {error}") from error
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
+    except TableError:
+        raise
+    except Exception as error:  # other decompressors have errors of their own
+        raise TableError(f"{path} is damaged: {error}") from error
 
 
 def place(source: str | Path) -> Path:
@@ -249,7 +253,7 @@ def _open_zstd(file: io.BufferedIOBase, mode: str) -> io.BufferedIOBase:
     # Python's own since 3.14.
     for module in ("compression.zstd", "zstandard"):
         try:
-            return import_module(module).open(file, mode)
+            return io.BufferedReader(import_module(module).open(file, mode))
         except ImportError:
             continue
     raise TableError("reading .zst needs the package zstandard: pip install 'widefit[tables]', or decompress the file")

@@ -212,4 +212,4 @@ def _numbers_rows(values: np.ndarray) -> bool:
     n = len(values)
     if n < 20 or np.isnan(values).any() or (values % 1 != 0).any() or len(np.unique(values)) < n:
         return False
-    return values.max() - values.min() == n - 1 or bool((np.diff(values) > 0).all())
+    return bool(values.max() - values.min() == n - 1 or (np.diff(values) > 0).all())

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from widefit.data.columns import EXACT, LARGEST, Kind, as_text, missing, refuse_type
+from widefit.data.columns import EXACT, LARGEST, Kind, as_text, flags, missing, refuse_type
 from widefit.data.table import Table
 from widefit.data.words import TableError, listing, plural
 
@@ -89,7 +89,7 @@ class Target:
         if self.kind == "category":
             values = as_text(column, missing(column), tuple(map(str, self.labels)))
         elif self.kind == "boolean":
-            values = _as_booleans(column)
+            values = flags(column)
         else:
             numbers = _cast(column)
             labels = [float(label) for label in self.labels]
@@ -237,13 +237,6 @@ def _numbers(column: pl.Series) -> np.ndarray:
 def _cast(column: pl.Series) -> pl.Series:
     text = column if column.dtype.is_numeric() else column.cast(pl.String).str.strip_chars()
     return text.cast(pl.Float64, strict=False)
-
-
-def _as_booleans(column: pl.Series) -> pl.Series:
-    if column.dtype.is_numeric():
-        return column.cast(pl.Float64).replace_strict([0.0, 1.0], [False, True], default=None, return_dtype=pl.Boolean)
-    lower = column.cast(pl.String).str.to_lowercase()
-    return lower.replace_strict(["false", "true"], [False, True], default=None, return_dtype=pl.Boolean)
 
 
 def _first_fraction(numbers: pl.Series) -> float:
