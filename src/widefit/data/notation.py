@@ -32,6 +32,8 @@ _GRAMMARS = {
 _DRESSED = re.compile(
     rf"{_SIGN}{_CURRENCY}?\s*{_SIGN}([0-9][0-9.,' \u00a0\u202f]*|[.,][0-9]+){_EXPONENT}\s*(?:{_CURRENCY}|%)?"
 )
+# Rows that show what most columns are not.
+_FIRST = 1000
 _NOT_FINITE = r"(?i)^[+-]?(inf(inity)?|nan)$"
 
 Kind = Literal["number", "boolean", "time", "text"]
@@ -130,22 +132,31 @@ def notations(frame: pl.DataFrame, separator: str, reading: Reading) -> tuple[di
 
 
 def _look(text: pl.Series, kind: str | None) -> _Sight:
-    present = text.drop_nulls().unique(maintain_order=True)
-    if not len(present) or kind not in (None, "number"):
+    if kind not in (None, "number"):
         return _Sight("text")
+    present = text.drop_nulls()
     values = present.filter(~present.is_in(list(MISSING_AMONG_NUMBERS)))
-    if len(values):
-        percent = bool(values.str.ends_with("%").all())
-        bare = _bare(values)
-        fits = tuple(mark for mark in (".", ",") if _fits(bare, mark).all())
-        if fits:
-            marked = values.filter(bare.str.contains("[.,]"))
+    fits = tuple(mark for mark in (".", ",") if _all_fit(values, mark)) if len(values) else ()
+    if fits:
+        # Where one mark alone fits, no example is needed.
+        marked = values.filter(_bare(values).str.contains("[.,]")) if len(fits) == 2 else values[:0]
+        percent = values[0].endswith("%")
+        if values.str.ends_with("%").all() if percent else not values.str.contains("%", literal=True).any():
             return _Sight("number", percent, fits, marked[0] if len(marked) else None)
-    if kind == "number":
+    if kind == "number" or not len(present):
         return _Sight("text")
     if _booleans(present).dtype == pl.Boolean:
         return _Sight("boolean")
     return _Sight("time" if _times(present).dtype.is_temporal() else "text")
+
+
+def _all_fit(values: pl.Series, decimal: str) -> bool:
+    """Whether all values are numbers with this decimal mark; most columns that are not show it in the first rows."""
+    if not _fits(_bare(values.head(_FIRST)), decimal).all():
+        return False
+    if decimal == "." and not values.cast(pl.Float64, strict=False).null_count():
+        return True
+    return bool(_fits(_bare(values), decimal).all())
 
 
 def _settle(name: str, sight: _Sight, separator: str, reading: Reading, seen: str) -> Notation:
