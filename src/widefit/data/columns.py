@@ -91,37 +91,42 @@ class Column:
             raise TypeError(f"no column is described by {record!r}")
         return column
 
-    def encode(self, values: pl.Series, gaps: pl.Series, out: Float64[np.ndarray, "n width"]) -> tuple[str, ...]:
-        """Write the numbers of a column into `out`, zeros at first.
-
-        Parameters
-        ----------
-        values
-            The column of a table.
-        gaps
-            True where a value is missing; nowhere unless `takes_gaps`.
-        out
-            Where to write.
-
-        Returns
-        -------
-        The values that training did not see; their rows stay zero.
+    def read(self, values: pl.Series, gaps: pl.Series) -> np.ndarray | pl.Series:
+        """Return the values as training read its own: float64 with NaN, or text with null, where they are missing.
 
         Raises
         ------
         TableError
             Values of another kind than in training, or infinite ones.
         """
-        absent = gaps.to_numpy()
+        if self.kind == "category":
+            return as_text(values, gaps, self.categories)
+        return read_numbers(values, gaps, self.kind)
+
+    def write(
+        self, values: np.ndarray | pl.Series, gaps: pl.Series, out: Float64[np.ndarray, "n width"]
+    ) -> tuple[str, ...]:
+        """Write the numbers of a column into `out`, zeros at first.
+
+        Parameters
+        ----------
+        values
+            The values that `read` gives.
+        gaps
+            True where a value is missing.
+        out
+            Where to write.
+
+        Returns
+        -------
+        The values that training did not see; their rows stay zero.
+        """
         if self.indicator:
-            out[:, -1] = absent
-        if self.kind != "category":
-            numbers = read_numbers(values, gaps, self.kind)
-            out[:, 0] = np.where(absent, 0.0 if self.fill is None else self.fill, numbers)
+            out[:, -1] = gaps.to_numpy()
+        if not isinstance(values, pl.Series):
+            out[:, 0] = np.where(np.isnan(values), 0.0 if self.fill is None else self.fill, values)
             return ()
-        text = as_text(values, gaps, self.categories)
-        if self.fill is not None:
-            text = text.fill_null(self.fill)
+        text = values if self.fill is None else values.fill_null(self.fill)
         count = len(self.categories)
         codes = text.replace_strict(list(self.categories), list(range(count)), default=None, return_dtype=pl.Int64)
         known = codes.is_not_null().to_numpy()

@@ -1,6 +1,8 @@
 """The work of `widefit predict`, `evaluate` and `info` on a model file."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ def predict(model_path: str, data: str, out: Path | None, proba: bool, reading: 
         _write(frame, out)
         output.remark(f"{plural(frame.height, 'prediction')} in {out}")
     elif not output.json:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed; name a file with --out")
         sys.stdout.write(frame.write_csv())
         sys.stdout.flush()
     found = {"file": out} if out is not None else frame.to_dict(as_series=False)
@@ -143,8 +147,17 @@ def _open(model_path: str) -> tuple[Any, TableEncoding]:
     return model, TableEncoding.from_dict(record)
 
 
+@contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    """Turn the errors of Polars in writing, which are its own, into the OSError that they come from."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+
+
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _as_os_error(path):
         if path.suffix.lower() == ".parquet":
             frame.write_parquet(temporary)
         else:

@@ -102,7 +102,7 @@ def prepare(job: Job) -> Prepared:
     y = found.target.values(table.frame)
     training, held_out = split_rows(y, job.test_size, job.seed, stratify=found.target.task == "classification")
     encoding = learn(job, table, found, training)
-    X = encoding.encode(table.frame)
+    X = encoding.encode_survey(found)
     notes = remarks(job, table, found, encoding)
     spent = time.perf_counter() - started
     return Prepared(table, encoding, X, y, training, held_out, notes, model_path, report_path, spent)
