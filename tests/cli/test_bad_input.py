@@ -32,6 +32,8 @@ FILES: dict[str, bytes] = {
     "no_y.csv": GOOD.replace(b",b,0.0\n", b",b,\n").replace(b"\n0,a,0.0", b"\n0,a,"),
     "constant_y.csv": csv_of(30, "a,y", "{i},5"),
     "class_per_row.csv": csv_of(30, "a,y", "{i},c{i}"),
+    "wrong.csv": b"day,a,y\n2020-01-01,1,1\n2020-01-02,,2\n2020-01-03,3,\n2020-01-04,4,4\n",
+    "inches.csv": b'a,y\n"12" board",1\n',
     "tiny.csv": b"a,y\n1,0.5\n2,1.5\n",
     "pickle.csv": pickle.dumps([1, 2]),
     "table.docx": b"PK\x03\x04",
@@ -64,6 +66,14 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "text among numbers": (["typo.csv"],
         "column 'a' holds numbers except for 1 value (first 'nine' in row 10); correct them, or say that "
         "they are missing with --na-value nine"),
+    "everything at once": (["wrong.csv"],
+        "the target 'y' is missing in 1 row (first in row 3); targets are never filled in, remove those rows; column "
+        "'day' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it out with --drop "
+        "day; column 'a' has 1 missing value (first in row 2); use --impute to fill them in, --missing-indicator to "
+        "learn from them too, or leave the columns out with --drop"),
+    "a home of nobody": (["~nosuchuser/x.csv"], "there is no file ~nosuchuser/x.csv"),
+    "a quote inside quotes": (["inches.csv"],
+        "inches.csv, line 2: ',' expected after '\"' (write a quote inside quotes twice)"),
     "missing target": (["no_y.csv"],
         "the target 'y' is missing in 1 row (first in row 1); targets are never filled in, remove those rows"),
     "constant target": (["constant_y.csv"], "the target 'y' has only one value (5); there is nothing to learn"),

@@ -61,7 +61,7 @@ class Column:
 
     @property
     def takes_gaps(self) -> bool:
-        """Whether a missing value is no error."""
+        """True where a missing value is no error."""
         return self.fill is not None or self.indicator
 
     def to_dict(self) -> dict:

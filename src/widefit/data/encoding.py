@@ -17,7 +17,7 @@ from widefit.data.words import Refusals, TableError, listing, plural
 
 @dataclass(frozen=True)
 class TableEncoding:
-    """What training learnt about the columns of a table. Immutable; travels in a model file as JSON.
+    """Knowledge of training about the columns of a table. Immutable; travels in a model file as JSON.
 
     Attributes
     ----------

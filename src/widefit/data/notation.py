@@ -1,4 +1,4 @@
-"""How the values of a text column are written: as numbers, as true and false, as dates, or as words."""
+"""Notations of the values of a text column: numbers, true and false, dates, or words."""
 
 import re
 from collections.abc import Callable
@@ -40,13 +40,13 @@ Kind = Literal["number", "boolean", "time", "text"]
 
 
 def is_number(field: str) -> bool:
-    """Whether a field looks like a number in some notation: 3, -1.5e3, 3,5, 1,016.00, $900, 12%."""
+    """Return whether a field looks like a number in some notation: 3, -1.5e3, 3,5, 1,016.00, $900, 12%."""
     return _DRESSED.fullmatch(field) is not None
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How the values of one column are written.
+    """The notation of the values of one column.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Notation:
     doubt: str = ""
 
     def read(self, text: pl.Series) -> pl.Series:
-        """The values as what they are if every one of them is written so; otherwise the text as it is.
+        """Return the values as what they are if every one of them is written so; otherwise the text as it is.
 
         Parameters
         ----------
@@ -85,8 +85,8 @@ class Notation:
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What the values of one column show, before the columns are compared.
+class _Appearance:
+    """The look of one column, before the columns are compared.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class _Sight:
     example: str | None = None
 
     @property
-    def evidence(self) -> str:
+    def sole_mark(self) -> str:
         """The decimal mark where only one fits, otherwise ""."""
         return self.fits[0] if self.kind == "number" and len(self.fits) == 1 else ""
 
@@ -124,16 +124,18 @@ def notations(frame: pl.DataFrame, separator: str, reading: Reading) -> tuple[di
     reading
         Instructions; `kinds` says which columns stay text whatever they look like.
     """
-    sights = {column.name: _look(column, reading.kinds.get(column.name)) for column in frame}
-    evidence = {sight.evidence for sight in sights.values()} - {""}
+    appearances = {column.name: _look(column, reading.kinds.get(column.name)) for column in frame}
+    evidence = {appearance.sole_mark for appearance in appearances.values()} - {""}
     seen = evidence.pop() if len(evidence) == 1 else ""
     decimal = reading.decimal or seen
-    return {name: _settle(name, sight, separator, reading, seen) for name, sight in sights.items()}, decimal
+    return {
+        name: _settle(name, appearance, separator, reading, seen) for name, appearance in appearances.items()
+    }, decimal
 
 
-def _look(text: pl.Series, kind: str | None) -> _Sight:
+def _look(text: pl.Series, kind: str | None) -> _Appearance:
     if kind not in (None, "number"):
-        return _Sight("text")
+        return _Appearance("text")
     present = text.drop_nulls()
     values = present.filter(~present.is_in(list(MISSING_AMONG_NUMBERS)))
     fits = tuple(mark for mark in (".", ",") if _all_fit(values, mark)) if len(values) else ()
@@ -142,16 +144,16 @@ def _look(text: pl.Series, kind: str | None) -> _Sight:
         marked = values.filter(_bare(values).str.contains("[.,]")) if len(fits) == 2 else values[:0]
         percent = values[0].endswith("%")
         if values.str.ends_with("%").all() if percent else not values.str.contains("%", literal=True).any():
-            return _Sight("number", percent, fits, marked[0] if len(marked) else None)
+            return _Appearance("number", percent, fits, marked[0] if len(marked) else None)
     if kind == "number" or not len(present):
-        return _Sight("text")
+        return _Appearance("text")
     if _booleans(present).dtype == pl.Boolean:
-        return _Sight("boolean")
-    return _Sight("time" if _times(present).dtype.is_temporal() else "text")
+        return _Appearance("boolean")
+    return _Appearance("time" if _times(present).dtype.is_temporal() else "text")
 
 
 def _all_fit(values: pl.Series, decimal: str) -> bool:
-    """Whether all values are numbers with this decimal mark; most columns that are not show it in the first rows."""
+    """Return whether all values are numbers with this mark; most columns that are not show it in their first rows."""
     if not _fits(_bare(values.head(_FIRST)), decimal).all():
         return False
     if decimal == "." and not values.cast(pl.Float64, strict=False).null_count():
@@ -159,16 +161,16 @@ def _all_fit(values: pl.Series, decimal: str) -> bool:
     return bool(_fits(_bare(values), decimal).all())
 
 
-def _settle(name: str, sight: _Sight, separator: str, reading: Reading, seen: str) -> Notation:
-    if sight.kind != "number":
-        return Notation(sight.kind)
+def _settle(name: str, appearance: _Appearance, separator: str, reading: Reading, seen: str) -> Notation:
+    if appearance.kind != "number":
+        return Notation(appearance.kind)
     if reading.decimal is not None:
-        fits = reading.decimal in sight.fits
-        return Notation("number", reading.decimal, sight.percent) if fits else Notation()
-    mark = sight.evidence or _probable_mark(sight.example, separator, reading.usual_decimal, seen)
-    if not mark and sight.example is not None:
-        return Notation(doubt=_question(name, sight.example))
-    return Notation("number", mark, sight.percent)
+        fits = reading.decimal in appearance.fits
+        return Notation("number", reading.decimal, appearance.percent) if fits else Notation()
+    mark = appearance.sole_mark or _probable_mark(appearance.example, separator, reading.usual_decimal, seen)
+    if not mark and appearance.example is not None:
+        return Notation(doubt=_question(name, appearance.example))
+    return Notation("number", mark, appearance.percent)
 
 
 def _probable_mark(example: str | None, separator: str, usual: str, seen: str) -> str:

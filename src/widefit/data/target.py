@@ -1,4 +1,4 @@
-"""Which column is predicted, and whether that is regression or classification."""
+"""The column to predict, and whether that is regression or classification."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -154,16 +154,20 @@ def learn_target(frame: pl.DataFrame, name: str, task: str | None = None) -> Tar
         raise TableError(f"the target {name!r} has only {what} ({column[0]!r}); there is nothing to learn")
     if not column.dtype.is_numeric():
         return _learn_categories(column, task, distinct)
+    return _learn_numbers(column, task, distinct)
+
+
+def _learn_numbers(column: pl.Series, task: str | None, distinct: int) -> Target:
+    name = column.name
     numbers = pl.Series(name, _numbers(column))
     whole = bool((numbers % 1 == 0).all())
     exact = bool((numbers.abs() <= EXACT).all())
     few = whole and exact and distinct <= MAX_INTEGER_CLASSES and 2 * distinct <= len(column)
+    reason = "as asked"
     if task is None:
         task = "classification" if few else "regression"
         what = "different whole numbers" if whole else "different numbers"
         reason = f"the target {name!r} has {distinct:,} {what} in {plural(len(column), 'row')}"
-    else:
-        reason = "as asked"
     if task == "regression":
         return Target(name, "regression", (), reason)
     if not whole:

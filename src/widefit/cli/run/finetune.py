@@ -35,7 +35,7 @@ SAFE = ".safetensors"
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for; `widefit finetune --help` says what each field means."""
+    """The wishes of the user; `widefit finetune --help` says what each field means."""
 
     factory: str
     weights: Path

@@ -22,7 +22,7 @@ HELD_OUT, TRAIN = "held out", "train"
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for; `widefit train --help` says what each field means."""
+    """The wishes of the user; `widefit train --help` says what each field means."""
 
     data: str
     target: str | None
