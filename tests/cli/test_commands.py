@@ -251,6 +251,15 @@ class TestTables:
         ) in document["notes"]
 
 
+def test_standard_output_that_is_closed(houses: Path) -> None:
+    command = f"{sys.executable} -m widefit predict houses.widefit new.csv >&-"
+    ran = subprocess.run(command, shell=True, cwd=houses, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "widefit: error: standard output is closed; name a file with --out\n",
+    )
+
+
 def test_evaluate_with_the_truth_under_another_name(said: dict[str, Result], houses: Path) -> None:
     document = json.loads(said["evaluate"].stdout)
     model, baseline = document["metrics"]["model"], document["metrics"]["baseline (always the mean)"]

@@ -105,6 +105,7 @@ NUMBERS = st.sampled_from(
     separator=st.sampled_from([",", ";", "\t", "|"]),
     rows=st.sampled_from([1, 2, 3]),
 )
+@example(columns=[["1", "1", "1.234", "1", "1", "1,016.5"], ["1", "1", "1,016", "1", "1", "1"]], separator=";", rows=3)
 def test_numbers_of_a_stream_are_those_of_the_table_or_refused(
     columns: list[list[str]], separator: str, rows: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -53,6 +53,8 @@ class TableBlocks:
     ----------
     name
         Of the table: the name of the file without its suffixes.
+    reading
+        Instructions; a stream that goes on with a model takes those of its encoding.
     notes, decimal, doubts
         As in `Table`, complete with the first block.
 
@@ -64,7 +66,9 @@ class TableBlocks:
     """
 
     def __init__(self, path: str | Path, rows: int, reading: Reading | None = None):
-        self._source, self.rows, self._reading = path, rows, reading or Reading()
+        self._source = path
+        self.rows = rows
+        self.reading = reading or Reading()
         if str(path) in BUILT_IN or str(path).startswith(OPENML_PREFIX):
             raise TableError(f"{path}: {_STREAMED}")
         self._opened: TableFile | None = open_table(path)
@@ -103,12 +107,12 @@ class TableBlocks:
             if index is None:
                 index = index_columns(frame, self.path)
                 self.notes = (index_note(self.path.name, index),) if index else ()
-            yield pl.DataFrame([self._reading.without_marks(column) for column in frame.drop(index)])
+            yield pl.DataFrame([self.reading.without_marks(column) for column in frame.drop(index)])
             first += frame.height
 
     def _text(self, file: TableFile) -> Iterator[pl.DataFrame]:
         with file.file:
-            text = Delimited(file.file, file.path, self._reading, tabs=file.kind == "tsv")
+            text = Delimited(file.file, file.path, self.reading, tabs=file.kind == "tsv")
             for frame in text.blocks(self.rows):
                 self.notes, self.decimal, self.doubts = text.notes, text.decimal, text.doubts
                 yield frame

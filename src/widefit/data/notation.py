@@ -125,12 +125,26 @@ def notations(frame: pl.DataFrame, separator: str, reading: Reading) -> tuple[di
         Instructions; `kinds` says which columns stay text whatever they look like.
     """
     appearances = {column.name: _look(column, reading.kinds.get(column.name)) for column in frame}
-    evidence = {appearance.sole_mark for appearance in appearances.values()} - {""}
-    seen = evidence.pop() if len(evidence) == 1 else ""
-    decimal = reading.decimal or seen
-    return {
-        name: _settle(name, appearance, separator, reading, seen) for name, appearance in appearances.items()
-    }, decimal
+    mark = reading.decimal or _shared_mark(list(appearances.values()), separator, reading.usual_decimal)
+    return {name: _settle(name, found, separator, reading, mark) for name, found in appearances.items()}, mark
+
+
+def _shared_mark(appearances: list[_Appearance], separator: str, usual: str) -> str:
+    """The decimal mark of the whole text, "" where its columns disagree or show nothing.
+
+    Columns of digits alone take it too, so that no later block of a stream can contradict it in silence.
+    """
+    evidence = {appearance.sole_mark for appearance in appearances} - {""}
+    if len(evidence) == 1:
+        return evidence.pop()
+    if usual or evidence:
+        return usual
+    examples = [appearance.example for appearance in appearances if appearance.example is not None]
+    commas = any("," in example for example in examples)
+    points = any("," not in example for example in examples)
+    if commas:
+        return "" if points else {",": ".", ";": ","}.get(separator, "")
+    return "." if points or separator == "," else ""
 
 
 def _look(text: pl.Series, kind: str | None) -> _Appearance:
@@ -161,28 +175,18 @@ def _all_fit(values: pl.Series, decimal: str) -> bool:
     return bool(_fits(_bare(values), decimal).all())
 
 
-def _settle(name: str, appearance: _Appearance, separator: str, reading: Reading, seen: str) -> Notation:
-    if appearance.kind != "number":
-        return Notation(appearance.kind)
+def _settle(name: str, found: _Appearance, separator: str, reading: Reading, mark: str) -> Notation:
+    if found.kind != "number":
+        return Notation(found.kind)
     if reading.decimal is not None:
-        fits = reading.decimal in appearance.fits
-        return Notation("number", reading.decimal, appearance.percent) if fits else Notation()
-    mark = appearance.sole_mark or _probable_mark(appearance.example, separator, reading.usual_decimal, seen)
-    if not mark and appearance.example is not None:
-        return Notation(doubt=_question(name, appearance.example))
-    return Notation("number", mark, appearance.percent)
-
-
-def _probable_mark(example: str | None, separator: str, usual: str, seen: str) -> str:
-    """The decimal mark of a column that fits both, "" where nothing tells."""
-    if example is None:
-        return seen or usual or ("." if separator == "," else "")
-    points = "," not in example
-    if seen == "," and usual != "," and (points or separator == ","):
-        # "1.234" beside decimal commas, or "1,016" and "3,5" between commas.
-        return ""
-    by_separator = {",": ".", ";": ","}.get(separator, "")
-    return seen or usual or ("." if points else by_separator)
+        return Notation("number", mark, found.percent) if mark in found.fits else Notation()
+    if found.sole_mark or found.example is None:
+        return Notation("number", found.sole_mark or mark, found.percent)
+    # "1.234" beside decimal commas, or "1,016" and "3,5" between commas.
+    odd = mark == "," and reading.usual_decimal != "," and (separator == "," or "," not in found.example)
+    if odd or not mark:
+        return Notation(doubt=_question(name, found.example))
+    return Notation("number", mark, found.percent)
 
 
 def _question(name: str, example: str) -> str:
