@@ -32,9 +32,11 @@ FILES: dict[str, bytes] = {
     "no_y.csv": GOOD.replace(b",b,0.0\n", b",b,\n").replace(b"\n0,a,0.0", b"\n0,a,"),
     "constant_y.csv": csv_of(30, "a,y", "{i},5"),
     "class_per_row.csv": csv_of(30, "a,y", "{i},c{i}"),
+    "wrong.csv": b"day,a,y\n2020-01-01,1,1\n2020-01-02,,2\n2020-01-03,3,\n2020-01-04,4,4\n",
+    "inches.csv": b'a,y\n"12" board",1\n',
     "tiny.csv": b"a,y\n1,0.5\n2,1.5\n",
     "pickle.csv": pickle.dumps([1, 2]),
-    "table.xlsx": b"PK\x03\x04",
+    "table.docx": b"PK\x03\x04",
     "csv.widefit": GOOD,
 }
 
@@ -44,9 +46,9 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "there is no file and no built-in data set called 'digit'; built in are digits, diabetes, "
         "breast_cancer, wine, iris, california_housing"),
     "a folder": (["folder"], "folder is a folder, not a file"),
-    "unknown format": (["table.xlsx"],
-        "table.xlsx: the name does not end in a format that widefit reads (.csv, .tsv, .parquet, .npz, .svm, "
-        ".libsvm, .svmlight or .txt for svmlight; text also with .gz)"),
+    "unknown format": (["table.docx"],
+        "table.docx: the name does not end in a format that widefit reads (.csv, .tsv, .txt, .parquet, .npz, .svm, "
+        ".libsvm, .svmlight, .arff, .xlsx, .xls or .ods; also with .gz, .bz2, .xz, .zst or .zip)"),
     "empty file": (["empty.csv"], "empty.csv is empty"),
     "pickle": (["pickle.csv"], "pickle.csv is not a CSV file: it is a pickle, which widefit does not open"),
     "short line": (["ragged.csv"],
@@ -56,14 +58,22 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "twice.csv, line 1: 2 columns called 'a' (columns 1, 2); give each column a name of its own"),
     "encoding": (["latin.csv"], "latin.csv, line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
     "missing values": (["gaps.csv"],
-        "column 'a' has 1 missing value (first in row 5); use --impute to fill them in, or leave the columns "
-        "out with --drop"),
+        "column 'a' has 1 missing value (first in row 5); use --impute to fill them in, --missing-indicator "
+        "to learn from them too, or leave the columns out with --drop"),
     "dates": (["dates.csv"],
         "column 'when' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it "
         "out with --drop when"),
     "text among numbers": (["typo.csv"],
-        "column 'a' holds numbers except for 1 value (first 'nine' in row 10); correct them, or leave them "
-        "empty and use --impute"),
+        "column 'a' holds numbers except for 1 value (first 'nine' in row 10); correct them, or say that "
+        "they are missing with --na-value nine"),
+    "everything at once": (["wrong.csv"],
+        "the target 'y' is missing in 1 row (first in row 3); targets are never filled in, remove those rows; column "
+        "'day' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it out with --drop "
+        "day; column 'a' has 1 missing value (first in row 2); use --impute to fill them in, --missing-indicator to "
+        "learn from them too, or leave the columns out with --drop"),
+    "a home of nobody": (["~nosuchuser/x.csv"], "there is no file ~nosuchuser/x.csv"),
+    "a quote inside quotes": (["inches.csv"],
+        "inches.csv, line 2: ',' expected after '\"' (write a quote inside quotes twice)"),
     "missing target": (["no_y.csv"],
         "the target 'y' is missing in 1 row (first in row 1); targets are never filled in, remove those rows"),
     "constant target": (["constant_y.csv"], "the target 'y' has only one value (5); there is nothing to learn"),

@@ -206,6 +206,71 @@ class TestPredict:
         assert (ran.stdout, ran.stderr) == ("prediction\n", "")
 
 
+class TestTables:
+    """Tables as people write them, from training to prediction."""
+
+    QUICK = ("--width", 64, "--max-iter", 2, "--no-report", "--quiet")
+
+    def test_codes_dates_and_marks_of_training_hold_in_prediction(self, tmp_path: Path) -> None:
+        kinds = [("01", "$1,000", "01/02/2020"), ("02", "$900", "unknown"), ("A1", "-", "03/02/2020")]
+        rows = "".join(f'{kind},"{price}",{day},{index % 7 / 3}\n' for index in range(12) for kind, price, day in kinds)
+        (tmp_path / "t.csv").write_text("code,price,day,y\n" + rows)
+        (tmp_path / "new.csv").write_text('code,price,day\n02,950,01/02/2020\n01,"$1,100.00",03/02/2020\n')
+        (tmp_path / "dates.csv").write_text("code,price,day\n02,2020-01-01,01/02/2020\n")
+        trained = call("train", "t.csv", "--impute", *self.QUICK, folder=tmp_path)
+        assert trained.code == 0, trained.stderr
+        code, stdout, stderr = call("predict", "t.widefit", "new.csv", folder=tmp_path)
+        assert (code, stderr, len(stdout.splitlines())) == (0, "", 3)
+        code, stdout, stderr = call("predict", "t.widefit", "dates.csv", folder=tmp_path)
+        assert (code, stdout) == (2, "")
+        assert stderr == (
+            "widefit: error: column 'price', row 1: '2020-01-01' is not a number, as it was in training\n"
+        )
+
+    def test_instructions_reach_the_reader_and_the_next_table(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("".join(f"{index % 5},{index};-9;{index % 4}\n" for index in range(30)))
+        said = ("--no-header", "--decimal", ",", "--na-value", "-9", "--json")
+        trained = call("train", "t.csv", *said, *self.QUICK, folder=tmp_path)
+        assert trained.code == 0, trained.stderr
+        document = json.loads(trained.stdout)
+        assert document["data"]["features"] == ["column_1"]
+        assert document["data"]["left_out"] == [{"column": "column_2", "reason": "it is empty"}]
+        (tmp_path / "new.csv").write_text("column_1\n-9\n")
+        refused = call("predict", "t.widefit", "new.csv", folder=tmp_path)
+        assert "column 'column_1' has 1 missing value (first in row 1)" in refused.stderr
+
+    def test_gaps_as_information(self, tmp_path: Path) -> None:
+        rows = "".join(f"{'' if index % 3 else 'Gd'},{index % 5},{index / 7}\n" for index in range(30))
+        (tmp_path / "t.csv").write_text("pool,size,y\n" + rows)
+        trained = call("train", "t.csv", "--missing-indicator", "--json", *self.QUICK, folder=tmp_path)
+        document = json.loads(trained.stdout)
+        assert document["data"]["features"] == ["pool=Gd", "pool is missing", "size"]
+        assert "20 missing values taken as values of their own" in document["notes"]
+
+    @pytest.mark.parametrize("stream", [(), ("--stream",)])
+    def test_standard_input(self, stream: tuple[str, ...], tmp_path: Path) -> None:
+        table = "id,y\n" + "".join(f"{index},{index / 7}\n" for index in range(40))
+        arguments = ["train", "-", *stream, "--width", "64", "--max-iter", "2", "--no-report", "--json"]
+        command = [sys.executable, "-m", "widefit", *arguments]
+        ran = subprocess.run(command, input=table, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        document = json.loads(ran.stdout)
+        assert document["files"] == {"model": "stdin.widefit"}
+        assert (
+            "column 'id' has a different whole number in every row; if it only names the rows, leave it out with "
+            "--drop id"
+        ) in document["notes"]
+
+
+def test_standard_output_that_is_closed(houses: Path) -> None:
+    command = f"{sys.executable} -m widefit predict houses.widefit new.csv >&-"
+    ran = subprocess.run(command, shell=True, cwd=houses, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "widefit: error: standard output is closed; name a file with --out\n",
+    )
+
+
 def test_evaluate_with_the_truth_under_another_name(said: dict[str, Result], houses: Path) -> None:
     document = json.loads(said["evaluate"].stdout)
     model, baseline = document["metrics"]["model"], document["metrics"]["baseline (always the mean)"]

@@ -89,7 +89,7 @@ def test_a_resumed_stream_ends_in_the_same_weights(said: dict[str, Result], fold
         ("gap", "rows 301 to 600 of the file: column 'u' has 1 missing value (first in row 151)"),
         ("new", "label 'middle' is none of the model's classes ('high', 'low')"),
         ("tracker", "--stream takes --tracker auto, dense or half-space-tree"),
-        ("format", "a stream is read from .csv, .tsv (also .gz) or .parquet files"),
+        ("format", "a stream is read from .csv, .tsv or .txt (also compressed), .parquet, or standard input"),
     ],
 )
 def test_refusals(case: str, message: str, said: dict[str, Result]) -> None:

@@ -3,19 +3,23 @@
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
-from widefit.data.table import Table, TableError
+from widefit.data.reading import Reading
+from widefit.data.survey import survey
+from widefit.data.table import Table
 from widefit.data.target import Target, choose_target, learn_target
+from widefit.data.words import TableError
 
 Y = pl.Series("y", [0.5, 1.5, 2.5, 3.5])
 
@@ -110,6 +114,201 @@ class TestEncoding:
         assert TableEncoding.learn(frame, "y").feature_names == ("kind=a", "kind=b", "kind=c", "unit=km", "unit=m")
 
 
+# A value of every type that a column can have.
+TYPES: dict[str, pl.Series] = {
+    "whole numbers": pl.Series([1, 0, 1, 1]),
+    "numbers": pl.Series([1.0, 0.0, 1.0, 1.0]),
+    "decimals": pl.Series([1, 0, 1, 1]).cast(pl.Decimal(10, 2)),
+    "text of numbers": pl.Series(["1", "0", " 1", "1.0"]),
+    "words": pl.Series(["x", "y", "x", "x"]),
+    "booleans": pl.Series([True, False, True, True]),
+    "text of booleans": pl.Series(["True", "false", "TRUE", "true"]),
+    "dates": pl.Series([date(2020, 1, day) for day in (1, 2, 3, 4)]),
+    "moments": pl.Series([datetime(2020, 1, day) for day in (1, 2, 3, 4)]),
+    "times": pl.Series([time(hour) for hour in (1, 2, 3, 4)]),
+    "durations": pl.Series([timedelta(days=day) for day in (1, 2, 3, 4)]),
+    "lists": pl.Series([[1], [0], [1], [1]]),
+    "records": pl.Series([{"a": 1}, {"a": 0}, {"a": 1}, {"a": 1}]),
+    "bytes": pl.Series([b"1", b"0", b"1", b"1"]),
+    "categorical words": pl.Series(["x", "y", "x", "x"], dtype=pl.Categorical),
+    "categorical numbers": pl.Series(["1", "0", "1", "1"], dtype=pl.Categorical),
+    "nothing": pl.Series([None, None, None, None]),
+    "lists of nothing": pl.Series([None, None, None, None], dtype=pl.List(pl.Int64)),
+}
+SEEN = {
+    "number": pl.Series([0.5, 1.5, 2.5, 3.5]),
+    "boolean": pl.Series([True, False, True, False]),
+    "category": pl.Series(["1", "0", "True", "0"]),
+}
+NUMBERS = {"whole numbers", "numbers", "decimals", "text of numbers", "categorical numbers"}
+READ_AS = {
+    "number": NUMBERS,
+    "boolean": NUMBERS | {"booleans", "text of booleans"},
+    "category": NUMBERS | {"words", "booleans", "text of booleans", "categorical words"},
+}
+
+
+class TestTypesOfTraining:
+    """A column is read as training read it, or refused with its name and row: never as something else in silence."""
+
+    @pytest.mark.parametrize("kind", SEEN)
+    @pytest.mark.parametrize("name", TYPES)
+    @pytest.mark.filterwarnings("ignore:column 'a' has")
+    def test_another_type(self, kind: str, name: str) -> None:
+        encoding = TableEncoding.learn(frame_of(a=SEEN[kind]), "y")
+        new = pl.DataFrame({"a": TYPES[name]})
+        if name in READ_AS[kind]:
+            found = encoding.encode(new)
+            if kind != "category":
+                assert found.ravel().tolist() == [1, 0, 1, 1]
+            return
+        message = refusal(lambda: encoding.encode(new))
+        assert message.startswith("column 'a' has 4 missing" if "nothing" in name else "column 'a', row 1: ")
+
+    @pytest.mark.parametrize("kind", SEEN)
+    @pytest.mark.parametrize("name", TYPES)
+    def test_another_type_of_target(self, kind: str, name: str) -> None:
+        target = learn_target(pl.DataFrame({"a": [*SEEN[kind], *SEEN[kind]]}), "a")
+        new = pl.DataFrame({"a": TYPES[name]})
+        if name not in READ_AS[kind] or "words" in name:
+            assert "'a'" in refusal(lambda: target.values(new))
+            return
+        if kind == "category":
+            # Labels are compared as they are written.
+            with suppress(TableError):
+                assert set(target.values(new)) <= set(SEEN["category"])
+            return
+        assert target.values(new).tolist() == [1, 0, 1, 1]
+
+    @given(st.data())
+    @settings(max_examples=100)
+    @pytest.mark.filterwarnings("ignore:column ")
+    def test_any_columns(self, data: st.DataObject) -> None:
+        kinds = data.draw(st.lists(st.sampled_from(sorted(SEEN)), min_size=1, max_size=3))
+        encoding = TableEncoding.learn(frame_of(**{f"c{i}": SEEN[kind] for i, kind in enumerate(kinds)}), "y")
+        names = [data.draw(st.sampled_from(sorted(TYPES))) for _ in kinds]
+        new = pl.DataFrame({f"c{i}": TYPES[name] for i, name in enumerate(names)})
+        wrong = [i for i, (kind, name) in enumerate(zip(kinds, names, strict=True)) if name not in READ_AS[kind]]
+        if not wrong:
+            assert np.isfinite(encoding.encode(new)).all()
+            return
+        message = refusal(lambda: encoding.encode(new))
+        assert all(f"column 'c{i}'" in message for i in wrong)
+
+    def test_codes_keep_their_zeros_and_versions_their_digits(self, tmp_path: Path) -> None:
+        rows = [("01", "1.50", "True", 0.5), ("02", "2.00", "False", 10.5), ("A1", "x", "maybe", 20.5)] * 4
+        (tmp_path / "t.csv").write_text("a,b,c,y\n" + "".join(f"{a},{b},{c},{y}\n" for a, b, c, y in rows))
+        (tmp_path / "new.csv").write_text("a,b,c\n02,1.50,False\n01,2.00,True\n")
+        encoding = TableEncoding.learn(read_table(tmp_path / "t.csv").frame, "y")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            X = encoding.encode(read_table(tmp_path / "new.csv", encoding.reading(Reading())).frame)
+        names = [name for row in X for name, value in zip(encoding.feature_names, row, strict=True) if value]
+        assert names == ["a=02", "b=1.50", "c=False", "a=01", "b=2.00", "c=True"]
+
+    def test_dates_in_a_later_table_are_no_numbers(self, tmp_path: Path) -> None:
+        encoding = TableEncoding.learn(frame_of(a=[1, 2, 3, 5]), "y")
+        (tmp_path / "new.csv").write_text("a\n2020-01-01\n2020-01-02\n")
+        frame = read_table(tmp_path / "new.csv", encoding.reading(Reading())).frame
+        message = "column 'a', row 1: '2020-01-01' is not a number, as it was in training"
+        assert refusal(lambda: encoding.encode(frame)) == message
+        frame = pl.DataFrame({"a": [date(2020, 1, 1)]})
+        assert refusal(lambda: encoding.encode(frame)) == (
+            "column 'a', row 1: 2020-01-01 is not what training saw in it (numbers); the column holds dates"
+        )
+
+    def test_labels_that_look_like_numbers_stay_text(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("x,y\n1,01\n2,02\n3,A\n4,01\n5,02\n6,A\n")
+        (tmp_path / "new.csv").write_text("x,truth\n1,02\n2,01\n")
+        encoding = TableEncoding.learn(read_table(tmp_path / "t.csv").frame, "y")
+        new = read_table(tmp_path / "new.csv", encoding.reading(Reading(), truth="truth")).frame
+        assert encoding.target.values(new.rename({"truth": "y"})).tolist() == ["02", "01"]
+
+    def test_files_of_version_0_1(self) -> None:
+        record = {
+            "target": {"name": "y", "task": "classification", "labels": [0, 1], "reason": ""},
+            "columns": [
+                {"name": "a", "kind": "number", "categories": [], "fill": 1.5},
+                {"name": "b", "kind": "category", "categories": ["u", "v"], "fill": "u"},
+            ],
+            "left_out": [["c", "it is empty"]],
+        }
+        encoding = TableEncoding.from_dict(record)
+        assert encoding.encode(pl.DataFrame({"a": [None, 2], "b": ["v", None]})).tolist() == [[1.5, 0, 1], [2, 1, 0]]
+
+    @pytest.mark.parametrize(
+        ("part", "field", "value"),
+        [
+            ("columns", "kind", "date"),
+            ("columns", "name", 3),
+            ("columns", "categories", [1]),
+            ("columns", "fill", "x"),
+            ("columns", "indicator", 1),
+            ("target", "task", "guess"),
+            ("target", "labels", [0, "a"]),
+            ("target", "labels", []),
+            ("target", "labels", [0.5]),
+            ("target", "name", None),
+        ],
+    )
+    def test_other_records_are_refused(self, part: str, field: str, value: object) -> None:
+        record = TableEncoding.learn(mixed(), "flag").to_dict()
+        entry = record["target"] if part == "target" else record["columns"][0]
+        entry[field] = value
+        with pytest.raises(ValueError, match="not the record of a TableEncoding"):
+            TableEncoding.from_dict(record)
+
+
+class TestIndicator:
+    frame = frame_of(pool=["Gd", None, "Ex", None], size=[1.0, None, 3.0, 5.0], whole=[1, 2, 3, 4])
+
+    def test_a_gap_is_a_category_or_a_column(self) -> None:
+        encoding = TableEncoding.learn(self.frame, "y", indicate=True)
+        names = ("pool=Ex", "pool=Gd", "pool is missing", "size", "size is missing", "whole")
+        assert encoding.feature_names == names
+        expected = [[0, 1, 0, 1, 0, 1], [0, 0, 1, 3, 1, 2], [1, 0, 0, 3, 0, 3], [0, 0, 1, 5, 0, 4]]
+        assert encoding.encode(self.frame).tolist() == expected
+        assert TableEncoding.from_dict(json.loads(json.dumps(encoding.to_dict()))) == encoding
+
+    def test_one_category_with_gaps_is_a_feature(self) -> None:
+        encoding = TableEncoding.learn(frame_of(pool=["Gd", None, "Gd", None]), "y", indicate=True)
+        assert encoding.encode(pl.DataFrame({"pool": [None, "Gd"]})).tolist() == [[0, 1], [1, 0]]
+
+
+class TestSurvey:
+    def test_everything_that_is_wrong_is_said_at_once(self) -> None:
+        frame = pl.DataFrame(
+            {
+                "when": [date(2020, 1, 1)] * 4,
+                "tags": [[1]] * 4,
+                "size": [1.0, float("inf"), 2.0, 3.0],
+                "gap": [1, None, 2, 3],
+                "y": [1.0, None, 2.0, 3.0],
+            }
+        )
+        message = refusal(lambda: TableEncoding.learn(frame, "y", drop=["nothing"]))
+        for part in (
+            "there is no column 'nothing' to drop",
+            "the target 'y' is missing in 1 row",
+            "column 'when' holds dates",
+            "--drop tags",
+            "column 'size' has 1 infinite value",
+            "column 'gap' has 1 missing value (first in row 2); use --impute",
+        ):
+            assert part in message
+
+    def test_columns_that_number_the_rows(self) -> None:
+        n = 30
+        y = np.arange(n) / 7
+        frame = pl.DataFrame({"Unnamed: 0": range(n), "id": np.arange(n) * 3, "n": [1, 2] * 15, "y": y})
+        found = survey(frame, "y")
+        assert found.left_out == (("Unnamed: 0", "it numbers the rows"),)
+        assert found.numberings == ("id",)
+        frame = pl.DataFrame({"Unnamed: 0": np.arange(n)[::-1], "id": np.arange(n) ** 2 % 31, "y": y})
+        found = survey(frame, "y")
+        assert (found.left_out, found.numberings) == ((), ("Unnamed: 0",))
+
+
 class TestMissing:
     frame = frame_of(
         size=[1.0, None, float("nan"), 5.0],
@@ -121,8 +320,8 @@ class TestMissing:
     def test_refused_with_column_count_row_and_remedy(self) -> None:
         assert refusal(lambda: TableEncoding.learn(self.frame, "y")) == (
             "column 'size' has 2 missing values (first in row 2); column 'town' has 1 missing value (first in row 2); "
-            "column 'flag' has 1 missing value (first in row 2); use --impute to fill them in, or leave the columns "
-            "out with --drop"
+            "column 'flag' has 1 missing value (first in row 2); use --impute to fill them in, --missing-indicator to "
+            "learn from them too, or leave the columns out with --drop"
         )
 
     def test_imputed(self) -> None:
@@ -191,8 +390,8 @@ class TestRefused:
         values[7] = "seven"
         frame = pl.DataFrame({"size": values, "y": np.arange(30) / 7})
         assert refusal(lambda: TableEncoding.learn(frame, "y")) == (
-            "column 'size' holds numbers except for 1 value (first 'seven' in row 8); correct them, or say that they are "
-            "missing with --na-value seven"
+            "column 'size' holds numbers except for 1 value (first 'seven' in row 8); correct them, or say that they "
+            "are missing with --na-value seven"
         )
 
     def test_nested(self) -> None:

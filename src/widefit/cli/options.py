@@ -3,10 +3,14 @@
 import os
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.models import OptionInfo
+
+if TYPE_CHECKING:
+    from widefit.data.reading import Reading
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")
@@ -20,14 +24,55 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A .csv, .tsv, .parquet, .npz, .svm or .libsvm file, or digits, diabetes, breast_cancer, wine, iris, "
-        "california_housing, openml:NAME.",
+        help="A .csv, .tsv, .txt, .parquet, .npz, .svm, .arff or .xlsx file, also .gz, .bz2, .xz, .zst or .zip; - for "
+        "standard input; or digits, diabetes, breast_cancer, wine, iris, california_housing, openml:NAME.",
         show_default=False,
     ),
 ]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model file that widefit train wrote.", show_default=False)
 ]
+
+
+class DecimalChoice(StrEnum):
+    """The mark between the whole part of a number and its fraction; the other one separates thousands."""
+
+    POINT = "."
+    COMMA = ","
+
+
+READING = "How the table is written"
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        rich_help_panel=READING,
+        help="Whether the first line of a text holds the names; by default seen from the text.",
+        show_default=False,
+    ),
+]
+DecimalOption = Annotated[
+    DecimalChoice | None,
+    typer.Option(
+        rich_help_panel=READING,
+        help="The decimal mark of a text, the other one being for thousands; by default seen from the text.",
+    ),
+]
+NaValueOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VALUE",
+        rich_help_panel=READING,
+        help="What stands for a missing value, besides NA, NaN, ? and the like; may be repeated.",
+    ),
+]
+
+
+def reading_of(header: bool | None, decimal: DecimalChoice | None, na_values: list[str] | None) -> "Reading":
+    """The instructions for readers that these options give."""
+    from widefit.data.reading import Reading
+
+    return Reading(header, None if decimal is None else decimal.value, tuple(na_values or ()))
 
 
 def examples(*lines: str) -> str:

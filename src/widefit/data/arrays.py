@@ -2,8 +2,8 @@
 
 import io
 import re
+import sys
 import zipfile
-import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -33,25 +33,11 @@ def read_npz(data: bytes, path: Path, name: str) -> Table:
     TableError
         Damaged archive, other keys, pickled objects, shapes that do not fit, types that are no numbers.
     """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            if "X" not in archive.files:
-                raise TableError(f"{path} holds the arrays {listing(archive.files)}; widefit reads X and y")
-            X = archive["X"]
-            y = archive["y"] if "y" in archive.files else None
-    except zipfile.BadZipFile as error:
-        raise TableError(f"{path} is damaged or truncated: {error}") from error
-    except TableError:
-        raise
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise TableError(f"{path} holds pickled objects, which widefit does not open; save plain arrays") from error
-        raise TableError(f"{path} is damaged: {error}") from error
-    except MemoryError as error:
-        raise TableError(f"{path} does not fit in memory, or is damaged: {error}") from error
-    except (OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        # The last two: compression methods, versions and encryption that Python's zipfile does not know.
-        raise TableError(f"{path} is damaged or truncated: {error}") from error
+    found = _loaded(data, path)
+    if "X" not in found:
+        raise TableError(f"{path} holds the arrays {listing(list(found))}; widefit reads X and y")
+    X, y = (None if found.get(key) is None else _native(found[key], key, path) for key in ("X", "y"))
+    assert X is not None
     if X.ndim < 2 or X.dtype.kind not in "fiub":
         raise TableError(f"{path}: X has shape {X.shape} and type {X.dtype}; it must be numbers of shape (n, d)")
     if not X.size:
@@ -68,6 +54,41 @@ def read_npz(data: bytes, path: Path, name: str) -> Table:
             raise TableError(f"{path}: y has type {y.dtype}; it must be numbers, booleans or text")
     _refuse_wide(X.shape, path)
     return Table(from_arrays(X, y), name, target=None if y is None else "y", declares_target=True)
+
+
+def _loaded(data: bytes, path: Path) -> dict[str, np.ndarray | bytes | None]:
+    """X and y of an archive; None for other members, which are not opened."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] if name in ("X", "y") else None for name in archive.files}
+    except MemoryError as error:
+        raise TableError(f"{path} does not fit in memory, or is damaged: {error}") from error
+    except Exception as error:  # NumPy evaluates the headers of members, which can be wrong in any way
+        if "allow_pickle" in str(error):
+            raise TableError(f"{path} holds pickled objects, which widefit does not open; save plain arrays") from error
+        truncated = isinstance(error, OSError | EOFError | zipfile.BadZipFile)
+        raise TableError(f"{path} is damaged{' or truncated' if truncated else ''}: {error}") from error
+
+
+def _native(array: np.ndarray | bytes | None, key: str, path: Path) -> np.ndarray:
+    """The array in a type that Polars takes, in this machine's order of bytes.
+
+    Raises
+    ------
+    TableError
+        A member that is no array, or text with numbers beyond Unicode.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TableError(f"{path}: the member {key} is not an array; save it with numpy.savez")
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "f" and size not in (4, 8):
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32 if size < 4 else np.float64)
+    if kind == "U":
+        codes = np.ascontiguousarray(array).reshape(-1).view(np.uint32 if array.dtype.isnative else ">u4")
+        if codes.size and (codes.max() > sys.maxunicode or ((codes >= 0xD800) & (codes < 0xE000)).any()):
+            raise TableError(f"{path} is damaged: {key} holds text that is not Unicode")
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def read_libsvm(data: bytes, path: Path, name: str) -> Table:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import polars as pl
 
+from widefit.data.datasets import BUILT_IN, OPENML_PREFIX
 from widefit.data.delimited import Delimited
 from widefit.data.readers import index_columns, index_note
 from widefit.data.reading import Reading
 from widefit.data.sources import STANDARD_INPUT, TableFile, open_table
+from widefit.data.table import Table
 from widefit.data.words import TableError
 
+_STREAMED = "a stream is read from .csv, .tsv or .txt (also compressed), .parquet, or standard input"
 _FORMATS = ("csv", "tsv", "parquet")
 
 
@@ -50,6 +53,8 @@ class TableBlocks:
     ----------
     name
         Of the table: the name of the file without its suffixes.
+    reading
+        Instructions; a stream that goes on with a model takes those of its encoding.
     notes, decimal, doubts
         As in `Table`, complete with the first block.
 
@@ -61,18 +66,23 @@ class TableBlocks:
     """
 
     def __init__(self, path: str | Path, rows: int, reading: Reading | None = None):
-        self._source, self.rows, self._reading = path, rows, reading or Reading()
+        self._source = path
+        self.rows = rows
+        self.reading = reading or Reading()
+        if str(path) in BUILT_IN or str(path).startswith(OPENML_PREFIX):
+            raise TableError(f"{path}: {_STREAMED}")
         self._opened: TableFile | None = open_table(path)
         self.path, self.name, kind = self._opened.path, self._opened.name, self._opened.kind
         if kind not in _FORMATS or (kind == "parquet" and (self._opened.compressed or str(path) == STANDARD_INPUT)):
             self._opened.file.close()
-            raise TableError(
-                f"{path}: a stream is read from .csv, .tsv or delimited .txt (also compressed), standard input, or "
-                ".parquet files"
-            )
+            raise TableError(f"{path}: {_STREAMED}")
         self.notes: tuple[str, ...] = ()
         self.decimal = ""
         self.doubts: dict[str, str] = {}
+
+    def table(self, first: Block) -> Table:
+        """The first block as a table, with what the reader decided."""
+        return Table(first.frame, self.name, notes=self.notes, decimal=self.decimal, doubts=self.doubts)
 
     def __iter__(self) -> Iterator[Block]:
         file = self._opened or open_table(self._source)
@@ -97,12 +107,12 @@ class TableBlocks:
             if index is None:
                 index = index_columns(frame, self.path)
                 self.notes = (index_note(self.path.name, index),) if index else ()
-            yield pl.DataFrame([self._reading.without_marks(column) for column in frame.drop(index)])
+            yield pl.DataFrame([self.reading.without_marks(column) for column in frame.drop(index)])
             first += frame.height
 
     def _text(self, file: TableFile) -> Iterator[pl.DataFrame]:
         with file.file:
-            text = Delimited(file.file, file.path, self._reading, tabs=file.kind == "tsv")
+            text = Delimited(file.file, file.path, self.reading, tabs=file.kind == "tsv")
             for frame in text.blocks(self.rows):
                 self.notes, self.decimal, self.doubts = text.notes, text.decimal, text.doubts
                 yield frame

@@ -61,7 +61,7 @@ class Column:
 
     @property
     def takes_gaps(self) -> bool:
-        """Whether a missing value is no error."""
+        """True where a missing value is no error."""
         return self.fill is not None or self.indicator
 
     def to_dict(self) -> dict:
@@ -91,37 +91,42 @@ class Column:
             raise TypeError(f"no column is described by {record!r}")
         return column
 
-    def encode(self, values: pl.Series, gaps: pl.Series, out: Float64[np.ndarray, "n width"]) -> tuple[str, ...]:
-        """Write the numbers of a column into `out`, zeros at first.
-
-        Parameters
-        ----------
-        values
-            The column of a table.
-        gaps
-            True where a value is missing; nowhere unless `takes_gaps`.
-        out
-            Where to write.
-
-        Returns
-        -------
-        The values that training did not see; their rows stay zero.
+    def read(self, values: pl.Series, gaps: pl.Series) -> np.ndarray | pl.Series:
+        """Return the values as training read its own: float64 with NaN, or text with null, where they are missing.
 
         Raises
         ------
         TableError
             Values of another kind than in training, or infinite ones.
         """
-        absent = gaps.to_numpy()
+        if self.kind == "category":
+            return as_text(values, gaps, self.categories)
+        return read_numbers(values, gaps, self.kind)
+
+    def write(
+        self, values: np.ndarray | pl.Series, gaps: pl.Series, out: Float64[np.ndarray, "n width"]
+    ) -> tuple[str, ...]:
+        """Write the numbers of a column into `out`, zeros at first.
+
+        Parameters
+        ----------
+        values
+            The values that `read` gives.
+        gaps
+            True where a value is missing.
+        out
+            Where to write.
+
+        Returns
+        -------
+        The values that training did not see; their rows stay zero.
+        """
         if self.indicator:
-            out[:, -1] = absent
-        if self.kind != "category":
-            numbers = read_numbers(values, gaps, self.kind)
-            out[:, 0] = np.where(absent, 0.0 if self.fill is None else self.fill, numbers)
+            out[:, -1] = gaps.to_numpy()
+        if not isinstance(values, pl.Series):
+            out[:, 0] = np.where(np.isnan(values), 0.0 if self.fill is None else self.fill, values)
             return ()
-        text = as_text(values, gaps, self.categories)
-        if self.fill is not None:
-            text = text.fill_null(self.fill)
+        text = values if self.fill is None else values.fill_null(self.fill)
         count = len(self.categories)
         codes = text.replace_strict(list(self.categories), list(range(count)), default=None, return_dtype=pl.Int64)
         known = codes.is_not_null().to_numpy()
@@ -288,21 +293,27 @@ def _cast(values: pl.Series, gaps: pl.Series) -> pl.Series:
     return values.cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
 
 
+def flags(values: pl.Series) -> pl.Series:
+    """True and false, and 1 and 0, as booleans; null for everything else."""
+    if values.dtype == pl.Boolean:
+        return values
+    plain = values.cast(pl.Float64) if values.dtype.is_numeric() else values
+    lower = plain.cast(pl.String).str.strip_chars().str.to_lowercase()
+    known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    return lower.replace_strict(known, default=None, return_dtype=pl.Boolean)
+
+
 def _as_booleans(values: pl.Series, gaps: pl.Series) -> np.ndarray:
     if gaps.all():
         return np.full(len(values), np.nan)
-    if values.dtype == pl.Boolean:
-        return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
-    lower = values.cast(pl.String).str.strip_chars().str.to_lowercase()
-    known = ["true", "false", "1", "0", "1.0", "0.0"]
-    flags = lower.replace_strict(known, [1.0, 0.0] * 3, default=None, return_dtype=pl.Float64)
-    wrong = flags.is_null() & ~gaps
+    found = flags(values)
+    wrong = found.is_null() & ~gaps
     if wrong.any():
         row = int(wrong.arg_true()[0])
         raise TableError(
             f"column {values.name!r}, row {row + 1}: {shown(values[row])} is not true or false, as in training"
         )
-    return flags.fill_null(np.nan).to_numpy()
+    return found.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
 def _refuse_broken_numbers(values: pl.Series, gaps: pl.Series) -> None:

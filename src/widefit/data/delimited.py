@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import polars as pl
 
@@ -21,6 +22,8 @@ _HEAD_LINES = 256
 _HEAD_LETTERS = 2**20
 # Rows that are Python lists at a time, before they become columns.
 _ROWS_AT_A_TIME = 2**15
+# Numbers with more than digits and one decimal mark: signs of currencies, separators of thousands.
+_DRESSED = r"[^0-9.,eE+-]|[.,].*[.,]|[0-9],[0-9]{3}$"
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
@@ -144,8 +147,8 @@ def read_delimited(file: io.BufferedIOBase, path: Path, name: str, reading: Read
 
 def _lines(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers; every way to end a line becomes "\\n"."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=None)
-    with damage_in_words(path):
+    wrapper = io.TextIOWrapper(cast(BinaryIO, file), encoding="utf-8-sig", errors="surrogateescape", newline=None)
+    with damage_in_words(path), wrapper as text:
         for number, line in enumerate(text, start=1):
             if not line.isascii() and (wrong := _NOT_UTF8.search(line)) is not None:
                 byte = ord(wrong[0]) - 0xDC00
@@ -163,11 +166,9 @@ def _notes(text: pl.DataFrame, typed: pl.DataFrame, path: Path) -> tuple[str, ..
         marks = written.filter(column.is_null() & written.is_not_null())
         if len(marks):
             gaps.append(f"{marks[0]!r} in {column.name!r}")
-        odd = (
-            written.str.contains(r"[^0-9.,eE+-]|[.,].*[.,]|[0-9],[0-9]{3}") & column.is_finite() & column.is_not_null()
-        )
-        if (odd & written.cast(pl.Float64, strict=False).is_null()).any():
-            row = int((odd & written.cast(pl.Float64, strict=False).is_null()).arg_true()[0])
+        odd = written.str.contains(_DRESSED) & column.is_not_null() & written.cast(pl.Float64, strict=False).is_null()
+        if odd.any():
+            row = int(odd.arg_true()[0])
             dressed.append(f"{column.name!r} ({written[row]!r} is {column[row]:g})")
     notes = []
     if dressed:

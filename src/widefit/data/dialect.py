@@ -19,7 +19,7 @@ _YEARS = range(1700, 2200)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How delimited text is written.
+    """The way in which delimited text is written.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Dialect:
 
     @classmethod
     def of(cls, lines: Sequence[str], path: Path, reading: Reading, first_line: int, *, tabs: bool) -> "Dialect":
-        """Seen from the first lines.
+        """Infer the dialect from the first lines.
 
         Parameters
         ----------
@@ -76,29 +76,17 @@ class Dialect:
         if not rows:
             # The parser says what is wrong with the first row.
             return cls(separator, ("",), skipped, 0, comments)
-        named = _is_header(rows, reading)
-        commented = None if named or not comments else _commented_names(lines[:skipped], separator, len(rows[0]))
-        if commented is not None:
-            header, heading = commented, 0
-        elif named:
-            header, heading = rows[0], 1
-        else:
-            header, heading = [f"column_{index + 1}" for index in range(len(rows[0]))], 0
-        _refuse_names(header, path, first_line + skipped + heading - 1)
-        notes = []
-        if not named and commented is None:
-            notes.append(f"has no header line: its columns are called column_1 … column_{len(header)}")
-        nameless = [str(index + 1) for index, name in enumerate(header) if not name]
+        names, heading, notes = _names(rows, lines[:skipped], separator, reading)
+        _refuse_names(names, path, first_line + skipped + heading - 1)
+        nameless = [str(index + 1) for index, name in enumerate(names) if not name]
         if nameless:
-            notes.append(
-                f"has {plural(len(nameless), 'column')} without a name, left out "
-                f"({'column' if len(nameless) == 1 else 'columns'} {', '.join(nameless[:8])}"
-                f"{', …' if len(nameless) > 8 else ''})"
-            )
+            places = f"{'column' if len(nameless) == 1 else 'columns'} {', '.join(nameless[:8])}"
+            more = ", …" if len(nameless) > 8 else ""
+            notes.append(f"has {plural(len(nameless), 'column')} without a name, left out ({places}{more})")
         if heading and _are_units(rows):
             heading += 1
             notes.append(f"has a line of units under its names, left out ({', '.join(filter(None, rows[1]))})")
-        return cls(separator, tuple(header), skipped, heading, comments, tuple(notes))
+        return cls(separator, tuple(names), skipped, heading, comments, tuple(notes))
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, bool, str | None]:
@@ -141,8 +129,21 @@ def _rows(lines: Sequence[str], separator: str) -> list[list[str]]:
     return found
 
 
+def _names(
+    rows: list[list[str]], preamble: Sequence[str], separator: str, reading: Reading
+) -> tuple[list[str], int, list[str]]:
+    """The names of the columns, how many rows hold them, and what there is to say about it."""
+    if _is_header(rows, reading):
+        return rows[0], 1, []
+    width = len(rows[0])
+    if (commented := _commented_names(preamble, separator, width)) is not None:
+        return commented, 0, []
+    note = f"has no header line: its columns are called column_1 … column_{width}"
+    return [f"column_{index + 1}" for index in range(width)], 0, [note]
+
+
 def _is_header(rows: list[list[str]], reading: Reading) -> bool:
-    """Whether the first row holds names.
+    """Return whether the first row holds names.
 
     It does where a column of numbers begins with a word. Numbers are names where they count from 0, as pandas writes
     them, or are years above numbers that are none.
@@ -187,7 +188,7 @@ def _numeric_columns(rows: list[list[str]]) -> set[int]:
 
 
 def _are_units(rows: list[list[str]]) -> bool:
-    """Whether the second row holds words above several columns of numbers."""
+    """Return whether the second row holds words above several columns of numbers."""
     if len(rows) < 4:
         return False
     numeric = _numeric_columns(rows[2:])

@@ -18,7 +18,7 @@ from widefit.records import FileError, read
 
 @dataclass(frozen=True)
 class TableEncoding:
-    """What training learnt about the columns of a table. Immutable; travels in a model file as JSON.
+    """Knowledge of training about the columns of a table. Immutable; travels in a model file as JSON.
 
     Attributes
     ----------
@@ -114,10 +114,18 @@ class TableEncoding:
         """Names of the columns of the encoded matrix."""
         return tuple(name for column in self.columns for name in column.names)
 
-    def reading(self, asked: Reading) -> Reading:
-        """Instructions for another table of the same columns: what the user asks for now, and what training saw."""
+    def reading(self, asked: Reading, truth: str | None = None) -> Reading:
+        """Instructions for another table of the same columns.
+
+        Parameters
+        ----------
+        asked
+            What the user says about that table.
+        truth
+            The column of the target in it, where that is not the one of training.
+        """
         kinds = {column.name: column.kind for column in self.columns}
-        kinds[self.target.name] = self.target.kind
+        kinds[truth or self.target.name] = self.target.kind
         marks = (*self.na_values, *asked.na_values)
         return replace(asked, kinds=kinds, usual_decimal=self.decimal, na_values=marks)
 
@@ -144,24 +152,41 @@ class TableEncoding:
         """
         refuse_duplicates(frame.columns)
         self._refuse_absent(frame, absent_is_zero)
-        out = np.zeros((frame.height, sum(column.width for column in self.columns)))
         refusals = Refusals()
         absent: dict[str, pl.Series] = {}
-        start = 0
+        read: dict[str, tuple[np.ndarray | pl.Series, pl.Series]] = {}
         for column in self.columns:
-            stop = start + column.width
             if column.name in frame.columns:
                 values = frame[column.name]
                 gaps = missing(values)
                 if gaps.any() and not column.takes_gaps:
                     absent[column.name] = gaps
                 with refusals.collected():
-                    _warn_of_unseen(column, column.encode(values, gaps, out[:, start:stop]))
-            start = stop
+                    read[column.name] = (column.read(values, gaps), gaps)
         if absent:
             advice = "; fill them in, or train with --impute to have the model do it"
             refusals.messages.append(missing_message(absent, advice))
         refusals.raise_any()
+        return self._matrix(read, frame.height)
+
+    def encode_survey(self, found: Survey) -> Float64[np.ndarray, "n d"]:
+        """The features of the surveyed table as numbers, shape (n, number of `feature_names`), without another look.
+
+        The same matrix as of `encode`, and the same warnings.
+        """
+        read = {feature.name: (feature.values, feature.gaps) for feature in found.features}
+        return self._matrix(read, len(found.features[0].gaps))
+
+    def _matrix(self, read: Mapping[str, tuple[np.ndarray | pl.Series, pl.Series]], n: int) -> np.ndarray:
+        """Columns that were read, side by side; zeros for those that are not there."""
+        out = np.zeros((n, sum(column.width for column in self.columns)))
+        start = 0
+        for column in self.columns:
+            stop = start + column.width
+            if column.name in read:
+                values, gaps = read[column.name]
+                _warn_of_unseen(column, column.write(values, gaps, out[:, start:stop]))
+            start = stop
         return out
 
     def _refuse_absent(self, frame: pl.DataFrame, absent_is_zero: bool) -> None:
@@ -201,5 +226,5 @@ def _warn_of_unseen(column: Column, unseen: Sequence[str]) -> None:
         warnings.warn(
             f"column {column.name!r} has {plural(len(unseen), 'value')} that training did not see "
             f"({listing(unseen, 3)}); treated as none of its categories",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""How the values of a text column are written: as numbers, as true and false, as dates, or as words."""
+"""Notations of the values of a text column: numbers, true and false, dates, or words."""
 
 import re
 from collections.abc import Callable
@@ -24,28 +24,29 @@ _SIGN = r"[+-]?"
 _EXPONENT = r"([eE][+-]?[0-9]+)?"
 _CURRENCY = r"(?:[$€£¥₹₩]|USD|EUR|GBP|CHF|JPY)"
 _SPACE = "[ '’\u00a0\u202f]"
-_PLAIN = rf"{_SIGN}([0-9]+\.?[0-9]*|\.[0-9]+){_EXPONENT}"
 _GRAMMARS = {
-    ".": rf"^({_PLAIN}|{_SIGN}[0-9]{{1,3}}(,[0-9]{{3}})+(\.[0-9]*)?|{_SIGN}[0-9]{{1,3}}({_SPACE}[0-9]{{3}})+(\.[0-9]*)?)$",
-    ",": rf"^({_SIGN}([0-9]+,?[0-9]*|,[0-9]+){_EXPONENT}|{_SIGN}[0-9]{{1,3}}(\.[0-9]{{3}})+(,[0-9]*)?"
-    rf"|{_SIGN}[0-9]{{1,3}}({_SPACE}[0-9]{{3}})+(,[0-9]*)?)$",
+    mark: rf"^{_SIGN}(([0-9]+{decimal}?[0-9]*|{decimal}[0-9]+){_EXPONENT}"
+    rf"|[0-9]{{1,3}}({thousands}[0-9]{{3}})+({decimal}[0-9]*)?|[0-9]{{1,3}}({_SPACE}[0-9]{{3}})+({decimal}[0-9]*)?)$"
+    for mark, decimal, thousands in ((".", r"\.", ","), (",", ",", r"\."))
 }
 _DRESSED = re.compile(
     rf"{_SIGN}{_CURRENCY}?\s*{_SIGN}([0-9][0-9.,' \u00a0\u202f]*|[.,][0-9]+){_EXPONENT}\s*(?:{_CURRENCY}|%)?"
 )
+# Rows that show what most columns are not.
+_FIRST = 1000
 _NOT_FINITE = r"(?i)^[+-]?(inf(inity)?|nan)$"
 
 Kind = Literal["number", "boolean", "time", "text"]
 
 
 def is_number(field: str) -> bool:
-    """Whether a field looks like a number in some notation: 3, -1.5e3, 3,5, 1,016.00, $900, 12%."""
+    """Return whether a field looks like a number in some notation: 3, -1.5e3, 3,5, 1,016.00, $900, 12%."""
     return _DRESSED.fullmatch(field) is not None
 
 
 @dataclass(frozen=True)
 class Notation:
-    """How the values of one column are written.
+    """The notation of the values of one column.
 
     Attributes
     ----------
@@ -65,7 +66,7 @@ class Notation:
     doubt: str = ""
 
     def read(self, text: pl.Series) -> pl.Series:
-        """The values as what they are if every one of them is written so; otherwise the text as it is.
+        """Return the values as what they are if every one of them is written so; otherwise the text as it is.
 
         Parameters
         ----------
@@ -84,8 +85,8 @@ class Notation:
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What the values of one column show, before the columns are compared.
+class _Appearance:
+    """The look of one column, before the columns are compared.
 
     Attributes
     ----------
@@ -103,7 +104,7 @@ class _Sight:
     example: str | None = None
 
     @property
-    def evidence(self) -> str:
+    def sole_mark(self) -> str:
         """The decimal mark where only one fits, otherwise ""."""
         return self.fits[0] if self.kind == "number" and len(self.fits) == 1 else ""
 
@@ -123,54 +124,69 @@ def notations(frame: pl.DataFrame, separator: str, reading: Reading) -> tuple[di
     reading
         Instructions; `kinds` says which columns stay text whatever they look like.
     """
-    sights = {column.name: _look(column, reading.kinds.get(column.name)) for column in frame}
-    evidence = {sight.evidence for sight in sights.values()} - {""}
-    seen = evidence.pop() if len(evidence) == 1 else ""
-    decimal = reading.decimal or seen
-    return {name: _settle(name, sight, separator, reading, seen) for name, sight in sights.items()}, decimal
+    appearances = {column.name: _look(column, reading.kinds.get(column.name)) for column in frame}
+    mark = reading.decimal or _shared_mark(list(appearances.values()), separator, reading.usual_decimal)
+    return {name: _settle(name, found, separator, reading, mark) for name, found in appearances.items()}, mark
 
 
-def _look(text: pl.Series, kind: str | None) -> _Sight:
-    present = text.drop_nulls().unique(maintain_order=True)
-    if not len(present) or kind not in (None, "number"):
-        return _Sight("text")
+def _shared_mark(appearances: list[_Appearance], separator: str, usual: str) -> str:
+    """The decimal mark of the whole text, "" where its columns disagree or show nothing.
+
+    Columns of digits alone take it too, so that no later block of a stream can contradict it in silence.
+    """
+    evidence = {appearance.sole_mark for appearance in appearances} - {""}
+    if len(evidence) == 1:
+        return evidence.pop()
+    if usual or evidence:
+        return usual
+    examples = [appearance.example for appearance in appearances if appearance.example is not None]
+    commas = any("," in example for example in examples)
+    points = any("," not in example for example in examples)
+    if commas:
+        return "" if points else {",": ".", ";": ","}.get(separator, "")
+    return "." if points or separator == "," else ""
+
+
+def _look(text: pl.Series, kind: str | None) -> _Appearance:
+    if kind not in (None, "number"):
+        return _Appearance("text")
+    present = text.drop_nulls()
     values = present.filter(~present.is_in(list(MISSING_AMONG_NUMBERS)))
-    if len(values):
-        percent = bool(values.str.ends_with("%").all())
-        bare = _bare(values)
-        fits = tuple(mark for mark in (".", ",") if _fits(bare, mark).all())
-        if fits:
-            marked = values.filter(bare.str.contains("[.,]"))
-            return _Sight("number", percent, fits, marked[0] if len(marked) else None)
-    if kind == "number":
-        return _Sight("text")
+    fits = tuple(mark for mark in (".", ",") if _all_fit(values, mark)) if len(values) else ()
+    if fits:
+        # Where one mark alone fits, no example is needed.
+        marked = values.filter(_bare(values).str.contains("[.,]")) if len(fits) == 2 else values[:0]
+        percent = values[0].endswith("%")
+        if values.str.ends_with("%").all() if percent else not values.str.contains("%", literal=True).any():
+            return _Appearance("number", percent, fits, marked[0] if len(marked) else None)
+    if kind == "number" or not len(present):
+        return _Appearance("text")
     if _booleans(present).dtype == pl.Boolean:
-        return _Sight("boolean")
-    return _Sight("time" if _times(present).dtype.is_temporal() else "text")
+        return _Appearance("boolean")
+    return _Appearance("time" if _times(present).dtype.is_temporal() else "text")
 
 
-def _settle(name: str, sight: _Sight, separator: str, reading: Reading, seen: str) -> Notation:
-    if sight.kind != "number":
-        return Notation(sight.kind)
+def _all_fit(values: pl.Series, decimal: str) -> bool:
+    """Return whether all values are numbers with this mark; most columns that are not show it in their first rows."""
+    if not _fits(_bare(values.head(_FIRST)), decimal).all():
+        return False
+    if decimal == "." and not values.cast(pl.Float64, strict=False).null_count():
+        return True
+    return bool(_fits(_bare(values), decimal).all())
+
+
+def _settle(name: str, found: _Appearance, separator: str, reading: Reading, mark: str) -> Notation:
+    if found.kind != "number":
+        return Notation(found.kind)
     if reading.decimal is not None:
-        fits = reading.decimal in sight.fits
-        return Notation("number", reading.decimal, sight.percent) if fits else Notation()
-    mark = sight.evidence or _probable_mark(sight.example, separator, reading.usual_decimal, seen)
-    if not mark and sight.example is not None:
-        return Notation(doubt=_question(name, sight.example))
-    return Notation("number", mark, sight.percent)
-
-
-def _probable_mark(example: str | None, separator: str, usual: str, seen: str) -> str:
-    """The decimal mark of a column that fits both, "" where nothing tells."""
-    if example is None:
-        return seen or usual or ("." if separator == "," else "")
-    points = "," not in example
-    if seen == "," and usual != "," and (points or separator == ","):
-        # "1.234" beside decimal commas, or "1,016" and "3,5" between commas.
-        return ""
-    by_separator = {",": ".", ";": ","}.get(separator, "")
-    return seen or usual or ("." if points else by_separator)
+        return Notation("number", mark, found.percent) if mark in found.fits else Notation()
+    if found.sole_mark or found.example is None:
+        return Notation("number", found.sole_mark or mark, found.percent)
+    # "1.234" beside decimal commas, or "1,016" and "3,5" between commas.
+    odd = mark == "," and reading.usual_decimal != "," and (separator == "," or "," not in found.example)
+    if odd or not mark:
+        return Notation(doubt=_question(name, found.example))
+    return Notation("number", mark, found.percent)
 
 
 def _question(name: str, example: str) -> str:

@@ -1,4 +1,4 @@
-"""How a table is to be read: what the user says about it, and what training saw of its columns."""
+"""Instructions for readers: what the user says about a table, and what training saw of its columns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

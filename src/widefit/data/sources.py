@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -123,6 +124,10 @@ def damage_in_words(path: Path) -> Iterator[None]:
         raise TableError(f"{path} cannot be decompressed: {error}") from error
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
+    except TableError:
+        raise
+    except Exception as error:  # other decompressors have errors of their own
+        raise TableError(f"{path} is damaged: {error}") from error
 
 
 def place(source: str | Path) -> Path:
@@ -193,7 +198,8 @@ def _peeked(file: io.BufferedIOBase, path: Path) -> tuple[bytes, io.BufferedIOBa
     """The first bytes, and a file that has them still."""
     with damage_in_words(path):
         start = file.read(_START)
-    if file.seekable():
+    # Decompressors say that they can seek, whether what they read from can or not.
+    if isinstance(file, io.BufferedReader) and file.seekable():
         file.seek(0)
         return start, file
     return start, io.BufferedReader(_Rejoined(start, file), _START)
@@ -218,6 +224,7 @@ class _Rejoined(io.RawIOBase):
 def _decompressed(
     path: Path, kind: str, compression: str, start: bytes, file: io.BufferedIOBase
 ) -> tuple[str, io.BufferedIOBase]:
+    """The format, which the member of a zip archive names, and the plain bytes."""
     suffix, first = next((suffix, first) for suffix, (name, first) in COMPRESSED.items() if name == compression)
     if not start.startswith(first):
         raise TableError(f"{path} ends in {suffix} but is not {compression}-compressed; take {suffix} off its name")
@@ -239,20 +246,17 @@ def _member(path: Path, kind: str, file: io.BufferedIOBase) -> tuple[str, io.Buf
         kind = SUFFIXES.get(PurePosixPath(members[0]).suffix.lower(), kind)
         if not kind:
             raise TableError(f"{path} holds {members[0]!r}, whose name does not end in a format that widefit reads")
-        return kind, io.BufferedReader(archive.open(members[0]))
+        return kind, cast(io.BufferedIOBase, archive.open(members[0]))
 
 
 def _open_zstd(file: io.BufferedIOBase, mode: str) -> io.BufferedIOBase:
-    try:
-        from compression import zstd
-    except ImportError:
+    # Python's own since 3.14.
+    for module in ("compression.zstd", "zstandard"):
         try:
-            import zstandard as zstd
-        except ImportError as error:
-            raise TableError(
-                "reading .zst needs the package zstandard: pip install 'widefit[tables]', or decompress the file"
-            ) from error
-    return zstd.open(file, mode)
+            return io.BufferedReader(import_module(module).open(file, mode))
+        except ImportError:
+            continue
+    raise TableError("reading .zst needs the package zstandard: pip install 'widefit[tables]', or decompress the file")
 
 
 def _from_content(start: bytes, kind: str) -> str:

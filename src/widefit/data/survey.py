@@ -1,4 +1,4 @@
-"""What a table holds before it is known which rows train: the target, the kind of every column, and all that is wrong."""
+"""A table looked through before its rows are split: the target, the kind of each column, and all that is wrong."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -134,27 +134,20 @@ def survey(
         if name in doubts:
             raise TableError(doubts[name])
         target = learn_target(frame, target, task) if isinstance(target, str) else target
-    features: list[Feature] = []
-    left_out = [(dropped, DROPPED) for dropped in drop]
-    for column in frame:
-        if column.name == name or column.name in drop:
-            continue
-        gaps = missing(column)
-        if reason := _unusable(column, gaps, first=column.name == frame.columns[0]):
-            left_out.append((column.name, reason))
-            continue
-        with refusals.collected():
-            if column.name in doubts:
-                raise TableError(doubts[column.name])
-            features.append(_feature(column, gaps))
+    candidates = [column for column in frame if column.name != name and column.name not in drop]
+    features, left_out = _features(candidates, frame.columns[0], doubts, refusals)
     absent = {feature.name: feature.gaps for feature in features if feature.gaps.any()}
     if absent and not gaps_allowed:
         refusals.messages.append(
-            missing_message(absent, "; use --impute to fill them in, or leave the columns out with --drop")
+            missing_message(
+                absent,
+                "; use --impute to fill them in, --missing-indicator to learn from them too, or leave the columns out "
+                "with --drop",
+            )
         )
     refusals.raise_any()
     assert isinstance(target, Target)
-    return Survey(target, tuple(features), tuple(left_out), tuple(frame.columns))
+    return Survey(target, tuple(features), (*((dropped, DROPPED) for dropped in drop), *left_out), tuple(frame.columns))
 
 
 def refuse_duplicates(columns: Sequence[str]) -> None:
@@ -183,7 +176,7 @@ def _refuse_drop(frame: pl.DataFrame, target: str, drop: Sequence[str]) -> None:
 
 
 def _unusable(values: pl.Series, gaps: pl.Series, *, first: bool) -> str:
-    """Why a column is left out before it is looked at, "" for a column that is not."""
+    """The reason for leaving a column out before it is looked at, or ""."""
     if not values.name.strip():
         return "it has no name (row numbers?)"
     if gaps.all():
@@ -193,6 +186,24 @@ def _unusable(values: pl.Series, gaps: pl.Series, *, first: bool) -> str:
         if len(numbers) > 1 and numbers[0] in (0, 1) and (np.diff(numbers) == 1).all():
             return "it numbers the rows"
     return ""
+
+
+def _features(
+    columns: Sequence[pl.Series], first: str, doubts: Mapping[str, str], refusals: Refusals
+) -> tuple[list[Feature], list[tuple[str, str]]]:
+    """The columns that can be features, and the others, each with the reason; `first` is the first of the table."""
+    features: list[Feature] = []
+    left_out: list[tuple[str, str]] = []
+    for column in columns:
+        gaps = missing(column)
+        if reason := _unusable(column, gaps, first=column.name == first):
+            left_out.append((column.name, reason))
+            continue
+        with refusals.collected():
+            if column.name in doubts:
+                raise TableError(doubts[column.name])
+            features.append(_feature(column, gaps))
+    return features, left_out
 
 
 def _feature(values: pl.Series, gaps: pl.Series) -> Feature:
@@ -208,4 +219,4 @@ def _numbers_rows(values: np.ndarray) -> bool:
     n = len(values)
     if n < 20 or np.isnan(values).any() or (values % 1 != 0).any() or len(np.unique(values)) < n:
         return False
-    return values.max() - values.min() == n - 1 or bool((np.diff(values) > 0).all())
+    return bool(values.max() - values.min() == n - 1 or (np.diff(values) > 0).all())

@@ -1,4 +1,4 @@
-"""What every source of data becomes before it is encoded: named columns and what the source itself said about them."""
+"""Named columns and what their source says about them: every source of data becomes this before it is encoded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Which column is predicted, and whether that is regression or classification."""
+"""The column to predict, and whether that is regression or classification."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from widefit.data.columns import EXACT, LARGEST, Kind, as_text, missing, refuse_type
+from widefit.data.columns import EXACT, LARGEST, Kind, as_text, flags, missing, refuse_type
 from widefit.data.table import Table
 from widefit.data.words import TableError, listing, plural
 
@@ -46,7 +46,8 @@ class Target:
         """The kind of column: "number" for quantities and whole numbers as labels, "boolean", or "category"."""
         if self.task == "regression":
             return "number"
-        return {str: "category", bool: "boolean", int: "number"}[type(self.labels[0])]
+        kinds: dict[type, Kind] = {str: "category", bool: "boolean", int: "number"}
+        return kinds[type(self.labels[0])]
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""
@@ -88,7 +89,7 @@ class Target:
         if self.kind == "category":
             values = as_text(column, missing(column), tuple(map(str, self.labels)))
         elif self.kind == "boolean":
-            values = _as_booleans(column)
+            values = flags(column)
         else:
             numbers = _cast(column)
             labels = [float(label) for label in self.labels]
@@ -153,16 +154,20 @@ def learn_target(frame: pl.DataFrame, name: str, task: str | None = None) -> Tar
         raise TableError(f"the target {name!r} has only {what} ({column[0]!r}); there is nothing to learn")
     if not column.dtype.is_numeric():
         return _learn_categories(column, task, distinct)
+    return _learn_numbers(column, task, distinct)
+
+
+def _learn_numbers(column: pl.Series, task: str | None, distinct: int) -> Target:
+    name = column.name
     numbers = pl.Series(name, _numbers(column))
     whole = bool((numbers % 1 == 0).all())
     exact = bool((numbers.abs() <= EXACT).all())
     few = whole and exact and distinct <= MAX_INTEGER_CLASSES and 2 * distinct <= len(column)
+    reason = "as asked"
     if task is None:
         task = "classification" if few else "regression"
         what = "different whole numbers" if whole else "different numbers"
         reason = f"the target {name!r} has {distinct:,} {what} in {plural(len(column), 'row')}"
-    else:
-        reason = "as asked"
     if task == "regression":
         return Target(name, "regression", (), reason)
     if not whole:
@@ -236,13 +241,6 @@ def _numbers(column: pl.Series) -> np.ndarray:
 def _cast(column: pl.Series) -> pl.Series:
     text = column if column.dtype.is_numeric() else column.cast(pl.String).str.strip_chars()
     return text.cast(pl.Float64, strict=False)
-
-
-def _as_booleans(column: pl.Series) -> pl.Series:
-    if column.dtype.is_numeric():
-        return column.cast(pl.Float64).replace_strict([0.0, 1.0], [False, True], default=None, return_dtype=pl.Boolean)
-    lower = column.cast(pl.String).str.to_lowercase()
-    return lower.replace_strict(["false", "true"], [False, True], default=None, return_dtype=pl.Boolean)
 
 
 def _first_fraction(numbers: pl.Series) -> float:

@@ -40,7 +40,8 @@ _OWN = {"CertificateDelta": "widefit.trackers.certificate.weight_change"}
 def restorable(cls: Class) -> Class:
     """Register a class with `from_state(state)`, the inverse of `state()`, so that networks can load it.
 
-    `from_state` must refuse a state that is not one of `state()`. Files name the class; a class of widefit may say another name, `file_name`, than its own.
+    `from_state` must refuse a state that is not one of `state()`. Files name the class; a class of widefit may say
+    another name, `file_name`, than its own.
 
     Raises
     ------

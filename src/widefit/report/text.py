@@ -4,6 +4,8 @@ import math
 from html import escape
 from typing import Any
 
+from widefit.data.words import plural as plural
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -45,11 +47,6 @@ def duration(seconds: float) -> str:
 def share(fraction: float) -> str:
     """A fraction as a percentage with one digit."""
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}%"
-
-
-def plural(amount: int, thing: str) -> str:
-    """1 row, 2,000 rows."""
-    return f"{amount:,} {thing}" + ("" if amount == 1 else "s")
 
 
 def safe(value: Any) -> str:

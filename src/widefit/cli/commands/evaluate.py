@@ -7,12 +7,16 @@ import typer
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
     DataArgument,
+    DecimalOption,
+    HeaderOption,
     JsonOption,
     ModelArgument,
+    NaValueOption,
     QuietOption,
     ThreadsOption,
     examples,
     limit_threads,
+    reading_of,
 )
 
 EXAMPLES = examples(
@@ -29,6 +33,9 @@ def command(
         str | None,
         typer.Option(metavar="COLUMN", help="The column with the truth; by default the one that training predicted."),
     ] = None,
+    header: HeaderOption = None,
+    decimal: DecimalOption = None,
+    na_value: NaValueOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -38,4 +45,4 @@ def command(
     from widefit.cli.output import Output
     from widefit.cli.run.apply import evaluate
 
-    return evaluate(model, data, target, Output(json, quiet))
+    return evaluate(model, data, target, reading_of(header, decimal, na_value), Output(json, quiet))

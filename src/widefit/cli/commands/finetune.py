@@ -8,12 +8,16 @@ import typer
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
     DataArgument,
+    DecimalOption,
+    HeaderOption,
     JsonOption,
+    NaValueOption,
     QuietOption,
     ThreadsOption,
     examples,
     limit_threads,
     one_of,
+    reading_of,
 )
 from widefit.plan.names import LAYERS, TORCH_LOSSES
 
@@ -62,6 +66,9 @@ def command(
     delta: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the low-rank factors of the change alone.")
     ] = None,
+    header: HeaderOption = None,
+    decimal: DecimalOption = None,
+    na_value: NaValueOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -79,5 +86,5 @@ def command(
     words = chosen[0] if len(chosen) == 1 and chosen[0] in LAYERS else tuple(chosen)
     settings = {"layers": words, "alpha": alpha, "validation": validation, "max_iter": max_iter, "seed": seed}
     name = None if loss == "auto" else loss
-    job = Job(factory, weights, data, target, name, settings, out, delta)
+    job = Job(factory, weights, data, target, name, settings, out, delta, reading_of(header, decimal, na_value))
     return run(job, Output(json, quiet))

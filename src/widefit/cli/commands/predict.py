@@ -8,12 +8,16 @@ import typer
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
     DataArgument,
+    DecimalOption,
+    HeaderOption,
     JsonOption,
     ModelArgument,
+    NaValueOption,
     QuietOption,
     ThreadsOption,
     examples,
     limit_threads,
+    reading_of,
 )
 
 EXAMPLES = examples(
@@ -32,6 +36,9 @@ def command(
         typer.Option("--out", "-o", metavar="FILE", help="A .csv, .tsv or .parquet file; standard output otherwise."),
     ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="Add the probability of every class, a column each.")] = False,
+    header: HeaderOption = None,
+    decimal: DecimalOption = None,
+    na_value: NaValueOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -41,4 +48,4 @@ def command(
     from widefit.cli.output import Output
     from widefit.cli.run.apply import predict
 
-    return predict(model, data, out, proba, Output(json, quiet))
+    return predict(model, data, out, proba, reading_of(header, decimal, na_value), Output(json, quiet))

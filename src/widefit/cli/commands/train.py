@@ -9,7 +9,10 @@ from typer.models import OptionInfo
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
     DataArgument,
+    DecimalOption,
+    HeaderOption,
     JsonOption,
+    NaValueOption,
     QuietOption,
     ThreadsOption,
     auto_or_number,
@@ -17,6 +20,7 @@ from widefit.cli.options import (
     layer_sizes,
     limit_threads,
     one_of,
+    reading_of,
 )
 from widefit.plan.names import ACTIVATIONS, DEEP_SOLVERS, RULES, STREAM_TRACKERS, TRACKERS
 
@@ -64,6 +68,15 @@ ImputeOption = Annotated[
     bool,
     typer.Option(
         "--impute", rich_help_panel=TABLE, help="Fill missing values: the median, or the most frequent category."
+    ),
+]
+IndicatorOption = Annotated[
+    bool,
+    typer.Option(
+        "--missing-indicator",
+        rich_help_panel=TABLE,
+        help="Take missing values as information: a category of its own, or a column that says where they are, beside "
+        "the median.",
     ),
 ]
 StreamOption = Annotated[
@@ -157,6 +170,7 @@ def command(
     task: TaskOption = None,
     drop: DropOption = None,
     impute: ImputeOption = False,
+    missing_indicator: IndicatorOption = False,
     stream: StreamOption = False,
     block: BlockOption = 10_000,
     test_size: TestSizeOption = 0.2,
@@ -177,6 +191,9 @@ def command(
     checkpoint: CheckpointOption = None,
     checkpoint_every: CheckpointEveryOption = 30.0,
     resume: ResumeOption = False,
+    header: HeaderOption = None,
+    decimal: DecimalOption = None,
+    na_value: NaValueOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -225,6 +242,8 @@ def command(
         checkpoint_every=checkpoint_every,
         resume=resume,
         block_rows=block,
+        reading=reading_of(header, decimal, na_value),
+        indicate=missing_indicator,
     )
     output = Output(json, quiet)
     with output.warnings():

@@ -1,5 +1,7 @@
-"""What `widefit predict`, `evaluate` and `info` do with a model file."""
+"""The work of `widefit predict`, `evaluate` and `info` on a model file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from widefit.cli.run import scores
 from widefit.cli.run.places import refuse_unwritable
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
-from widefit.data.table import listing, plural
+from widefit.data.reading import Reading
+from widefit.data.words import listing, plural
 from widefit.files import FileError, load_parts
 from widefit.files.atomic import replacing
 from widefit.files.container import altered
@@ -21,7 +24,7 @@ PREDICTION = "prediction"
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
-def predict(model_path: str, data: str, out: Path | None, proba: bool, output: Output) -> int:
+def predict(model_path: str, data: str, out: Path | None, proba: bool, reading: Reading, output: Output) -> int:
     """Predictions of a table to a file or to standard output; returns the exit code."""
     if out is not None and out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--out: {out} must end in .csv, .tsv or .parquet")
@@ -30,7 +33,7 @@ def predict(model_path: str, data: str, out: Path | None, proba: bool, output: O
         model, encoding = _open(model_path)
         if proba and encoding.target.task == "regression":
             raise ValueError(f"--proba: {model_path} predicts numbers, which have no probabilities")
-        table = read_table(data)
+        table = read_table(data, encoding.reading(reading))
         X = encoding.encode(table.frame, absent_is_zero=table.absent_is_zero)
         series = [pl.Series(PREDICTION, np.asarray(model.predict(X)).tolist())]
         if proba:
@@ -53,11 +56,11 @@ def predict(model_path: str, data: str, out: Path | None, proba: bool, output: O
     return 0
 
 
-def evaluate(model_path: str, data: str, target: str | None, output: Output) -> int:
+def evaluate(model_path: str, data: str, target: str | None, reading: Reading, output: Output) -> int:
     """Scores of a model on a table; returns the exit code."""
     with output.warnings():
         model, encoding = _open(model_path)
-        table = read_table(data)
+        table = read_table(data, encoding.reading(reading, truth=target))
         name = encoding.target.name
         truth = target or (name if name in table.frame.columns else table.target or name)
         if truth not in table.frame.columns:
@@ -90,7 +93,7 @@ def evaluate(model_path: str, data: str, target: str | None, output: Output) -> 
 
 
 def describe(model_path: str, output: Output) -> int:
-    """What a model file holds; returns the exit code."""
+    """The content of a model file in words; returns the exit code."""
     model, record = load_parts(model_path)
     encoding = None if record is None else _encoding(model_path, record)
     history = model.history_
@@ -146,8 +149,17 @@ def _encoding(model_path: str, record: dict[str, Any]) -> TableEncoding:
         return TableEncoding.from_dict(record)
 
 
+@contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    """Turn the errors of Polars in writing, which are its own, into the OSError that they come from."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+
+
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _as_os_error(path):
         if path.suffix.lower() == ".parquet":
             frame.write_parquet(temporary)
         else:

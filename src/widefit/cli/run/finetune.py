@@ -1,4 +1,4 @@
-"""What `widefit finetune` does: a model from a module path and weights, a table, and the new weights."""
+"""The work of `widefit finetune`: a model from a module path and weights, a table, and the new weights."""
 
 import importlib
 import os
@@ -6,7 +6,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from widefit.callbacks import Callback, Progress
 from widefit.cli.output import Output, columns, number, size
 from widefit.cli.run.places import refuse_unwritable
 from widefit.cli.run.progress import Lines
+from widefit.data.columns import kind_of, missing, read_numbers
 from widefit.data.readers import read_table
-from widefit.data.table import listing, plural
-from widefit.data.target import choose_target
+from widefit.data.reading import Reading
+from widefit.data.survey import missing_message
+from widefit.data.target import choose_target, learn_target
+from widefit.data.words import listing, plural
 from widefit.files.atomic import replacing
 
 SAFE = ".safetensors"
@@ -32,7 +35,7 @@ SAFE = ".safetensors"
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for; `widefit finetune --help` says what each field means."""
+    """The wishes of the user; `widefit finetune --help` says what each field means."""
 
     factory: str
     weights: Path
@@ -42,6 +45,7 @@ class Job:
     settings: dict[str, Any]
     out: Path | None
     delta: Path | None
+    reading: Reading = field(default_factory=Reading)
 
 
 def run(job: Job, output: Output) -> int:
@@ -158,29 +162,32 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _rows(job: Job) -> tuple[np.ndarray, np.ndarray, list | None]:
-    """Inputs (n, d), targets (n,), and the classes where the targets are numbers of classes."""
-    table = read_table(job.data)
-    target = choose_target(table, job.target)
-    frame = table.frame.drop(target)
-    text = [name for name, kind in frame.schema.items() if not (kind.is_numeric() or kind == pl.Boolean)]
+    """Inputs (n, d), targets (n,), and the classes where the targets are numbers of classes.
+
+    Columns are read as in `widefit train`, but all of them are inputs: the network fixes their number. Whole numbers as
+    classes are numbers of outputs.
+    """
+    table = read_table(job.data, job.reading)
+    task = None if job.loss is None else "classification" if job.loss == "cross_entropy" else "regression"
+    name = choose_target(table, job.target)
+    target = learn_target(table.frame, name, task)
+    y = target.values(table.frame)
+    inputs = table.frame.drop(name)
+    text = [column.name for column in inputs if not (column.dtype.is_numeric() or column.dtype == pl.Boolean)]
     if text:
         raise ValueError(f"{plural(len(text), 'column')} of {table.name} hold no numbers: {listing(text, 5)}")
-    for name in [*frame.columns, target]:
-        values = table.frame[name]
-        bad = values.is_null() | (values.is_nan() if values.dtype.is_float() else False)
-        if bad.any():
-            row = int(bad.to_numpy().argmax()) + 1
-            raise ValueError(f"column {name!r} has {plural(int(bad.sum()), 'missing value')} (first in row {row})")
-    X = frame.to_numpy().astype(np.float64)
-    column = table.frame[target]
-    if column.dtype.is_float() and (job.loss not in (None, "cross_entropy") or (column != column.floor()).any()):
-        return X, column.to_numpy().astype(np.float64), None
-    if column.dtype.is_numeric():
-        if job.loss is None and column.n_unique() > 20:
-            return X, column.to_numpy().astype(np.float64), None
-        return X, column.to_numpy(), None if job.loss not in (None, "cross_entropy") else sorted(column.unique())
-    classes = sorted(column.cast(pl.String).unique())
-    return X, np.searchsorted(classes, column.cast(pl.String).to_numpy().astype(str)), classes
+    gaps = {column.name: missing(column) for column in inputs}
+    absent = {name: where for name, where in gaps.items() if where.any()}
+    if absent:
+        raise ValueError(missing_message(absent, "; fill them in, or remove those rows"))
+    X = np.column_stack(
+        [read_numbers(column, gaps[column.name], kind_of(column, gaps[column.name])) for column in inputs]
+    )
+    if target.task == "regression":
+        return X, y, None
+    if target.kind == "number":
+        return X, y, list(target.labels)
+    return X, np.searchsorted(target.labels, y), list(target.labels)
 
 
 def _write(state: Mapping[str, Tensor], path: Path) -> None:

@@ -1,26 +1,28 @@
-"""What `widefit train` does before it trains: options and table checked, without torch and so at once."""
+"""The part of `widefit train` before the training: options and table checked, without torch and so at once."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from widefit.cli.run.places import refuse_unwritable
-from widefit.data.columns import missing
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
+from widefit.data.reading import Reading
 from widefit.data.splitting import split_rows
-from widefit.data.table import Table, listing, plural
-from widefit.data.target import choose_target, learn_target
+from widefit.data.survey import Survey, survey
+from widefit.data.table import Table
+from widefit.data.target import choose_target
+from widefit.data.words import listing, plural, shell
 
 HELD_OUT, TRAIN = "held out", "train"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for; `widefit train --help` says what each field means."""
+    """The wishes of the user; `widefit train --help` says what each field means."""
 
     data: str
     target: str | None
@@ -37,6 +39,8 @@ class Job:
     checkpoint_every: float
     resume: bool
     block_rows: int = 10_000
+    reading: Reading = field(default_factory=Reading)
+    indicate: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Prepared:
 
 
 def prepare(job: Job) -> Prepared:
-    """Check where the results will go; read, check, split and encode the table.
+    """Read, check, split and encode the table, and check where the results will go.
 
     Raises
     ------
@@ -90,32 +94,54 @@ def prepare(job: Job) -> Prepared:
         Anything that will not work, in words.
     """
     started = time.perf_counter()
-    refuse_places(job, job.out, job.report)
-    table = read_table(job.data)
+    table = read_table(job.data, job.reading)
     model_path = job.out or Path(f"{table.name}.widefit")
     report_path = (job.report or Path(f"{table.name}.html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
-    frame = table.frame
-    target = learn_target(frame, choose_target(table, job.target), job.task)
-    y = target.values(frame)
-    training, held_out = split_rows(y, job.test_size, job.seed, stratify=target.task == "classification")
-    encoding = TableEncoding.learn(frame, target, drop=job.drop, impute=job.impute, rows=training)
-    X = encoding.encode(frame)
-    notes = _notes(job, table, encoding)
+    found = look(job, table)
+    y = found.target.values(table.frame)
+    training, held_out = split_rows(y, job.test_size, job.seed, stratify=found.target.task == "classification")
+    encoding = learn(job, table, found, training)
+    X = encoding.encode_survey(found)
+    notes = remarks(job, table, found, encoding)
     spent = time.perf_counter() - started
     return Prepared(table, encoding, X, y, training, held_out, notes, model_path, report_path, spent)
 
 
-def _notes(job: Job, table: Table, encoding: TableEncoding) -> tuple[str, ...]:
-    target = encoding.target
+def look(job: Job, table: Table) -> Survey:
+    """Look through a table, or the first block of one, for everything that the job cannot use."""
+    return survey(
+        table.frame,
+        choose_target(table, job.target),
+        task=job.task,
+        drop=job.drop,
+        gaps_allowed=job.impute or job.indicate,
+        doubts=table.doubts,
+    )
+
+
+def learn(job: Job, table: Table, found: Survey, rows: np.ndarray | None = None) -> TableEncoding:
+    """Learn the encoding from some rows, by default from all, with what another table needs to be read alike."""
+    encoding = TableEncoding.of(found, impute=job.impute, indicate=job.indicate, rows=rows)
+    return replace(encoding, decimal=table.decimal, na_values=job.reading.na_values)
+
+
+def remarks(job: Job, table: Table, found: Survey, encoding: TableEncoding) -> tuple[str, ...]:
+    """Sentences about what was decided on the way from the table to its encoding."""
+    target = found.target
     notes = [*table.notes, f"{target.task}: {target.reason} (--task changes it)" if job.task is None else ""]
     unasked = [(name, why) for name, why in encoding.left_out if name not in job.drop]
     for why in dict.fromkeys(why for _, why in unasked):
         names = [name for name, reason in unasked if reason == why]
         notes.append(f"{plural(len(names), 'column')} left out, {why.replace('it is', 'being')}: {listing(names, 5)}")
-    gaps = sum(int(missing(table.frame[column.name]).sum()) for column in encoding.columns)
-    if gaps:
-        notes.append(f"{plural(gaps, 'missing value')} filled in")
+    if found.gaps:
+        how = "taken as values of their own" if job.indicate else "filled in"
+        notes.append(f"{plural(found.gaps, 'missing value')} {how}")
+    notes += [
+        f"column {name!r} has a different whole number in every row; if it only names the rows, leave it out with "
+        f"--drop {shell(name)}"
+        for name in found.numberings
+    ]
     return tuple(note for note in notes if note)
 
 

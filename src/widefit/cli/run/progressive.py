@@ -12,7 +12,7 @@ KEPT = 4096
 
 @dataclass
 class Progressive:
-    """What has been predicted so far.
+    """Sums over the rows predicted so far, and the last of those rows.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How good predictions are, and how good the simplest ones would have been."""
+"""Scores of predictions, and of the simplest ones for comparison."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def of_model(
 
 
 def of_constant(training: np.ndarray, y: np.ndarray, task: str) -> tuple[str, dict[str, float]]:
-    """What predicting one constant, learnt from `training`, achieves on y: its name and its scores."""
+    """Name and scores on y of the constant that predicts `training` best: its mean, or its most frequent class."""
     if task == "regression":
         return "always the mean", of_numbers(y, np.full(len(y), training.mean()))
     classes, counts = np.unique(training, return_counts=True)

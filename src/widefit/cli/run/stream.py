@@ -14,13 +14,12 @@ from widefit.callbacks import Callback, Progress, describe
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.run import outcome
-from widefit.cli.run.prepare import Job, refuse_places
+from widefit.cli.run.prepare import Job, learn, look, refuse_places, remarks
 from widefit.cli.run.progress import Lines
 from widefit.cli.run.progressive import Progressive
 from widefit.data.blocks import Block, TableBlocks
 from widefit.data.encoding import TableEncoding
-from widefit.data.table import Table, TableError, plural
-from widefit.data.target import choose_target, learn_target
+from widefit.data.table import TableError, plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, read_checkpoint, save
 from widefit.files.container import altered
@@ -145,7 +144,7 @@ class _Kept:
 def stream(job: Job, output: Output) -> int:
     """Learn a file block by block; returns the exit code."""
     refuse_places(job, job.out, job.report)
-    blocks = TableBlocks(job.data, job.block_rows)
+    blocks = TableBlocks(job.data, job.block_rows, job.reading)
     model_path = job.out or Path(f"{blocks.name}.widefit")
     report_path = (job.report or Path(f"{blocks.name}.html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
@@ -184,21 +183,16 @@ def _prepare(job: Job, blocks: TableBlocks) -> tuple[FileSteps, State | None]:
     head = next(pieces, None)
     if head is None:
         raise TableError(f"{blocks.path} has a header and no rows")
-    table = Table(head.frame, blocks.name)
-    name = choose_target(table, job.target)
+    table = blocks.table(head)
     rows = plural(head.frame.height, "row")
     try:
-        target = learn_target(head.frame, name, job.task)
-        encoding = TableEncoding.learn(head.frame, target, drop=job.drop, impute=job.impute)
+        found = look(job, table)
+        encoding = learn(job, table, found)
     except TableError as error:
         raise TableError(f"{error} (seen in the first {rows}, see --block)") from error
-    estimator = WideRegressor if target.task == "regression" else WideClassifier
-    notes = [] if job.task is not None else [f"{target.task}: {target.reason} (--task changes it)"]
-    notes.append(f"columns and classes are those of the first {rows}")
-    for left_out, why in encoding.left_out:
-        if left_out not in job.drop:
-            notes.append(f"column {left_out!r} left out, {why.replace('it is', 'being')}")
-    return FileSteps(job, chain([head], pieces), estimator(**job.settings), encoding, tuple(notes)), None
+    estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
+    notes = (*remarks(job, table, found, encoding), f"columns and classes are those of the first {rows}")
+    return FileSteps(job, chain([head], pieces), estimator(**job.settings), encoding, notes), None
 
 
 def _resumed(job: Job, blocks: TableBlocks, checkpoint: Path) -> tuple[FileSteps, State]:
@@ -208,6 +202,7 @@ def _resumed(job: Job, blocks: TableBlocks, checkpoint: Path) -> tuple[FileSteps
     with altered(checkpoint):
         kept = read(_Kept, {name: document.get(name) for name in ("model", "encoding", "rows")}, "its document")
         encoding = TableEncoding.from_dict(kept.encoding)
+        blocks.reading = encoding.reading(job.reading)
         estimator = WideRegressor if encoding.target.task == "regression" else WideClassifier
         model = estimator.from_parts(tensors, kept.model)
     notes = (f"goes on after {plural(kept.rows, 'row')}; scores are of the rows from there on",)
