@@ -18,6 +18,8 @@ _NUMBERS = 1 << 18
 _NARROWEST = 256
 # Work on an overlap of two positions beside its two products, in multiplications: it is written, multiplied and summed.
 _OVERLAP = 16
+# Work on a number of a row of J before it is multiplied.
+_MADE = 8
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,9 @@ class LayerRows:
 
     def overlap_pays(self, other: "LayerRows") -> bool:
         """Whether products of inputs and of signals take less work than those of rows of J."""
-        pairs = self.positions * other.positions
-        return pairs * (self.wide + self.reach + _OVERLAP) < self.wide * self.reach
+        overlaps = self.positions * other.positions * (self.wide + self.reach + _OVERLAP)
+        made = _MADE / max(1, self.rows) + _MADE / max(1, other.rows)
+        return overlaps < self.wide * self.reach * (1 + made)
 
     def add_products(self, other: "LayerRows", total: Float[Tensor, "r q"], lower: bool = False) -> None:
         """Add J J′ᵀ of the same layer to `total`; `lower`: `other` is the same, and the lower half will do."""
@@ -278,18 +281,21 @@ class LayerRows:
 
     def _own_input_products(self) -> Float[Tensor, "n T T"]:
         """Products of the inputs of a sample with each other, the bias being one more."""
-        products = self.signals.new_zeros(self.samples, self.positions, self.positions)
-        if self.weight is not None:
-            products = self.inputs @ self.inputs.mT
-        return products if self.bias is None else products + torch.outer(self._marks, self._marks)
+        # A weight that does not train has no inputs.
+        inputs = self.inputs[..., : self.reach]
+        products = inputs @ inputs.mT
+        return products if self.bias is None else products.add_(torch.outer(self._marks, self._marks))
 
     def _input_products(self, other: "LayerRows") -> Float[Tensor, "n T q S"]:
         """Products of the inputs of two sets of samples, the bias being one more."""
-        products = self.signals.new_zeros(self.samples * self.positions, other.samples * other.positions)
-        if self.weight is not None:
-            products = self.inputs.flatten(0, 1) @ other.inputs.flatten(0, 1).T
+        inputs = self.inputs[..., : self.reach].flatten(0, 1)
+        products = inputs @ other.inputs[..., : self.reach].flatten(0, 1).T
         products = products.view(self.samples, self.positions, other.samples, other.positions)
-        return products if self.bias is None else products.add_(torch.outer(self._marks, other._marks)[:, None])
+        if self.bias is None:
+            return products
+        if self.marks is None and other.marks is None:
+            return products.add_(1)
+        return products.add_(torch.outer(self._marks, other._marks)[:, None])
 
     def _add_overlaps(self, other: "LayerRows", total: Float[Tensor, "r q"], lower: bool) -> None:
         """Σ over positions of (a·a′)(δ·δ′), some samples at a time."""
