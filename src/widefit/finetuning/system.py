@@ -12,6 +12,7 @@ from widefit.finetuning.direct import Direct
 from widefit.gram import CoupledGram, DenseGram
 from widefit.gram.jacobian import JacobianGram
 from widefit.solvers import Cholesky, NystromCG, Prepared, Solution
+from widefit.solvers.base import solution
 from widefit.solvers.pcg import preconditioned_cg
 
 # Largest system that is factored: beyond it iterations, which need no more than the right direction, are sooner done.
@@ -77,7 +78,7 @@ class Readout(System):
         prepared = self._factors[damping]
         assert isinstance(prepared, Prepared)
         found = prepared.solve(residual.double())
-        return Solution(found.value.to(residual.dtype), found.residual_norm, 0, "cholesky", found.jitter)
+        return replace(found, value=found.value.to(residual.dtype))
 
     def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return self.weight**2 * self.layer.overlapped(step)
@@ -96,9 +97,7 @@ class Readout(System):
         assert isinstance(factor, Tensor)
         inner = torch.cholesky_solve(inputs.double().T @ residual.double(), factor)
         value = ((residual.double() - inputs.double() @ inner) / damping).to(residual.dtype)
-        defect = torch.linalg.vector_norm(self.image(value) + damping * value - residual)
-        size = torch.linalg.vector_norm(residual)
-        return Solution(value, float(defect / size) if size > 0 else 0.0, 0, "primal-cholesky")
+        return solution(value, self.image(value), residual, damping, 0, "primal-cholesky")
 
 
 @dataclass
@@ -123,7 +122,7 @@ class Factored(System):
             solver = Cholesky() if self._small is not None else NystromCG(_TOLERANCE, max_iterations=_PRODUCTS)
             self._made = {damping: solver.prepare(self._small or self.gram, damping)}
         found = self._made[damping].solve(residual.reshape(-1))
-        return replace(found, value=found.value.reshape(residual.shape))
+        return replace(found, value=found.value.reshape(residual.shape), image=found.image.reshape(residual.shape))
 
     def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return (self._small or self.gram).matvec(step.reshape(-1)).reshape(step.shape)
@@ -159,17 +158,18 @@ class Averaged(System):
             self._factors = {damping: torch.linalg.cholesky(matrix)}
         factor, flat = self._factors[damping], residual.reshape(-1)
 
-        def apply(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
-            return self.image(vector.reshape(residual.shape)).reshape(-1) + damping * vector
+        def product(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
+            return self.image(vector.reshape(residual.shape)).reshape(-1)
 
         def precondition(vector: Float[Tensor, " nk"]) -> Float[Tensor, " nk"]:
             columns = vector.reshape(residual.shape).double()
             return torch.cholesky_solve(columns, factor).reshape(-1).to(vector.dtype)
 
-        value, products = preconditioned_cg(apply, flat, precondition, _TOLERANCE, _PRODUCTS, _PRODUCTS)
-        size = float(torch.linalg.vector_norm(flat))
-        defect = float(torch.linalg.vector_norm(apply(value) - flat))
-        return Solution(value.reshape(residual.shape), defect / size if size > 0 else 0.0, products, "average-cg")
+        value, image, products = preconditioned_cg(
+            product, damping, flat, precondition, _TOLERANCE, _PRODUCTS, _PRODUCTS
+        )
+        value, image = value.reshape(residual.shape), image.reshape(residual.shape)
+        return solution(value, image, residual, damping, products, "average-cg")
 
     def image(self, step: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         # The last one is asked for again: for its true residual, and for the decrease that it predicts.

@@ -87,7 +87,7 @@ class GaussNewton(FullBatch):
             pulled = pull * torch.from_numpy(np.ascontiguousarray(response))
             moved = torch.from_numpy(error) - (pulled if root is None else block_times(root.mT, pulled))
             solution = solver.solve(gram, moved, damping)
-            image = gram.matvec(solution.value)
+            image = solution.image
             step = (solution.value if root is None else block_times(root, solution.value)).numpy()
             # ‖(1 − pull) (W − W₀) − Jᵀ g‖², expanded in sample space.
             ridge = (1 - pull) ** 2 * squared_norm - 2 * (1 - pull) * float(step @ response)
