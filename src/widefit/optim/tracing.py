@@ -141,10 +141,20 @@ Trace = list[list[CallShape]]
 
 
 class Traces:
-    """What was found out about systems of residual functions, once for each."""
+    """Findings about functions and systems of them, each made once; copies begin with none."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Trace | None] = {}
+        self._functions: dict[Hashable, dict[Hashable, bool]] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Traces, ()
+
+    def known(self, source: Hashable) -> dict[Hashable, bool]:
+        """The findings about one function, as `PerSample` keeps them."""
+        if source not in self._functions and len(self._functions) >= _REMEMBERED:
+            self._functions.clear()
+        return self._functions.setdefault(source, {})
 
     def allow(self, key: Hashable, functions: list[PerSample], parameters: dict[str, Tensor]) -> bool:
         """Whether J̃ of a system can be made from layer inputs and signals; `key` tells one system from another."""
