@@ -57,7 +57,7 @@ def system_of(
         columns = {
             name: torch.empty(size, dtype=part.dtype)
             for part in parts
-            for name, size in zip(part.names, (part.wide * part.reach, part.wide), strict=False)
+            for name, size in zip(part.names, (part.out_features * part.in_features, part.out_features), strict=False)
         }
         return Factored(JacobianGram(FactoredJacobian([RowBlock(parts, n, k)], columns)))
     overlaps = [layer.gram for layer in stage.direct] + [_overlap(part) for part in at.behind]

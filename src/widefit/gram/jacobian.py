@@ -168,11 +168,11 @@ class FunctionJacobian(Jacobian):
         Per block what its rows are multiplied by: a number, (n, k) for one factor an output, or (n, k, k) for Bᵢ
         (rows become BᵢᵀJᵢ).
     parameters
-        Where J is taken; its order is the order of the columns.
+        Point at which J is taken, in the order of the columns.
     row_bytes
         Memory that the rows alive at a time may take.
     scale
-        What the columns are multiplied by, shape (P,); None: nothing.
+        Factors of the columns, shape (P,); None: 1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a step is taken on: blocks of per-sample outputs of one module, each with its loss."""
+"""The system of a step: blocks of per-sample outputs of one module, each with its loss."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,8 @@ class Residual:
     Parameters
     ----------
     function
-        `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`.
+        `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`, or
+        called sample by sample where that cannot follow it.
     data
         Tensors that hold one sample an entry of their first dimension, all with as many.
     weight
@@ -170,7 +171,7 @@ class System:
 
     @property
     def sources(self) -> tuple[Any, ...] | None:
-        """What the residual blocks are, but for the values of their samples; None for a model's own outputs."""
+        """Identity of the residual blocks, but for the values of their samples; None for a model's own outputs."""
         if any(block.source is None for block in self.blocks):
             return None
         return tuple(

@@ -31,20 +31,20 @@ class CallShape:
     ----------
     key
         Names of its weight and bias.
-    positions, reach, wide
+    positions, in_features, out_features
         Rows of what it takes and gives, and their columns.
     values
-        How many of the rows, the first ones, are values; the others are derivatives, which know no bias.
+        Number of rows, the first ones, that are values; the others are derivatives, which know no bias.
     """
 
     key: Key
     positions: int
-    reach: int
-    wide: int
+    in_features: int
+    out_features: int
     values: int
 
     def marks(self, like: Tensor) -> Float[Tensor, " T"]:
-        """What the bias is multiplied by at every position."""
+        """Factor of the bias at every position."""
         return (torch.arange(self.positions, device=like.device) < self.values).to(like.dtype)
 
 
@@ -124,7 +124,9 @@ def traced_block(
 
     with torch.enable_grad():
         probes = [
-            torch.zeros(samples, call.positions, call.wide, dtype=first.dtype, device=first.device, requires_grad=True)
+            torch.zeros(
+                samples, call.positions, call.out_features, dtype=first.dtype, device=first.device, requires_grad=True
+            )
             for call in calls
         ]
         outputs, inputs = vmap(probed)(probes, *function.data)
@@ -251,7 +253,7 @@ def traced_jacobian(
 def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:
     """Inputs and signals, and the values that differentiation keeps: about six numbers an output of a layer."""
     numbers = sum(
-        function.samples * call.positions * (call.reach + 7 * call.wide)
+        function.samples * call.positions * (call.in_features + 7 * call.out_features)
         for function, calls in zip(functions, trace, strict=True)
         for call in calls
     )

@@ -31,7 +31,7 @@ class Solution:
     solver
         Name of the solver that produced the value.
     jitter
-        What a factorization had to add to the diagonal beyond λ; 0 when nothing was needed.
+        Number that a factorization had to add to the diagonal beyond λ; 0 when nothing was needed.
     """
 
     value: Float[Tensor, "n *c"]
@@ -72,7 +72,7 @@ class Prepared(ABC):
 
     @property
     def preconditioner(self) -> Preconditioner | None:
-        """What a later, similar H may start from; None where there is nothing to hand on."""
+        """Start for a later, similar H; None where there is nothing to hand on."""
         return None
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Reusing:
 
     @property
     def preconditioner(self) -> Preconditioner | None:
-        """What the next system may start from."""
+        """Start for the next system."""
         latest = None if self._prepared is None else self._prepared.preconditioner
         return self._kept if latest is None else latest
 

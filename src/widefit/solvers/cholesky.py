@@ -41,7 +41,7 @@ def damped_factor(
     Raises
     ------
     ArithmeticError
-        As `Cholesky`.
+        Those of `Cholesky`.
     """
     diagonal = operator.diagonal().to(torch.float64)
     if not torch.isfinite(diagonal).all():

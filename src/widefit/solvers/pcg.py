@@ -18,7 +18,7 @@ _PATIENCE = 10
 
 @runtime_checkable
 class Iterative(Protocol):
-    """What a solver that iterates is told: see `preconditioned_cg`."""
+    """Settings of a solver that iterates: see `preconditioned_cg`."""
 
     @property
     def name(self) -> str: ...
@@ -74,7 +74,7 @@ class FactorPreconditioned(Preconditioned):
     Attributes
     ----------
     factor
-        As `Preconditioner` has it; None: no preconditioner.
+        Triangle as in `Preconditioner`; None: no preconditioner.
     products
         With H that each solve took, the first of them with the factor fresh.
     """
