@@ -123,7 +123,7 @@ def _behind(sketch: Tensor, gram: Tensor, rhs: Tensor, shift: float) -> int:
             return basis @ (inverse * (basis.T @ v))
 
         limit = min(least, math.ceil(2 * len(rhs)))
-        _, products = preconditioned_cg(lambda v: gram @ v + shift * v, rhs, precondition, TOLERANCE, limit, 50)
+        *_, products = preconditioned_cg(lambda v: gram @ v, shift, rhs, precondition, TOLERANCE, limit, 50)
         least = min(least, products)
     return least
 

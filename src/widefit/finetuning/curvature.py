@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from widefit.finetuning.stage import Point, Stage
 from widefit.gram import CoupledGram, DenseGram, IdenticalBlocks, ImplicitGram, Operator
 from widefit.gram.factored import FactoredJacobian, RowBlock
 from widefit.gram.jacobian import DenseJacobian, JacobianGram
-from widefit.solvers import BlockCG, Cholesky, NystromCG, Prepared, Primal, Solution, Solver
+from widefit.solvers import BlockCG, Cholesky, NystromCG, Prepared, Primal, Solver
 
 # Largest system that is factored: beyond it iterations, which need no more than the right direction, are done sooner.
 FACTORED = 1000
@@ -50,12 +49,12 @@ def operator_of(
     assert isinstance(at, SignalJacobian)
     parts = at.parts
     samples, outputs = parts[0].samples, parts[0].outputs
-    widest = max(max(part.wide, part.reach) for part in parts)
+    widest = max(max(part.out_features, part.in_features) for part in parts)
     if any(part.positions > 1 for part in parts) or samples > 2 * widest:
         columns = {
             name: torch.empty(size, dtype=part.dtype)
             for part in parts
-            for name, size in zip(part.names, (part.wide * part.reach, part.wide), strict=False)
+            for name, size in zip(part.names, (part.out_features * part.in_features, part.out_features), strict=False)
         }
         made = JacobianGram(FactoredJacobian([RowBlock(parts, samples, outputs)], columns))
         return DenseGram(made.dense(), outputs) if made.size <= FACTORED else made
@@ -89,37 +88,32 @@ class StageSolver(Solver):
         self._operator: Operator | None = None
         self._damping = 0.0
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        if not isinstance(operator, IdenticalBlocks):
-            return self._prepare(operator, damping).solve(rhs)
-        # Outputs that share a block are right-hand sides of the same system.
-        found = self._prepare(operator.kernel, damping).solve(rhs.reshape(-1, operator.outputs))
-        return replace(found, value=found.value.reshape(rhs.shape))
-
     def _prepare(self, operator: Operator, damping: float) -> Prepared:
-        prepared: Any = self._prepared
-        if prepared is None or damping != self._damping or not _alike(operator, self._operator):
-            prepared = _solver_for(operator).prepare(operator, damping)
-        elif operator is not self._operator:
-            # Other products behind the same factor.
-            prepared = replace(prepared, operator=operator)
-        self._prepared = prepared
+        return _solver_for(operator).prepare(operator, damping)
+
+    def prepare(self, operator: Operator, damping: float) -> Prepared:
+        """H + λI made ready, from what was made for the same H, or for one with the same mean block."""
+        before = self._operator if damping == self._damping else None
+        if self._prepared is None or before is None or operator is not before:
+            self._prepared = self._carried(before, operator, damping) or self._prepare(operator, damping)
         self._operator = operator
         self._damping = damping
-        return prepared
+        return self._prepared
 
-
-def _alike(operator: Operator, known: Operator | None) -> bool:
-    """Whether what was prepared for one operator serves another."""
-    if isinstance(operator, ImplicitGram) and isinstance(known, ImplicitGram):
-        return operator.average is known.average
-    return operator is known
+    def _carried(self, before: Operator | None, operator: Operator, damping: float) -> Prepared | None:
+        alike = isinstance(before, ImplicitGram) and isinstance(operator, ImplicitGram)
+        if not alike or before.average is not operator.average or self._prepared is None:
+            return None
+        kept = self._prepared.preconditioner
+        # It is kept whatever it takes, so that a run that is resumed has the same.
+        return kept and _solver_for(operator).carry_over(replace(kept, products=(0, 0)), operator, damping)
 
 
 def _solver_for(operator: Operator) -> Solver:
-    if operator.factor is not None and operator.factor.shape[1] < operator.size:
+    block = operator.kernel if isinstance(operator, IdenticalBlocks) else operator
+    if block.factor is not None and block.factor.shape[1] < block.size:
         return Primal()
-    if isinstance(operator, DenseGram):
+    if isinstance(block, DenseGram):
         return Cholesky()
     if isinstance(operator, ImplicitGram):
         return BlockCG(_TOLERANCE, _PRODUCTS, _PRODUCTS)

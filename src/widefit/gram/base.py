@@ -21,7 +21,7 @@ class Jacobian(ABC):
     shape
         (M, P): M sample outputs (weighted and whitened), P parameters.
     dtype, device
-        Of everything that goes in and comes out.
+        Type and place of everything that goes in and comes out.
     """
 
     shape: tuple[int, int]
@@ -77,7 +77,7 @@ class Operator(ABC):
     size
         n.
     dtype, device
-        Of everything that goes in and comes out.
+        Type and place of everything that goes in and comes out.
     outputs
         k where n counts pairs of a sample and an output, output c of sample i in row i k + c.
     """

@@ -24,7 +24,7 @@ class StoredColumns:
     Attributes
     ----------
     name
-        Of the parameter.
+        Name of the parameter.
     values
         Derivatives of output c of sample i, shape (n, k, p).
     """
@@ -95,7 +95,7 @@ class RowBlock:
     Attributes
     ----------
     parts
-        By layer or by parameter; they hold everything that the residual depends on.
+        One for each layer or parameter that the residual depends on.
     samples, outputs
         n and k.
     """
@@ -143,11 +143,11 @@ class FactoredJacobian(Jacobian):
     blocks
         From the top to the bottom.
     parameters
-        In the order of the columns.
+        All that train, in the order of the columns.
     row_bytes
         Memory that rows alive at a time may take.
     dtype
-        Of everything that goes in and comes out; None: that of the parameters.
+        Type of everything that goes in and comes out; None: that of the parameters.
     """
 
     def __init__(

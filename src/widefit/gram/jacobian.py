@@ -125,14 +125,16 @@ class PerSample:
             derivative = self._vectorized(jacrev(self.function))(parameters, *self.data)
         except Exception:  # whether the function itself is at fault, the loop over samples will tell
             return False
-        weights = torch.linspace(1, 2, values.shape[1], dtype=values.dtype, device=values.device)
-        found = [values, *(torch.tensordot(weights, own, dims=([0], [1])) for own in derivative.values())]
         outputs, gradients = [], []
         for sample in zip(*self.data, strict=True):
             output, live = differentiable(self.function, parameters, *sample)
+            weights = torch.linspace(1, 2, len(output), dtype=output.dtype, device=output.device)
             outputs.append(output.detach())
             gradients.append(gradient(output, live, weights))
         expected = [torch.stack(outputs), *(torch.stack(own) for own in zip(*gradients, strict=True))]
+        if values.shape != expected[0].shape:
+            return False
+        found = [values, *(torch.einsum("k,nk...->n...", weights, own) for own in derivative.values())]
         norms = [float(torch.linalg.vector_norm(own)) for own in expected]
         errors = [float(torch.linalg.vector_norm(one - own)) for one, own in zip(found, expected, strict=True)]
         eps = torch.finfo(values.dtype).eps
@@ -166,11 +168,11 @@ class FunctionJacobian(Jacobian):
         Per block what its rows are multiplied by: a number, (n, k) for one factor an output, or (n, k, k) for Bᵢ
         (rows become BᵢᵀJᵢ).
     parameters
-        Where J is taken; its order is the order of the columns.
+        Point at which J is taken, in the order of the columns.
     row_bytes
         Memory that the rows alive at a time may take.
     scale
-        What the columns are multiplied by, shape (P,); None: nothing.
+        Factors of the columns, shape (P,); None: 1.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What each kind of layer contributes to a row of J: an input times a backward signal."""
+"""Contribution of each kind of layer to a row of J: an input times a backward signal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

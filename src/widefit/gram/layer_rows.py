@@ -1,4 +1,4 @@
-"""What a layer contributes to J: rows Σ_t δ_t ⊗ a_t of inputs and backward signals, formed only where that is cheaper.
+"""Rows of J over one layer, Σ_t δ_t ⊗ a_t of its inputs and backward signals, formed only where that is cheaper.
 
 (Algorithm of DEEP, arXiv 2112.07628, for layers with several positions a sample.)
 """
@@ -18,6 +18,8 @@ _NUMBERS = 1 << 18
 _NARROWEST = 256
 # Work on an overlap of two positions beside its two products, in multiplications: it is written, multiplied and summed.
 _OVERLAP = 16
+# Work on a number of a row of J before it is multiplied.
+_MADE = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class LayerRows:
 
     @property
     def samples(self) -> int:
-        """Their number, n."""
+        """Number of samples, n."""
         return self.signals.shape[0]
 
     @property
@@ -60,21 +62,21 @@ class LayerRows:
 
     @property
     def rows(self) -> int:
-        """Of J, n k."""
+        """Number of rows of J, n k."""
         return self.samples * self.outputs
 
     @property
     def positions(self) -> int:
-        """T."""
+        """Positions a sample, T."""
         return self.signals.shape[2]
 
     @property
-    def wide(self) -> int:
+    def out_features(self) -> int:
         """Outputs of the layer, o."""
         return self.signals.shape[3]
 
     @property
-    def reach(self) -> int:
+    def in_features(self) -> int:
         """Inputs of the layer, i; 0 where the weight does not train."""
         return 0 if self.weight is None else self.inputs.shape[2]
 
@@ -99,8 +101,8 @@ class LayerRows:
     @property
     def entry_flops(self) -> float:
         """Flops of one entry of J Jᵀ."""
-        overlap = self.positions**2 * (self.wide + self.reach)
-        return 2.0 * (overlap if self.overlap_pays(self) else self.wide * (self.reach + 1))
+        overlap = self.positions**2 * (self.out_features + self.in_features)
+        return 2.0 * (overlap if self.overlap_pays(self) else self.out_features * (self.in_features + 1))
 
     def to(self, dtype: torch.dtype) -> "LayerRows":
         """The same in another precision."""
@@ -153,14 +155,14 @@ class LayerRows:
 
     def matvec(self, values: Mapping[str, Float[Tensor, "_ c"]]) -> Float[Tensor, "r c"]:
         """J v, v by parameter, flat."""
-        shape = (self.samples, self.positions, self.wide, values[self.names[0]].shape[1])
+        shape = (self.samples, self.positions, self.out_features, values[self.names[0]].shape[1])
         if self.weight is None:
             moves = self.signals.new_zeros(shape)
         else:
             weight = values[self.weight]
             if not self.transposed:
-                weight = weight.view(self.wide, self.reach, -1).transpose(0, 1)
-            moves = (self.inputs @ weight.reshape(self.reach, -1)).view(shape)
+                weight = weight.view(self.out_features, self.in_features, -1).transpose(0, 1)
+            moves = (self.inputs @ weight.reshape(self.in_features, -1)).view(shape)
         if self.bias is not None:
             moves = moves + self._marks[:, None, None] * values[self.bias]
         return self.reached(moves).flatten(0, 1)
@@ -209,8 +211,9 @@ class LayerRows:
 
     def overlap_pays(self, other: "LayerRows") -> bool:
         """Whether products of inputs and of signals take less work than those of rows of J."""
-        pairs = self.positions * other.positions
-        return pairs * (self.wide + self.reach + _OVERLAP) < self.wide * self.reach
+        overlaps = self.positions * other.positions * (self.out_features + self.in_features + _OVERLAP)
+        made = _MADE / max(1, self.rows) + _MADE / max(1, other.rows)
+        return overlaps < self.out_features * self.in_features * (1 + made)
 
     def add_products(self, other: "LayerRows", total: Float[Tensor, "r q"], lower: bool = False) -> None:
         """Add J J′ᵀ of the same layer to `total`; `lower`: `other` is the same, and the lower half will do."""
@@ -248,7 +251,7 @@ class LayerRows:
 
     def block_products(self) -> Float[Tensor, "n k k"]:
         """J Jᵀ between the outputs of every sample."""
-        numbers = min((self.outputs * self.positions) ** 2, self.outputs * self.wide * self.inputs.shape[2])
+        numbers = min((self.outputs * self.positions) ** 2, self.outputs * self.out_features * self.inputs.shape[2])
         step = max(1, _NUMBERS // numbers)
         parts = (self.within(slice(start, start + step)) for start in range(0, self.samples, step))
         return torch.cat([part._block_products() for part in parts])
@@ -265,8 +268,8 @@ class LayerRows:
     def diagonal(self) -> Float[Tensor, " r"]:
         """Squared norms of the rows."""
         if self.positions == 1:
-            reach = self._own_input_products()[:, :, 0]
-            return (self.signals[:, :, 0].square().sum(dim=2) * reach).reshape(-1)
+            squares = self._own_input_products()[:, :, 0]
+            return (self.signals[:, :, 0].square().sum(dim=2) * squares).reshape(-1)
         step = max(1, _NUMBERS // (self.outputs * self.inputs[0].numel()))
         parts = (self.within(slice(start, start + step)) for start in range(0, self.samples, step))
         rows = (part.take(torch.arange(part.rows, device=self.device)) for part in parts)
@@ -278,18 +281,21 @@ class LayerRows:
 
     def _own_input_products(self) -> Float[Tensor, "n T T"]:
         """Products of the inputs of a sample with each other, the bias being one more."""
-        products = self.signals.new_zeros(self.samples, self.positions, self.positions)
-        if self.weight is not None:
-            products = self.inputs @ self.inputs.mT
-        return products if self.bias is None else products + torch.outer(self._marks, self._marks)
+        # A weight that does not train has no inputs.
+        inputs = self.inputs[..., : self.in_features]
+        products = inputs @ inputs.mT
+        return products if self.bias is None else products.add_(torch.outer(self._marks, self._marks))
 
     def _input_products(self, other: "LayerRows") -> Float[Tensor, "n T q S"]:
         """Products of the inputs of two sets of samples, the bias being one more."""
-        products = self.signals.new_zeros(self.samples * self.positions, other.samples * other.positions)
-        if self.weight is not None:
-            products = self.inputs.flatten(0, 1) @ other.inputs.flatten(0, 1).T
+        inputs = self.inputs[..., : self.in_features].flatten(0, 1)
+        products = inputs @ other.inputs[..., : self.in_features].flatten(0, 1).T
         products = products.view(self.samples, self.positions, other.samples, other.positions)
-        return products if self.bias is None else products.add_(torch.outer(self._marks, other._marks)[:, None])
+        if self.bias is None:
+            return products
+        if self.marks is None and other.marks is None:
+            return products.add_(1)
+        return products.add_(torch.outer(self._marks, other._marks)[:, None])
 
     def _add_overlaps(self, other: "LayerRows", total: Float[Tensor, "r q"], lower: bool) -> None:
         """Σ over positions of (a·a′)(δ·δ′), some samples at a time."""
@@ -308,10 +314,10 @@ class LayerRows:
     def _add_row_products(self, other: "LayerRows", total: Float[Tensor, "r q"], lower: bool) -> None:
         """Products of rows of J over the weights of a few of the layer's outputs at a time."""
         columns = max(_NARROWEST, _NUMBERS // max(1, self.rows + (0 if lower else other.rows)))
-        step = min(self.wide, -(-columns // self.reach))
-        own = self.signals.new_empty(self.rows * step * self.reach)
-        others = own if lower else self.signals.new_empty(other.rows * step * self.reach)
-        for start in range(0, self.wide, step):
+        step = min(self.out_features, -(-columns // self.in_features))
+        own = self.signals.new_empty(self.rows * step * self.in_features)
+        others = own if lower else self.signals.new_empty(other.rows * step * self.in_features)
+        for start in range(0, self.out_features, step):
             here = slice(start, start + step)
             made = self.weight_rows(here, out=own).flatten(1)
             if lower:

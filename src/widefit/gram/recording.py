@@ -106,7 +106,7 @@ def layer_part(call: LayerCall, signal: Float[Tensor, "n k *o"], names: dict[str
     call, signal
         The call, and the signal of what it gives.
     names
-        In J, of those of the layer's parameters ("weight", "bias") that train.
+        Names in J by their names in the layer ("weight", "bias"), for parameters that train.
     """
     inputs = outer_inputs(call.module, call.input)
     if inputs is None:
@@ -131,13 +131,13 @@ def factored_jacobian(
     Parameters
     ----------
     model, inputs
-        What is differentiated, and what it takes.
+        The module, and the batch that it takes.
     parameters
         Those that train.
     root
-        As for `FunctionJacobian`.
+        Factors of the rows, as for `FunctionJacobian`.
     known
-        As for `PerSample`.
+        Findings about the model, as for `PerSample`.
 
     Raises
     ------
@@ -183,12 +183,12 @@ def stored_columns(
 
 @dataclass(frozen=True)
 class FactorCost:
-    """What the factors of a model take, and whether they tell the truth about it.
+    """Cost of the factors of a model, and whether they tell the truth about it.
 
     Attributes
     ----------
     flops
-        Of one entry of H.
+        Flops of one entry of H.
     numbers
         Held a row of J.
     exact

@@ -1,4 +1,4 @@
-"""What a layer of sparse signals contributes to J, and products with it: δ ⊗ a is never formed."""
+"""Rows of J over a layer of sparse signals, and products with them: δ ⊗ a is never formed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class SparseLayerRows:
     Attributes
     ----------
     pattern
-        Which neurons fire on which samples, n rows.
+        The neurons that fire on each sample, n rows.
     signals
         δ of every output at the entries of the pattern; it is 0 elsewhere.
     similarity
@@ -44,7 +44,7 @@ class SparseLayerRows:
 
     @property
     def samples(self) -> int:
-        """Their number, n."""
+        """Number of samples, n."""
         return self.pattern.rows
 
     @property

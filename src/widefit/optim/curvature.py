@@ -9,7 +9,8 @@ from torch import Tensor
 
 from widefit.gram.base import DenseGram, Jacobian, Operator
 from widefit.gram.jacobian import DenseJacobian, JacobianGram
-from widefit.solvers import Preconditioner, Prepared, Solver
+from widefit.solvers import Preconditioner, Reusing, Solver
+from widefit.solvers.primal import normal_matrix
 
 
 @dataclass(frozen=True)
@@ -110,25 +111,18 @@ class Primal(Curvature):
 
     def __init__(self, jacobian: Jacobian, solver: Solver):
         self.jacobian = jacobian
-        self.solver = solver
-        size = jacobian.shape[1]
-        total = torch.zeros(size, size, dtype=torch.float64, device=jacobian.device)
-        for _, block in jacobian.row_blocks():
-            wide = block.to(torch.float64)
-            total.addmm_(wide.T, wide)
+        self.solver = Reusing(solver)
+        total = normal_matrix(jacobian)
         self.normal = DenseGram(total)
         self.scale = float(total.diagonal().sum())
         self.floor = 10 * torch.finfo(torch.float64).eps
-        self.prepared: tuple[float, Prepared] | None = None
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         return self.jacobian.matvec(direction)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
-        if self.prepared is None or self.prepared[0] != damping:
-            self.prepared = (damping, self.solver.prepare(self.normal, damping))
         gradient = self.jacobian.rmatvec(weights).to(torch.float64)
-        solution = self.prepared[1].solve(gradient)
+        solution = self.solver.solve(self.normal, gradient, damping)
         value = -solution.value.to(self.jacobian.dtype)
         image = self.jacobian.matvec(value)
         return Direction(value, image, solution.residual_norm, solution.iterations, f"primal-{solution.solver}")
@@ -155,26 +149,22 @@ class SampleSpace(Curvature):
         self, jacobian: Jacobian, solver: Solver, form: bool, dtype: torch.dtype, previous: Preconditioner | None = None
     ):
         self.jacobian = jacobian
-        self.solver = solver
         self.operator: Operator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
         self.scale = float(self.operator.diagonal().sum())
         # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
         self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
-        self.previous = previous
-        self.prepared: tuple[float, Prepared] | None = None
+        self.solver = Reusing(solver, previous)
 
     @property
     def preconditioner(self) -> Preconditioner | None:
-        return self.previous if self.prepared is None else self.prepared[1].preconditioner
+        return self.solver.preconditioner
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
-        if self.prepared is None or self.prepared[0] != damping:
-            self.prepared = (damping, self.solver.prepare(self.operator, damping, self.preconditioner))
-        solution = self.prepared[1].solve(weights.to(self.operator.dtype))
+        solution = self.solver.solve(self.operator, weights.to(self.operator.dtype), damping)
         value = -self.jacobian.rmatvec(solution.value.to(self.jacobian.dtype)).to(weights.dtype)
-        # J̃ d = −H g, which the formed H gives without another pass over J̃.
-        image = -self.operator.matvec(solution.value).to(weights.dtype)
+        # J̃ d = −H g, which the solver has already found.
+        image = -solution.image.to(weights.dtype)
         return Direction(value, image, solution.residual_norm, solution.iterations, solution.solver)

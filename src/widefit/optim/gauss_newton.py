@@ -139,7 +139,7 @@ class GaussNewton(torch.optim.Optimizer):
         """
         began = time.perf_counter()
         check_module(self.model)
-        system, names = System(describe_blocks(self.model, self.loss, self.residual, data)), self._names()
+        system, names = System(describe_blocks(self.model, self.loss, self.residual, data, self._traces)), self._names()
         parameters = {name: parameter.detach() for name, (parameter, _) in names.items()}
         if not self._checked:
             system.check_samples(parameters)
@@ -174,7 +174,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def evaluate(self, *data: Tensor | Residual) -> float:
         """The loss on what `step` takes, without a step."""
-        system = System(describe_blocks(self.model, self.loss, self.residual, data))
+        system = System(describe_blocks(self.model, self.loss, self.residual, data, self._traces))
         return system.loss(system.outputs({name: found.detach() for name, (found, _) in self._names().items()}))
 
     def minimize(

@@ -1,6 +1,7 @@
-"""What a step is taken on: blocks of per-sample outputs of one module, each with its loss."""
+"""The system of a step: blocks of per-sample outputs of one module, each with its loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class Residual:
     Parameters
     ----------
     function
-        `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`.
+        `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`, or
+        called sample by sample where that cannot follow it.
     data
         Tensors that hold one sample an entry of their first dimension, all with as many.
     weight
@@ -70,24 +72,35 @@ class Block:
     outputs: PerSample
     loss: OutputLoss
     targets: Tensor | None
+    network: nn.Module  # whose parameters train
     model: nn.Module | None = None  # where the outputs are a model's own, on a batch
     source: Callable[..., Tensor] | None = None  # the residual function that was given
 
     @classmethod
-    def of_residual(cls, model: nn.Module, residual: Residual) -> "Block":
+    def of_residual(cls, model: nn.Module, residual: Residual, traces: Traces | None = None) -> "Block":
         """The block of a residual function."""
+        known = None if traces is None else traces.known(residual.function)
         bound = _Bound(model, residual.function)
 
         def function(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
             return functional_call(bound, {f"model.{name}": p for name, p in parameters.items()}, sample)
 
-        return cls(PerSample(function, residual.data), HalfSquare(residual.weight), None, None, residual.function)
+        outputs = PerSample(function, residual.data, known=known)
+        return cls(outputs, HalfSquare(residual.weight), None, model, source=residual.function)
 
     @classmethod
-    def of_model(cls, model: nn.Module, loss: OutputLoss, inputs: tuple[Tensor, ...], targets: Tensor) -> "Block":
+    def of_model(
+        cls,
+        model: nn.Module,
+        loss: OutputLoss,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        traces: Traces | None = None,
+    ) -> "Block":
         """The block of a model's outputs on a batch, compared with targets."""
         laid_out = loss.on(_output_shape(model, inputs), targets)
-        return cls(module_outputs(model, inputs), laid_out, targets, model)
+        known = None if traces is None else traces.known(model)
+        return cls(module_outputs(model, inputs, known), laid_out, targets, model, model)
 
 
 @dataclass(frozen=True)
@@ -124,14 +137,16 @@ class System:
         """Cost of J as layer inputs and backward signals; None where the system has no such form."""
         if self.module is None:
             return None
-        cost = factor_cost(self.module, parameters, self.blocks[0].outputs.data)
+        outputs = self.blocks[0].outputs
+        cost = factor_cost(self.module, parameters, outputs.data, outputs.known)
         return cost if cost.exact else None
 
     def factored(self, parameters: dict[str, Tensor], expansion: Expansion) -> FactoredJacobian:
         """J̃ in that form."""
         if self.module is None:
             raise ValueError("a system of residual functions has no factored form")
-        return factored_jacobian(self.module, parameters, self.blocks[0].outputs.data, expansion.roots[0])
+        outputs = self.blocks[0].outputs
+        return factored_jacobian(self.module, parameters, outputs.data, expansion.roots[0], outputs.known)
 
     def check_samples(self, parameters: dict[str, Tensor]) -> None:
         """Refuse outputs that are not functions of one sample each; costs two samples."""
@@ -158,7 +173,7 @@ class System:
 
     @property
     def sources(self) -> tuple[Any, ...] | None:
-        """What the residual blocks are, but for the values of their samples; None for a model's own outputs."""
+        """Identity of the residual blocks, but for the values of their samples; None for a model's own outputs."""
         if any(block.source is None for block in self.blocks):
             return None
         return tuple(
@@ -209,20 +224,21 @@ def describe_blocks(
     loss: OutputLoss,
     residual: Callable[..., Tensor] | None,
     data: tuple[Tensor | Residual, ...],
+    traces: Traces | None = None,
 ) -> list[Block]:
-    """The blocks that the arguments of `GaussNewton.step` describe."""
+    """The blocks that the arguments of `GaussNewton.step` describe; `traces` keeps what is found out about them."""
     residuals = [item for item in data if isinstance(item, Residual)]
     if data and len(residuals) == len(data):
-        return [Block.of_residual(model, item) for item in residuals]
+        return [Block.of_residual(model, item, traces) for item in residuals]
     tensors = tuple(item for item in data if isinstance(item, Tensor))
     if len(tensors) != len(data):
         raise ValueError("step takes tensors, or Residual(...) blocks, not a mixture or anything else")
     if residual is not None:
-        return [Block.of_residual(model, Residual(residual, *tensors))]
+        return [Block.of_residual(model, Residual(residual, *tensors), traces)]
     if len(tensors) < 2:
         raise ValueError("step takes inputs and targets, step(x, y), when the optimizer was given no residual")
     check_data(tensors, "step")
-    return [Block.of_model(model, loss, tensors[:-1], tensors[-1])]
+    return [Block.of_model(model, loss, tensors[:-1], tensors[-1], traces)]
 
 
 def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
@@ -231,7 +247,7 @@ def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
     few = outputs.select(slice(0, 2))
     shapes = [tuple(tensor.shape[1:]) for tensor in outputs.data]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _unchanged_buffers(block.network):
             together = few.values(parameters)
             alone = torch.stack(
                 [few.function(parameters, *(tensor[i] for tensor in few.data)) for i in range(few.samples)]
@@ -266,6 +282,26 @@ def _failed(shapes: list[tuple[int, ...]], error: Exception) -> ValueError:
     return ValueError(
         f"a residual is called with ONE sample, a model with a batch; here samples of shapes {shapes} failed: {error}"
     )
+
+
+@contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Refuse a model whose forward pass changes its buffers, and take the change back."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    changed = [
+        name
+        for name, buffer in model.named_buffers()
+        if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name])
+    ]
+    for name in changed:
+        model.get_buffer(name).copy_(before[name])
+    if changed:
+        raise ValueError(
+            f"the forward pass changes the buffer {changed[0]!r}, so a step cannot be compared with its prediction: "
+            "call model.eval(), which stops running statistics and the power iteration of a spectral norm, or keep "
+            "that state out of the model"
+        )
 
 
 def check_data(data: tuple[Tensor, ...], where: str) -> None:

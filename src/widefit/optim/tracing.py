@@ -31,20 +31,20 @@ class CallShape:
     ----------
     key
         Names of its weight and bias.
-    positions, reach, wide
+    positions, in_features, out_features
         Rows of what it takes and gives, and their columns.
     values
-        How many of the rows, the first ones, are values; the others are derivatives, which know no bias.
+        Number of rows, the first ones, that are values; the others are derivatives, which know no bias.
     """
 
     key: Key
     positions: int
-    reach: int
-    wide: int
+    in_features: int
+    out_features: int
     values: int
 
     def marks(self, like: Tensor) -> Float[Tensor, " T"]:
-        """What the bias is multiplied by at every position."""
+        """Factor of the bias at every position."""
         return (torch.arange(self.positions, device=like.device) < self.values).to(like.dtype)
 
 
@@ -124,7 +124,9 @@ def traced_block(
 
     with torch.enable_grad():
         probes = [
-            torch.zeros(samples, call.positions, call.wide, dtype=first.dtype, device=first.device, requires_grad=True)
+            torch.zeros(
+                samples, call.positions, call.out_features, dtype=first.dtype, device=first.device, requires_grad=True
+            )
             for call in calls
         ]
         outputs, inputs = vmap(probed)(probes, *function.data)
@@ -141,10 +143,20 @@ Trace = list[list[CallShape]]
 
 
 class Traces:
-    """What was found out about systems of residual functions, once for each."""
+    """Findings about functions and systems of them, each made once; copies begin with none."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Trace | None] = {}
+        self._functions: dict[Hashable, dict[Hashable, bool]] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Traces, ()
+
+    def known(self, source: Hashable) -> dict[Hashable, bool]:
+        """The findings about one function, as `PerSample` keeps them."""
+        if source not in self._functions and len(self._functions) >= _REMEMBERED:
+            self._functions.clear()
+        return self._functions.setdefault(source, {})
 
     def allow(self, key: Hashable, functions: list[PerSample], parameters: dict[str, Tensor]) -> bool:
         """Whether J̃ of a system can be made from layer inputs and signals; `key` tells one system from another."""
@@ -241,7 +253,7 @@ def traced_jacobian(
 def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:
     """Inputs and signals, and the values that differentiation keeps: about six numbers an output of a layer."""
     numbers = sum(
-        function.samples * call.positions * (call.reach + 7 * call.wide)
+        function.samples * call.positions * (call.in_features + 7 * call.out_features)
         for function, calls in zip(functions, trace, strict=True)
         for call in calls
     )

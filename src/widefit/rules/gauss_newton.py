@@ -131,7 +131,7 @@ def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
     if block.response is not None:
         rhs = rhs - pull * block.weighted(block.response)
     solution = solver.solve(block.operator, rhs, damping)
-    image = block.operator.matvec(solution.value)
+    image = solution.image
     g = block.unweighted(solution.value)
     gain = float(block.residual.double().square().sum() - (rhs - image).double().square().sum())
     if alpha > 0 and block.response is not None:

@@ -1,6 +1,6 @@
 """Solvers of (H + λI) g = e in sample space. A solver is one file here and one line below."""
 
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
+from widefit.solvers.base import Preconditioner, Prepared, Reusing, Solution, Solver
 from widefit.solvers.block_cg import BlockCG
 from widefit.solvers.cg import CG
 from widefit.solvers.cholesky import Cholesky
@@ -16,6 +16,7 @@ __all__ = [
     "Preconditioner",
     "Prepared",
     "Primal",
+    "Reusing",
     "SketchedCG",
     "Solution",
     "Solver",

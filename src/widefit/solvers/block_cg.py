@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import DenseGram, Operator
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
+from widefit.solvers.base import Preconditioner, Prepared, Solver
 from widefit.solvers.cholesky import damped_factor
-from widefit.solvers.pcg import solve_damped
+from widefit.solvers.pcg import FactorPreconditioned
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BlockCG(Solver):
     Raises
     ------
     ArithmeticError
-        H is not finite.
+        H is not finite, or H̄ + λI not positive definite.
     """
 
     tolerance: float = 1e-6
@@ -40,27 +40,24 @@ class BlockCG(Solver):
     recompute: int = 50
     name: str = "block-cg"
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        return self.prepare(operator, damping).solve(rhs)
-
-    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
-        """Factor H̄ + λI; a factor of another H is of no use, `previous` is ignored."""
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
         found = damped_factor(DenseGram(operator.mean_block()), damping)
         return _Blocks(self, operator, damping, None if found is None else found[1])
 
+    def prepare(self, operator: Operator, damping: float) -> Prepared:
+        """Factor H̄ + λI; for identical blocks that is H itself, and one product with all of it is enough."""
+        return self._prepare(operator, damping)
 
-@dataclass(frozen=True)
-class _Blocks(Prepared):
-    solver: BlockCG
-    operator: Operator
-    damping: float
-    factor: Float[Tensor, "samples samples"] | None
+    def carry_over(self, kept: Preconditioner, operator: Operator, damping: float) -> Prepared | None:
+        """Keep the factor while it works: H̄ of a network changes little from step to step."""
+        if not kept.still_works(operator.size // operator.outputs, damping):
+            return None
+        return _Blocks(self, operator, damping, kept.factor, [*kept.products])
 
-    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        return solve_damped(self.solver, self.operator, self.damping, self._precondition, rhs)
 
-    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+class _Blocks(FactorPreconditioned):
+    def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         if self.factor is None:
             return vector
-        columns = vector.to(torch.float64).reshape(-1, self.operator.outputs)
+        columns = vector.to(self.factor.dtype).reshape(len(self.factor), -1)
         return torch.cholesky_solve(columns, self.factor).reshape(-1).to(vector.dtype)

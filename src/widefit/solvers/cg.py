@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Solution, Solver
-from widefit.solvers.pcg import solve_damped
+from widefit.solvers.base import Prepared, Solver
+from widefit.solvers.pcg import Preconditioned
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,15 @@ class CG(Solver):
     recompute: int = 50
     name: str = "cg"
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
         diagonal = operator.diagonal() + damping
-        inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(rhs.dtype).tiny), 0.0)
-        return solve_damped(self, operator, damping, lambda v: inverse * v, rhs)
+        inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0)
+        return _Scaled(self, operator, damping, inverse)
+
+
+@dataclass(frozen=True)
+class _Scaled(Preconditioned):
+    inverse: Float[Tensor, " n"]
+
+    def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.inverse * vector

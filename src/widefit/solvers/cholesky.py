@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
+from widefit.solvers.base import Prepared, Solution, Solver, solution
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,9 @@ class Cholesky(Solver):
     max_jitter: float = 1e-3
     name: str = "cholesky"
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        return self.prepare(operator, damping).solve(rhs)
-
-    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
-        """Factor H + λI; a factor of another H is of no use, `previous` is ignored."""
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
         found = damped_factor(operator, damping, self.max_jitter)
-        return _Empty(self.name) if found is None else _Factored(operator, damping, *found, self.name)
+        return Empty(self.name) if found is None else _Factored(operator, damping, *found, self.name)
 
 
 def damped_factor(
@@ -45,7 +41,7 @@ def damped_factor(
     Raises
     ------
     ArithmeticError
-        As `Cholesky`.
+        Those of `Cholesky`.
     """
     diagonal = operator.diagonal().to(torch.float64)
     if not torch.isfinite(diagonal).all():
@@ -87,14 +83,15 @@ class _Factored(Prepared):
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
         columns = rhs.to(torch.float64).reshape(self.operator.size, -1)
         value = torch.cholesky_solve(columns, self.factor).reshape(rhs.shape).to(rhs.dtype)
-        return Solution(value, relative_residual(self.operator, value, rhs, self.damping), 0, self.name, self.jitter)
+        return solution(value, self.operator.matvec(value), rhs, self.damping, 0, self.name, self.jitter)
 
 
 @dataclass(frozen=True)
-class _Empty(Prepared):
+class Empty(Prepared):
     """No parameter moves any output: every g gives the same (empty) step."""
 
     name: str
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        return Solution(torch.zeros_like(rhs), float(bool(rhs.any())), 0, self.name)
+        zero = torch.zeros_like(rhs)
+        return solution(zero, zero, rhs, 0.0, 0, self.name)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver
-from widefit.solvers.pcg import solve_damped
+from widefit.solvers.base import Prepared, Solver
+from widefit.solvers.pcg import Preconditioned
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class NystromCG(Solver):
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        return self.prepare(operator, damping).solve(rhs)
-
-    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
-        """Pick the columns and factor them; the basis costs r columns of H, so it is made for every H."""
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
         rank = min(operator.size, self.rank if self.rank is not None else max(1, int(4 * operator.size**0.5)))
         factor, rest = pivoted_cholesky(operator, rank, torch.Generator().manual_seed(self.seed))
         basis, singular, _ = torch.linalg.svd(factor, full_matrices=False)
@@ -55,23 +51,21 @@ class NystromCG(Solver):
         # in balance.
         level = float(rest.mean()) + damping
         smallest = torch.finfo(factor.dtype).eps * (float(singular.max()) ** 2 if len(singular) else 1.0)
-        weights = max(level, smallest) / (singular.square() + max(damping, level, smallest)) - 1
-        return _Nystrom(self, operator, damping, basis, weights)
+        weights = max(level, smallest) / (singular.square() + max(damping, level, smallest))
+        # Without λ, and with nothing but rounding outside the basis, only what lies inside can be answered.
+        rounding = 2 * torch.finfo(factor.dtype).eps * float(singular.square().sum())
+        outside = float(damping > 0 or level > rounding)
+        return _Nystrom(self, operator, damping, basis, weights, outside)
 
 
 @dataclass(frozen=True)
-class _Nystrom(Prepared):
-    solver: NystromCG
-    operator: Operator
-    damping: float
+class _Nystrom(Preconditioned):
     basis: Float[Tensor, "n r"]
     weights: Float[Tensor, " r"]
+    outside: float
 
-    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        return solve_damped(self.solver, self.operator, self.damping, self._precondition, rhs)
-
-    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return vector + self.basis @ (self.weights * (self.basis.T @ vector))
+    def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.outside * vector + self.basis @ ((self.weights - self.outside) * (self.basis.T @ vector))
 
 
 def pivoted_cholesky(

@@ -1,6 +1,8 @@
 """The loop that every conjugate-gradient solver shares: preconditioned, judged by true residuals."""
 
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -8,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Solution, relative_residual
+from widefit.solvers.base import Preconditioner, Prepared, Solution, solution
 
 # Checks of the true residual without a gain of a tenth, after which rounding has won.
 _PATIENCE = 10
@@ -16,7 +18,7 @@ _PATIENCE = 10
 
 @runtime_checkable
 class Iterative(Protocol):
-    """What a solver that iterates is told: see `preconditioned_cg`."""
+    """Settings of a solver that iterates: see `preconditioned_cg`."""
 
     @property
     def name(self) -> str: ...
@@ -28,16 +30,11 @@ class Iterative(Protocol):
     def recompute(self) -> int: ...
 
 
-def solve_damped(
-    solver: Iterative,
-    operator: Operator,
-    damping: float,
-    precondition: Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]],
-    rhs: Float[Tensor, "n *c"],
-) -> Solution:
-    """(H + λI) g = e, column by column; the products reported are the sum over the columns.
+@dataclass(frozen=True)
+class Preconditioned(Prepared):
+    """(H + λI) g = e by conjugate gradients, column by column; the products reported are the sum over the columns.
 
-    Parameters
+    Attributes
     ----------
     solver
         Its tolerance, limit (None: 10 n products a column) and name.
@@ -45,41 +42,75 @@ def solve_damped(
         H.
     damping
         λ.
-    precondition
-        v ↦ M⁻¹ v, M ≈ H + λI.
-    rhs
-        e, one or several columns.
     """
-    limit = solver.max_iterations if solver.max_iterations is not None else 10 * operator.size
 
-    def apply(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return operator.matvec(vector) + damping * vector
+    solver: Iterative
+    operator: Operator
+    damping: float
 
-    columns = rhs[:, None] if rhs.ndim == 1 else rhs
-    found = [
-        preconditioned_cg(apply, column, precondition, solver.tolerance, limit, solver.recompute)
-        for column in columns.T
-    ]
-    value = torch.stack([column for column, _ in found], dim=1).reshape(rhs.shape)
-    return Solution(
-        value, relative_residual(operator, value, rhs, damping), sum(products for _, products in found), solver.name
-    )
+    @abstractmethod
+    def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """v ↦ M⁻¹ v, M ≈ H + λI."""
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        told = self.solver
+        limit = told.max_iterations if told.max_iterations is not None else 10 * self.operator.size
+        found = [
+            preconditioned_cg(
+                self.operator.matvec, self.damping, column, self.precondition, told.tolerance, limit, told.recompute
+            )
+            for column in rhs.reshape(len(rhs), -1).T
+        ]
+        values, images, products = zip(*found, strict=True)
+        value = torch.stack(values, dim=1).reshape(rhs.shape)
+        image = torch.stack(images, dim=1).reshape(rhs.shape)
+        return solution(value, image, rhs, self.damping, sum(products), told.name)
+
+
+@dataclass(frozen=True)
+class FactorPreconditioned(Preconditioned):
+    """Conjugate gradients behind a triangular factor that can outlive its H.
+
+    Attributes
+    ----------
+    factor
+        Triangle as in `Preconditioner`; None: no preconditioner.
+    products
+        With H that each solve took, the first of them with the factor fresh.
+    """
+
+    factor: Float[Tensor, "r r"] | None
+    products: list[int] = field(default_factory=list)
+
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        if self.factor is None or not self.products:
+            return None
+        return Preconditioner(self.factor, self.damping, (self.products[0], self.products[-1]))
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        found = super().solve(rhs)
+        self.products.append(found.iterations)
+        return found
 
 
 def preconditioned_cg(
-    apply: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor], Tensor],
+    damping: float,
     rhs: Float[Tensor, " n"],
     precondition: Callable[[Tensor], Tensor],
     tolerance: float,
     limit: int,
     recompute: int,
-) -> tuple[Float[Tensor, " n"], int]:
-    """The best iterate found, and the products with A that it took (Hestenes and Stiefel 1952).
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], int]:
+    """The best g found for A = H + λI, H g, and the products with H that it took (Hestenes and Stiefel 1952).
 
     Parameters
     ----------
-    apply
-        v ↦ A v, A symmetric positive semi-definite.
+    product
+        v ↦ H v, H symmetric positive semi-definite.
+    damping
+        λ.
     precondition
         v ↦ M⁻¹ v.
     tolerance
@@ -92,33 +123,36 @@ def preconditioned_cg(
     """
     best_norm = norm = float(torch.linalg.vector_norm(rhs))
     goal = tolerance * norm
-    value = best = torch.zeros_like(rhs)
+    value = best = best_image = torch.zeros_like(rhs)
     residual, products, stalled = rhs.clone(), 0, 0
     direction = preconditioned = precondition(residual)
     rho = torch.dot(residual, preconditioned)
     positive = norm > goal and bool(rho > 0)
     while norm > goal and positive and products < limit and stalled < _PATIENCE:
-        image = apply(direction)
+        moved = product(direction) + damping * direction
         products += 1
-        curvature = torch.dot(direction, image)
+        curvature = torch.dot(direction, moved)
         step = torch.where(curvature > 0, rho / curvature, 0.0)
         value = value + step * direction
-        residual = residual - step * image
+        residual = residual - step * moved
         preconditioned = precondition(residual)
         rho, previous = torch.dot(residual, preconditioned), rho
         # One transfer from the device an iteration.
         bend, norm, following = torch.stack([curvature, torch.linalg.vector_norm(residual), rho]).tolist()
         positive = following > 0
         if not bend > 0 or norm <= goal or products % recompute == 0 or products >= limit:
-            residual = rhs - apply(value)
+            image = product(value)
+            residual = rhs - (image + damping * value)
             norm = float(torch.linalg.vector_norm(residual))
             stalled = 0 if norm < 0.9 * best_norm else stalled + 1
             if norm < best_norm:
-                best, best_norm = value, norm
+                best = value
+                best_image = image
+                best_norm = norm
             if not bend > 0:  # rounding has exhausted the range of A
                 break
             preconditioned = precondition(residual)
             rho = torch.dot(residual, preconditioned)
             positive = bool(rho > 0)
         direction = preconditioned + (rho / previous) * direction
-    return best, products
+    return best, best_image, products

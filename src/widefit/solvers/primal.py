@@ -1,4 +1,4 @@
-"""The direct solver on the side of the parameters: for H = J Jᵀ of fewer columns than rows."""
+"""The solver through parameter space: H = J Jᵀ of fewer parameters than rows is never formed."""
 
 from dataclasses import dataclass
 
@@ -6,55 +6,79 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.base import Jacobian, Operator
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, relative_residual
+from widefit.gram.base import DenseGram, Jacobian, Operator
+from widefit.solvers.base import Prepared, Solution, Solver, factor_of, solution
+from widefit.solvers.cholesky import Cholesky, Empty, damped_factor
+
+# Most refinements of an answer; each takes what cancels in e − J y down by a factor of ε ‖H‖ / λ.
+_REFINEMENTS = 3
 
 
 @dataclass(frozen=True)
 class Primal(Solver):
-    """g = (e − J (JᵀJ + λI)⁻¹ Jᵀ e) / λ by Cholesky of P × P numbers in float64 (Woodbury's identity).
+    """(J Jᵀ + λ)⁻¹ e = (e − J (JᵀJ + λ)⁻¹ Jᵀ e) / λ, JᵀJ + λI factored in float64 (Woodbury).
 
-    n P² + P³/3 flops. The difference cancels where λ is far below the eigenvalues of H.
+    For P parameters n P² + P³/3 flops and P² numbers, whatever n is. The difference cancels where λ is small against H;
+    refinement by the true residual makes up for it. With λ = 0 the answer is the pseudo-inverse of H times e.
+
+    Parameters
+    ----------
+    max_jitter
+        Largest multiple of the mean of diag JᵀJ that may be added to make the factorization succeed.
 
     Raises
     ------
     ValueError
-        H is not known by a factor J, or λ = 0.
+        The operator knows no factor J.
+    ArithmeticError
+        H is not finite, or JᵀJ stays indefinite with the largest jitter.
     """
 
+    max_jitter: float = Cholesky.max_jitter
     name: str = "primal"
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        return self.prepare(operator, damping).solve(rhs)
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
+        jacobian = factor_of(operator)
+        normal = normal_matrix(jacobian)
+        found = damped_factor(DenseGram(normal), damping, self.max_jitter)
+        return Empty(self.name) if found is None else _Primal(operator, jacobian, damping, *found, self.name)
 
-    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
-        """Sum and factor JᵀJ + λI."""
-        if operator.factor is None or not damping > 0:
-            raise ValueError("the primal solver takes H with a factor J and a damping above 0; use Cholesky or CG")
-        jacobian = operator.factor
-        size = jacobian.shape[1]
-        normal = torch.zeros(size, size, dtype=torch.float64, device=operator.device)
-        for _, rows in jacobian.row_blocks():
-            wide = rows.double()
-            normal.addmm_(wide.T, wide)
-        normal.diagonal().add_(damping)
-        return _Normal(self, operator, jacobian, damping, torch.linalg.cholesky(normal))
+
+def normal_matrix(jacobian: Jacobian) -> Float[Tensor, "P P"]:
+    """JᵀJ in float64, from blocks of rows."""
+    size = jacobian.shape[1]
+    total = torch.zeros(size, size, dtype=torch.float64, device=jacobian.device)
+    for _, block in jacobian.row_blocks():
+        wide = block.to(torch.float64)
+        total.addmm_(wide.T, wide)
+    return total
 
 
 @dataclass(frozen=True)
-class _Normal(Prepared):
-    solver: Primal
+class _Primal(Prepared):
     operator: Operator
     jacobian: Jacobian
     damping: float
+    jitter: float
     factor: Float[Tensor, "P P"]
+    name: str
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        columns = rhs.reshape(self.operator.size, -1).double()
-        image = torch.zeros(self.factor.shape[0], columns.shape[1], dtype=torch.float64, device=columns.device)
-        for first, rows in self.jacobian.row_blocks():
-            image.addmm_(rows.double().T, columns[first : first + len(rows)])
-        inner = torch.cholesky_solve(image, self.factor)
-        moved = torch.cat([rows.double() @ inner for _, rows in self.jacobian.row_blocks()])
-        value = ((columns - moved) / self.damping).to(rhs.dtype).reshape(rhs.shape)
-        return Solution(value, relative_residual(self.operator, value, rhs, self.damping), 0, self.solver.name)
+        columns = rhs.reshape(len(rhs), -1)
+        value, image = torch.zeros_like(columns), torch.zeros_like(columns)
+        found = solution(value, image, columns, self.damping, 0, self.name, self.jitter)
+        for _ in range(1 + _REFINEMENTS):
+            value = found.value + self._once(columns - found.image - self.damping * found.value)
+            better = solution(value, self.operator.matvec(value), columns, self.damping, 0, self.name, self.jitter)
+            if not better.residual_norm < 0.5 * found.residual_norm:
+                break
+            found = better
+        return solution(
+            found.value.reshape(rhs.shape), found.image.reshape(rhs.shape), rhs, self.damping, 0, self.name, self.jitter
+        )
+
+    def _once(self, columns: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        inner = torch.cholesky_solve(self.jacobian.rmatvec(columns).to(torch.float64), self.factor)
+        if self.damping == 0:
+            return self.jacobian.matvec(torch.cholesky_solve(inner, self.factor).to(columns.dtype))
+        return (columns - self.jacobian.matvec(inner.to(columns.dtype))) / self.damping

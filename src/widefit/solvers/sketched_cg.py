@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,16 +10,14 @@ from torch import Tensor
 
 from widefit.gram.base import Operator
 from widefit.sketches import SRHT, CountSketch, Gaussian, Sketch
-from widefit.solvers.base import Preconditioner, Prepared, Solution, Solver, factor_of
-from widefit.solvers.pcg import solve_damped
+from widefit.solvers.base import Preconditioner, Prepared, Solver, factor_of
+from widefit.solvers.pcg import FactorPreconditioned
 
 _SKETCHES: dict[str, Callable[[int, int, int], Sketch]] = {
     "srht": lambda rows, size, seed: SRHT(rows, size, seed=seed),
     "count": lambda rows, size, seed: CountSketch(rows, size, seed=seed),
     "gaussian": lambda rows, size, seed: Gaussian(rows, size, seed=seed),
 }
-# A preconditioner made for an earlier H is kept while it costs at most so many times the products of a fresh one.
-_WORN = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,7 @@ class SketchedCG(Solver):
         if not self.oversampling >= 1:
             raise ValueError(f"oversampling must be at least 1, got {self.oversampling}")
 
-    def solve(self, operator: Operator, rhs: Float[Tensor, "n *c"], damping: float) -> Solution:
-        return self.prepare(operator, damping).solve(rhs)
-
-    def prepare(self, operator: Operator, damping: float, previous: Preconditioner | None = None) -> Prepared:
-        """Sketch and factor, or take over the factor of `previous` while it still works."""
-        if previous is not None and _usable(previous, operator, damping):
-            return _Sketched(self, operator, damping, previous.factor, [*previous.products])
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
         jacobian = factor_of(operator)
         size = jacobian.shape[1]
         rows = math.ceil(self.oversampling * operator.size)
@@ -81,14 +72,16 @@ class SketchedCG(Solver):
         ridge = math.sqrt(damping) * torch.eye(operator.size, dtype=sketched.dtype, device=sketched.device)
         # Row after row, as a file keeps it: a solve with other strides would round otherwise.
         factor = torch.linalg.qr(torch.cat([sketched, ridge]), mode="r")[1].contiguous()
-        return _Sketched(self, operator, damping, factor, [])
+        diagonal = factor.diagonal().abs()
+        # Rows of R vanish for a rank-deficient J with λ = 0.
+        singular = bool((diagonal <= torch.finfo(factor.dtype).eps * diagonal.max()).any())
+        return _Sketched(self, operator, damping, None if singular else factor)
 
-
-def _usable(previous: Preconditioner, operator: Operator, damping: float) -> bool:
-    """Whether a factor still pays: same size, a similar λ, and products that have not grown much."""
-    fresh, latest = previous.products
-    similar = previous.damping / 10 <= damping <= previous.damping * 10
-    return len(previous.factor) == operator.size and similar and latest <= _WORN * max(fresh, 5)
+    def carry_over(self, kept: Preconditioner, operator: Operator, damping: float) -> Prepared | None:
+        """Keep the factor while it works, which saves the sketch and its QR."""
+        if not kept.still_works(operator.size, damping):
+            return None
+        return _Sketched(self, operator, damping, kept.factor, [*kept.products])
 
 
 class _Identity(Sketch):
@@ -101,35 +94,10 @@ class _Identity(Sketch):
         return matrix
 
 
-@dataclass(frozen=True)
-class _Sketched(Prepared):
-    solver: SketchedCG
-    operator: Operator
-    damping: float
-    factor: Float[Tensor, "n n"]
-    # Products a solve took, the first of them with the factor fresh.
-    products: list[int] = field(default_factory=list)
-
-    @property
-    def preconditioner(self) -> Preconditioner | None:
-        if not self.products:
-            return None
-        return Preconditioner(self.factor, self.damping, (self.products[0], self.products[-1]))
-
-    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        solution = solve_damped(self.solver, self.operator, self.damping, self._precondition, rhs)
-        self.products.append(solution.iterations)
-        return solution
-
-    @cached_property
-    def _singular(self) -> bool:
-        diagonal = self.factor.diagonal().abs()
-        return bool((diagonal <= torch.finfo(self.factor.dtype).eps * diagonal.max()).any())
-
-    def _precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """R⁻¹ R⁻ᵀ v; v itself where rows of R vanish (a rank-deficient J with λ = 0)."""
-        if self._singular:
+class _Sketched(FactorPreconditioned):
+    def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """R⁻¹ R⁻ᵀ v."""
+        if self.factor is None:
             return vector
-        column = vector[:, None]
-        inner = torch.linalg.solve_triangular(self.factor.T, column, upper=False)
+        inner = torch.linalg.solve_triangular(self.factor.T, vector[:, None], upper=False)
         return torch.linalg.solve_triangular(self.factor, inner, upper=True)[:, 0]
