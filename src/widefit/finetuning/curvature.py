@@ -101,8 +101,9 @@ class StageSolver(Solver):
         return self._prepared
 
     def _carried(self, before: Operator | None, operator: Operator, damping: float) -> Prepared | None:
-        alike = isinstance(before, ImplicitGram) and isinstance(operator, ImplicitGram)
-        if not alike or before.average is not operator.average or self._prepared is None:
+        if not isinstance(before, ImplicitGram) or not isinstance(operator, ImplicitGram) or self._prepared is None:
+            return None
+        if before.average is not operator.average:
             return None
         kept = self._prepared.preconditioner
         # It is kept whatever it takes, so that a run that is resumed has the same.
