@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -158,7 +158,7 @@ def size(path: Path) -> str:
     return f"{count:.1f} GB"
 
 
-def _encodes(text: str, stream: TextIO) -> bool:
+def _encodes(text: str, stream: Any) -> bool:
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from errno import EBADF
-from typing import Any, TextIO
+from typing import Any
 
 
 def make_ready() -> None:
@@ -28,7 +28,7 @@ def silence(stream: object) -> None:
         os.close(nowhere)
 
 
-def standard_output() -> TextIO:
+def standard_output() -> Any:
     """Return standard output, for what is lost without it.
 
     Raises
@@ -47,10 +47,10 @@ class Dispensable:
     Parameters
     ----------
     stream
-        Where they go; None: nowhere.
+        Where they go, like `sys.stderr`; None: nowhere.
     """
 
-    def __init__(self, stream: TextIO | None):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
