@@ -24,6 +24,7 @@ from widefit.estimators.parts import check_parts
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
+from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer, automatic_threshold
 from widefit.plan.two_layer import Choice, Plan
 from widefit.rules import SGD
@@ -115,6 +116,7 @@ class Wide(BaseEstimator, ABC):
 
     # The work.
 
+    @insulated()
     def fit(
         self,
         X: Any,
@@ -180,6 +182,7 @@ class Wide(BaseEstimator, ABC):
         self._describe()
         return self
 
+    @insulated()
     def _partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> Self:
         """One step along every minibatch of a batch; `partial_fit` of the two estimators documents it."""
         sizes, thresholds = self._check_parameters()
@@ -239,6 +242,7 @@ class Wide(BaseEstimator, ABC):
         self.loss_curve_ = self.history_.losses
         self.n_iter_ = len(self.history_) - 1
 
+    @insulated()
     def _outputs(self, X: Any) -> np.ndarray:
         """Network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
@@ -356,6 +360,7 @@ class Wide(BaseEstimator, ABC):
         return tensors, document
 
     @classmethod
+    @insulated()
     def from_parts(cls, tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> Self:
         """Build a fitted estimator from what `to_parts` returned.
 

@@ -16,6 +16,7 @@ from widefit.estimators.base import Wide
 from widefit.estimators.online import can_stream
 from widefit.estimators.parts import labels_array
 from widefit.files.model_file import storable
+from widefit.kernels.surroundings import insulated
 from widefit.trackers import LOSSES
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.tune import Tuning
@@ -173,6 +174,7 @@ class WideClassifier(ClassifierMixin, Wide):
         """The label with the largest score, shape (n,)."""
         return self._labels(self._outputs(X) + self.target_mean_)
 
+    @insulated()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities, shape (n, classes), in the order of `classes_`."""
         return np.exp(self.predict_log_proba(X))
@@ -181,6 +183,7 @@ class WideClassifier(ClassifierMixin, Wide):
         """Logarithms of `predict_proba`."""
         return self._log_shares(self._outputs(X) + self.target_mean_)
 
+    @insulated()
     def _log_shares(self, outputs: np.ndarray) -> np.ndarray:
         scores = self._scores(outputs)
         if self.loss_ == "logistic" and self.classes_.size > 2:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from widefit import solvers, trackers
+from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer
 from widefit.rules import Rule
 from widefit.training.callback import Callback
@@ -15,6 +16,7 @@ from widefit.training.history import History
 from widefit.training.two_layer import State, Training
 
 
+@insulated()
 def train(
     network: TwoLayer | Deep,
     X: ArrayLike | Tensor,

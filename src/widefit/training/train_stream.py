@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from widefit import trackers
+from widefit.kernels.surroundings import insulated
 from widefit.nn import TwoLayer
 from widefit.rules import Rule
 from widefit.training.callback import Callback
@@ -128,6 +129,7 @@ class StreamRun:
         return self.streaming.seen
 
 
+@insulated()
 def train_stream(
     network: TwoLayer,
     blocks: Iterable[Any],
