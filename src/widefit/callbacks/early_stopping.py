@@ -7,7 +7,7 @@ from widefit.training.history import StepInfo
 
 
 class EarlyStopping(Callback):
-    """Ends the training when what is watched has not got better for some steps.
+    """Ends the training when the metric or the loss has not improved for some steps.
 
     Rejected steps count: they bring nothing. The network is left as the last step left it.
 
@@ -16,7 +16,7 @@ class EarlyStopping(Callback):
     patience
         Steps without improvement after which training ends, at least 1.
     min_delta
-        What an improvement has to exceed, in units of what is watched.
+        The least amount that counts as an improvement, in the units of the metric or loss.
     monitor
         "metric": the validation metric of the run. "loss": the training loss.
     higher_is_better
@@ -70,7 +70,7 @@ class EarlyStopping(Callback):
             self._waited += 1
 
     def _score(self, info: StepInfo) -> float:
-        """What is watched, higher when it is better; NaN is worst."""
+        """The watched number, turned so that higher is better; NaN is worst."""
         if self.monitor == "loss":
             score = -info.loss
         elif info.metric is None:

@@ -1,4 +1,4 @@
-"""How a command ends when it cannot do its work: one line on standard error, and an exit code."""
+"""The end of a command that cannot do its work: one line on standard error, and an exit code."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How much memory there is, and how what is free comes back to the system."""
+"""Free memory: how much there is, and giving it back to the system."""
 
 import ctypes
 import os
@@ -38,7 +38,7 @@ def _free_in_the_machine() -> int:
 
 
 def _free_in_the_process() -> int | None:
-    """What is left below `ulimit -v`; None without a limit."""
+    """Bytes left below `ulimit -v`; None without a limit."""
     if resource is None:
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -49,7 +49,7 @@ def _free_in_the_process() -> int | None:
 
 
 def _free_in_groups(membership: Path, mounted: Path) -> list[int]:
-    """What is left in each control group that the process is in, and in all groups that those are in.
+    """Bytes left in each control group of the process, and in all groups around those.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ def _controller() -> threadpoolctl.ThreadpoolController:
 
 @contextmanager
 def _in_control() -> Iterator[None]:
-    """Let this thread set limits: threadpoolctl 3.8 ignores every thread but the first to set one of OpenBLAS."""
+    """Put this thread in control of limits: threadpoolctl 3.8 ignores all but the first thread that sets OpenBLAS's."""
     let_go = getattr(getattr(threadpoolctl, "OpenBLASController", None), "clear_controlling_thread", None)
     if let_go is None:
         yield

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Run(Protocol):
-    """What a callback sees of the training."""
+    """The training as a callback sees it."""
 
     history: History
     max_iter: int
