@@ -23,13 +23,13 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def interrupt(folder: Path, times: int) -> tuple[int, str, str]:
-    """Start endless training, wait for its first checkpoint, press Ctrl-C so many times."""
+def interrupt(folder: Path, times: int, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """Start endless training, wait for its first checkpoint, press Ctrl-C so many times, or send another signal."""
     arguments = ("--max-iter", 10**9, "--checkpoint", "state", "--checkpoint-every", 0.05)
     process = start("train", "h.csv", *ENDLESS, *arguments, folder=folder)
     wait_for(folder / "state")
     for _ in range(times):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         time.sleep(0.05)
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr
@@ -55,6 +55,17 @@ def test_interrupt_keeps_model_report_and_checkpoint(interrupted: tuple[Path, di
     assert model.n_iter_ == len(document["history"]["steps"]) - 1 > 0
     assert load_file(folder / "state")["weight"].equal(model.network_.weight.detach())
     assert "interrupted" in (folder / "h.html").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_requests_to_end_keep_the_model_as_well(tmp_path: Path, number: signal.Signals) -> None:
+    write_houses(tmp_path / "h.csv", 60, 0)
+    code, stdout, stderr = interrupt(tmp_path, 1, number)
+    assert code == 130
+    assert "Traceback" not in stderr
+    assert json.loads(stdout)["interrupted"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.csv", "h.html", "h.widefit", "state"]
+    widefit.load(tmp_path / "h.widefit")
 
 
 def test_resuming_reaches_the_same_bits(interrupted: tuple[Path, dict]) -> None:

@@ -17,13 +17,17 @@ class Progress(Callback):
     ----------
     console
         Where to draw; None: standard error.
+    metric_name
+        What the metric of the run is called.
     """
 
-    def __init__(self, console: "Console | None" = None):
+    def __init__(self, console: "Console | None" = None, metric_name: str = "metric"):
         self._console = console
+        self._metric_name = metric_name
         self._bar: Any = None
 
     def start(self, run: Run) -> None:
+        """Draw the bar, as far as the run has come."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -36,12 +40,17 @@ class Progress(Callback):
             console=self._console or Console(stderr=True),
         )
         self._bar.start()
-        self._bar.add_task("training", total=run.max_iter, text=describe(run.history[-1]))
+        last = run.history[-1]
+        text = describe(last, self._metric_name)
+        # A stream does not say how long it is.
+        self._bar.add_task("training", total=run.max_iter or None, completed=last.step, text=text)
 
     def step(self, run: Run, info: StepInfo) -> bool | None:
+        """Move the bar."""
         task = self._bar.task_ids[0]
-        self._bar.update(task, completed=info.step, text=describe(info))
+        self._bar.update(task, completed=info.step, text=describe(info, self._metric_name))
         return None
 
     def finish(self, run: Run, history: History) -> None:
+        """Leave the bar as it is."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""How a command ends when it cannot do its work: one line on standard error, and an exit code."""
+"""The end of a command that cannot do its work: one line on standard error, and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -12,10 +12,14 @@ from widefit.cli.streams import silence
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-# What libraries say in a RuntimeError when the machine has no more to give.
-_EXHAUSTED = {
-    "out of memory": ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
-    "no more threads can be started; take fewer with --threads": ("can't start new thread", "thread creation failed"),
+# What libraries say in a RuntimeError where the machine has no more to give, or the user has named what is not there.
+_SAID = {
+    "can't allocate memory": ("out of memory", FAILED),
+    "not enough memory": ("out of memory", FAILED),
+    "out of memory": ("out of memory", FAILED),
+    "can't start new thread": ("no more threads can be started; take fewer with --threads", FAILED),
+    "Could not determine home directory": ("there is no home folder of the user after ~", BAD_INPUT),
+    "Symlink loop": ("a symbolic link points to itself", BAD_INPUT),
 }
 
 
@@ -56,9 +60,9 @@ def _end_with(error: BaseException) -> NoReturn:
     if isinstance(error, ArithmeticError):
         _end(str(error), FAILED)
     if isinstance(error, RuntimeError):
-        for message, signs in _EXHAUSTED.items():
-            if any(sign in str(error) for sign in signs):
-                _end(message, FAILED)
+        for sign, (message, code) in _SAID.items():
+            if sign in str(error):
+                _end(message, code)
     if _is_of_polars(error):
         _end(str(error), FAILED)
     raise error

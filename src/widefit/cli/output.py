@@ -1,4 +1,4 @@
-"""Where a command speaks: results to standard output, everything else to standard error."""
+"""The voice of a command: results to standard output, everything else to standard error."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -41,7 +41,7 @@ class Output:
     @cached_property
     def stderr(self) -> Console:
         """For progress and remarks: one console, so that lines appear above a progress bar and not inside it."""
-        return _console(cast(IO[str], Dispensable(sys.stderr)))
+        return _console(Dispensable(sys.stderr))
 
     def remark(self, text: str) -> None:
         """A line about what is going on."""
@@ -76,7 +76,7 @@ class Output:
 
     @contextmanager
     def warnings(self) -> Iterator[None]:
-        """In this block Python's warnings appear as lines of `warn`, and what the library logs as remarks."""
+        """Show Python's warnings as lines of `warn`, and what the library logs as remarks, while the block lasts."""
 
         def show(message: Warning | str, category: type[Warning], *_: object) -> None:
             if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
@@ -158,7 +158,7 @@ def size(path: Path) -> str:
     return f"{count:.1f} GB"
 
 
-def _encodes(text: str, stream: TextIO) -> bool:
+def _encodes(text: str, stream: Any) -> bool:
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -166,7 +166,7 @@ def _encodes(text: str, stream: TextIO) -> bool:
     return True
 
 
-def _console(file: IO[str] | None = None) -> Console:
+def _console(file: Any = None) -> Console:
     """On standard output unless a file is given."""
     console = Console(file=file)
     return console if console.is_terminal else Console(file=file, width=PIPE_WIDTH)

@@ -4,11 +4,11 @@ import contextlib
 import os
 import sys
 from errno import EBADF
-from typing import Any, TextIO
+from typing import Any
 
 
 def make_ready() -> None:
-    """Let the standard streams take every letter, and no file that is opened later be mistaken for one of them."""
+    """Make the standard streams take every letter, and keep files that are opened later from taking their place."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -21,14 +21,14 @@ def make_ready() -> None:
 
 
 def silence(stream: object) -> None:
-    """Let nothing more be written to a stream that takes no more, nor tried when the process ends."""
+    """Send to nowhere what a stream no longer takes, up to what Python flushes when the process ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # pyright: ignore[reportAttributeAccessIssue]
         os.close(nowhere)
 
 
-def standard_output() -> TextIO:
+def standard_output() -> Any:
     """Return standard output, for what is lost without it.
 
     Raises
@@ -47,10 +47,10 @@ class Dispensable:
     Parameters
     ----------
     stream
-        Where they go; None: nowhere.
+        Where they go, like `sys.stderr`; None: nowhere.
     """
 
-    def __init__(self, stream: TextIO | None):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:

@@ -25,6 +25,7 @@ from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
 from widefit.files.checkpoint import read_checkpoint
+from widefit.kernels.surroundings import insulated
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.base import Plan
@@ -136,6 +137,7 @@ class Wide(BaseEstimator, ABC):
 
     # Training.
 
+    @insulated()
     def fit(
         self,
         X: Any,
@@ -230,8 +232,8 @@ class Wide(BaseEstimator, ABC):
             rule=self._rule(),
             tracker=self.tracker,
             solver=self.solver,
-            max_iter=self.max_iter,
-            tol=self.tol,
+            max_iter=int(self.max_iter),
+            tol=float(self.tol),
             alpha=self._ridge * RULE_LOSSES[self.loss_].curvature,
             sample_weight=problem.sample_weight,
             metric=metric,
@@ -243,6 +245,7 @@ class Wide(BaseEstimator, ABC):
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
 
+    @insulated()
     def _partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> Self:
         """Take one step along every minibatch of a batch; `partial_fit` of the two estimators documents it."""
         layers = self._check_parameters()
@@ -318,6 +321,7 @@ class Wide(BaseEstimator, ABC):
         if self._predictor is not None:
             self.plan_ = self.plan_.then(self._predictor.choice)
 
+    @insulated()
     def _outputs(self, X: Any) -> np.ndarray:
         """Return network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
@@ -414,6 +418,7 @@ class Wide(BaseEstimator, ABC):
         return tensors, document
 
     @classmethod
+    @insulated()
     def from_parts(cls, tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> Self:
         """Build a fitted estimator from what `to_parts` returned.
 

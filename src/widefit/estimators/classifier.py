@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classi
 from widefit.estimators.base import Wide
 from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
+from widefit.kernels.surroundings import insulated
 from widefit.losses.family import RULE_LOSSES
 from widefit.tuning.tune import Tuning
 
@@ -164,6 +165,7 @@ class WideClassifier(ClassifierMixin, Wide):
         """Return the label with the largest score, shape (n,)."""
         return self._labels(self._outputs(X))
 
+    @insulated()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities, shape (n, classes), in the order of `classes_`."""
         return np.exp(self.predict_log_proba(X))
@@ -175,6 +177,7 @@ class WideClassifier(ClassifierMixin, Wide):
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
         return np.exp(self._log_shares(outputs))
 
+    @insulated()
     def _log_shares(self, outputs: np.ndarray) -> np.ndarray:
         scores = _one_a_class(self._scores(outputs))
         if self.loss_ == "logistic" and self.classes_.size > 2:

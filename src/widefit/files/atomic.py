@@ -1,4 +1,4 @@
-"""A file appears under its name complete, or not at all."""
+"""Files that appear under their names complete, or not at all."""
 
 import contextlib
 import hashlib
@@ -148,7 +148,7 @@ def _created(target: Path) -> tuple[Path, int]:
 
 
 def _prefix(target: Path) -> str:
-    """What the names of all temporary files for a target begin with, those of other targets not."""
+    """The beginning of the names of all temporary files for a target, and of no other's."""
     name = os.fsencode(target.name)
     if len(name) <= _SHOWN:
         return f".{target.name}."

@@ -192,7 +192,7 @@ def read_container(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor]
 
 @contextmanager
 def altered(path: str | Path) -> Iterator[None]:
-    """Let what is wrong with the content of a file be said of the file.
+    """Name the file in the message, where its content turns out to be wrong.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _header(tensors: Mapping[str, torch.Tensor], metadata: str) -> bytes:
-    """Where every tensor stands, behind the metadata; padded so that the tensors begin at a multiple of 8."""
+    """The metadata and the places of all tensors; padded so that the tensors begin at a multiple of 8."""
     header: dict[str, Any] = {_METADATA: {FORMAT: metadata}}
     position = 0
     for name, tensor in tensors.items():

@@ -1,11 +1,12 @@
 """Running kernels that release the GIL in threads, with results that do not depend on how many there are."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import threadpoolctl
 
@@ -50,13 +51,60 @@ def team(threads: int) -> Iterator[Callable[[Callable[[Item], None], list[Item]]
         yield for_each
 
 
+class _SharedLimit:
+    """BLAS at one thread from when the first asks for it until the last needs it no more.
+
+    The limit is one of the process. Were each to set it and to put back what it found, two that overlap would put back
+    one another's, and BLAS would stay at one thread, or not be there when it is relied on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._limit: Any = None  # of threadpoolctl, which has no public name for it
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._holders == 0:
+                with _in_control():
+                    self._limit = _controller().limit(limits=1, user_api="blas")
+            self._holders += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                with _in_control():
+                    self._limit.restore_original_limits()
+
+
+_one_thread = _SharedLimit()
+
+
 @cache
 def _controller() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
 @contextmanager
+def _in_control() -> Iterator[None]:
+    """Put this thread in control of limits: threadpoolctl 3.8 ignores all but the first thread that sets OpenBLAS's."""
+    let_go = getattr(getattr(threadpoolctl, "OpenBLASController", None), "clear_controlling_thread", None)
+    if let_go is None:
+        yield
+        return
+    let_go(force=True)
+    try:
+        yield
+    finally:
+        let_go(force=True)
+
+
+@contextmanager
 def serial_blas() -> Iterator[None]:
-    """NumPy's matrix products use the calling thread alone: the blocks they work on are what runs in parallel."""
-    with _controller().limit(limits=1, user_api="blas"):
+    """NumPy's matrix products use the calling thread alone: the blocks they work on are what runs in parallel.
+
+    The limit holds in the whole process; it ends when the last block that overlaps has ended.
+    """
+    with _one_thread:
         yield

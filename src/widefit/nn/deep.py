@@ -76,6 +76,7 @@ class Deep(nn.Module):
         The weights and their packed copy cannot fit; said before they are drawn.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         in_features: int,
@@ -139,6 +140,7 @@ class Deep(nn.Module):
         self.readouts = nn.ParameterList([nn.Parameter(readout, requires_grad=False) for readout in readouts])
 
     @classmethod
+    @torch.inference_mode(False)
     def from_tensors(cls, tensors: Mapping[str, Tensor], thresholds: Sequence[float], input_share: float) -> "Deep":
         """The network with a given state dict, whose tensors it takes over; nothing is drawn."""
 

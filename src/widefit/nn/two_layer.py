@@ -77,6 +77,7 @@ class TwoLayer(nn.Module):
         The weights cannot fit; said before they are drawn.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         in_features: int,
@@ -121,6 +122,7 @@ class TwoLayer(nn.Module):
             self._fill(Regenerated(initial, dtype))
 
     @classmethod
+    @torch.inference_mode(False)
     def from_tensors(
         cls, weight: Float[Tensor, "m d"], readout: Float[Tensor, "m k"], *, threshold: float, convention: str = "zero"
     ) -> "TwoLayer":

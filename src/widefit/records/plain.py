@@ -13,7 +13,7 @@ _LARGEST = 2**64
 
 
 class FileError(ValueError):
-    """A file that is not what it should be. The message says which part of it, and what it is instead."""
+    """Bad content of a file. The message says which part of it is wrong, and what was expected."""
 
 
 def read(kind: Any, value: Any, where: str) -> Any:

@@ -16,7 +16,7 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scale:
-    """Where values lie along an axis, 0 at its start and 1 at its end, and which ticks it carries.
+    """The places of values along an axis, 0 at its start and 1 at its end, and which ticks it carries.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ def visible(points: Points) -> Points:
 
 
 def thinned(points: Points) -> Points:
-    """Of the points that share a column of pixels, the first, lowest, highest and last: the line looks the same."""
+    """The first, lowest, highest and last of the points that share a column of pixels: the line looks the same."""
     if len(points) <= 1000:
         return points
     keep: set[int] = set()
@@ -221,7 +221,7 @@ def strokes(across: Iterable[float], floor: float, style: str) -> str:
 
 
 def hints(points: Points, texts: Sequence[str], radius: float = 7) -> str:
-    """Invisible discs over marks that show a text when the pointer rests on them."""
+    """Invisible discs over marks, which show a text when the pointer rests on them."""
     return "".join(
         f'<circle class="hint" cx="{pixel(x)}" cy="{pixel(y)}" r="{radius}"><title>{escape(text)}</title></circle>'
         for (x, y), text in zip(points, texts, strict=True)

@@ -10,14 +10,14 @@ from widefit.report.record import Report
 
 
 def of_quality(report: Report) -> list[Figure]:
-    """How well the rows of `report.part` are predicted."""
+    """Figures of the quality of prediction on the rows of `report.part`."""
     if report.task == "regression":
         return per_output(report)
     return [confusion(report), *calibration(report)]
 
 
 def of_training(report: Report) -> list[Figure]:
-    """How the run went."""
+    """Figures of the course of the run."""
     history = report.history
     figures = [
         loss_per_step(history, report.tol, report.loss_name),

@@ -123,7 +123,7 @@ def shade(part: float) -> float:
 
 
 def calibration(report: Report) -> list[Figure]:
-    """How often predictions of a given probability are right, where probabilities are known."""
+    """The share of right predictions among those of a given probability, where probabilities are known."""
     if report.probabilities is None or not len(report.codes()[0]):
         return []
     truth, _ = report.codes()

@@ -1,4 +1,4 @@
-"""What a report is made of: one frozen record of plain values, checked when it is made."""
+"""The content of a report: one frozen record of plain values, checked when it is made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

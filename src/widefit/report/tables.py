@@ -39,7 +39,7 @@ def _metered(part: float) -> str:
 
 
 def plan(decisions: Sequence[tuple[str, str, str]]) -> str:
-    """What "auto" decided, and why."""
+    """The decisions of "auto", with their reasons."""
     rows = [[safe(what), f"<code>{safe(chosen)}</code>", safe(reason)] for what, chosen, reason in decisions]
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""What a training run leaves behind: one StepInfo a step, in a History."""
+"""The record of a training run: one StepInfo a step, in a History."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field

@@ -11,6 +11,7 @@ from torch import Tensor
 from widefit import solvers, trackers
 from widefit.kernels.compilation import announce_compilation
 from widefit.kernels.memory import available_memory
+from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer
 from widefit.rules import Rule
 from widefit.training.callback import Callback
@@ -96,6 +97,7 @@ class Training:
         return self._loop.state()
 
 
+@insulated()
 def train(
     network: TwoLayer | Deep,
     X: ArrayLike | Tensor,

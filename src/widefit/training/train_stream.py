@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from widefit import trackers
+from widefit.kernels.surroundings import insulated
 from widefit.nn import TwoLayer
 from widefit.rules import Rule, StopReason
 from widefit.training.callback import Callback
@@ -112,6 +113,7 @@ class StreamSteps:
         """Nothing is left to do: the network is up to date."""
 
 
+@insulated()
 def train_stream(
     network: TwoLayer,
     blocks: Iterable[Any],

@@ -1,4 +1,4 @@
-"""What every `widefit train` says of its training, for people and for programs."""
+"""The results that every `widefit train` reports, for people and for programs."""
 
 from pathlib import Path
 from typing import Any

@@ -7,21 +7,26 @@ from rich.console import Console
 from widefit.callbacks import Callback, Run, describe
 from widefit.training.history import History, StepInfo
 
-# A log of ten thousand steps is not to be ten thousand lines.
+# Every step of a run in a handful of them; but a log of ten thousand is not to be ten thousand lines.
+ALL = 20
 SECONDS_BETWEEN_LINES = 1.0
 
 
 class Lines(Callback):
-    """The first step, the last, and in between one a second.
+    """The first twenty steps, the last, and in between one a second.
 
     Parameters
     ----------
     console
         Where the lines go.
+    metric_name
+        What the metric of the run is called.
     """
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, metric_name: str = "metric"):
         self._console = console
+        self._metric_name = metric_name
+        self._lines = 0
         self._printed_at = 0.0
         self._printed: StepInfo | None = None
 
@@ -29,7 +34,7 @@ class Lines(Callback):
         self._print(run.history[-1])
 
     def step(self, run: Run, info: StepInfo) -> bool | None:
-        if time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES or info.step == 1:
+        if self._lines <= ALL or time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES:
             self._print(info)
 
     def finish(self, run: Run, history: History) -> None:
@@ -37,5 +42,7 @@ class Lines(Callback):
             self._print(history[-1])
 
     def _print(self, info: StepInfo) -> None:
-        self._console.print(describe(info), soft_wrap=True, highlight=False, markup=False)
-        self._printed, self._printed_at = info, time.monotonic()
+        self._console.print(describe(info, self._metric_name), soft_wrap=True, highlight=False, markup=False)
+        self._lines += 1
+        self._printed = info
+        self._printed_at = time.monotonic()

@@ -56,7 +56,8 @@ def _fit(job: Job, prepared: Prepared, output: Output) -> Any:
     callbacks: list[Callback] = []
     if not output.quiet:
         console = output.stderr
-        callbacks.append(Progress(console) if console.is_terminal else Lines(console))
+        name = "R²" if prepared.task == "regression" else "accuracy"
+        callbacks.append(Progress(console, name) if console.is_terminal else Lines(console, name))
     if job.checkpoint is not None:
         callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
     training, held_out = prepared.training, prepared.held_out
