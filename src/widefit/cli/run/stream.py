@@ -42,7 +42,6 @@ class _Stream:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything needed to go on from here to the same bits."""
-        self.model.stream_.flush()
         tensors, document = self.model.to_parts()
         document = {"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows}
         return tensors, document
@@ -155,6 +154,8 @@ def _learn(run: _Stream, block: Block) -> None:
         run.model.partial_fit(X, y, classes=run.scores.classes)
     else:
         run.model.partial_fit(X, y)
+    # After every block, so that it makes no difference when checkpoints are written.
+    run.model.stream_.flush()
     run.scores.add(y, run.model.progressive_predictions_)
     run.rows, run.history = run.rows + len(y), run.model.history_
 
