@@ -1,5 +1,6 @@
 """partial_fit keeps scikit-learn's contract and learns from batches; rules for log losses."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -45,9 +46,9 @@ def test_a_regressor_learns_from_batches(tmp_path):
     assert model.score(*wave(500, 1)) > 0.98
     assert model.history_[-1].samples == 6000
     assert {"tracker", "prediction"} <= {what for what, _, _ in model.plan_.rows()}
-    copy = pickle.loads(pickle.dumps(model))
+    pickled = pickle.loads(pickle.dumps(model))
     widefit.save(model, tmp_path / "model.widefit")
-    for other in (copy, widefit.load(tmp_path / "model.widefit")):
+    for other in (pickled, widefit.load(tmp_path / "model.widefit")):
         other.partial_fit(X[:100], y[:100])
         assert other.history_[-1].samples == 6100
         np.testing.assert_allclose(other.predict(X[:50]), model.predict(X[:50]), atol=0.05)
@@ -143,3 +144,40 @@ def test_bad_batches(X, y, classes, message):
     with pytest.raises(ValueError, match=message):
         model.partial_fit(X, y, classes)
     np.testing.assert_array_equal(model.predict_proba(rows), before)
+
+
+@pytest.mark.parametrize("tracker", ["dense", "half-space-tree"])
+@pytest.mark.parametrize("rule", [SGD(), SGD(average=True, train_readout=True), SGD(train_readout=True, batch_size=7)])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_between_batches_makes_no_difference(tracker, rule, duplicate):
+    X, y = wave(900)
+    Y = np.column_stack([y, X[:, 0] - y])
+    whole = WideRegressor((512,), rule=rule, tracker=tracker)
+    parts = WideRegressor((512,), rule=rule, tracker=tracker)
+    for first in range(0, 900, 150):
+        rows = slice(first, first + 150)
+        whole.partial_fit(X[rows], Y[rows])
+        before = parts
+        parts = duplicate(parts).partial_fit(X[rows], Y[rows])
+        if first:
+            frozen = before.network_.weight.detach().clone()
+            parts.predict(X[:20])
+            assert before.network_.weight.equal(frozen)
+            assert not parts.network_.weight.equal(frozen)
+        assert parts.network_.weight.equal(whole.network_.weight)
+        assert parts.network_.readout.equal(whole.network_.readout)
+        np.testing.assert_array_equal(parts.progressive_predictions_, whole.progressive_predictions_)
+    assert [info.loss for info in parts.history_] == [info.loss for info in whole.history_]
+
+
+def test_going_on_from_a_file_after_a_flush_gives_the_same_bits(tmp_path):
+    X, y = wave(900)
+    model = WideRegressor((512,), rule="sgd", tracker="half-space-tree")
+    for first in range(0, 600, 150):
+        model.partial_fit(X[first : first + 150], y[first : first + 150])
+        model.stream_.flush()
+    widefit.save(model, tmp_path / "model.widefit")
+    again = widefit.load(tmp_path / "model.widefit")
+    for one in (model, again):
+        one.partial_fit(X[600:], y[600:])
+    assert again.network_.weight.equal(model.network_.weight)

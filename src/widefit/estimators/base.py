@@ -34,7 +34,7 @@ from widefit.training.history import History
 from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
-from widefit.tuning.tune import Tuning, tune
+from widefit.tuning.tune import Tuning, bytes_needed, tune
 
 
 class Wide(BaseEstimator, ABC):
@@ -107,6 +107,10 @@ class Wide(BaseEstimator, ABC):
     @abstractmethod
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Return targets for the squared loss, shape (n, k), of weighted mean 0 on the rows of the first fit."""
+
+    def _classes_of(self, encoded: np.ndarray) -> np.ndarray | None:
+        """Return the class of every encoded target, which the tuning draws its rows by; None without classes."""
+        return None
 
     def _loss(self) -> str:
         """Return the loss that the rule descends."""
@@ -209,6 +213,7 @@ class Wide(BaseEstimator, ABC):
             readout_scale=self.readout_scale,
             seed=self._seed,
             kernel=limit_kernel(layers.thresholds),
+            classes=self._classes_of(merged.targets),
         )
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
@@ -240,7 +245,11 @@ class Wide(BaseEstimator, ABC):
             callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
             loss_floor=problem.floor,
         )
-        self.plan_ = training.plan.after(self._choices)
+        plan = training.plan.after(self._choices)
+        # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.
+        held = 20 * inputs.size
+        tuned = bytes_needed(*inputs.shape)
+        self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
@@ -394,8 +403,7 @@ class Wide(BaseEstimator, ABC):
             state, stream = self.stream_.to_parts()
             tensors |= {f"stream.{name}": tensor for name, tensor in state.items()}
         tensors |= {
-            "center": torch.from_numpy(self.sphere_.center),
-            "scale": torch.from_numpy(self.sphere_.scale),
+            **{name: torch.from_numpy(array) for name, array in self.sphere_.to_arrays().items()},
             "target_mean": torch.from_numpy(self.target_mean_),
             "target_scale": torch.from_numpy(self.target_scale_),
         }
@@ -430,7 +438,9 @@ class Wide(BaseEstimator, ABC):
         check_parts(tensors, document, cls().get_params())
         model = cls(**{name: from_plain(value, name) for name, value in document["parameters"].items()})
         model.network_ = network_from_parts(tensors, document["network"])
-        model.sphere_ = SphereMap(tensors["center"].numpy(), tensors["scale"].numpy(), document["sphere_constant"])
+        model.sphere_ = SphereMap.from_arrays(
+            {name: tensor.numpy() for name, tensor in tensors.items()}, document["sphere_constant"]
+        )
         model.target_mean_ = tensors["target_mean"].numpy()
         model.target_scale_ = tensors["target_scale"].numpy()
         model.alpha_ = document["alpha"]

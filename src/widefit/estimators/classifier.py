@@ -3,8 +3,9 @@
 from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
@@ -21,6 +22,8 @@ from widefit.tuning.tune import Tuning
 
 # The largest factor between outputs and logits: at it, the held-out predictions make no error.
 _SHARPEST = 50.0
+# Standard deviation of the prior on shifts of logits.
+_SHIFT = 3.0
 
 
 @storable
@@ -43,7 +46,9 @@ class WideClassifier(ClassifierMixin, Wide):
     classes_ : ndarray of shape (classes,)
         The labels, sorted.
     sharpness_ : float
-        Factor between outputs and logits.
+        Factor between scores and logits.
+    offset_ : ndarray of shape (outputs,)
+        Added to network outputs to make scores around ±1.
     loss_ : {"squared", "logistic", "softmax"}
         The loss that was trained.
     progressive_predictions_ : ndarray of shape (n, classes)
@@ -112,6 +117,9 @@ class WideClassifier(ClassifierMixin, Wide):
     def _encode(self, y: np.ndarray) -> np.ndarray:
         return self._indicators(self._known_labels(y)) - self.target_mean_
 
+    def _classes_of(self, encoded: np.ndarray) -> np.ndarray:
+        return np.argmax(_one_a_class(encoded + self.target_mean_), axis=1)
+
     def _loss_targets(self, y: np.ndarray) -> np.ndarray:
         indicators = self._indicators(self._known_labels(y))
         return (indicators + 1) / 2 if self.loss_ == "softmax" else indicators
@@ -133,28 +141,21 @@ class WideClassifier(ClassifierMixin, Wide):
         return np.where(labels[:, None] == columns, 1.0, -1.0)
 
     def _calibrate(self, tuning: Tuning | None) -> None:
-        """Fit one temperature to the leave-one-out predictions; a log loss makes logits, which need none."""
+        """Fit temperature and offset to the leave-one-out predictions; the outputs of a log loss are logits already."""
         if self.loss_ != "squared":
             # Of two logits, each has half their difference.
             self.sharpness_ = 0.5 if self.classes_.size == 2 else 1.0
-            return
-        if tuning is None:
-            return
-        scores = _one_a_class(tuning.held_out + self.target_mean_)
-        # A merged row may stand for several labels: its target is the mean of their indicators.
-        shares = (_one_a_class(tuning.held_out_targets + self.target_mean_) + 1) / 2
-        weight = tuning.held_out_weight
-
-        def log_loss(log_sharpness: float) -> float:
-            logs = log_softmax(np.exp(log_sharpness) * scores, axis=1)
-            return -float(weight @ (shares * logs).sum(1)) / float(weight.sum())
-
-        bounds = (np.log(1e-2), np.log(_SHARPEST))
-        self.sharpness_ = float(np.exp(minimize_scalar(log_loss, bounds=bounds, method="bounded").x))
+            self.offset_ = np.zeros_like(self.target_mean_)
+        elif tuning is not None:
+            # A merged row may stand for several labels: its target is the mean of their indicators.
+            shares = (_one_a_class(tuning.held_out_targets + self.target_mean_) + 1) / 2
+            scores = tuning.held_out + self.target_mean_
+            self.sharpness_, shift = _calibration(scores, shares, tuning.held_out_weight)
+            self.offset_ = self.target_mean_ + shift
 
     def _scores(self, outputs: np.ndarray) -> np.ndarray:
         """Return scores around ±1, or logits, one column an output."""
-        return outputs + self.target_mean_ if self.loss_ == "squared" else outputs
+        return outputs + self.offset_
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return scores around ±1: shape (n,) for two classes, positive for the second; (n, classes) for more."""
@@ -193,13 +194,52 @@ class WideClassifier(ClassifierMixin, Wide):
         return float(accuracy_score(y, self._labels(outputs)))
 
     def _target_document(self) -> dict[str, Any]:
-        return {"classes": self.classes_.tolist(), "class_dtype": self.classes_.dtype.str, "sharpness": self.sharpness_}
+        return {
+            "classes": self.classes_.tolist(),
+            "class_dtype": self.classes_.dtype.str,
+            "sharpness": self.sharpness_,
+            "offset": self.offset_.tolist(),
+        }
 
     def _restore_targets(self, document: dict[str, Any]) -> None:
         self.classes_ = np.array(document["classes"], dtype=np.dtype(document["class_dtype"]))
         self.sharpness_ = document["sharpness"]
+        # Files of earlier versions have no offset but the mean.
+        self.offset_ = np.array(document.get("offset", self.target_mean_.tolist()))
 
 
 def _one_a_class(scores: np.ndarray) -> np.ndarray:
     """Return one column a class, of two from their only one."""
     return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores
+
+
+def _calibration(
+    scores: Float[np.ndarray, "r k"], shares: Float[np.ndarray, "r classes"], sample_weight: Float[np.ndarray, " r"]
+) -> tuple[float, Float[np.ndarray, " k"]]:
+    """Return the sharpness s and the shift b for which the softmax of s (scores + b) has the smallest log loss.
+
+    This is Platt scaling (Platt 1999), and vector scaling with one temperature for more than two classes (Guo et al.
+    2017), with a normal prior on the shift of the logits. As there, targets are less than certain, by one row of
+    unknown class: without errors the sharpness stays finite.
+    """
+    weight = sample_weight / sample_weight.sum()
+    rows, classes = shares.shape
+    shares = (rows * shares + 1 / classes) / (rows + 1)
+    penalty = 1 / (_SHIFT**2 * scores.shape[0])
+
+    def log_loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        sharpness = np.exp(parameters[0])
+        shift = parameters[1:]
+        logs = log_softmax(_one_a_class(sharpness * scores + shift), axis=1)
+        loss = -float(weight @ (shares * logs).sum(1)) + penalty * float(shift @ shift) / 2
+        slope = weight[:, None] * (np.exp(logs) - shares)
+        if scores.shape[1] == 1:
+            slope = slope[:, 1:] - slope[:, :1]
+        along_sharpness = sharpness * float(np.sum(slope * scores))
+        return loss, np.append(along_sharpness, slope.sum(0) + penalty * shift)
+
+    start = np.zeros(1 + scores.shape[1])
+    bounds = [(np.log(1e-2), np.log(_SHARPEST))] + [(None, None)] * scores.shape[1]
+    found = minimize(log_loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    sharpness = float(np.exp(found[0]))
+    return sharpness, found[1:] / sharpness

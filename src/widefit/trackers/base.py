@@ -295,10 +295,13 @@ class Stream(ABC):
         Of the tracker.
     counters
         Operations so far.
+    caches
+        True where it goes on to other bits than a stream that begins from the network as it is.
     """
 
     name: str
     counters: Counters
+    caches: ClassVar[bool] = False
 
     @property
     def nbytes(self) -> int:

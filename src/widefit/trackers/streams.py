@@ -1,5 +1,7 @@
 """Samples that are seen once: no pattern is kept, only neurons."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -20,6 +22,14 @@ class DenseStream(Stream):
         self.name, self.counters = name, Counters()
         self._network, self._layer, self._threads = network, Layer.of(network), threads
         self._moves_readout = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the arrays of the network, which comes along."""
+        return {**vars(self), "_layer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._layer = Layer.of(self._network)
 
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
         self._moves_readout |= minibatches.trains_readout
@@ -42,11 +52,22 @@ class DenseStream(Stream):
 class TreeStream(Stream):
     """See `HalfSpaceTree`: a step touches the neurons that fire on its batch, found in trees over the neurons."""
 
+    caches = True
+
     def __init__(self, name: str, leaf_size: int, network: TwoLayer, threads: int):
         refuse_unstored(name, network)
         self.name, self._network, self._layer = name, network, Layer.of(network)
         self._trees = NeuronTrees(self._layer, leaf_size, threads)
         self._moves_readout = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the arrays of the network, which comes along."""
+        return {**vars(self), "_layer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._layer = Layer.of(self._network)
+        self._trees.attach(self._layer)
 
     @property
     def counters(self) -> Counters:

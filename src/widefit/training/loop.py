@@ -127,7 +127,7 @@ class Loop:
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
         tensors, document = self.stepper.state()
-        return tensors, {**document, "history": self.history.to_dict()}
+        return tensors, {"history": self.history.to_dict(), **document}
 
     def _begin(self, resume: State | None) -> StopReason | None:
         """Make ready; why nothing is left to do, if so."""

@@ -222,6 +222,11 @@ class Streaming:
         weight = np.ones(len(outputs)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         return Objective(targets, weight, 0.0, self.rule.loss).loss(outputs)
 
+    @property
+    def caches(self) -> bool:
+        """True where the stream goes on to other bits than one that begins from the network as it is."""
+        return self._stream is not None and self._stream.caches
+
     def settle(self) -> None:
         """Let what follows be what would follow in another run from the network as it is, to the last bit."""
         if self._stream is not None:

@@ -20,6 +20,9 @@ from widefit.training.saved import check_tensors, checked_stream
 from widefit.training.stream import BLOCK, Recorder, Streaming
 from widefit.training.stream_blocks import Samples, as_triple, of_size
 
+# Blocks between two states that are kept.
+_KEPT = 64
+
 
 class StreamSteps:
     """Blocks of a stream, predicted and learnt one after the other; the stepper of `widefit.train_stream`.
@@ -40,6 +43,9 @@ class StreamSteps:
         self._recorder = recorder
         self._step = 0
         self._weight = 0.0
+        # Blocks since the state was kept.
+        self._blocks = 0
+        self._kept: State | None = None
         size = -(-BLOCK // streaming.rule.batch_size) * streaming.rule.batch_size
         self._pieces = of_size(blocks, size)
         first = next(self._pieces, None)
@@ -54,12 +60,17 @@ class StreamSteps:
     def begin(self) -> StepInfo:
         """Look at the first block without learning it."""
         assert self._next is not None
-        return StepInfo(0, self._streaming.begin(*self._next), samples=0)
+        first = StepInfo(0, self._streaming.begin(*self._next), samples=0)
+        self._blocks = _KEPT
+        return first
 
     def step(self) -> tuple[StepInfo, StopReason | None]:
         """Predict a block and learn it."""
         assert self._next is not None
         piece = self._next
+        if self._blocks == _KEPT:
+            self._keep()
+        self._blocks += 1
         with self.phases("pass"):
             before = self._streaming.learn(*piece)
         _, y, sample_weight = as_triple(piece)
@@ -75,8 +86,22 @@ class StreamSteps:
         self._recorder.add(info, self._weight)
 
     def state(self) -> State:
-        """Everything needed to go on from here to the same bits."""
-        self._streaming.settle()
+        """Everything needed to go on to the same bits, from here or from a few blocks before."""
+        return self._state() if self._kept is None else self._kept
+
+    def _keep(self) -> None:
+        """Drop what a stream in trees has cached, and keep the state from which another run comes to the same bits.
+
+        Done after a fixed number of blocks, whoever looks, so that looking makes no difference.
+        """
+        self._blocks = 0
+        if self._streaming.caches:
+            self._streaming.settle()
+            tensors, document = self._state()
+            kept = {name: tensor.clone() for name, tensor in tensors.items()}
+            self._kept = kept, {**document, "history": self._recorder.history.to_dict()}
+
+    def _state(self) -> State:
         document = {
             "tracker": self._streaming.tracker,
             "memory": dict(self._streaming.memory),
@@ -102,6 +127,8 @@ class StreamSteps:
         while self._next is not None and passed < self._streaming.seen:
             passed += len(self._next[0])
             self._next = next(self._pieces, None)
+        self._kept = state
+        self._blocks = _KEPT
         return None if self._next is not None else StopReason.END
 
     @contextmanager

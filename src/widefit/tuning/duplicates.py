@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+from widefit.tuning.columns import ROUNDING, spreads
+
+# Numbers that are equal up to rounding differ by no more than this part of the spread of their column as well.
+_PART_OF_SPREAD = 1e-5
 
 
 @dataclass(frozen=True)
 class MergedRows:
-    """Distinct rows of a table, in lexicographic order.
+    """Distinct rows of a table, in lexicographic order up to rounding.
 
     Attributes
     ----------
@@ -32,18 +37,37 @@ class MergedRows:
 def merge_duplicates(
     rows: Float[np.ndarray, "N d"], targets: Float[np.ndarray, "N k"], sample_weight: Float[np.ndarray, " N"]
 ) -> MergedRows:
-    """Merge equal rows and drop those of weight 0.
+    """Merge rows that are equal up to rounding and drop those of weight 0.
 
     A repeated row and a row of twice the weight give the same result to the last bit of the order of their sums, and
-    the Gram matrix of the distinct rows is not singular.
+    no prediction of a left-out row rests on a copy of it. Of rows that are merged the first in lexicographic order
+    stays as it is.
     """
     kept = sample_weight > 0
-    rows, targets, sample_weight = rows[kept], targets[kept], sample_weight[kept]
-    distinct, group = np.unique(rows, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    total = np.bincount(group, sample_weight, distinct.shape[0])
-    mean = np.empty((distinct.shape[0], targets.shape[1]))
-    for output in range(targets.shape[1]):
-        mean[:, output] = np.bincount(group, sample_weight * targets[:, output], distinct.shape[0]) / total
+    targets = targets[kept]
+    sample_weight = sample_weight[kept]
+    distinct, group = np.unique(rows[kept], axis=0, return_inverse=True)
+    _, first, merged = np.unique(_cells(distinct), axis=0, return_index=True, return_inverse=True)
+    group = merged.reshape(-1)[group.reshape(-1)]
+    total = np.bincount(group, sample_weight, first.size)
+    sums = [np.bincount(group, sample_weight * target, first.size) for target in targets.T]
+    mean = np.stack(sums, axis=1) / total[:, None]
     floor = float(sample_weight @ ((targets - mean[group]) ** 2).sum(1) / sample_weight.sum())
-    return MergedRows(distinct, mean, total, floor)
+    return MergedRows(distinct[first], mean, total, floor)
+
+
+def _cells(rows: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n d"]:
+    """Number the values of each column in ascending order, those equal up to rounding alike."""
+    spread = spreads(rows)
+    cells = np.empty(rows.shape, np.int64)
+    for column, values in enumerate(rows.T):
+        known, place = np.unique(values, return_inverse=True)
+        tolerance = np.minimum(ROUNDING * np.abs(known), _PART_OF_SPREAD * spread[column])
+        with np.errstate(over="ignore"):
+            begins = np.append(True, known[1:] - known[:-1] > tolerance[1:])
+        # A long chain of close neighbours is cut into cells of a few tolerances.
+        start = known[np.maximum.accumulate(np.where(begins, np.arange(known.size), 0))]
+        part = np.floor((known - start) / np.maximum(4 * tolerance, np.finfo(float).tiny))
+        begins[1:] |= part[1:] != part[:-1]
+        cells[:, column] = np.cumsum(begins)[place.reshape(-1)]
+    return cells

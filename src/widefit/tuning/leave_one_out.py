@@ -12,7 +12,7 @@ RIDGES = 10.0 ** np.arange(-8.0, 2.0)
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Ridge regression min Σ_i ω_i (f_i − y_i)² + α ‖u‖², f = J u, J Jᵀ = H, with every sample left out in turn.
+    """Ridge regression min Σ_i ω_i (f_i − y_i)² + α ‖u‖², f = J u, J Jᵀ = H, that leaves every sample out in turn.
 
     Attributes
     ----------
@@ -50,26 +50,30 @@ def leave_one_out(
     root = np.sqrt(sample_weight)
     matrix = root[:, None] * gram * root
     matrix.flat[:: root.size + 1] += alpha
-    inverse = symmetric_inverse(matrix)
+    inverse = symmetric_inverse(matrix, alpha)
     scaled = inverse @ (root[:, None] * targets)
     residuals = scaled / (root * inverse.diagonal())[:, None]
     error = float(sample_weight @ (residuals**2).sum(1) / sample_weight.sum())
     return LeaveOneOut(root[:, None] * scaled, residuals, error)
 
 
-def symmetric_inverse(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """The inverse of a symmetric positive definite matrix, which may be overwritten; n³ flops.
+def symmetric_inverse(matrix: Float[np.ndarray, "n n"], least: float) -> Float[np.ndarray, "n n"]:
+    """Return the inverse of H + α I, for H positive semidefinite up to rounding; n³ flops.
 
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        The matrix is not positive definite.
+    Parameters
+    ----------
+    matrix
+        H + α I, symmetric; may be overwritten.
+    least
+        α > 0. Where rounding has put an eigenvalue below zero, the smaller ones are lifted to α, which takes an
+        eigendecomposition in place of a Cholesky factorization.
     """
     # Symmetric, so that the transpose that LAPACK wants costs nothing.
     potrf, potri = get_lapack_funcs(("potrf", "potri"), (matrix,))
-    factor, failed = potrf(matrix.T, lower=1, overwrite_a=1)
+    factor, failed = potrf(matrix.T, lower=1)
     if failed:
-        raise np.linalg.LinAlgError("the matrix is not positive definite")
+        values, vectors = np.linalg.eigh(matrix)
+        return (vectors / np.maximum(values, least)) @ vectors.T
     inverse, _ = potri(factor, lower=1, overwrite_c=1)
     lower = np.tril(inverse)
     return lower + np.tril(inverse, -1).T

@@ -1,7 +1,7 @@
 """How much each column matters: scales of the input map that minimize the leave-one-out error of the limit kernel."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -11,8 +11,9 @@ from widefit.tuning.leave_one_out import symmetric_inverse
 from widefit.tuning.limit_kernel import co_firing_density, co_firing_probability
 from widefit.tuning.sphere import SphereMap
 
-# Steps of L-BFGS; most of the decrease comes in the first ten.
+# Steps of L-BFGS, of which the first ten bring most of the decrease; fewer where they would take more flops than this.
 _STEPS = 20
+_FLOPS = 2e10
 # Prior on the logarithms of the scales, which keeps columns that do not matter where they are.
 _PRIOR = 0.02
 _LARGEST_LOG_SCALE = 4.0
@@ -56,7 +57,7 @@ class Objective:
         system = root[:, None] * (similarity * both_fire) * root
         damping = ridge * float(system.diagonal().mean())
         system.flat[:: samples + 1] += damping
-        inverse = symmetric_inverse(system)
+        inverse = symmetric_inverse(system, damping)
         coefficients = inverse @ (root[:, None] * self.targets)
         diagonal = inverse.diagonal()[:, None]
         # √ω times the residual without the sample: the weights of the mean are already in.
@@ -80,12 +81,18 @@ class Objective:
         return value, gradient
 
 
+def steps_within_budget(samples: int, features: int) -> int:
+    """Return how many steps of `learn_scales` are worth their time."""
+    return min(_STEPS, int(_FLOPS / (4 * samples**3 + 6 * samples**2 * features)))
+
+
 def learn_scales(
     rows: Float[np.ndarray, "n d"],
     targets: Float[np.ndarray, "n k"],
     sample_weight: Float[np.ndarray, " n"],
     start: SphereMap,
     threshold: float,
+    steps: int = _STEPS,
 ) -> SphereMap:
     """Improve a map: multiply its column scales and its constant to lower the leave-one-out error (this project).
 
@@ -97,19 +104,21 @@ def learn_scales(
     rows, targets, sample_weight
         A few hundred distinct rows, centred targets that are not all zero, and ω > 0.
     start
-        Where to begin; its center stays.
+        The map to begin with; only its scales and its constant change.
     threshold
         b.
+    steps
+        Largest number of steps of L-BFGS, of some 4 n³ + 6 n² d flops each.
 
     Returns
     -------
-    The map with the smallest objective; about `_STEPS` · 4 n³ flops.
+    The map with the smallest objective.
     """
     features = rows.shape[1]
     objective = Objective(start.scaled(rows), targets, sample_weight, threshold)
     initial = np.concatenate([np.zeros(features), [math.log(start.constant), math.log(1e-3)]])
     bounds = [(-_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE)] * features + [_LOG_CONSTANTS, (math.log(1e-8), math.log(10.0))]
-    found = minimize(objective, initial, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}).x
+    found = minimize(objective, initial, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x
     # Rounded, so that the last bits of the data, which the steps amplify, do not reach the model.
     found = np.round(found, 2)
-    return SphereMap(start.center, start.scale * np.exp(found[:features]), float(np.exp(found[features])))
+    return replace(start, scale=start.scale * np.exp(found[:features]), constant=float(np.exp(found[features])))

@@ -1,28 +1,36 @@
 """The map of tables to the unit sphere, on which the networks live."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
 
+from widefit.tuning.columns import QuantileMap, indicators
+
+_FLOAT = np.finfo(np.float64)
+
 
 @dataclass(frozen=True)
 class SphereMap:
-    """x ↦ (s ∘ (x − center), c √d) / ‖·‖: the constant coordinate keeps what the norm of a row says.
+    """x ↦ (s ∘ (q(x) − center), c √d) / ‖·‖: the constant coordinate keeps the information in the norm of a row.
 
     Attributes
     ----------
     center
-        Weighted mean of the training rows, shape (d,).
+        Weighted mean of the training rows after q, shape (d,).
     scale
         s, shape (d,); 0 for a column that is constant.
     constant
         c > 0.
+    quantiles
+        q, which maps columns with heavy tails to normal scores and leaves the others alone.
     """
 
     center: Float[np.ndarray, " d"]
     scale: Float[np.ndarray, " d"]
     constant: float
+    quantiles: QuantileMap = field(default_factory=QuantileMap.none)
 
     @classmethod
     def fit(
@@ -32,6 +40,7 @@ class SphereMap:
         *,
         scaling: str,
         constant: float,
+        quantiles: QuantileMap | None = None,
     ) -> "SphereMap":
         """Learn center and scale from weighted rows.
 
@@ -42,11 +51,15 @@ class SphereMap:
         sample_weight
             Shape (n,), positive.
         scaling
-            "columns": every column gets variance 1. "common": all columns share one factor, so that small ones stay
-            small.
+            "columns": every column gets variance 1. "indicators": columns of two values keep distance 1 between them
+            instead. "common": all columns share one factor, so that small ones stay small.
         constant
             c.
+        quantiles
+            q; None leaves all columns alone.
         """
+        quantiles = QuantileMap.none() if quantiles is None else quantiles
+        rows = quantiles(rows)
         share = sample_weight / sample_weight.sum()
         # The largest entry of each column is divided out first: squares of huge or tiny numbers stay finite.
         size = np.abs(rows).max(axis=0)
@@ -55,12 +68,15 @@ class SphereMap:
         center = share @ unit
         spread = np.sqrt(share @ (unit - center) ** 2)
         varies = spread > 1e-10 * np.abs(unit).max(axis=0)
-        spread, center = spread * size, center * size
+        if scaling == "indicators":
+            spread = np.where(indicators(rows), unit.max(axis=0) - unit.min(axis=0), spread)
+        spread = spread * size
         if scaling == "common" and varies.any():
             largest = spread[varies].max()
             spread = np.full_like(spread, largest * np.sqrt(np.mean((spread[varies] / largest) ** 2)))
-        scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=varies)
-        return cls(center, scale, constant)
+        # The scale of a column of subnormal numbers is the largest there is.
+        scale = np.where(varies, 1 / np.maximum(spread, 4 / _FLOAT.max), 0.0)
+        return cls(center * size, scale, constant, quantiles)
 
     @property
     def out_features(self) -> int:
@@ -68,22 +84,53 @@ class SphereMap:
         return self.center.size + 1
 
     def with_every_column(self) -> "SphereMap":
-        """The same map with a column that was constant scaled by its size: it may vary in rows to come."""
+        """Return the same map with a column that was constant scaled by its size: it may vary in rows to come."""
         size = np.abs(self.center)
         size[size == 0] = 1.0
-        return SphereMap(self.center, np.where(self.scale == 0, 1 / size, self.scale), self.constant)
+        return replace(self, scale=np.where(self.scale == 0, 1 / np.maximum(size, 4 / _FLOAT.max), self.scale))
 
     def scaled(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Centred and scaled rows, before the constant is appended; what would overflow stays at the largest number."""
-        largest = np.finfo(np.float64).max / 4
+        """Return rows before the constant is appended; what would overflow stays at the largest number."""
+        rows = self.quantiles(rows)
         with np.errstate(over="ignore"):
-            return np.clip((rows - self.center) * self.scale, -largest, largest)
+            # Scaled first: the difference of huge numbers stays finite.
+            return np.clip(rows * self.scale - self.center * self.scale, -_FLOAT.max / 4, _FLOAT.max / 4)
 
     def __call__(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d_plus_one"]:
-        """Rows of norm 1, float64."""
+        """Return rows of norm 1, float64."""
         out = np.empty((rows.shape[0], self.out_features))
         out[:, :-1] = self.scaled(rows)
         out[:, -1] = self.constant * np.sqrt(self.center.size)
         # The largest entry is divided out first: squares of a far outlier stay finite.
         out /= np.abs(out).max(axis=1, keepdims=True)
         return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the map by name; `from_arrays` is the inverse."""
+        return {
+            "center": self.center,
+            "scale": self.scale,
+            "quantile_columns": self.quantiles.columns,
+            "quantile_values": self.quantiles.values,
+            "quantile_scores": self.quantiles.scores,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], constant: float) -> "SphereMap":
+        """Build the map from its arrays and its constant; files without quantiles have none.
+
+        Raises
+        ------
+        ValueError
+            Arrays that do not belong together, or numbers that are not finite.
+        """
+        center = arrays["center"]
+        scale = arrays["scale"]
+        if center.ndim != 1 or scale.shape != center.shape:
+            raise ValueError(f"center and scale must have one shape (d,), got {center.shape} and {scale.shape}")
+        if not (np.isfinite(center).all() and np.isfinite(scale).all() and 0 < constant < np.inf):
+            raise ValueError("center, scale and constant of the input map must be finite, and the constant positive")
+        if "quantile_columns" not in arrays:
+            return cls(center, scale, constant)
+        columns, values, scores = (arrays[f"quantile_{name}"] for name in ("columns", "values", "scores"))
+        return cls(center, scale, constant, QuantileMap.of(columns, values, scores, center.size))

@@ -5,27 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from widefit.kernels.threads import serial_blas
 from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.input_map import MAP_ROWS, choose_map, which_rows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
-from widefit.tuning.relevance import learn_scales
+from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
 
-# Rows on which input maps are compared, and on which the ridge is chosen: n³ work, done a dozen times and once.
-_MAP_ROWS = 400
+# Rows on which the ridge is chosen: n³ work for each of ten ridges.
 _RIDGE_ROWS = 640
-_SCALINGS = ("columns", "common")
-_CONSTANTS = (0.5, 1.0, 2.0)
-# Rows a column that learning its scale takes, and the part of the squared error that it has to leave at most.
-_ROWS_PER_COLUMN = 5
-_LEARNT_ERROR = 0.97
-# Ridges at which maps are compared: all but none, and one a hundred times the other.
-_MAP_RIDGES = (1e-4, 1e-2, 1.0)
+# Bytes of the tables behind the limit kernel, and of all that does not grow.
+_SMALL = 2_000_000
 # Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
 # be balanced against the fit, which flips disturb more than an exact fit.
 _FLIPPED_PART = 0.02
@@ -69,6 +64,14 @@ class Tuning:
     choices: tuple[Choice, ...]
 
 
+def bytes_needed(samples: int, features: int) -> int:
+    """Return the peak memory of merging equal rows of a table and of tuning on them, beyond the table itself."""
+    rows = min(samples, max(2 * MAP_ROWS, _RIDGE_ROWS))
+    # Copies of the table that are sorted; matrices that a leave-one-out error holds at once (counted).
+    merging = 5 * samples * features
+    return 8 * max(merging, samples * features + 8 * rows**2 + 4 * rows * features) + _SMALL
+
+
 # Matrices of a few hundred rows: handing them to several threads costs more than it brings.
 @serial_blas()
 def tune(
@@ -80,6 +83,7 @@ def tune(
     readout_scale: float | str,
     seed: int,
     kernel: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n n"]] | None = None,
+    classes: Int[np.ndarray, " n"] | None = None,
 ) -> Tuning:
     """Decide on the kernel that the network has at infinite width (this project).
 
@@ -96,19 +100,21 @@ def tune(
     kernel
         H at infinite width of a network that is not two-layer, from inputs on the sphere; the input map is chosen as
         for a two-layer one.
+    classes
+        Class of every row where the targets are indicators: rare ones are not left out.
     """
     generator = np.random.default_rng(seed)
-    sphere, map_choice = _choose_map(merged, threshold, generator)
-    rows = np.sort(generator.permutation(merged.rows.shape[0])[:_RIDGE_ROWS])
-    inputs, targets = sphere(merged.rows[rows]), merged.targets[rows]
-    weight = merged.sample_weight[rows]
+    sphere, map_choice = choose_map(merged, threshold, classes, generator)
+    rows, weight = draw_rows(merged, _RIDGE_ROWS, classes, generator)
+    inputs = sphere(merged.rows[rows])
+    targets = merged.targets[rows]
     gram = limit_gram(inputs, threshold) if kernel is None else kernel(inputs)
     mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
     problem = _Probe(inputs, gram, targets, weight, mean, threshold, width * rows.size / merged.rows.shape[0])
     choices = [map_choice]
     if alpha == "auto":
         alpha, reason = _choose_ridge(problem)
-        choices.append(Choice("alpha", f"{alpha:.3g}", f"{reason}, {_on(rows, merged)}"))
+        choices.append(Choice("alpha", f"{alpha:.3g}", f"{reason}, {which_rows(rows, merged)}"))
     assert not isinstance(alpha, str)
     fit = problem.fit(alpha)
     if readout_scale == "auto":
@@ -175,48 +181,3 @@ def _choose_ridge(problem: _Probe) -> tuple[float, str]:
     index = max(i for i, error in enumerate(errors) if error <= _TOLERATED * smallest)
     reason = f"the largest ridge within {_TOLERATED - 1:.0%} of the best leave-one-out error, {smallest:.3g} spreads"
     return float(RIDGES[index] * problem.mean), reason
-
-
-def _choose_map(merged: MergedRows, threshold: float, generator: np.random.Generator) -> tuple[SphereMap, Choice]:
-    """The best of a few fixed maps, with column scales learnt from there if other rows confirm them."""
-    order = generator.permutation(merged.rows.shape[0])
-    # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
-    learning = min(_MAP_ROWS, -(-2 * order.size // 3))
-    rows, everyone = order[:learning], order[: 2 * _MAP_ROWS]
-    maps = {
-        (scaling, constant): SphereMap.fit(merged.rows, merged.sample_weight, scaling=scaling, constant=constant)
-        for scaling in _SCALINGS
-        for constant in _CONSTANTS
-    }
-    errors = {key: _map_error(merged, rows, sphere, threshold) for key, sphere in maps.items()}
-    best = min(errors, key=lambda key: errors[key])
-    fixed = maps[best]
-    names = {"columns": "each column to variance 1", "common": "columns keep their relative scales"}
-    name = f"{names[best[0]]}, constant {best[1]:g}"
-    # With fewer rows than this per column, scales would be fitted to noise.
-    if rows.size >= _ROWS_PER_COLUMN * merged.rows.shape[1]:
-        learnt = learn_scales(merged.rows[rows], merged.targets[rows], merged.sample_weight[rows], fixed, threshold)
-        before, after = (_map_error(merged, everyone, sphere, threshold, learning) for sphere in (fixed, learnt))
-        if after < _LEARNT_ERROR * before:
-            spread = learnt.scale[learnt.scale > 0] / fixed.scale[fixed.scale > 0]
-            name = (
-                f"{names[best[0]]}, then times {spread.min():.2g} to {spread.max():.2g}, constant {learnt.constant:.2g}"
-            )
-            gain = f"{math.sqrt(before):.3g} → {math.sqrt(after):.3g}"
-            reason = f"scales learnt on {rows.size} rows: error on other rows {gain} spreads"
-            return learnt, Choice("input map", name, reason)
-    return fixed, Choice("input map", name, f"best leave-one-out error of {len(maps)} maps, {_on(rows, merged)}")
-
-
-def _map_error(merged: MergedRows, rows: np.ndarray, sphere: SphereMap, threshold: float, skip: int = 0) -> float:
-    """Leave-one-out error of a map with the best of a few ridges, averaged over the rows after the first `skip`."""
-    weight, gram = merged.sample_weight[rows], limit_gram(sphere(merged.rows[rows]), threshold)
-    mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
-    residuals = [
-        leave_one_out(gram, merged.targets[rows], weight, ridge * mean).residuals[skip:] for ridge in _MAP_RIDGES
-    ]
-    return min(float(weight[skip:] @ (left_out**2).sum(1) / weight[skip:].sum()) for left_out in residuals)
-
-
-def _on(rows: np.ndarray, merged: MergedRows) -> str:
-    return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"

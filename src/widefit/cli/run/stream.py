@@ -87,7 +87,6 @@ class FileSteps:
 
     def state(self) -> State:
         """Everything needed to go on from here to the same bits."""
-        self.model.stream_.flush()
         tensors, document = self.model.to_parts()
         return tensors, {"model": document, "encoding": self.encoding.to_dict(), "rows": self.rows}
 
@@ -127,6 +126,8 @@ class FileSteps:
             self.model.partial_fit(X, y, classes=self.scores.classes)
         else:
             self.model.partial_fit(X, y)
+        # After every block, so that it makes no difference when checkpoints are written.
+        self.model.stream_.flush()
         self.scores.add(y, self.model.progressive_predictions_)
         self.rows += len(y)
         self._next = next(self._blocks, None)

@@ -1,5 +1,7 @@
 """The neurons of a network in half-space trees: who fires on any input, and stochastic steps on any batch."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -51,6 +53,14 @@ class NeuronTrees:
         self._plants: list[Plant] | None = None
         self._sums_of_nodes: list[tuple[np.ndarray, np.ndarray]] | None = None
         self.counters = Counters(full_passes=1, keys_updated=layer.weight.shape[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the layer, which `attach` gives back to a copy."""
+        return {**vars(self), "_layer": None, "_sums_of_nodes": None}
+
+    def attach(self, layer: Layer) -> None:
+        """Go on with the layer of a copied network, whose weights are those of the trees."""
+        self._layer = layer
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,122 @@
+"""Choice of the input map: a few fixed ones, compared by closed-form leave-one-out, and scales learnt from there."""
+
+import math
+from itertools import product
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from widefit.plan.two_layer import Choice
+from widefit.tuning.columns import QuantileMap, heavy_tailed, indicators
+from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.leave_one_out import leave_one_out
+from widefit.tuning.limit_kernel import limit_gram
+from widefit.tuning.relevance import learn_scales, steps_within_budget
+from widefit.tuning.rows import draw_rows
+from widefit.tuning.sphere import SphereMap
+
+# Rows on which maps are compared and scales are learnt: n³ work, done some dozens of times.
+MAP_ROWS = 400
+_CONSTANTS = (0.5, 1.0, 2.0)
+_SCALINGS = {
+    "columns": "each column to variance 1",
+    "common": "columns keep their relative scales",
+    "indicators": "each column to variance 1, indicators 0 and 1",
+}
+# Part of the squared error that a map of more parameters has to leave at most, and the standard errors of the
+# difference that it has to gain at least.
+_WORTHWHILE = 0.97
+_STANDARD_ERRORS = 1.0
+# Ridges at which maps are compared: all but none, and one a hundred times the other.
+_RIDGES = (1e-4, 1e-2, 1.0)
+
+
+def choose_map(
+    merged: MergedRows, threshold: float, classes: Int[np.ndarray, " n"] | None, generator: np.random.Generator
+) -> tuple[SphereMap, Choice]:
+    """Choose the best of a few fixed maps, or scales learnt from there if other rows confirm them (this project).
+
+    Parameters
+    ----------
+    merged
+        Distinct rows and centred targets.
+    threshold
+        b.
+    classes
+        Class of every row, or None.
+    generator
+        Draws the rows when there are more than are needed.
+    """
+    everyone, weight = draw_rows(merged, 2 * MAP_ROWS, classes, generator)
+    sample = MergedRows(merged.rows[everyone], merged.targets[everyone], weight, 0.0)
+    # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
+    learning = min(MAP_ROWS, -(-2 * merged.rows.shape[0] // 3))
+    learners = MergedRows(sample.rows[:learning], sample.targets[:learning], weight[:learning], 0.0)
+    fixed, name, reason = _best_fixed(merged, learners, threshold)
+    choice = Choice("input map", name, f"{reason}, {which_rows(everyone[:learning], merged)}")
+    steps = steps_within_budget(*learners.rows.shape)
+    if steps == 0 or learning == everyone.size:
+        return fixed, choice
+    learnt = learn_scales(learners.rows, learners.targets, learners.sample_weight, fixed, threshold, steps)
+    before, after = (_squared_errors(sample, sphere, threshold)[learning:] for sphere in (fixed, learnt))
+    if not _is_confirmed(before, after, weight[learning:]):
+        return fixed, choice
+    varies = fixed.scale > 0
+    factors = learnt.scale[varies] / fixed.scale[varies]
+    learnt_name = f"then times {factors.min():.2g} to {factors.max():.2g}, constant {learnt.constant:.2g}"
+    gain = f"{_spreads(before, weight[learning:]):.3g} → {_spreads(after, weight[learning:]):.3g}"
+    reason = f"scales learnt on {learning} rows: error on other rows {gain} spreads"
+    return learnt, Choice("input map", f"{name.rpartition(',')[0]}, {learnt_name}", reason)
+
+
+def which_rows(rows: Int[np.ndarray, " r"], merged: MergedRows) -> str:
+    """Return where something was decided, for the reason of a choice."""
+    return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"
+
+
+def _best_fixed(merged: MergedRows, learners: MergedRows, threshold: float) -> tuple[SphereMap, str, str]:
+    """Return the fixed map with the smallest leave-one-out error, its name, and the reason."""
+    of_two = indicators(merged.rows)
+    scalings = [scaling for scaling in _SCALINGS if scaling != "indicators" or 0 < of_two.sum() < of_two.size]
+    heavy = heavy_tailed(merged.rows)
+    tails = {"": QuantileMap.none()}
+    if heavy.any():
+        columns = "1 column" if heavy.sum() == 1 else f"{heavy.sum()} columns"
+        tails[f"{columns} with heavy tails to normal scores, "] = QuantileMap.fit(
+            merged.rows, merged.sample_weight, heavy
+        )
+    found = []
+    for (prefix, quantiles), scaling, constant in product(tails.items(), scalings, _CONSTANTS):
+        sphere = SphereMap.fit(
+            merged.rows, merged.sample_weight, scaling=scaling, constant=constant, quantiles=quantiles
+        )
+        error = _spreads(_squared_errors(learners, sphere, threshold), learners.sample_weight)
+        # The usual maps stay unless it is clearly better to bend tails or to leave indicators alone.
+        handicap = math.sqrt(_WORTHWHILE) if prefix or scaling == "indicators" else 1.0
+        found.append((error / handicap, sphere, f"{prefix}{_SCALINGS[scaling]}, constant {constant:g}"))
+    _, sphere, name = min(found, key=lambda entry: entry[0])
+    return sphere, name, f"best leave-one-out error of {len(found)} maps"
+
+
+def _squared_errors(sample: MergedRows, sphere: SphereMap, threshold: float) -> Float[np.ndarray, " n"]:
+    """Return squared leave-one-out residuals, summed over outputs, with the best of a few ridges."""
+    weight = sample.sample_weight
+    gram = limit_gram(sphere(sample.rows), threshold)
+    mean = max(float(weight @ gram.diagonal()) / weight.size, np.finfo(float).tiny)
+    fits = [leave_one_out(gram, sample.targets, weight, ridge * mean) for ridge in _RIDGES]
+    return (min(fits, key=lambda fit: fit.error).residuals ** 2).sum(axis=1)
+
+
+def _spreads(squared_errors: Float[np.ndarray, " n"], sample_weight: Float[np.ndarray, " n"]) -> float:
+    """Return the root of the mean squared error, in units of the spread of the targets."""
+    return math.sqrt(float(sample_weight @ squared_errors / sample_weight.sum()))
+
+
+def _is_confirmed(
+    before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], sample_weight: Float[np.ndarray, " n"]
+) -> bool:
+    """Return True when squared errors have fallen by more than chance explains, and enough to matter."""
+    share = sample_weight / sample_weight.sum()
+    gain = float(share @ (before - after))
+    deviation = math.sqrt(float(share**2 @ (before - after - gain) ** 2))
+    return gain > max(_STANDARD_ERRORS * deviation, (1 - _WORTHWHILE) * float(share @ before))
