@@ -1,4 +1,4 @@
-"""The half-space tree: balls that fire as a whole, or not at all, are not looked into."""
+"""Half-space tree: balls whose neurons all fire, or none, are not opened."""
 
 from dataclasses import dataclass
 
