@@ -288,7 +288,7 @@ def plan_two_layer(
         tracker = chosen()
         choices.append(Choice("tracker", tracker.name, reason))
     tracker = named(tracker, TRACKERS, trackers.Tracker, "tracker")
-    if shape.perturbed and not tracker.anywhere:
+    if shape.perturbed and not tracker.accepts_new_points:
         raise ValueError(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
             'use "dense" or HalfSpaceTree(over="weights")'

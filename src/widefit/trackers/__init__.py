@@ -1,4 +1,4 @@
-"""Trackers: who fires on what. A tracker is one file here and one line below."""
+"""Trackers: which neurons fire on which samples. A tracker is one file or folder here and one line below."""
 
 from widefit.trackers.averaging import IterateAverage
 from widefit.trackers.base import (
@@ -18,7 +18,7 @@ from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
 from widefit.trackers.half_space.tree_descent import WORTH_THREADS
-from widefit.trackers.layer import features_squared
+from widefit.trackers.layer import features_squared, refuse_unstored
 from widefit.trackers.minibatches import LOSSES, Adversary, Minibatches, attack, check_targets
 from widefit.trackers.trees.data_tree import DataTree
 from widefit.trackers.trees.weight_tree import WeightTree
@@ -52,4 +52,5 @@ __all__ = [
     "check_targets",
     "features_squared",
     "partition",
+    "refuse_unstored",
 ]

@@ -33,7 +33,7 @@ class Dense(Tracker):
     name: str = "dense"
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         return True
 
     def start(

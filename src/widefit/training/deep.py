@@ -78,7 +78,7 @@ class DeepTraining(Training):
 
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
-        self._deep.settle()
+        self._deep.publish()
         return super().state()
 
     def _trained(self) -> dict[str, Tensor]:

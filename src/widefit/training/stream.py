@@ -199,7 +199,7 @@ class Streaming:
     def settle(self) -> None:
         """Let what follows be what would follow in another run from the network as it is, to the last bit."""
         if self._stream is not None:
-            self._stream.settle()
+            self._stream.flush()
 
     def state(self) -> dict[str, Tensor]:
         """What has been trained by name, for another run to go on from; not copied."""

@@ -244,7 +244,7 @@ class Training:
 
     def _forecast(self) -> np.ndarray | None:
         """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
-        if not self._tracker.lazy or self.network.width < 8 * _SCOUT * self.network.out_features:
+        if not self._tracker.defers_weights or self.network.width < 8 * _SCOUT * self.network.out_features:
             return None
         width = max(_SCOUT, int(_SCOUT_FIRING / max(self._firing(), 1e-4))) * self.network.out_features
         scout = self._iterate.sample(min(width, self.network.width))
@@ -261,7 +261,8 @@ class Training:
 
     def _keep_anchor(self) -> None:
         """Keep W₀, unless the tracker leaves the weights as they are."""
-        if not self._tracker.lazy:
+        if not self._tracker.defers_weights:
+            trackers.refuse_unstored(self._tracker.name, self._iterate)
             self._anchor = self._iterate.weight.detach().numpy().copy()
 
     def _start_tracking(self) -> None:

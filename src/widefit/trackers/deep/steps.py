@@ -1,4 +1,4 @@
-"""W − W₀ of a deep network as a sum of sparse factors: nothing of the size of W is kept."""
+"""Displacement W − W₀ of a deep network as a sum of sparse factors: nothing of the size of W is kept."""
 
 from dataclasses import dataclass, replace
 
@@ -8,18 +8,18 @@ from jaxtyping import Float
 from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn.deep import Deep
 
-# What sparse rows are made of.
+# Arrays of sparse rows.
 _PARTS = ("start", "index", "value")
 
 
 @dataclass(frozen=True)
 class DeepStep:
-    """A term of W − W₀: scale · U_lᵀ V_l in every layer.
+    """Term of W − W₀: scale · U_lᵀ V_l in every layer.
 
     Attributes
     ----------
     scale
-        What later pulls towards W₀ have left of it.
+        Part of it that later pulls towards W₀ have left.
     U
         Sparse n × m_l, layer by layer, without the factors of `Deep.input_factor` and `Deep.hidden_factor`.
     V
@@ -33,12 +33,12 @@ class DeepStep:
 
 @dataclass(frozen=True)
 class StepSum:
-    """W − W₀: the steps taken, of which one is left whenever an update goes all the way back to W₀.
+    """Displacement W − W₀: the steps taken, of which one is left whenever an update goes all the way back to W₀.
 
     Attributes
     ----------
     steps
-        Its terms.
+        The terms.
     squared_norm
         ‖W − W₀‖².
     """
@@ -54,7 +54,7 @@ class StepSum:
         response: Float[np.ndarray, " nk"],
         image: Float[np.ndarray, " nk"],
     ) -> "StepSum":
-        """W − W₀ after the step W ← W − shrink (W − W₀) − Jᵀ g.
+        """Return W − W₀ after the step W ← W − shrink (W − W₀) − Jᵀ g.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class StepSum:
         return sum(rows.nbytes for step in self.steps for rows in (*step.U, *step.V))
 
     def state(self) -> dict[str, np.ndarray]:
-        """As arrays; `restored` is the inverse."""
+        """Return it as arrays; `restored` is the inverse."""
         found = {"squared_norm": np.array(self.squared_norm), "scales": np.array([step.scale for step in self.steps])}
         for number, step in enumerate(self.steps):
             for side, layers in (("U", step.U), ("V", step.V)):
@@ -88,7 +88,7 @@ class StepSum:
 
     @classmethod
     def restored(cls, network: Deep, state: dict[str, np.ndarray]) -> "StepSum":
-        """From the state of an earlier run."""
+        """Return the sum of an earlier run from its state."""
         sizes = network.hidden_layer_sizes
 
         def rows(number: int, side: str, layer: int) -> SparseRows:

@@ -47,7 +47,7 @@ class HalfSpaceTree(Tracker):
             raise ValueError(f"leaf_size must be at least 1, got {self.leaf_size}")
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         return self.over == "weights"
 
     def start(

@@ -28,7 +28,7 @@ class DataTreeTracking(TreeTracking):
         return samples
 
     def fired_neurons(self, sample: int) -> Int[np.ndarray, " fired"]:
-        """Return the ascending indices of the neurons that fire on a sample: every root, and a key where that is large."""
+        """Return the ascending indices of the neurons that fire on a sample, from roots and, where large, keys."""
         return self._rows(np.array([range(self._inputs.shape[0])[sample]], np.int32)).neurons
 
     def _build_trees(self) -> Float[np.ndarray, "trees nodes"]:

@@ -41,7 +41,7 @@ class VerletList(Tracker):
     name: str = "verlet-list"
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         return True
 
     @property
