@@ -1,6 +1,7 @@
 """Before widefit is imported: shapes and types are checked at run time, threads and the compilation cache are fixed."""
 
 import os
+import signal
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -39,6 +40,9 @@ for name in ("save", "load"):
 BARE = {"kernels", "estimators"}
 PARTS = {path.stem for path in (ROOT / "src" / "widefit").iterdir() if not path.name.startswith(("_", "."))}
 install_import_hook(sorted(f"widefit.{part}" for part in PARTS - BARE), "typecheck.checked")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("widefit", deadline=None, max_examples=50, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("widefit")

@@ -270,7 +270,7 @@ def test_sparse_inputs_give_the_same_as_dense_ones(monkeypatch: pytest.MonkeyPat
     assert _sparse_layers(("2", "4"), structure, model, x)[0] == frozenset()  # too small to pay
     y = torch.arange(40) % 3
     dense = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
-    monkeypatch.setattr("widefit.finetuning.adapt._WORTHWHILE", 1)
+    monkeypatch.setattr("widefit.finetuning.adapt._SPARSE_WEIGHTS", 1)
     sparse = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
     assert "so sparse products" in sparse.finetuning_.decisions[0]
     assert "so dense products" in dense.finetuning_.decisions[0]

@@ -57,7 +57,7 @@ class TestEveryTracker:
     def test_it_can_follow_what_it_says(self, name: str) -> None:
         tracker: Tracker = resolve(name, names.TRACKERS)
         assert tracker.can_follow(WORK)
-        assert tracker.can_follow(replace(WORK, steps=Steps.PERTURBED_MINIBATCHES)) == tracker.anywhere
+        assert tracker.can_follow(replace(WORK, steps=Steps.PERTURBED_MINIBATCHES)) == tracker.accepts_new_points
         stored = TwoLayer(4, 64, store="regenerate", seed=1)
         if not tracker.can_follow(replace(WORK, stored=False)):
             with pytest.raises(ValueError, match=rf'tracker "{name}" moves weights in memory.*tracker="certificate"'):

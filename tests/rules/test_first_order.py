@@ -214,7 +214,7 @@ def test_some_of_many_samples_stand_for_all_in_the_automatic_rate(monkeypatch):
         return run.state()[1]["state"]["lr"]
 
     whole = rate()
-    monkeypatch.setattr("widefit.training.two_layer.FEW", len(problem.inputs) // 3)
+    monkeypatch.setattr("widefit.training.two_layer.ESTIMATE_SAMPLES", len(problem.inputs) // 3)
     assert rate() == pytest.approx(whole, rel=0.3)
     assert rate() != whole
 

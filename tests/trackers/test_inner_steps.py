@@ -15,8 +15,8 @@ from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.rules import GradientDescent
 from widefit.trackers import Tracking, Update, VerletList
-from widefit.trackers.verlet.inner_steps import Ahead
-from widefit.trackers.verlet.lookahead import Forecast
+from widefit.trackers.verlet.block_forecast import BlockForecast
+from widefit.trackers.verlet.forecast import Forecast
 from widefit.trackers.verlet.near_lists import Lists
 
 
@@ -50,7 +50,7 @@ class Compare(Callback):
         assert info.loss == pytest.approx(
             float(((self.reference.outputs() - self.targets) ** 2).sum(1).mean()), rel=1e-9
         )
-        self.inner += bool(self.steps.model._tracking._inner)
+        self.inner += self.steps.model._tracking._inner_steps.active
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ class Keep(Callback):
         if info.step == self.at:
             tensors, document = run.state()
             self.kept = {name: tensor.clone() for name, tensor in tensors.items()}, document
-            self.inner = bool(run.stepper.model._tracking._inner)
+            self.inner = run.stepper.model._tracking._inner_steps.active
 
 
 @pytest.mark.parametrize("at", [3, 110], ids=["before", "between-looks"])
@@ -203,7 +203,7 @@ def test_no_pair_but_the_near_ones_can_be_driven_over_the_threshold(seed, sign):
         samples * np.arange(rows + 1), np.tile(np.arange(samples, dtype=np.uint16), rows), (z > 0).ravel(),
         *np.zeros((3, rows)),
     )  # fmt: skip
-    ahead = Ahead.of(forecast, weights, coefficients, inputs, lists)
+    ahead = BlockForecast.of(forecast, weights, coefficients, inputs, lists)
     near, reached = ahead.near(lists, z.ravel(), norms, np.full(rows, 1e-13))
     if near is None:
         return

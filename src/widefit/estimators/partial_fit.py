@@ -104,7 +104,7 @@ class StreamState:
 
     def flush(self) -> None:
         """Drop cached state, so that continuing and resuming from `to_parts` give the same bits."""
-        self._run.settle()
+        self._run.flush()
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values from which `from_parts` goes on; the network and the history are kept elsewhere."""

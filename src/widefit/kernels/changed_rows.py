@@ -7,6 +7,7 @@ from numba import njit
 
 from widefit.kernels.balls.half_space import cover, leaves_below, products
 from widefit.kernels.bits import lowest_bit, without_lowest_bit
+from widefit.kernels.borrowing import borrowing
 from widefit.kernels.fire_rows import fired_samples, step_row
 from widefit.kernels.growth import longer
 
@@ -198,7 +199,7 @@ def changed_pairs(before, after, samples, first):
     return neurons[:size].copy(), where[:size].copy(), fires[:size].copy()
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _equal(a, b):
     same = True
     for p in range(b.size):
@@ -206,10 +207,11 @@ def _equal(a, b):
     return same
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _as_bits(row, k, limit, bits):
     if k > limit:
-        bits[:] = row
+        for w in range(limit):
+            bits[w] = row[w]
         return
     bits[:] = 0
     for i in row:
@@ -281,11 +283,12 @@ def query_rows(weights, threshold, tree, samples, rows):
     return visited, scanned
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def store_bits(bits, k, limit, target):
     """Store k samples, given as bits, the cheaper way."""
     if k > limit:
-        target[:] = bits
+        for w in range(limit):
+            target[w] = bits[w]
         return
     p = 0
     for w in range(limit):

@@ -1,10 +1,13 @@
-"""Saying that kernels are being compiled, once an environment."""
+"""Announcement that kernels are being compiled, once in an environment."""
 
 import logging
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from widefit.kernels import fire_rows as cpu
+from widefit.kernels import fire_rows
+from widefit.kernels.certificate import passes
+from widefit.kernels.sparse import rows as sparse
 
 logger = logging.getLogger("widefit")
 
@@ -12,8 +15,13 @@ logger = logging.getLogger("widefit")
 @cache
 def announce_compilation() -> None:
     """Warn, at most once a process, that the first call in this environment compiles; the result is cached on disk."""
-    folder = Path(cpu.fire_block.stats.cache_path or "")
     # One kernel of each tracker that "auto" may take, and one that every deep network needs.
-    kernels = ("cpu.fire_block", "certificate_pass.pass_block", "sparse.take_above")
-    if not any(any(folder.glob(f"{kernel}*.nbi")) for kernel in kernels):
+    if not any(_is_cached(kernel) for kernel in (fire_rows.fire_block, passes.pass_block, sparse.take_above)):
         logger.warning("compiling kernels for this machine: some seconds, once")
+
+
+def _is_cached(kernel: Any) -> bool:
+    """Return True where the disk holds a compiled version of a kernel."""
+    folder = Path(kernel.stats.cache_path or "")
+    name = f"{kernel.py_func.__module__.rpartition('.')[2]}.{kernel.py_func.__name__}"
+    return any(folder.glob(f"{name}-*.nbi"))

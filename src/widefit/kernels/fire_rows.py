@@ -132,7 +132,7 @@ def fire_block(z, threshold, coefficients, before, after, scratch, outputs):
     return flips
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _differences(rows, row, words, fired, k, scratch):
     """Count the samples on which one of `row` and another row, given as words and as a list, fires alone."""
     n = scratch.size - 1
@@ -147,7 +147,7 @@ def _differences(rows, row, words, fired, k, scratch):
     return k + q - 2 * common(fired, k, scratch, q)
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def common(a, size_a, b, size_b):
     """Return the size of the intersection of two ascending lists."""
     p = q = hits = 0
@@ -182,11 +182,12 @@ def step_block(weights, anchor, shrink, coefficients, g, inputs, rows, scratch, 
         step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, scratch[0], out[r])
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, fired, target):
     """Write one row of `step_block` into target (d,); fired (n + 1,) int32 is overwritten."""
     n, d = inputs.shape
-    target[:] = weights[r]
+    for c in range(d):
+        target[c] = weights[r, c]
     if shrink != 0:
         for c in range(d):
             target[c] -= shrink * (target[c] - anchor[r, c])

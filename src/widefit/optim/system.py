@@ -271,7 +271,7 @@ def check_per_sample(block: Block, parameters: dict[str, Tensor]) -> None:
 def _output_shape(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.Size:
     """The model's own shape of the outputs of a sample; costs one sample."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _unchanged_buffers(model):
             outputs = model(*(tensor[:1] for tensor in inputs))
     except (RuntimeError, IndexError) as error:
         raise _failed([tuple(tensor.shape[1:]) for tensor in inputs], error) from error

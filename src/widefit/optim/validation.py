@@ -37,6 +37,7 @@ class _Record:
     model: dict[str, Any]
     optimizer: _Optimizer
     began: int
+    history: History | None = None
 
 
 def check_minimization(

@@ -153,7 +153,7 @@ def _reason(work: Workload, cost: Cost, faster: list[tuple[Cost, Tracker]], slow
 
 
 def _refuse_what_it_cannot_follow(tracker: Tracker, work: Workload) -> None:
-    if work.steps is Steps.PERTURBED_MINIBATCHES and not tracker.anywhere:
+    if work.steps is Steps.PERTURBED_MINIBATCHES and not tracker.accepts_new_points:
         raise ValueError(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
             'use "dense" or HalfSpaceTree(over="weights")'

@@ -1,4 +1,4 @@
-"""Trackers: who fires on what. A tracker is one file here and one line below."""
+"""Trackers: which neurons fire on which samples. A tracker is one file or folder here and one line below."""
 
 from widefit.trackers.averaging import IterateAverage
 from widefit.trackers.base import (
@@ -48,4 +48,5 @@ __all__ = [
     "attack",
     "features_squared",
     "partition",
+    "refuse_unstored",
 ]

@@ -1,4 +1,4 @@
-"""The average of the iterates of stochastic descent, at the cost of the neurons that move."""
+"""Average of the iterates of stochastic descent, at the cost of the neurons that move."""
 
 import copy
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class IterateAverage:
     weight
         Σ_s n_s Δ_s of the first layer, shape (m, d).
     readout
-        The same of the coefficients a_r / √m, shape (m,); without entries where the second layer stays as it is.
+        Σ_s n_s Δ_s of the coefficients a_r / √m, shape (m,); without entries where the second layer stays as it is.
     """
 
     weight: Float[np.ndarray, "m d"]
@@ -37,7 +37,7 @@ class IterateAverage:
 
     @classmethod
     def of(cls, network: TwoLayer, *, readout: bool) -> tuple["IterateAverage", TwoLayer]:
-        """Nothing has moved yet; and a copy of the network to take the steps, so that it can have the average itself.
+        """Return sums of no steps, and a copy of the network to take the steps: the network itself gets the average.
 
         Raises
         ------
@@ -56,11 +56,11 @@ class IterateAverage:
         return self.weight.nbytes + self.readout.nbytes
 
     def follow(self, rows: np.ndarray | slice, before: np.ndarray, after: np.ndarray, averaged: float) -> None:
-        """Some neurons, none twice, have moved after so many averaged iterates."""
+        """Add a step that has moved some neurons, none twice, after so many averaged iterates."""
         self.weight[rows] += averaged * (before.astype(np.float64) - after)
 
     def write(self, iterate: TwoLayer, averaged: float, network: TwoLayer) -> None:
-        """Give a network the average; `iterate` is where the steps have come to, after so many averaged iterates."""
+        """Write the average into a network; `iterate` has taken the steps, `averaged` iterates among them."""
         share = 1 / averaged if averaged else 0.0
         with torch.no_grad():
             network.weight.copy_(torch.from_numpy(iterate.weight.detach().numpy() + share * self.weight))
@@ -68,7 +68,7 @@ class IterateAverage:
             write_readout(iterate.coefficients() + share * self.readout, network)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums by name, for a checkpoint; not copied."""
+        """Return the sums by name, for a checkpoint; not copied."""
         return {"average.weight": torch.from_numpy(self.weight), "average.readout": torch.from_numpy(self.readout)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

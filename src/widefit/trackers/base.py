@@ -1,4 +1,4 @@
-"""What a tracker is: it knows at every moment which neurons fire on which samples."""
+"""Interface of trackers: a tracker knows at every moment which neurons fire on which samples."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,15 +21,15 @@ from widefit.trackers.minibatches import Minibatches
 
 @dataclass(frozen=True)
 class Update:
-    """W ← W − shrink (W − W₀) − Jᵀ g: every step that a rule can ask for.
+    """Step W ← W − shrink (W − W₀) − Jᵀ g: every step that a rule can ask for.
 
     Attributes
     ----------
     g
-        Shape (n, k), float64, sample space.
+        Shape (n, k), float64, in sample space.
     shrink
-        Shape (k,), float64: pull of the neurons of each output towards their initial weights, 0 for none, 1 for all the
-        way.
+        Shape (k,), float64: pull of the neurons of each output towards their initial weights, from 0, none, to 1, all
+        the way.
     """
 
     g: Float[np.ndarray, "n k"]
@@ -43,7 +43,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Displacement:
-    """Where W stands from W₀, seen from sample space.
+    """Displacement of W from W₀, seen from sample space.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Displacement:
 
     @classmethod
     def none(cls, samples: int, outputs: int) -> "Displacement":
-        """Return that of W₀ itself, in arrays of its own."""
+        """Return the displacement of W₀ itself, in arrays of its own."""
         return cls(np.zeros((samples, outputs)), np.zeros(outputs))
 
 
@@ -84,7 +84,7 @@ class Flips:
 
 @runtime_checkable
 class Gram(Protocol):
-    """H of one output at the committed weights, as far as a tracker needs it.
+    """Gram matrix H of one output at the committed weights, as far as a tracker needs it.
 
     Attributes
     ----------
@@ -104,10 +104,10 @@ class Gram(Protocol):
 
 @runtime_checkable
 class Grams(Protocol):
-    """H of every output at the committed weights of a run."""
+    """Gram matrices of all outputs at the committed weights of a run."""
 
     def __call__(self, output: int) -> Gram:
-        """H of an output; the caller must not change it."""
+        """Return H of an output; the caller must not change it."""
         ...
 
     def follow(self, changes: Flips | None) -> None:
@@ -117,7 +117,7 @@ class Grams(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """What an update would do; nothing has been changed yet.
+    """Effect of an update that has not been carried out.
 
     Attributes
     ----------
@@ -128,11 +128,11 @@ class Trial:
     flips
         Pairs (neuron, sample) that change between firing and not.
     rebased
-        True when all neurons were looked at.
+        True when all neurons were evaluated.
     displacement
-        After the update; None unless the run was started with an anchor.
+        Displacement after the update; None unless the run was started with an anchor.
     payload
-        What the tracker needs to commit.
+        Data that the tracker needs to commit.
     changes
         The pairs that change, where the tracker knows them one by one; None after a full pass, or where they are more
         than it pays to list.
@@ -149,18 +149,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrackerReport:
-    """What tracking has cost so far: the same counts for every tracker, so that they can be compared.
+    """Cost of tracking so far: the same counts for every tracker, so that they can be compared.
 
     Attributes
     ----------
     tracker
-        Name.
+        Name of the tracker.
     full_passes
-        Times all neurons were looked at.
+        Number of times that all neurons were evaluated.
     pairs_evaluated
         Pre-activations ⟨w_r, x_i⟩ computed.
     nodes_visited
-        Nodes of search trees, or entries of certificates, that queries looked at.
+        Nodes of search trees, or entries of certificates, that queries visited.
     keys_updated
         Stored keys (pre-activations, weights, certificates) that were written anew.
     flips
@@ -182,14 +182,14 @@ class TrackerReport:
 
 
 class Tracking(ABC):
-    """One run of a tracker: a network, its samples, and who fires.
+    """Run of a tracker: a network, its samples, and who fires.
 
     Attributes
     ----------
     outputs
         f, shape (n, k), float64, at the committed weights.
     displacement
-        Of the committed weights from W₀; None unless the run has an anchor.
+        Displacement of the committed weights from W₀; None unless the run has an anchor.
     """
 
     outputs: Float[np.ndarray, "n k"]
@@ -197,14 +197,14 @@ class Tracking(ABC):
 
     @abstractmethod
     def propose(self, update: Update, gram: Grams) -> Trial:
-        """Find out what an update would do.
+        """Find out the effect of an update.
 
         Parameters
         ----------
         update
             The step.
         gram
-            Gives H of an output at the committed weights.
+            Gram matrices at the committed weights.
         """
 
     @abstractmethod
@@ -213,11 +213,11 @@ class Tracking(ABC):
 
     @abstractmethod
     def patterns(self) -> Sequence[FirePattern]:
-        """The fire pattern, chunk by chunk, in the order of the neurons."""
+        """Return the fire pattern, chunk by chunk, in the order of the neurons."""
 
     @abstractmethod
     def report(self) -> TrackerReport:
-        """Operations and memory so far."""
+        """Return the operations and the memory so far."""
 
     @abstractmethod
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
@@ -229,16 +229,17 @@ class Tracking(ABC):
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
-        """Inside, the network has the committed weights."""
+        """Give the network the committed weights inside the context."""
         yield
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
-        """Take stochastic steps, with no way back; returns the number of flips.
+        """Take stochastic steps, with no way back, and return the number of flips.
 
-        `outputs`, `displacement` and `patterns` are up to date when it returns. This follows every step and counts
-        every flip; a tracker that looks no further than the batch counts the pairs that differ in the end. When the
+        `outputs`, `displacement` and `patterns` are up to date when it returns. This default follows every step and
+        counts every flip; a tracker that evaluates the batch alone counts the pairs that differ in the end. When the
         steps train the second layer, the network's readout is up to date as well, and `gram` is not: the caller needs
-        another. To keep its steps for an average this looks at all weights in each, a tracker at those that move.
+        another. For an average of the iterates the default compares all weights in each step, a tracker those that
+        move.
 
         Raises
         ------
@@ -262,37 +263,37 @@ class Tracking(ABC):
         return flips
 
     def _written(self, average: IterateAverage | None) -> Float[np.ndarray, "_ _"]:
-        """A copy of the weights, to see how far a step takes them; nothing where no average asks for it."""
+        """Return a copy of the weights, from which the move of a step follows; empty where no average asks for it."""
         out = np.empty((0, 0)) if average is None else np.empty_like(average.weight)
         if average is not None:
             self.write_weights(out)
         return out
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `Tracker.start` needs, beside the network's weights and the anchor, to go on to the same bits."""
+        """Return what `Tracker.start` needs beside weights and anchor to continue to the same bits."""
         return {}
 
     def fired_samples(self, neuron: int) -> Int[np.ndarray, " k_r"]:
-        """Ascending indices of the samples that a neuron fires on."""
+        """Return the ascending indices of the samples that a neuron fires on."""
         for pattern in self.patterns():
             if pattern.chunk.first <= neuron < pattern.chunk.last:
                 return pattern.fired(neuron)
         raise IndexError(f"neuron {neuron} is not one of the network's")
 
     def fired_neurons(self, sample: int) -> Int[np.ndarray, " fired"]:
-        """Ascending indices of the neurons that fire on a sample."""
+        """Return the ascending indices of the neurons that fire on a sample."""
         return np.concatenate(
             [pattern.chunk.first + np.flatnonzero(pattern.dense()[:, sample]) for pattern in self.patterns()]
         )
 
 
 class Stream(ABC):
-    """Stochastic steps over samples that nobody knows in advance: only the neurons are kept, memory does not grow.
+    """Stochastic steps over samples that are not known in advance: only the neurons are kept, memory does not grow.
 
     Attributes
     ----------
     name
-        Of the tracker.
+        Name of the tracker.
     counters
         Operations so far.
     caches
@@ -305,40 +306,48 @@ class Stream(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Memory of what it keeps beside the network."""
+        """Memory held beside the network."""
         return 0
 
     @abstractmethod
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
-        """Take stochastic steps; f at every visited sample before the step of its batch, in the order of the visits.
+        """Take stochastic steps; return f at every visited sample before the step of its batch, visit by visit.
 
         Parameters
         ----------
         inputs
-            The samples that the batches are of, contiguous, in the dtype of the weights.
+            Samples of the batches, contiguous, in the dtype of the weights.
         minibatches
             The batches; they do not shrink.
         """
 
     @abstractmethod
     def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
-        """f at some inputs, float64."""
+        """Return f at some inputs, float64."""
 
     @abstractmethod
     def publish(self) -> None:
         """Bring the network up to date."""
 
-    def settle(self) -> None:
-        """Let what follows be what would follow from the network as it is now, to the last bit."""
+    def flush(self) -> None:
+        """Drop cached state, so that continuing and resuming from a checkpoint give the same bits."""
         self.publish()
 
 
 class Tracker(ABC):
-    """A small immutable object with its settings as fields."""
+    """Way to know which neurons fire: a small immutable object with its settings as fields.
+
+    Attributes
+    ----------
+    name
+        Name of the tracker.
+    defers_weights
+        True where the network's weights stay as they were at the start until `Tracking.finish`; then the network need
+        not hold them.
+    """
 
     name: str
-    # True where the network's weights stay as they were at the start until `Tracking.finish`.
-    lazy: ClassVar[bool] = False
+    defers_weights: ClassVar[bool] = False
 
     @property
     def trains_readout(self) -> bool:
@@ -346,13 +355,13 @@ class Tracker(ABC):
         return False
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         """True where a run can take steps at points that it was not started with."""
         return False
 
     def can_follow(self, work: Workload) -> bool:
         """Whether it can follow the steps on the network; most trackers move weights that are stored."""
-        return work.stored and (self.anywhere or work.steps is not Steps.PERTURBED_MINIBATCHES)
+        return work.stored and (self.accepts_new_points or work.steps is not Steps.PERTURBED_MINIBATCHES)
 
     def cost(self, work: Workload) -> Cost:
         """What it is predicted to take; here fire patterns, and a time that nobody has measured."""
@@ -394,12 +403,12 @@ class Tracker(ABC):
         inputs
             X, contiguous, in the dtype of the weights.
         anchor
-            W₀ for updates that shrink towards it, and for `Displacement`. None: none is reported, and updates must not
-            shrink; a lazy tracker takes the weights at the start instead.
+            W₀ for updates that shrink towards it, and for `Displacement`. None: no displacement is reported, and
+            updates must not shrink; a tracker that defers the weights takes those at the start instead.
         threads
             Cores to use; the result does not depend on it.
         state
-            From `Tracking.state` of an earlier run over the same weights, anchor and inputs: go on from there.
+            `Tracking.state` of an earlier run over the same weights, anchor and inputs, to continue from.
         expected
-            About the sum of g over the run, to prepare for: it may change what the run costs, never what it finds.
+            Estimate of the sum of g over the run, to prepare for: it may change the cost of the run, never the result.
         """

@@ -1,4 +1,4 @@
-"""What tracking costs, counted."""
+"""Counts of the operations of tracking."""
 
 from dataclasses import dataclass
 

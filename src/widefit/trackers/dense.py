@@ -40,7 +40,7 @@ class Dense(Tracker):
     name: str = "dense"
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         return True
 
     def cost(self, work: Workload) -> Cost:

@@ -1,7 +1,7 @@
 """Minibatch steps on weights that are stored: the cost of a step is m b d, whatever n (this project).
 
-A step reads the weights once. Per block of neurons that fits the cache: the update of the step before, the products
-with the samples of this batch, who fires on them, and what that adds to their outputs; g follows from the sum.
+A step reads the weights once. Each block of neurons, which fits the cache, takes the update of the step before, and is
+multiplied by the samples of this batch: who fires on them is added to their outputs, and g follows from the sum.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _DENSE_SHARE = 1 / 8
 
 @dataclass
 class _Block:
-    """Neurons of one output: who fired on the last batch, what they add to its outputs and to their gradient in x."""
+    """Neurons of one output: who fired on the last batch, and their terms in its outputs and in the gradient by x."""
 
     rows: slice
     output: int
@@ -37,7 +37,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Share:
-    """The blocks of one thread, and room for the pre-activations and the move of one block."""
+    """Blocks of one thread, and room for the pre-activations and the move of one block."""
 
     blocks: list[_Block]
     values: np.ndarray
@@ -46,7 +46,7 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Step:
-    """W ← W − shrink (W − W₀) − Jᵀ g on a batch, and the readout likewise if it is trained."""
+    """Step W ← W − shrink (W − W₀) − Jᵀ g on a batch, and the like for the readout if it is trained."""
 
     inputs: np.ndarray
     g: np.ndarray
@@ -64,7 +64,7 @@ def descend(
     Parameters
     ----------
     layer
-        W and what belongs to it.
+        W and the rest of the network.
     inputs
         X, in the dtype of W.
     minibatches
@@ -117,7 +117,7 @@ def descend(
 
 
 def _shares(layer: Layer, batch: int, threads: int) -> list[_Share]:
-    """Blocks of a size that does not depend on the threads, dealt out in order."""
+    """Deal out blocks of a size that does not depend on the threads, in order."""
     width, features = layer.weight.shape
     rows = min(width, max(64, _BLOCK_NUMBERS // (features + batch)))
     blocks = []
@@ -146,8 +146,9 @@ def _advance(layer: Layer, last: _Step | None, sampled: np.ndarray | None, share
 
 
 def _evaluate(layer: Layer, sampled: Float[np.ndarray, "b d"], block: _Block, share: _Share) -> None:
-    """Who of a block fires on a batch, and what they add to its outputs."""
-    weights, size = layer.weight[block.rows], sampled.shape[0]
+    """Find who of a block fires on a batch, and add them to its outputs."""
+    weights = layer.weight[block.rows]
+    size = sampled.shape[0]
     z = share.values[: weights.shape[0] * size].reshape(-1, size)
     np.matmul(weights, sampled.T, out=z)
     block.outputs = np.zeros(size)
@@ -156,9 +157,10 @@ def _evaluate(layer: Layer, sampled: Float[np.ndarray, "b d"], block: _Block, sh
 
 
 def _pull_back(layer: Layer, slope: Float[np.ndarray, "b k"], share: _Share) -> None:
-    """What the blocks of a thread add to ∂ Σ s_ic f_c(x_i) / ∂x at the batch last evaluated."""
+    """Compute the terms of the blocks of a thread in ∂ Σ s_ic f_c(x_i) / ∂x at the batch last evaluated."""
     for block in share.blocks:
-        weights, size = layer.weight[block.rows], slope.shape[0]
+        weights = layer.weight[block.rows]
+        size = slope.shape[0]
         factors = share.values[: weights.shape[0] * size].reshape(-1, size)
         own = np.ascontiguousarray(slope[:, block.output])
         minibatch.spread_batch(layer.coefficients[block.rows], own, block.bits, factors)
@@ -167,8 +169,10 @@ def _pull_back(layer: Layer, slope: Float[np.ndarray, "b k"], share: _Share) -> 
 
 def _apply(layer: Layer, step: _Step, block: _Block, share: _Share) -> None:
     """Move the neurons of a block."""
-    weights, coefficients = layer.weight[block.rows], layer.coefficients[block.rows]
-    g, size = np.ascontiguousarray(step.g[:, block.output]), step.inputs.shape[0]
+    weights = layer.weight[block.rows]
+    coefficients = layer.coefficients[block.rows]
+    g = np.ascontiguousarray(step.g[:, block.output])
+    size = step.inputs.shape[0]
     kept = None if step.average is None else step.average.weight[block.rows]
     moves = None
     if step.trains_readout and block.fired:

@@ -1,4 +1,4 @@
-"""Samples that are seen once: no pattern is kept, only neurons."""
+"""Streams of samples that are seen once: no pattern is kept, only the neurons."""
 
 from typing import Any
 
@@ -10,17 +10,19 @@ from widefit.trackers.base import Stream
 from widefit.trackers.counters import Counters
 from widefit.trackers.descent import descend
 from widefit.trackers.half_space.neuron_trees import NeuronTrees
-from widefit.trackers.layer import Layer, refuse_unstored, write_readout
+from widefit.trackers.layer import Layer, write_readout
 from widefit.trackers.minibatches import Minibatches
 
 
 class DenseStream(Stream):
-    """See `Dense`: a step costs 2 m b d flops for a batch of b."""
+    """Stream of the dense tracker: a step costs 2 m b d flops for a batch of b; see `Dense`."""
 
     def __init__(self, name: str, network: TwoLayer, threads: int):
-        refuse_unstored(name, network)
-        self.name, self.counters = name, Counters()
-        self._network, self._layer, self._threads = network, Layer.of(network), threads
+        self.name = name
+        self.counters = Counters()
+        self._network = network
+        self._layer = Layer.trained_by(name, network)
+        self._threads = threads
         self._moves_readout = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -37,12 +39,16 @@ class DenseStream(Stream):
         return descend(self._layer, inputs, minibatches, self._threads)
 
     def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
-        # Steps of length 0 go nowhere, and see the outputs.
-        size, outputs = x.shape[0], self._layer.silent.size
-        looks = Minibatches(
-            np.arange(size), np.array([0, size]), np.zeros(1), np.zeros((size, outputs)), np.ones(size)
-        )  # fmt: skip
-        return self.descend(x, looks)
+        # Steps of length 0 move nothing, and compute the outputs.
+        size = x.shape[0]
+        still = Minibatches(
+            samples=np.arange(size),
+            edges=np.array([0, size]),
+            rates=np.zeros(1),
+            targets=np.zeros((size, self._layer.silent.size)),
+            sample_weight=np.ones(size),
+        )
+        return self.descend(x, still)
 
     def publish(self) -> None:
         if self._moves_readout:
@@ -50,13 +56,14 @@ class DenseStream(Stream):
 
 
 class TreeStream(Stream):
-    """See `HalfSpaceTree`: a step touches the neurons that fire on its batch, found in trees over the neurons."""
+    """Stream of the half-space tree: a step touches the neurons that fire on its batch; see `HalfSpaceTree`."""
 
     caches = True
 
     def __init__(self, name: str, leaf_size: int, network: TwoLayer, threads: int):
-        refuse_unstored(name, network)
-        self.name, self._network, self._layer = name, network, Layer.of(network)
+        self.name = name
+        self._network = network
+        self._layer = Layer.trained_by(name, network)
         self._trees = NeuronTrees(self._layer, leaf_size, threads)
         self._moves_readout = False
 
@@ -71,10 +78,12 @@ class TreeStream(Stream):
 
     @property
     def counters(self) -> Counters:
+        """Operations so far."""
         return self._trees.counters
 
     @property
     def nbytes(self) -> int:
+        """Memory of the trees."""
         return self._trees.nbytes
 
     def descend(self, inputs: Float[np.ndarray, "n d"], minibatches: Minibatches) -> Float[np.ndarray, "visits k"]:
@@ -89,6 +98,6 @@ class TreeStream(Stream):
         if self._moves_readout:
             write_readout(self._layer.coefficients, self._network)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         self.publish()
         self._trees.refresh()

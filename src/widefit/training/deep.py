@@ -129,7 +129,7 @@ class DeepModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training has changed, by name."""
-        self._tracking.settle()
+        self._tracking.publish()
         return self._trained()
 
     def tracker_state(self) -> dict[str, np.ndarray]:

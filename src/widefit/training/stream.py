@@ -227,10 +227,10 @@ class Streaming:
         """True where the stream goes on to other bits than one that begins from the network as it is."""
         return self._stream is not None and self._stream.caches
 
-    def settle(self) -> None:
-        """Let what follows be what would follow in another run from the network as it is, to the last bit."""
+    def flush(self) -> None:
+        """Drop cached state, so that going on and beginning anew from the network give the same bits."""
         if self._stream is not None:
-            self._stream.settle()
+            self._stream.flush()
 
     def state(self) -> dict[str, Tensor]:
         """What has been trained by name, for another run to go on from; not copied."""

@@ -96,7 +96,7 @@ class StreamSteps:
         """
         self._blocks = 0
         if self._streaming.caches:
-            self._streaming.settle()
+            self._streaming.flush()
             tensors, document = self._state()
             kept = {name: tensor.clone() for name, tensor in tensors.items()}
             self._kept = kept, {**document, "history": self._recorder.history.to_dict()}

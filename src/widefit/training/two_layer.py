@@ -110,7 +110,7 @@ class TwoLayerModel:
 
     def start(self, state: dict[str, np.ndarray] | None = None) -> None:
         """Find out who fires."""
-        if self._objective.alpha > 0 and self._anchor is None and not self._tracker.lazy:
+        if self._objective.alpha > 0 and self._anchor is None and not self._tracker.defers_weights:
             self._anchor = self._iterate.weight.detach().numpy().copy()
         self._tracking = self._tracker.start(
             self._iterate,
@@ -223,7 +223,7 @@ class TwoLayerModel:
 
     def _forecast(self) -> np.ndarray | None:
         """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
-        if not self._tracker.lazy or self._network.width < 8 * _SCOUT * self._network.out_features:
+        if not self._tracker.defers_weights or self._network.width < 8 * _SCOUT * self._network.out_features:
             return None
         firing = max(expected_firing(self._network.threshold, self._inputs), 1e-4)
         width = max(_SCOUT, int(_SCOUT_FIRING / firing)) * self._network.out_features

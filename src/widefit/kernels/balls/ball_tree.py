@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from widefit.kernels.borrowing import borrowing
+
 
 class Tree(NamedTuple):
     """A tree of balls.
@@ -150,7 +152,7 @@ def _enclose(tree, node, first, last):
     tree.balls[node, d + 1] = norm(center)
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def norm(vector):
     """‖vector‖ in float64, rounded up, with no overflow or underflow on the way; infinite for NaN."""
     largest = 0.0
@@ -206,7 +208,7 @@ def _drift(tree, leaf, keys, squares):
     return _farthest_scaled(block, size, keys)
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _largest(values):
     """The largest of some numbers, which are overwritten: half against half, for vectors. NaN is above all."""
     width = values.size

@@ -10,6 +10,7 @@ from numba import njit
 
 from widefit.kernels.balls.ball_tree import norm
 from widefit.kernels.bits import lowest_bit, without_lowest_bit
+from widefit.kernels.borrowing import borrowing
 
 
 @njit(nogil=True, cache=True)
@@ -70,7 +71,7 @@ def leaves_below(node, leaves):
     return node - (leaves - 1), node - (leaves - 1) + span
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def products(block, query, z):
     """z[j] = ⟨query, point j⟩, summed coordinate by coordinate, two of them a pass."""
     d = query.size

@@ -12,10 +12,12 @@ from numba import njit
 
 from widefit.kernels.balls.ball_tree import norm, settle
 from widefit.kernels.balls.half_space import products
+from widefit.kernels.borrowing import borrowing
+from widefit.kernels.growth import longer
 
 
 class Fired(NamedTuple):
-    """Who fires on a batch, a record a leaf and sample; records of a leaf stand together.
+    """Pairs that fire on a batch, a record for each leaf and sample; records of a leaf stand together.
 
     Attributes
     ----------
@@ -29,9 +31,42 @@ class Fired(NamedTuple):
     lanes: np.ndarray
 
 
+class Batch(NamedTuple):
+    """Samples of a batch, as queries.
+
+    Attributes
+    ----------
+    queries : (b, d), of the dtype of the points
+    exact : the same in float64
+    lengths : (b,) float64, ‖x‖, rounded up
+    threshold : scalar of the dtype of the points
+    """
+
+    queries: np.ndarray
+    exact: np.ndarray
+    lengths: np.ndarray
+    threshold: np.floating
+
+
+class Undecided(NamedTuple):
+    """Samples of the batch on the way from a part's root to a node, by depth.
+
+    Attributes
+    ----------
+    some, whole : (depth, b) int32, samples that the balls so far have not decided, and those that all points below
+        fire on
+    some_count, whole_count : (depth,) int64, number of each
+    """
+
+    some: np.ndarray
+    whole: np.ndarray
+    some_count: np.ndarray
+    whole_count: np.ndarray
+
+
 @njit(nogil=True, cache=True)
 def fire(queries, threshold, tree, coefficients, level, first, last, outputs, room):
-    """Who fires on a batch in some parts of a tree, and what they add to the outputs.
+    """Find who fires on a batch in some parts of a tree, and the terms of these points in the outputs.
 
     Parameters
     ----------
@@ -48,91 +83,162 @@ def fire(queries, threshold, tree, coefficients, level, first, last, outputs, ro
     room, records, visited, scanned : the room, or a larger one; records in it; nodes compared, products computed
     """
     leaves, d, cap = tree.blocks.shape
-    count, depth = queries.shape[0], 2
+    count = queries.shape[0]
+    batch = Batch(queries, queries.astype(np.float64), _lengths(queries), threshold)
+    longest = batch.lengths.max()
+    depth = 2
     while (leaves >> level) >> (depth - 2) > 0:
         depth += 1
-    relative, absolute, overflow = tree.limits[0], tree.limits[1], tree.limits[2]
-    b, exact = np.float64(threshold), queries.astype(np.float64)
-    lengths, longest = np.empty(count), 0.0
-    for i in range(count):
-        lengths[i] = norm(queries[i])
-        longest = max(longest, lengths[i])
-    # By depth: samples that the balls so far have not decided, and those that all points below fire on.
-    open_, whole = np.empty((depth, count), np.int32), np.empty((depth, count), np.int32)
-    opens, wholes = np.zeros(depth, np.int64), np.zeros(depth, np.int64)
-    nodes, depths = np.empty(depth, np.int64), np.empty(depth, np.int64)
-    open_[0], opens[0] = np.arange(count), count
-    # Terms are no better than their pre-activations: they are added in the dtype of the points, place by place.
-    dtype = tree.blocks.dtype
-    z, near, places = np.empty(cap, dtype), np.empty(cap, dtype), np.zeros((count, cap), dtype)
-    sums, terms = np.empty(d + 1), np.empty(cap)
-    found_leaves, found_samples, lanes = room.leaves, room.samples, room.lanes
+    undecided = Undecided(
+        np.empty((depth, count), np.int32), np.empty((depth, count), np.int32),
+        np.zeros(depth, np.int64), np.zeros(depth, np.int64),
+    )  # fmt: skip
+    undecided.some[0] = np.arange(count)
+    undecided.some_count[0] = count
+    nodes = np.empty(depth, np.int64)
+    depths = np.empty(depth, np.int64)
+    # Terms are no better than their pre-activations: they are added in the dtype of the points, lane by lane.
+    z = np.empty(cap, tree.blocks.dtype)
+    near = np.empty(cap, tree.blocks.dtype)
+    lane_sums = np.zeros((count, cap), tree.blocks.dtype)
+    sums = np.empty(d + 1)
+    terms = np.empty(cap)
     outputs[:] = 0
-    k = visited = scanned = 0
+    records = 0
+    visited = 0
+    scanned = 0
     for part in range(first, last):
-        out, looked = outputs[part - first], False
-        nodes[0], depths[0], top = (1 << level) - 1 + part, 0, 1
+        out = outputs[part - first]
+        looked = False
+        nodes[0] = (1 << level) - 1 + part
+        depths[0] = 0
+        top = 1
         while top > 0:
             top -= 1
-            node, t = nodes[top], depths[top]
-            ball = tree.balls[node]
-            wide = ball[d] + ball[d + 2]
-            q, f = opens[t], wholes[t]
-            whole[t + 1, :f] = whole[t, :f]
-            if longest * (ball[d + 1] + wide) < overflow:
-                slack = wide + relative * (ball[d + 1] + wide)
-                q, f = _decide(exact, lengths, ball, slack, absolute, b, open_[t, :q], open_[t + 1], whole[t + 1], f)
-            else:
-                open_[t + 1, :q] = open_[t, :q]
-            visited += opens[t]
-            opens[t + 1], wholes[t + 1] = q, f
+            node = nodes[top]
+            t = depths[top]
+            visited += undecided.some_count[t]
+            q, f = _descend(tree, node, batch, longest, undecided, t)
             if q + f == 0:
                 continue
             if node < leaves - 1:
-                nodes[top], nodes[top + 1] = 2 * node + 2, 2 * node + 1
-                depths[top], depths[top + 1] = t + 1, t + 1
+                nodes[top] = 2 * node + 2
+                nodes[top + 1] = 2 * node + 1
+                depths[top] = t + 1
+                depths[top + 1] = t + 1
                 top += 2
                 continue
             leaf = node - (leaves - 1)
-            block, size, own = tree.blocks[leaf], tree.sizes[leaf], coefficients[leaf * cap : (leaf + 1) * cap]
-            if k + q + f > found_leaves.size:
-                longer = 2 * found_leaves.size + q + f
-                found_leaves = _longer(found_leaves, k, longer)
-                found_samples = _longer(found_samples, k, longer)
-                more = np.empty((longer, cap), np.bool_)
-                more[:k] = lanes[:k]
-                lanes = more
+            own = coefficients[leaf * cap : (leaf + 1) * cap]
+            room = _with_space(room, records, q + f)
             if f > 0:
-                _sum_of(block, own, sums, terms)
-            for p in range(f):
-                i = whole[t + 1, p]
-                total = -b * sums[d]
-                for c in range(d):
-                    total += sums[c] * exact[i, c]
-                out[i] += total
-                lanes[k, :size], lanes[k, size:] = True, False
-                found_leaves[k], found_samples[k] = leaf, i
-                k += 1
-            scanned += q * size
-            for j in range(cap):
-                near[j] = own[j]
-            for p in range(q):
-                i = open_[t + 1, p]
-                products(block, queries[i], z)
-                # Kept only when some point fires.
-                found_leaves[k], found_samples[k] = leaf, i
-                k += _add_firing(z, threshold, near, size, places[i], lanes[k])
+                _sum_of(tree.blocks[leaf], own, sums, terms)
+                records = _fire_whole(
+                    leaf, tree.sizes[leaf], undecided.whole[t + 1, :f], batch, sums, out, room, records
+                )
+            if q > 0:
+                for j in range(cap):
+                    near[j] = own[j]
+                records = _fire_some(tree, leaf, undecided.some[t + 1, :q], batch, near, z, lane_sums, room, records)
+                scanned += q * tree.sizes[leaf]
                 looked = True
         if looked:
             for i in range(count):
-                out[i] += _folded(places[i])
-            places[:] = 0
-    return Fired(found_leaves, found_samples, lanes), k, visited, scanned
+                out[i] += _folded(lane_sums[i])
+            lane_sums[:] = 0
+    return room, records, visited, scanned
 
 
 @njit(nogil=True, cache=True)
-def _decide(exact, lengths, ball, slack, absolute, b, candidates, open_, whole, f):
-    """Samples a ball leaves open, into open_[:q], and those all its points fire on, into whole[f:]; gives q, f."""
+def _lengths(queries):
+    """Return ‖x‖ of every query, rounded up."""
+    out = np.empty(queries.shape[0])
+    for i in range(queries.shape[0]):
+        out[i] = norm(queries[i])
+    return out
+
+
+@borrowing
+def _descend(tree, node, batch, longest, undecided, t):
+    """Decide the samples at depth t by the ball of a node; return how many stay undecided, and how many fire whole."""
+    d = tree.blocks.shape[1]
+    ball = tree.balls[node]
+    relative = tree.limits[0]
+    wide = ball[d] + ball[d + 2]
+    q = undecided.some_count[t]
+    f = undecided.whole_count[t]
+    candidates = undecided.some[t, :q]
+    some = undecided.some[t + 1]
+    whole = undecided.whole[t + 1]
+    for p in range(f):
+        whole[p] = undecided.whole[t, p]
+    if longest * (ball[d + 1] + wide) < tree.limits[2]:
+        slack = wide + relative * (ball[d + 1] + wide)
+        threshold = np.float64(batch.threshold)
+        q, f = _decide(batch.exact, batch.lengths, ball, slack, tree.limits[1], threshold, candidates, some, whole, f)
+    else:
+        for p in range(q):
+            some[p] = candidates[p]
+    undecided.some_count[t + 1] = q
+    undecided.whole_count[t + 1] = f
+    return q, f
+
+
+@njit(nogil=True, cache=True)
+def _with_space(room, used, more):
+    """Return the room, or a larger one with the records so far."""
+    if used + more <= room.leaves.size:
+        return room
+    size = 2 * room.leaves.size + more
+    return Fired(longer(room.leaves, used, size), longer(room.samples, used, size), longer(room.lanes, used, size))
+
+
+@borrowing
+def _fire_whole(leaf, size, samples, batch, sums, out, room, records):
+    """Record samples that all points of a leaf fire on, and add their terms; return the records so far.
+
+    sums : (d + 1,) from `_sum_of`
+    """
+    exact = batch.exact
+    b = np.float64(batch.threshold)
+    d = exact.shape[1]
+    for p in range(samples.size):
+        i = samples[p]
+        total = -b * sums[d]
+        for c in range(d):
+            total += sums[c] * exact[i, c]
+        out[i] += total
+        room.lanes[records, :size] = True
+        room.lanes[records, size:] = False
+        room.leaves[records] = leaf
+        room.samples[records] = i
+        records += 1
+    return records
+
+
+@borrowing
+def _fire_some(tree, leaf, samples, batch, coefficients, z, lane_sums, room, records):
+    """Record samples that some points of a leaf fire on, and add their terms; return the records so far.
+
+    coefficients : (cap,), of the dtype of the points
+    z : (cap,) scratch
+    lane_sums : (b, cap), added to
+    """
+    block = tree.blocks[leaf]
+    size = tree.sizes[leaf]
+    for p in range(samples.size):
+        i = samples[p]
+        products(block, batch.queries[i], z)
+        # Kept only when some point fires.
+        room.leaves[records] = leaf
+        room.samples[records] = i
+        records += _add_firing(z, batch.threshold, coefficients, size, lane_sums[i], room.lanes[records])
+    return records
+
+
+@borrowing
+def _decide(exact, lengths, ball, slack, absolute, threshold, candidates, some, whole, f):
+    """List the samples a ball leaves undecided in some[:q], those all its points fire on in whole[f:]; return q, f."""
     q = 0
     for p in range(candidates.size):
         i = candidates[p]
@@ -140,19 +246,20 @@ def _decide(exact, lengths, ball, slack, absolute, b, candidates, open_, whole, 
         for c in range(exact.shape[1]):
             product += exact[i, c] * ball[c]
         # Branchless: the sample is always written, and kept where it belongs.
-        all_fire = product - (lengths[i] * slack + absolute) > b
-        none_fires = product + (lengths[i] * slack + absolute) <= b
+        all_fire = product - (lengths[i] * slack + absolute) > threshold
+        none_fires = product + (lengths[i] * slack + absolute) <= threshold
         whole[f] = i
         f += all_fire
-        open_[q] = i
+        some[q] = i
         q += not (all_fire or none_fires)
     return q, f
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _add_firing(z, threshold, coefficients, size, into, mask):
-    """into += a (z − b) where a point of a leaf fires, which mask tells; whether one does. z is overwritten."""
-    some, zero = False, z.dtype.type(0)
+    """Add a (z − b) where a point of a leaf fires, as mask then tells; return whether one does. z is overwritten."""
+    some = False
+    zero = z.dtype.type(0)
     # One thing a loop, for vectors.
     for j in range(z.size):
         mask[j] = not z[j] <= threshold
@@ -166,28 +273,22 @@ def _add_firing(z, threshold, coefficients, size, into, mask):
     return some
 
 
-@njit(nogil=True, cache=True)
-def _longer(array, kept, size):
-    longer = np.empty(size, array.dtype)
-    longer[:kept] = array[:kept]
-    return longer
-
-
-@njit(nogil=True, cache=True)
+@borrowing
 def _sum_of(block, own, sums, terms):
-    """Σ a_r w_r and, in the last column, Σ a_r over the points of a leaf."""
+    """Write Σ a_r w_r and, in the last column, Σ a_r over the points of a leaf into sums."""
     for c in range(block.shape[0]):
         row = block[c]
         for j in range(own.size):
             terms[j] = own[j] * row[j]
         sums[c] = _folded(terms)
-    terms[:] = own
+    for j in range(own.size):
+        terms[j] = own[j]
     sums[-1] = _folded(terms)
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _folded(values):
-    """The sum of some numbers, which are overwritten: half added to half, for vectors."""
+    """Return the sum of some numbers, which are overwritten: half added to half, for vectors."""
     width = values.size
     while width > 1:
         half = (width + 1) >> 1
@@ -199,16 +300,16 @@ def _folded(values):
 
 @njit(nogil=True, cache=True)
 def step(queries, g, coefficients, fired, tree, keys, share, level, averaged, moves, grown):
-    """w_r −= a_r Σ_i g_i x_i over the samples i of a batch that r fires on, and the balls follow.
+    """Move w_r by −a_r Σ_i g_i x_i over the samples i of a batch that r fires on, and let the balls follow.
 
     Parameters
     ----------
     queries : (b, d)
     g : (b,) float64
     coefficients : (leaves · cap,) float64, a_r by slot
-    fired : of some parts
+    fired : records of some parts
     tree, keys, share, grown : see `widefit.kernels.balls.ball_tree.settle`
-    level : of the parts; nodes above it are left as they are
+    level : level of the parts; nodes above it are left as they are
     averaged : iterates that are averaged so far
     moves : (leaves, d, cap) float64; the moves times `averaged` are added. Without leaves where nothing is averaged
 
@@ -217,28 +318,24 @@ def step(queries, g, coefficients, fired, tree, keys, share, level, averaged, mo
     rekeyed : points with new keys
     """
     _, d, cap = tree.blocks.shape
-    touched, size, p = np.empty(fired.leaves.size, np.int32), 0, 0
     dtype = tree.blocks.dtype
-    sums, own, zero = np.empty((d, cap), dtype), np.empty(cap, dtype), dtype.type(0)
-    while p < fired.leaves.size:
-        leaf, moved = fired.leaves[p], False
-        sums[:] = 0
-        while p < fired.leaves.size and fired.leaves[p] == leaf:
-            i, lanes = fired.samples[p], fired.lanes[p]
-            p += 1
-            if g[i] == 0:
-                continue
-            moved = True
-            for c in range(d):
-                x, row = dtype.type(g[i] * queries[i, c]), sums[c]
-                for j in range(cap):
-                    row[j] += x if lanes[j] else zero
-        if not moved:
+    touched = np.empty(fired.leaves.size, np.int32)
+    sums = np.empty((d, cap), dtype)
+    own = np.empty(cap, dtype)
+    size = 0
+    last = 0
+    while last < fired.leaves.size:
+        first = last
+        leaf = fired.leaves[first]
+        while last < fired.leaves.size and fired.leaves[last] == leaf:
+            last += 1
+        if not _sum_moves(queries, g, fired.samples[first:last], fired.lanes[first:last], sums):
             continue
         for j in range(cap):
             own[j] = coefficients[leaf * cap + j]
         for c in range(d):
-            row, total = tree.blocks[leaf, c], sums[c]
+            row = tree.blocks[leaf, c]
+            total = sums[c]
             for j in range(cap):
                 total[j] *= own[j]
                 row[j] -= total[j]
@@ -251,9 +348,30 @@ def step(queries, g, coefficients, fired, tree, keys, share, level, averaged, mo
     return settle(tree, keys, touched[:size], share, (1 << level) - 1, grown)
 
 
+@borrowing
+def _sum_moves(queries, g, samples, lanes, sums):
+    """Write Σ_i g_i x_i for every point of a leaf into sums (d, cap); return False where all g are 0."""
+    dtype = sums.dtype
+    zero = dtype.type(0)
+    moved = False
+    sums[:] = 0
+    for p in range(samples.size):
+        i = samples[p]
+        if g[i] == 0:
+            continue
+        moved = True
+        fires = lanes[p]
+        for c in range(sums.shape[0]):
+            x = dtype.type(g[i] * queries[i, c])
+            row = sums[c]
+            for j in range(row.size):
+                row[j] += x if fires[j] else zero
+    return moved
+
+
 @njit(nogil=True, cache=True)
 def readout_moves(queries, threshold, g, fired, tree):
-    """Σ_i g_i (⟨w_r, x_i⟩ − b) over the samples i of a batch that r fires on, w_r as it is now.
+    """Sum g_i (⟨w_r, x_i⟩ − b) over the samples i of a batch that r fires on, w_r as it is now.
 
     Parameters
     ----------
@@ -264,11 +382,16 @@ def readout_moves(queries, threshold, g, fired, tree):
     -------
     leaves, moves : (touched,) int32; (touched, cap) float64
     """
-    cap, b = tree.blocks.shape[2], np.float64(threshold)
-    leaves, moves = np.empty(fired.leaves.size, np.int32), np.zeros((fired.leaves.size, cap))
-    z, size = np.empty(cap, tree.blocks.dtype), 0
+    cap = tree.blocks.shape[2]
+    b = np.float64(threshold)
+    leaves = np.empty(fired.leaves.size, np.int32)
+    moves = np.zeros((fired.leaves.size, cap))
+    z = np.empty(cap, tree.blocks.dtype)
+    size = 0
     for p in range(fired.leaves.size):
-        leaf, i, lanes = fired.leaves[p], fired.samples[p], fired.lanes[p]
+        leaf = fired.leaves[p]
+        i = fired.samples[p]
+        lanes = fired.lanes[p]
         if size == 0 or leaves[size - 1] != leaf:
             leaves[size] = leaf
             size += 1
@@ -281,9 +404,9 @@ def readout_moves(queries, threshold, g, fired, tree):
 
 @njit(nogil=True, cache=True)
 def move_readout(leaves, moves, coefficients, averaged, weighted):
-    """Take what `readout_moves` gave from the coefficients.
+    """Subtract the result of `readout_moves` from the coefficients.
 
-    `weighted`, (leaves · cap,) float64, has the moves times `averaged` added; empty where nothing is averaged.
+    weighted : (leaves · cap,) float64, to which the moves times `averaged` are added; empty where nothing is averaged
     """
     cap = moves.shape[1]
     for p in range(leaves.size):
@@ -295,7 +418,7 @@ def move_readout(leaves, moves, coefficients, averaged, weighted):
 
 @njit(nogil=True, cache=True)
 def pull_back(slope, coefficients, fired, tree, level, first, out):
-    """out[part, i] = slope_i Σ a_r w_r over the points of a part that fire on sample i of a batch.
+    """Write out[part, i] = slope_i Σ a_r w_r over the points of a part that fire on sample i of a batch.
 
     Parameters
     ----------
@@ -308,7 +431,9 @@ def pull_back(slope, coefficients, fired, tree, level, first, out):
     terms = np.empty(cap)
     out[:] = 0
     for p in range(fired.leaves.size):
-        leaf, i, lanes = fired.leaves[p], fired.samples[p], fired.lanes[p]
+        leaf = fired.leaves[p]
+        i = fired.samples[p]
+        lanes = fired.lanes[p]
         into = out[leaf // (leaves >> level) - first, i]
         own = coefficients[leaf * cap : (leaf + 1) * cap]
         for c in range(d):

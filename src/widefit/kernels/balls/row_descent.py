@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from widefit.kernels.bits import count_bits, lowest_bit, without_lowest_bit
+from widefit.kernels.borrowing import borrowing
 from widefit.kernels.changed_rows import dot, report_row, store_bits
 from widefit.kernels.fire_rows import fired_samples
 
@@ -149,7 +150,7 @@ def step(moving, batch, g, neurons, tree, bits):
     return visited, scanned
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _move(r, batch, g, neurons, fires):
     """Move one neuron, whose bits are `fires`; return False where g is 0 on all samples that it fires on."""
     w = neurons.weights[r]

@@ -3,10 +3,11 @@
 import numpy as np
 from numba import njit
 
+from widefit.kernels.borrowing import borrowing
 from widefit.kernels.fire_rows import fired_samples, row_limit, store_row
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _write_row(fired, k, n, row, rows, room, free):
     """Store a fire row where it stood, or at `free` when it has outgrown its room; return the new `free`."""
     limit = row_limit(rows.words, n)
@@ -143,7 +144,7 @@ def rewrite_rows(slots, samples, fires, rows, room, free, n):
     return free
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _flip_row(fired, k, samples, fires, after):
     """Write a list of samples with flips carried in, all ascending; return its length."""
     size = 0

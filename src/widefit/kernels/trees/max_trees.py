@@ -1,4 +1,4 @@
-"""Numba kernels of the search trees: implicit max-trees over pre-activations, and what a step does to their keys.
+"""Numba kernels of the search trees: implicit max-trees over pre-activations, and steps that change their keys.
 
 **Max-tree.** A tree over s keys is an array of 2 s numbers: key j stands at s + j, the larger of nodes 2 p and 2 p + 1
 at p, so the root is node 1 (node 0 is not used). That holds for every s, powers of two or not. A *forest* is an array
@@ -18,7 +18,7 @@ def _larger(a, b):
 
 @njit(nogil=True, cache=True)
 def rebuild(tree):
-    """Inner nodes of a tree (2 s,) from its keys, level by level."""
+    """Compute the inner nodes of a tree (2 s,) from its keys, level by level."""
     size = tree.size // 2
     first = 1
     while 2 * first < size:
@@ -34,7 +34,7 @@ def rebuild(tree):
 
 @njit(nogil=True, cache=True)
 def rebuild_trees(forest, first, last):
-    """`rebuild` for trees first to last of a forest."""
+    """Rebuild the trees first to last of a forest."""
     for t in range(first, last):
         rebuild(forest[t])
 
@@ -59,7 +59,7 @@ def climb(tree, nodes, count):
 
 @njit(nogil=True, cache=True)
 def query(tree, threshold, scratch, out):
-    """Keys above the threshold: their ascending indices into out[:k], subtrees with max ≤ threshold left out.
+    """List the ascending indices of keys above the threshold; subtrees with max ≤ threshold are left out.
 
     Parameters
     ----------
@@ -74,10 +74,12 @@ def query(tree, threshold, scratch, out):
     visited : nodes whose value was compared, at most 1 + 2 k ⌈log₂ s⌉
     """
     size = tree.size // 2
-    level, below = scratch[0], scratch[1]
+    level = scratch[0]
+    below = scratch[1]
     level[0] = 1
     count = 1 if tree[1] > threshold else 0
-    k, visited = 0, 1
+    k = 0
+    visited = 1
     while count > 0:
         # Keys stand on the last two levels, at the end of the first of them: they come out in ascending order.
         inner = count
@@ -101,7 +103,7 @@ def query(tree, threshold, scratch, out):
 
 @njit(nogil=True, cache=True)
 def query_trees(forest, trees, threshold):
-    """`query` for some trees of a forest.
+    """Query some trees of a forest.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ def query_trees(forest, trees, threshold):
 
 @njit(nogil=True, cache=True)
 def look_up(forest, samples, threshold, first, last):
-    """Rows of the trees first to last of a forest of neurons, at some samples: the root, then the keys themselves.
+    """Find who fires on some samples among the neurons first to last of a forest: by the root, then by the keys.
 
     Parameters
     ----------
@@ -150,7 +152,9 @@ def look_up(forest, samples, threshold, first, last):
     neurons = np.empty(last - first, np.int64)
     start = np.zeros(last - first + 1, np.int64)
     fired = np.empty((last - first) * samples.size + 1, np.int32)
-    c, k, visited = 0, 0, last - first
+    c = 0
+    k = 0
+    visited = last - first
     for r in range(first, last):
         if not forest[r, 1] > threshold:
             continue
@@ -168,7 +172,7 @@ def look_up(forest, samples, threshold, first, last):
 
 @njit(nogil=True, cache=True)
 def write_by_sample(forest, neurons, moved, threshold, first, last):
-    """New keys of some neurons in the trees of samples first to last; returns the number of flips.
+    """Write new keys of some neurons into the trees of samples first to last; return the number of flips.
 
     Parameters
     ----------
@@ -182,11 +186,13 @@ def write_by_sample(forest, neurons, moved, threshold, first, last):
     nodes = np.empty(neurons.size + 1, np.int32)
     flips = 0
     for i in range(first, last):
-        tree, keys = forest[i], moved[i]
+        tree = forest[i]
+        keys = moved[i]
         count = 0
         for q in range(neurons.size):
             node = size + neurons[q]
-            now, then = tree[node], keys[q]
+            now = tree[node]
+            then = keys[q]
             flips += (now > threshold) != (then > threshold)
             tree[node] = then
             nodes[count] = node
@@ -200,7 +206,7 @@ def write_by_sample(forest, neurons, moved, threshold, first, last):
 
 @njit(nogil=True, cache=True)
 def write_by_neuron(forest, neurons, moved, threshold, first, last):
-    """New keys in the trees of neurons[first:last], all keys of a tree at once; returns the number of flips.
+    """Write new keys into the trees of neurons[first:last], all keys of a tree at once; return the number of flips.
 
     Parameters
     ----------
@@ -212,7 +218,8 @@ def write_by_neuron(forest, neurons, moved, threshold, first, last):
     flips = 0
     for q in range(first, last):
         tree = forest[neurons[q]]
-        keys, values = tree[size:], moved[q]
+        keys = tree[size:]
+        values = moved[q]
         for i in range(size):
             flips += (keys[i] > threshold) != (values[i] > threshold)
             keys[i] = values[i]

@@ -1,19 +1,65 @@
-"""Numba kernels of a step on stored pre-activations: who moves, where to, and what it does to the outputs.
-
-**Rows.** Who fires on what is passed as three arrays: ``neurons`` (c,) ascending, ``start`` int64 (c + 1,) and
-``samples`` int32: neuron neurons[q] fires on samples[start[q]:start[q + 1]], ascending.
+"""Numba kernels of a step on stored pre-activations: weights after the step, flips, and their effect on the outputs.
 
 Every kernel is serial and releases the GIL (see `widefit.kernels.fire_rows`). A pre-activation is the same to the last
 bit whatever else is computed beside it.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 
+class Rows(NamedTuple):
+    """Neurons that fire on some samples, and these samples.
+
+    Attributes
+    ----------
+    neurons : (c,) int64, ascending
+    start : (c + 1,) int64
+    samples : int32; neurons[q] fires on samples[start[q]:start[q + 1]], ascending
+    """
+
+    neurons: np.ndarray
+    start: np.ndarray
+    samples: np.ndarray
+
+
+class FedOutputs(NamedTuple):
+    """Second layer of a network, and the threshold of the first.
+
+    Attributes
+    ----------
+    coefficients : (m,) float64, a_r / √m
+    output_of : (m,) int32, the output that a neuron feeds
+    threshold : b, scalar of the dtype of the pre-activations
+    """
+
+    coefficients: np.ndarray
+    output_of: np.ndarray
+    threshold: np.floating
+
+
+class MovedKeys(NamedTuple):
+    """Pre-activations of neurons that move.
+
+    Attributes
+    ----------
+    now : pre-activations of all neurons, as the trees hold them
+    neurons : (c,), those that move
+    then : their pre-activations afterwards, laid out as `now`
+    fresh : (k,) bool; True: the terms of the output now are not in its sum and need not be taken back
+    """
+
+    now: np.ndarray
+    neurons: np.ndarray
+    then: np.ndarray
+    fresh: np.ndarray
+
+
 @njit(nogil=True, cache=True)
 def turn_lists(start, keys, samples, count):
-    """Rows from the lists of some samples: neurons keys[start[p]:start[p + 1]] fire on samples[p].
+    """Turn the lists of some samples, neurons keys[start[p]:start[p + 1]] fire on samples[p], into rows.
 
     Parameters
     ----------
@@ -23,7 +69,7 @@ def turn_lists(start, keys, samples, count):
 
     Returns
     -------
-    neurons, row_start, fired : rows
+    rows : Rows
     """
     found = np.empty(min(keys.size, count.size), np.int64)
     c = 0
@@ -44,15 +90,17 @@ def turn_lists(start, keys, samples, count):
             count[r] += 1
     for r in neurons:
         count[r] = 0
-    return neurons, row_start, fired
+    return Rows(neurons, row_start, fired)
 
 
 @njit(nogil=True, cache=True)
 def pack_rows(neurons, start, samples, n, first, last):
-    """Rows of the neurons first to last as fire rows (`widefit.kernels.fire_rows`): counts, start and words."""
+    """Return rows of the neurons first to last as fire rows (`widefit.kernels.fire_rows`): counts, start and words."""
     limit = (n + 31) // 32
-    counts, word_start = np.zeros(last - first, np.int32), np.zeros(last - first + 1, np.int64)
-    low, high = np.searchsorted(neurons, first), np.searchsorted(neurons, last)
+    counts = np.zeros(last - first, np.int32)
+    word_start = np.zeros(last - first + 1, np.int64)
+    low = np.searchsorted(neurons, first)
+    high = np.searchsorted(neurons, last)
     for q in range(low, high):
         counts[neurons[q] - first] = start[q + 1] - start[q]
     for r in range(counts.size):
@@ -71,26 +119,27 @@ def pack_rows(neurons, start, samples, n, first, last):
 
 
 @njit(nogil=True, cache=True)
-def sum_rows(keys, neurons, start, samples, threshold, coefficients, output_of, outputs):
-    """outputs[i, c_r] += coefficient_r (z_ri − threshold) for every neuron r and sample i of the rows.
+def sum_rows(keys, rows, fed, outputs):
+    """Add coefficient_r (z_ri − threshold) to outputs[i, c_r] for every neuron r and sample i of the rows.
 
     Parameters
     ----------
     keys : (m, n) pre-activations, in any layout
-    coefficients : (m,) float64
-    output_of : (m,) the output that a neuron feeds
     outputs : (n, k) float64
     """
+    neurons, start, samples = rows
+    coefficients, output_of, threshold = fed
     for q in range(neurons.size):
         r = neurons[q]
-        a, c = coefficients[r], output_of[r]
+        a = coefficients[r]
+        c = output_of[r]
         for i in samples[start[q] : start[q + 1]]:
             outputs[i, c] += a * (keys[r, i] - threshold)
 
 
 @njit(nogil=True, cache=True)
-def step_rows(weights, anchor, shrink, coefficients, output_of, g, inputs, neurons, start, samples, out):
-    """out_q = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_i g_i x_i over row q, r = neurons[q].
+def step_rows(weights, anchor, shrink, fed, g, inputs, rows, first, last, out):
+    """Write out_q = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_i g_i x_i, r = neurons[q], for first ≤ q < last.
 
     Parameters
     ----------
@@ -101,8 +150,10 @@ def step_rows(weights, anchor, shrink, coefficients, output_of, g, inputs, neuro
     inputs : (n, d)
     out : (c, d)
     """
+    neurons, start, samples = rows
+    coefficients, output_of, _ = fed
     d = weights.shape[1]
-    for q in range(neurons.size):
+    for q in range(first, last):
         r = neurons[q]
         c = output_of[r]
         target = out[q]
@@ -119,7 +170,7 @@ def step_rows(weights, anchor, shrink, coefficients, output_of, g, inputs, neuro
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def products(rows, columns, out, first):
-    """out[:, first:first + b] = rows · columns, each number summed in the order of the features.
+    """Write out[:, first:first + b] = rows · columns, each number summed in the order of the features.
 
     Half as fast as a matrix product of a library, whose last bits depend on what stands beside a number.
 
@@ -129,10 +180,12 @@ def products(rows, columns, out, first):
     columns : (d, b), contiguous; few enough to stay in the second-level cache
     out : (a, first + b or more), contiguous
     """
-    d, last = columns.shape[0], first + columns.shape[1]
+    d = columns.shape[0]
+    last = first + columns.shape[1]
     whole = d - d % 4
     for q in range(rows.shape[0]):
-        target, w = out[q, first:last], rows[q]
+        target = out[q, first:last]
+        w = rows[q]
         target[:] = 0
         for p in range(0, whole, 4):
             x0, x1, x2, x3 = columns[p], columns[p + 1], columns[p + 2], columns[p + 3]
@@ -140,35 +193,33 @@ def products(rows, columns, out, first):
             for i in range(target.size):
                 target[i] = (((target[i] + w0 * x0[i]) + w1 * x1[i]) + w2 * x2[i]) + w3 * x3[i]
         for p in range(whole, d):
-            x0, w0 = columns[p], w[p]
+            x0 = columns[p]
+            w0 = w[p]
             for i in range(target.size):
                 target[i] += w0 * x0[i]
 
 
 @njit(nogil=True, cache=True)
-def _exchange(now, then, threshold, coefficient, anew, outputs, c):
-    """Exchange a pair's term in outputs[c]; returns 1 where it begins to fire, -1 where it ceases to, 0 otherwise."""
+def _exchange(now, then, threshold, coefficient, fresh, outputs, c):
+    """Exchange a pair's term in outputs[c]; return 1 where it begins to fire, -1 where it ceases to, 0 otherwise."""
     fires = 0
     if then > threshold:
         outputs[c] += coefficient * (then - threshold)
         fires += 1
     if now > threshold:
-        if not anew:
+        if not fresh:
             outputs[c] -= coefficient * (now - threshold)
         fires -= 1
     return fires
 
 
 @njit(nogil=True, cache=True)
-def compare_by_sample(keys, neurons, moved, threshold, coefficients, output_of, anew, first, last, outputs, flips):
-    """What new pre-activations of some neurons do to the outputs, and which pairs flip, for samples first to last.
+def compare_by_sample(moved, fed, first, last, outputs, flips):
+    """Exchange the terms of neurons that move in the outputs, and list the pairs that flip, for samples first to last.
 
     Parameters
     ----------
-    keys : (n, m) pre-activations now
-    neurons : (c,), ascending
-    moved : (n, c) their pre-activations to be
-    anew : (k,) bool; True: the terms now are not in `outputs` and need not be taken back
+    moved : with `now` (n, m) and `then` (n, c), neurons ascending
     outputs : (n, k) float64, changed
     flips : (c (last - first),) int64, written: 2 (neuron n + sample), and 1 more where the pair fires afterwards
 
@@ -176,6 +227,8 @@ def compare_by_sample(keys, neurons, moved, threshold, coefficients, output_of, 
     -------
     count : number of flips
     """
+    keys, neurons, then, fresh = moved
+    coefficients, output_of, threshold = fed
     n = keys.shape[0]
     listed = np.empty(neurons.size + 1, np.int32)
     count = 0
@@ -184,33 +237,33 @@ def compare_by_sample(keys, neurons, moved, threshold, coefficients, output_of, 
         for q in range(neurons.size):
             # Branchless: always listed, and kept only when the pair fires now or then.
             listed[k] = q
-            k += (keys[i, neurons[q]] > threshold) | (moved[i, q] > threshold)
+            k += (keys[i, neurons[q]] > threshold) | (then[i, q] > threshold)
         for q in listed[:k]:
             r = neurons[q]
-            fires = _exchange(
-                keys[i, r], moved[i, q], threshold, coefficients[r], anew[output_of[r]], outputs[i], output_of[r]
-            )
+            c = output_of[r]
+            fires = _exchange(keys[i, r], then[i, q], threshold, coefficients[r], fresh[c], outputs[i], c)
             flips[count] = 2 * (r * n + i) + (fires > 0)
             count += fires != 0
     return count
 
 
 @njit(nogil=True, cache=True)
-def compare_by_neuron(keys, neurons, moved, threshold, coefficients, output_of, anew, first, last, outputs, flips):
-    """As `compare_by_sample`, for neurons[first:last], with keys (m, n) and moved (c, n)."""
+def compare_by_neuron(moved, fed, first, last, outputs, flips):
+    """Do as `compare_by_sample` for neurons[first:last], with `now` (m, n) and `then` (c, n)."""
+    keys, neurons, then, fresh = moved
+    coefficients, output_of, threshold = fed
     n = keys.shape[1]
     listed = np.empty(n + 1, np.int32)
     count = 0
     for q in range(first, last):
         r = neurons[q]
+        c = output_of[r]
         k = 0
         for i in range(n):
             listed[k] = i
-            k += (keys[r, i] > threshold) | (moved[q, i] > threshold)
+            k += (keys[r, i] > threshold) | (then[q, i] > threshold)
         for i in listed[:k]:
-            fires = _exchange(
-                keys[r, i], moved[q, i], threshold, coefficients[r], anew[output_of[r]], outputs[i], output_of[r]
-            )
+            fires = _exchange(keys[r, i], then[q, i], threshold, coefficients[r], fresh[c], outputs[i], c)
             flips[count] = 2 * (r * n + i) + (fires > 0)
             count += fires != 0
     return count
@@ -225,23 +278,22 @@ def _dot(a, b):
 
 
 @njit(nogil=True, cache=True)
-def respond(
-    keys, rows, neurons, threshold, coefficients, output_of, anew, offsets, inputs, sign, first, last, response
-):
-    """response[i, c_r] += sign · coefficient_r ⟨offset_r, x_i⟩ where r fires on i: part of J (W − W₀).
+def respond(keys, rows, neurons, left_out, fed, offsets, inputs, sign, first, last, response):
+    """Add sign · coefficient_r ⟨offset_r, x_i⟩ to response[i, c_r] where r fires on i: part of J (W − W₀).
 
     Parameters
     ----------
     keys : pre-activations, in any layout; those of neurons[q] stand in row rows[q]
     neurons : (c,)
-    anew : (k,) bool; outputs that are left out
+    left_out : (k,) bool, outputs to pass over
     offsets : (c, d), w_r − anchor_r
     first, last : the samples to work on
     response : (n, k) float64
     """
+    coefficients, output_of, threshold = fed
     for q in range(neurons.size):
         c = output_of[neurons[q]]
-        if anew[c]:
+        if left_out[c]:
             continue
         a = sign * coefficients[neurons[q]]
         for i in range(first, last):
@@ -250,9 +302,9 @@ def respond(
 
 
 @njit(nogil=True, cache=True)
-def squared_norms(offsets, neurons, output_of, sign, anew, out):
-    """out[c_r] += sign ‖offset_r‖² for the neurons of outputs that are not `anew`."""
+def squared_norms(offsets, neurons, output_of, sign, left_out, out):
+    """Add sign ‖offset_r‖² to out[c_r] for the neurons of outputs that are not left out."""
     for q in range(neurons.size):
         c = output_of[neurons[q]]
-        if not anew[c]:
+        if not left_out[c]:
             out[c] += sign * _dot(offsets[q], offsets[q])

@@ -1,36 +1,87 @@
-"""Numba kernels of steps in sample space: only pairs near the threshold are looked at, and no weights are read.
+"""Numba kernels of steps in sample space: only pairs near the threshold are evaluated, and no weights are read.
 
-**Pairs** are ordered by sample, and for a sample by neuron: those of sample j stand in start[j]:start[j + 1], and
-``slot`` says whose they are. **Rows**: for each neuron of a pair the samples that it fires on, in any order,
-words[first[s]:first[s] + length[s]], with room for all of its pairs. **half** is any matrix with
-H = scale K ∘ (half + halfᵀ): a flip of (r, j) changes its row j alone.
+``half`` is any matrix with H = scale K ∘ (half + halfᵀ): a flip of (r, j) changes its row j alone.
 
 Every kernel is serial and releases the GIL.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
-_FAST = {"contract", "reassoc"}
+from widefit.kernels.borrowing import borrowing
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+class SamplePairs(NamedTuple):
+    """Pairs near the threshold, ordered by sample, and for a sample by neuron.
+
+    Attributes
+    ----------
+    start : (n + 1,), pairs of sample j are start[j]:start[j + 1]
+    slot : (pairs,), row of the pair's neuron
+    z : (pairs,), ⟨w, x⟩ − b
+    fires : (pairs,) bool
+    flipped : (pairs,) int8, 1 for a pair that fires since `half` was brought up to date, −1 for one that no longer does
+    """
+
+    start: np.ndarray
+    slot: np.ndarray
+    z: np.ndarray
+    fires: np.ndarray
+    flipped: np.ndarray
+
+
+class SlotRows(NamedTuple):
+    """Samples that the neuron of each slot fires on, in any order: words[first[s]:first[s] + length[s]].
+
+    There is room in each row for all pairs of its neuron.
+    """
+
+    first: np.ndarray
+    length: np.ndarray
+    words: np.ndarray
+
+
+class SharedSlots(NamedTuple):
+    """Slots with more than one pair.
+
+    Attributes
+    ----------
+    start : (q + 1,), pairs of the q-th of these slots are start[q]:start[q + 1]
+    pairs, samples : the pairs, and their samples
+    slots : (q,)
+    """
+
+    start: np.ndarray
+    pairs: np.ndarray
+    samples: np.ndarray
+    slots: np.ndarray
+
+
+@njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
 def _image(half, similarity, g, j, h, image):
-    """h = K_l ∘ g, image_l += (row j of half) h, and image += (row j of half)ᵀ ∘ K_l g_l."""
-    own, total = g[j], 0.0
+    """Write h = K_j ∘ g, add (row j of half) h to image_j, and (row j of half)ᵀ ∘ K_j g_j to image."""
+    own = g[j]
+    total = 0.0
     for i in range(g.size):
-        value, count = similarity[j, i] * g[i], half[j, i]
+        value = similarity[j, i] * g[i]
+        count = half[j, i]
         h[i] = value
         total += count * value
         image[i] += count * similarity[j, i] * own
     image[j] += total
 
 
-@njit(nogil=True, cache=True)
+@borrowing
 def _sum_over_row(words, first, length, h):
-    """Σ h_i over the samples of a row: four sums, and no gather instructions, which are slower than loads."""
-    one = two = three = four = 0.0
-    high, whole = first + length, first + length - length % 4
+    """Return Σ h_i over the samples of a row: four sums, and no gather instructions, which are slower than loads."""
+    one = 0.0
+    two = 0.0
+    three = 0.0
+    four = 0.0
+    high = first + length
+    whole = high - length % 4
     for p in range(first, whole, 4):
         one += h[words[p]]
         two += h[words[p + 1]]
@@ -41,17 +92,13 @@ def _sum_over_row(words, first, length, h):
     return (one + two) + (three + four)
 
 
-@njit(nogil=True, cache=True)
-def settle(low, high, pairs, flipped, rows, squares, half):
-    """Bring rows low to high of half up to date with flips.
+@borrowing
+def update_counts(low, high, pairs, rows, squares, half):
+    """Bring rows `low` to `high` of half up to date with flips; `pairs.flipped` is set to 0.
 
-    Parameters
-    ----------
-    squares : (slots,) what a co-firing counts
-    flipped : (pairs,) 1 for a pair that fires since, −1 for one that no longer does; set to 0
-    The others are as in `evaluate`.
+    squares : (slots,) weight of a co-firing
     """
-    start, slot = pairs
+    start, slot, _, _, flipped = pairs
     first, length, words = rows
     for j in range(low, high):
         for p in range(start[j], start[j + 1]):
@@ -67,30 +114,28 @@ def settle(low, high, pairs, flipped, rows, squares, half):
 
 
 @njit(nogil=True, cache=True)
-def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, squares, g, similarity, half, after, images, bends):
-    """Where a step takes the pairs of some samples, and their part of what it does to f; returns the flips.
+def evaluate(edges, pairs, rows, coefficients, squares, g, similarity, half, after, images, bends):
+    """Compute z of the pairs of some samples after a step, and the terms of these samples in f; return the flips.
 
     Parameters
     ----------
     edges : (parts + 1,) part p has the samples edges[p]:edges[p + 1]
-    pairs : start, slot
-    z, fires : (pairs,) ⟨w, x⟩ − b, and whether the pair fires
-    flipped : (pairs,) as in `settle`
-    rows : first, length, words
     coefficients : (slots,) a / √m
+    squares : (slots,) weight of a co-firing
     g : (n,)
     similarity, half : (n, n); half is brought up to date
     after : (pairs,), written: z after the step
     images : (parts, n), added to: each part of H g / scale
-    bends : (n,), written: what flips do to f
+    bends : (n,), written: effect of flips on f
     """
-    start, slot = pairs
+    start, slot, z, fires, _ = pairs
     first, length, words = rows
-    h, flips = np.empty(g.size), 0
+    h = np.empty(g.size)
+    flips = 0
     for part in range(edges.size - 1):
         for j in range(edges[part], edges[part + 1]):
             # While the row is at hand.
-            settle(j, j + 1, pairs, flipped, rows, squares, half)
+            update_counts(j, j + 1, pairs, rows, squares, half)
             _image(half, similarity, g, j, h, images[part])
             bend = 0.0
             for p in range(start[j], start[j + 1]):
@@ -106,17 +151,16 @@ def evaluate(edges, pairs, z, fires, flipped, rows, coefficients, squares, g, si
 
 
 @njit(nogil=True, cache=True)
-def commit(pairs, z, fires, flipped, turned, carried, rows, g, after):
-    """Carry a step out: z, who fires, and the rows; half is left to `settle`.
+def commit(pairs, rows, g, after, turned, carried):
+    """Carry a step out: z, who fires, and the rows; half is left to `update_counts`.
 
     Parameters
     ----------
-    flipped : (pairs,), written: as in `settle`
+    g, after : as in `evaluate`
     turned : (pairs,), written: True for pairs that have flipped
     carried : (pairs,), added to: Σ g_l over the steps in which the pair fired
-    The others are as in `evaluate`.
     """
-    start, slot = pairs
+    start, slot, z, fires, flipped = pairs
     first, length, words = rows
     for j in range(g.size):
         for p in range(start[j], start[j + 1]):
@@ -136,34 +180,33 @@ def commit(pairs, z, fires, flipped, turned, carried, rows, g, after):
                         words[t] = words[high - 1]
                         break
                 high -= 1
-            length[s], fires[p], turned[p], flipped[p] = high - first[s], now, True, 1 if now else -1
+            length[s] = high - first[s]
+            fires[p] = now
+            turned[p] = True
+            flipped[p] = 1 if now else -1
 
 
 @njit(nogil=True, cache=True)
-def count_twice(flipped, squares, half, neurons):
-    """Take away what `settle` will count twice: pairs of flips of the same neuron.
-
-    Parameters
-    ----------
-    neurons : start (q + 1,), the pairs of q rows that have more than one, their samples, and those rows
-    """
-    start, of, samples, slots = neurons
+def subtract_double(flipped, squares, half, shared):
+    """Subtract the pairs of flips of the same neuron, which `update_counts` will count twice."""
+    start, pairs, samples, slots = shared
     for q in range(start.size - 1):
         for one in range(start[q], start[q + 1]):
-            a = flipped[of[one]]
+            a = flipped[pairs[one]]
             if a == 0:
                 continue
             for other in range(start[q], one):
-                b = flipped[of[other]]
+                b = flipped[pairs[other]]
                 if b != 0:
                     half[samples[one], samples[other]] -= half.dtype.type(a * b * squares[slots[q]])
 
 
 @njit(nogil=True, cache=True)
 def fold(weights, coefficients, inputs, neurons, samples, amounts):
-    """w_r −= coefficient_r amount x_i for every pair (r, i)."""
+    """Subtract coefficient_r amount x_i from w_r for every pair (r, i)."""
     for q in range(neurons.size):
-        r, i = neurons[q], samples[q]
+        r = neurons[q]
+        i = samples[q]
         factor = coefficients[r] * amounts[q]
         for c in range(weights.shape[1]):
             weights[r, c] -= factor * inputs[i, c]
@@ -171,10 +214,11 @@ def fold(weights, coefficients, inputs, neurons, samples, amounts):
 
 @njit(nogil=True, cache=True)
 def restore(lists, neurons, samples, fires):
-    """Say of some pairs whether they fire, where they are listed."""
+    """Write whether some pairs fire, where they are listed."""
     start, listed, out = lists
     for q in range(neurons.size):
-        low, high = start[neurons[q]], start[neurons[q] + 1]
+        low = start[neurons[q]]
+        high = start[neurons[q] + 1]
         place = low + np.searchsorted(listed[low:high], samples[q])
         if place < high and listed[place] == samples[q]:
             out[place] = fires[q]
@@ -182,54 +226,83 @@ def restore(lists, neurons, samples, fires):
 
 @njit(nogil=True, cache=True)
 def reach(lists, direction, coefficients, stretch, deviation, out):
-    """How far each neuron can go, apart from its near pairs: |a_r| (stretch ‖v_r‖ + deviation[k_r]).
+    """Bound the movement of each neuron apart from its near pairs: |a_r| (stretch ‖v_r‖ + deviation[k_r]).
 
     Parameters
     ----------
-    lists : start, samples, fires
+    lists : listed pairs
     direction : (rows, d), v_r = Σ_{i: r fires on i} ĝ_i x_i
     deviation : (n + 1,), by the number of samples that a neuron fires on
     """
-    start, _, fires = lists
     for r in range(out.size):
-        k, square = 0, 0.0
-        for p in range(start[r], start[r + 1]):
-            k += fires[p]
-        for c in range(direction.shape[1]):
-            square += direction[r, c] * direction[r, c]
-        out[r] = abs(coefficients[r]) * (stretch * np.sqrt(square) + deviation[k]) * (1 + 1e-9) if k > 0 else 0.0
+        k = _count_firing(lists, r)
+        length = np.sqrt(_square(direction[r]))
+        out[r] = abs(coefficients[r]) * (stretch * length + deviation[k]) * (1 + 1e-9) if k > 0 else 0.0
+
+
+@borrowing
+def _count_firing(lists, r):
+    """Return the number of samples that row r fires on."""
+    k = 0
+    for p in range(lists.start[r], lists.start[r + 1]):
+        k += lists.fires[p]
+    return k
+
+
+@borrowing
+def _square(vector):
+    total = 0.0
+    for c in range(vector.size):
+        total += vector[c] * vector[c]
+    return total
+
+
+class Course(NamedTuple):
+    """Steps that a forecast expects, for the neurons of a block.
+
+    Attributes
+    ----------
+    direction : (rows, d), v_r = Σ_{i: r fires on i} ĝ_i x_i
+    stretch : Θ
+    deviation : (n + 1,), by the number of samples that a neuron fires on
+    swing : (n,) distance that a pair of sample i that flips can take its neuron, over |a|
+    """
+
+    direction: np.ndarray
+    stretch: float
+    deviation: np.ndarray
+    swing: np.ndarray
 
 
 @njit(nogil=True, cache=True)
-def choose(
-    lists, margins, direction, inputs, norms, coefficients, stretch, deviation, swing, rounding, most, near, out
-):
-    """Pairs that can come to the threshold; returns how many, more than `most` where it gave up.
+def choose(lists, margins, course, coefficients, inputs, norms, rounding, most, near, out):
+    """Find the pairs that can come to the threshold; return their number, more than `most` where it gave up.
 
     Each lets its neuron go further: until none is new.
 
     Parameters
     ----------
     margins : (listed,) ⟨w, x⟩ − b
-    swing : (n,) how far a pair of sample i that flips can take its neuron, over |a|
+    norms : (n,) ‖x_i‖
     rounding : (rows,) of a pre-activation, over 1 + ‖x_i‖
     near : (listed,), written
-    out : (rows,), written: how far each neuron can go
-    The others are as in `reach`.
+    out : (rows,), written: distance that each neuron can go
     """
-    start, samples, fires = lists
+    start = lists.start
+    samples = lists.samples
+    direction, stretch, deviation, swing = course
     found = 0
     for r in range(out.size):
-        a, k, square = coefficients[r], 0, 0.0
         for p in range(start[r], start[r + 1]):
             near[p] = False
-            k += fires[p]
         out[r] = 0.0
+        k = _count_firing(lists, r)
         if k == 0:
             continue
-        for c in range(direction.shape[1]):
-            square += direction[r, c] * direction[r, c]
-        straight, off, before = abs(a) * stretch * np.sqrt(square) * (1 + 1e-9), abs(a) * deviation[k], -1
+        a = coefficients[r]
+        straight = abs(a) * stretch * np.sqrt(_square(direction[r])) * (1 + 1e-9)
+        off = abs(a) * deviation[k]
+        before = -1
         while before != found and found <= most:
             before = found
             for p in range(start[r], start[r + 1]):
@@ -252,12 +325,12 @@ def choose(
 
 @njit(nogil=True, cache=True)
 def rows_of(lists, neurons, first, length, words):
-    """The samples that neurons fire on, with room for the near pairs that do not fire.
+    """Write the samples that neurons fire on, with room for the near pairs that do not fire.
 
     Parameters
     ----------
     neurons : (slots,) rows of the lists
-    first : (slots,) where each begins
+    first : (slots,) first word of each
     length, words : written
     """
     start, samples, fires = lists

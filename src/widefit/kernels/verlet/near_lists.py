@@ -1,24 +1,51 @@
-"""Numba kernels of a step on lists of near pairs: who moves, whose list still holds there, and who fires.
-
-**Lists.** For each neuron of a block the samples that it can fire on while it is within its skin, ascending: row r
-stands in samples[start[r]:start[r + 1]], and ``fires`` says of every entry whether the pair fires.
-
-**Skins.** For each neuron ``path``, how far it can be from where its list was made, ``skin``, how far its list is good
-for, and ``made``, the step at which it was made: three arrays (rows,) float64.
+"""Numba kernels of a step on lists of near pairs: move the neurons, test which lists still hold, find who fires.
 
 Every kernel is serial and releases the GIL (see `widefit.kernels.fire_rows`). A pre-activation is the same to the last
 bit whatever else stands in a list.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
+from widefit.kernels.borrowing import borrowing
 from widefit.kernels.fire_rows import common
 
 
-@njit(nogil=True, cache=True)
+class ListedPairs(NamedTuple):
+    """Samples that each neuron of a block can fire on while it is within its skin.
+
+    Attributes
+    ----------
+    start : (rows + 1,) int64; the samples of row r are samples[start[r]:start[r + 1]], ascending
+    samples : (listed,) integers
+    fires : (listed,) bool, whether the pair fires
+    """
+
+    start: np.ndarray
+    samples: np.ndarray
+    fires: np.ndarray
+
+
+class RowSkins(NamedTuple):
+    """Validity of the list of each neuron of a block; arrays (rows,) float64.
+
+    Attributes
+    ----------
+    path : distance from where the list was made, at most
+    skin : distance that the list is good for
+    made : step at which it was made
+    """
+
+    path: np.ndarray
+    skin: np.ndarray
+    made: np.ndarray
+
+
+@borrowing
 def _fired(lists, r, fired):
-    """The samples that row r fires on, into fired[:k]; returns k."""
+    """List the samples that row r fires on; return how many."""
     start, samples, fires = lists
     k = 0
     for p in range(start[r], start[r + 1]):
@@ -30,7 +57,7 @@ def _fired(lists, r, fired):
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
-    """out_r = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i.
+    """Write out_r = w_r − shrink (w_r − anchor_r) − coefficient_r Σ_{i: r fires on i} g_i x_i.
 
     Parameters
     ----------
@@ -40,13 +67,14 @@ def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
     coefficients : (rows,) float64, a_r / √m
     g : (n,) float64
     inputs : (n, d)
-    lists : start, samples, fires
+    lists : listed pairs
     """
     rows, d = weights.shape
     fired = np.empty(inputs.shape[0] + 1, np.int64)
     for r in range(rows):
         k = _fired(lists, r, fired)
-        target, a = out[r], coefficients[r]
+        target = out[r]
+        a = coefficients[r]
         target[:] = weights[r]
         if shrink != 0:
             for c in range(d):
@@ -55,8 +83,10 @@ def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
         for p in range(0, whole, 4):
             # Four at a time: the weights stay in registers for them.
             i, j, s, t = fired[p], fired[p + 1], fired[p + 2], fired[p + 3]
-            f0, f1 = inputs.dtype.type(a * g[i]), inputs.dtype.type(a * g[j])
-            f2, f3 = inputs.dtype.type(a * g[s]), inputs.dtype.type(a * g[t])
+            f0 = inputs.dtype.type(a * g[i])
+            f1 = inputs.dtype.type(a * g[j])
+            f2 = inputs.dtype.type(a * g[s])
+            f3 = inputs.dtype.type(a * g[t])
             for c in range(d):
                 value = (target[c] - f0 * inputs[i, c]) - f1 * inputs[j, c]
                 target[c] = (value - f2 * inputs[s, c]) - f3 * inputs[t, c]
@@ -68,8 +98,8 @@ def move(weights, anchor, shrink, coefficients, g, inputs, lists, out):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
-def _distance(a, b, r):
-    """‖a_r − b_r‖, rounded up."""
+def distance(a, b, r):
+    """Return ‖a_r − b_r‖, rounded up."""
     total = a.dtype.type(0)
     for c in range(a.shape[1]):
         total += (a[r, c] - b[r, c]) * (a[r, c] - b[r, c])
@@ -78,7 +108,7 @@ def _distance(a, b, r):
 
 @njit(nogil=True, cache=True)
 def leave(weights, moved, reference, skins, step, scale, wide, reach, path, leaving):
-    """Neurons whose lists are to be made anew after a step, into leaving[:k]; returns k.
+    """List the neurons whose lists are to be made anew after a step; return how many.
 
     They are those that have left their skin and, once there are some or many, those whose skin is too wide.
 
@@ -86,20 +116,23 @@ def leave(weights, moved, reference, skins, step, scale, wide, reach, path, leav
     ----------
     weights, moved : (rows, d), before and after the step
     reference : (rows, d), where the lists were made
-    skins : path, skin, made
+    skins : before the step
     step : number of the step
     scale, wide : a skin of √(scale · speed) is best, and one of √(wide · scale · speed) too wide
-    reach : (rows,), how far each may go before it is looked at again
+    reach : (rows,), distance that each may go before it is looked at again
     path : (rows,), written: the path after the step
+    leaving : (rows,) int64, written
     """
     before, skin, made = skins
-    k = left = 0
+    k = 0
+    left = 0
     for r in range(path.size):
-        length = before[r] + _distance(weights, moved, r)
+        length = before[r] + distance(weights, moved, r)
         if not (length + reach[r] <= skin[r]):
-            length = _distance(moved, reference, r)
+            length = distance(moved, reference, r)
         stays = length + reach[r] <= skin[r]
-        path[r], leaving[k] = length, r
+        path[r] = length
+        leaving[k] = r
         least = max(scale * length / (step - made[r]), reach[r] * reach[r])
         k += not (stays and skin[r] * skin[r] <= wide * least)
         left += not stays
@@ -108,7 +141,7 @@ def leave(weights, moved, reference, skins, step, scale, wide, reach, path, leav
 
 @njit(nogil=True, cache=True)
 def count_near(z, lowest, norms, counts):
-    """counts[q] = number of samples i with z_qi > lowest[q, 0] − lowest[q, 1] norms_i; NaN counts.
+    """Write counts[q], the number of samples i with z_qi > lowest[q, 0] − lowest[q, 1] norms_i; NaN counts.
 
     Parameters
     ----------
@@ -125,7 +158,7 @@ def count_near(z, lowest, norms, counts):
 
 @njit(nogil=True, cache=True)
 def relist(old_start, old_samples, leaving, z, lowest, norms, start, samples):
-    """Lists in which those of some neurons are made anew.
+    """Write lists in which those of some neurons are made anew.
 
     Parameters
     ----------
@@ -134,11 +167,14 @@ def relist(old_start, old_samples, leaving, z, lowest, norms, start, samples):
     z, lowest, norms : as in `count_near`
     start, samples : written; samples has room for one more
     """
-    rows, k, done = start.size - 1, 0, 0
+    rows = start.size - 1
+    k = 0
+    done = 0
     start[0] = 0
     for q in range(leaving.size + 1):
         r = leaving[q] if q < leaving.size else rows
-        low, high = old_start[done], old_start[r]
+        low = old_start[done]
+        high = old_start[r]
         samples[k : k + high - low] = old_samples[low:high]
         for kept in range(done, r):
             start[kept + 1] = k + old_start[kept + 1] - low
@@ -149,29 +185,34 @@ def relist(old_start, old_samples, leaving, z, lowest, norms, start, samples):
             # Branchless; NaN is listed.
             samples[k] = i
             k += not (z[q, i] <= lowest[q, 0] - lowest[q, 1] * norms[i])
-        start[r + 1], done = k, r + 1
+        start[r + 1] = k
+        done = r + 1
 
 
 @njit(nogil=True, cache=True)
 def count_flips(before, after, leaving, n):
-    """Pairs that fire in lists before or after, not in both; those of the neurons `leaving` have been made anew."""
-    one, other = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
-    flips = q = 0
-    for r in range(before[0].size - 1):
+    """Count the pairs that fire in lists before or after, not in both; those of `leaving` have been made anew."""
+    one = np.empty(n + 1, np.int64)
+    other = np.empty(n + 1, np.int64)
+    flips = 0
+    q = 0
+    for r in range(before.start.size - 1):
         if q < leaving.size and leaving[q] == r:
-            k, p = _fired(before, r, one), _fired(after, r, other)
+            k = _fired(before, r, one)
+            p = _fired(after, r, other)
             flips += k + p - 2 * common(one, k, other, p)
             q += 1
             continue
-        first, later = before[0][r], after[0][r]
-        for p in range(before[0][r + 1] - first):
-            flips += before[2][first + p] != after[2][later + p]
+        first = before.start[r]
+        later = after.start[r]
+        for p in range(before.start[r + 1] - first):
+            flips += before.fires[first + p] != after.fires[later + p]
     return flips
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
-def _product(a, b, r, i):
-    """⟨a_r, b_i⟩."""
+def product(a, b, r, i):
+    """Return ⟨a_r, b_i⟩."""
     total = a.dtype.type(0)
     for c in range(a.shape[1]):
         total += a[r, c] * b[i, c]
@@ -180,12 +221,12 @@ def _product(a, b, r, i):
 
 @njit(nogil=True, cache=True)
 def evaluate(weights, inputs, threshold, coefficients, lists, outputs, margins):
-    """Who fires, and outputs_i += coefficient_r (⟨w_r, x_i⟩ − b) where r fires on i.
+    """Find who fires, and add coefficient_r (⟨w_r, x_i⟩ − b) to outputs_i where r fires on i.
 
     Parameters
     ----------
     weights : (rows, d)
-    lists : start, samples, fires; fires is written
+    lists : listed pairs; `fires` is written
     outputs : (n,) float64, added to
     margins : (listed,), written: ⟨w_r, x_i⟩ − b; or (0,)
     """
@@ -194,7 +235,7 @@ def evaluate(weights, inputs, threshold, coefficients, lists, outputs, margins):
         a = coefficients[r]
         for p in range(start[r], start[r + 1]):
             i = np.int64(samples[p])
-            z = _product(weights, inputs, r, i)
+            z = product(weights, inputs, r, i)
             silent = z <= threshold
             # Branchless: a silent pair adds a zero.
             outputs[i] += a * np.float64(weights.dtype.type(0) if silent else z - threshold)
@@ -205,10 +246,10 @@ def evaluate(weights, inputs, threshold, coefficients, lists, outputs, margins):
 
 @njit(nogil=True, cache=True)
 def respond(offset, inputs, coefficients, lists, response):
-    """response_i += Σ_{r fires on i} coefficient_r ⟨offset_r, x_i⟩: part of J times a displacement."""
+    """Add Σ_{r fires on i} coefficient_r ⟨offset_r, x_i⟩ to response_i: part of J times a displacement."""
     start, samples, fires = lists
     for r in range(offset.shape[0]):
         for p in range(start[r], start[r + 1]):
             if fires[p]:
                 i = np.int64(samples[p])
-                response[i] += coefficients[r] * _product(offset, inputs, r, i)
+                response[i] += coefficients[r] * product(offset, inputs, r, i)

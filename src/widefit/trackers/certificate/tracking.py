@@ -75,7 +75,7 @@ class Certificate(Tracker):
     least: float = 0.005
     first: float = 0.04
     name: str = "certificate"
-    lazy: ClassVar[bool] = True
+    defers_weights: ClassVar[bool] = True
 
     def can_follow(self, work: Workload) -> bool:
         return work.steps is not Steps.PERTURBED_MINIBATCHES

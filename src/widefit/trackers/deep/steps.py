@@ -1,4 +1,4 @@
-"""W − W₀ of a deep network as a sum of sparse factors: nothing of the size of W is kept."""
+"""Displacement W − W₀ of a deep network as a sum of sparse factors: nothing of the size of W is kept."""
 
 from dataclasses import dataclass, replace
 
@@ -9,18 +9,18 @@ from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn.deep import Deep
 from widefit.records import array
 
-# What sparse rows are made of.
+# Arrays of sparse rows.
 _PARTS = ("start", "index", "value")
 
 
 @dataclass(frozen=True)
 class DeepStep:
-    """A term of W − W₀: scale · U_lᵀ V_l in every layer.
+    """Term of W − W₀: scale · U_lᵀ V_l in every layer.
 
     Attributes
     ----------
     scale
-        What later pulls towards W₀ have left of it.
+        Part of it that later pulls towards W₀ have left.
     U
         Sparse n × m_l, layer by layer, without the factors of `Deep.input_factor` and `Deep.hidden_factor`.
     V
@@ -34,12 +34,12 @@ class DeepStep:
 
 @dataclass(frozen=True)
 class StepSum:
-    """W − W₀: the steps taken, of which one is left whenever an update goes all the way back to W₀.
+    """Displacement W − W₀: the steps taken, of which one is left whenever an update goes all the way back to W₀.
 
     Attributes
     ----------
     steps
-        Its terms.
+        The terms.
     squared_norm
         ‖W − W₀‖².
     """
@@ -55,7 +55,7 @@ class StepSum:
         response: Float[np.ndarray, " nk"],
         image: Float[np.ndarray, " nk"],
     ) -> "StepSum":
-        """W − W₀ after the step W ← W − shrink (W − W₀) − Jᵀ g.
+        """Return W − W₀ after the step W ← W − shrink (W − W₀) − Jᵀ g.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class StepSum:
         return sum(rows.nbytes for step in self.steps for rows in (*step.U, *step.V))
 
     def state(self) -> dict[str, np.ndarray]:
-        """As arrays; `restored` is the inverse."""
+        """Return it as arrays; `restored` is the inverse."""
         found = {"squared_norm": np.array(self.squared_norm), "scales": np.array([step.scale for step in self.steps])}
         for number, step in enumerate(self.steps):
             for side, layers in (("U", step.U), ("V", step.V)):

@@ -1,4 +1,4 @@
-"""Who fires in a deep network, layer by layer, from sparse activations."""
+"""Tracking of a deep network: who fires, layer by layer, from sparse activations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from widefit.trackers.deep.steps import DeepStep, StepSum
 
 @dataclass(frozen=True)
 class DeepTrial:
-    """What a step would do.
+    """Effect of a step that has not been carried out.
 
     Attributes
     ----------
@@ -42,10 +42,10 @@ class DeepTrial:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Every layer from the columns of its active inputs alone."""
+    """Tracker of deep networks: every layer is computed from the columns of its active inputs alone."""
 
     name: str = "sparse"
-    lazy: bool = False
+    defers_weights: bool = False
 
     def start(
         self,
@@ -55,12 +55,12 @@ class Sparse:
         anchored: bool = False,
         state: dict[str, np.ndarray] | None = None,
     ) -> "DeepTracking":
-        """Find out who fires in a network."""
+        """Find who fires in a network."""
         return DeepTracking(network, inputs, threads, anchored, state)
 
 
 class DeepTracking:
-    """A deep network, its samples, and who fires: forward, backward and steps from sparse factors.
+    """Run over a deep network and its samples: forward, backward and steps from sparse factors.
 
     With p the part of the neurons that fire, in layers of m neurons a sample costs 2 p m² flops forward (the columns of
     active inputs), p² m² backward (active rows and columns) and p² m² for its part of a step.
@@ -79,14 +79,14 @@ class DeepTracking:
         Keep W − W₀, for updates that shrink it. It is held as the sparse factors of the steps taken: nothing of the
         size of W is copied, and one step is left of it whenever an update goes all the way back to W₀.
     state
-        From `state` of an earlier run over the same network and inputs: go on from there.
+        `state` of an earlier run over the same network and inputs, to continue from.
 
     Attributes
     ----------
     outputs
         f, shape (n, k), float64, at the committed weights.
     activations
-        h_1, …, h_L there.
+        h_1, …, h_L at the committed weights.
     """
 
     def __init__(
@@ -97,11 +97,14 @@ class DeepTracking:
         anchored: bool = False,
         state: dict[str, np.ndarray] | None = None,
     ):
-        self._network, self._inputs, self._threads = network, inputs, threads
+        self._network = network
+        self._inputs = inputs
+        self._threads = threads
         wide = inputs.astype(np.float64)
         self._similarity = wide @ wide.T
         self._tried = False
-        self._passes, self._flips = 0, 0
+        self._passes = 0
+        self._flips = 0
         self._signals: list[np.ndarray] | None = None
         self._seen: list[np.ndarray] | None = None
         self._anchored, self._displacement = anchored, None
@@ -112,21 +115,21 @@ class DeepTracking:
         self.activations, self.outputs = self._forward(self._weights)
 
     def signals(self) -> list[Float[np.ndarray, "_ k"]]:
-        """Δ_1, …, Δ_L at the committed weights: derivatives of the outputs by z_l, at the entries of h_l."""
+        """Return Δ_1, …, Δ_L at the committed weights: derivatives of the outputs by z_l, at the entries of h_l."""
         if self._signals is None:
             self._take_back()
             self._signals = backward(self._network, self.activations, self._threads)
         return self._signals
 
     def similarities(self) -> list[Float[np.ndarray, "n n"]]:
-        """Per layer the inner products of what it sees, (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, in float64."""
+        """Return (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, inner products of the inputs of every layer, in float64."""
         if self._seen is None:
             hidden = (rows.gram(self._threads) for rows in self.activations[:-1])
             self._seen = [self._similarity, *(self._mix(layer, seen) for layer, seen in enumerate(hidden, start=1))]
         return self._seen
 
     def _mix(self, layer: int, hidden: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-        """Inner products of what a later layer sees from those of activations, in place."""
+        """Turn inner products of activations into those of the inputs of a later layer, in place."""
         hidden *= self._network.hidden_factor(layer) ** 2
         if layer < len(self._weights):
             hidden += self._network.input_factor(layer) ** 2 * self._similarity
@@ -139,7 +142,7 @@ class DeepTracking:
 
     @property
     def displacement(self) -> Displacement | None:
-        """Of the committed weights from W₀, outputs in one column; None unless the run is anchored."""
+        """Displacement of the committed weights from W₀, outputs in one column; None unless the run is anchored."""
         if self._anchored and self._displacement is None:
             response = np.zeros(self.outputs.shape)
             for step in self._moved.steps:
@@ -148,7 +151,7 @@ class DeepTracking:
         return self._displacement
 
     def _add_response(self, step: DeepStep, response: Float[np.ndarray, "n k"]) -> None:
-        """response += J (the step), from inner products of its factors with the present ones."""
+        """Add J (the step) to `response`, from inner products of its factors with the present ones."""
         for layer, (pattern, signals) in enumerate(zip(self.activations, self.signals(), strict=True)):
             seen = self._similarity
             if layer > 0:
@@ -159,7 +162,7 @@ class DeepTracking:
             )
 
     def propose(self, update: Update, image: Float[np.ndarray, " nk"] | None = None) -> DeepTrial:
-        """Find out what an update would do, g and shrink of one column; trials before it are void.
+        """Find out the effect of an update, g and shrink of one column; trials before it are void.
 
         Parameters
         ----------
@@ -168,24 +171,15 @@ class DeepTracking:
         image
             H g at the committed weights, for the length of W − W₀ after it; needed where the run is anchored.
         """
-        g, shrink = np.ascontiguousarray(update.g[:, 0]), float(update.shrink[0])
+        g = np.ascontiguousarray(update.g[:, 0])
+        shrink = float(update.shrink[0])
         new = DeepStep(1.0, tuple(self._moves(g)), tuple(self.activations[:-1]))
         # W − shrink (W − W₀) − Jᵀ g, as one sparse product a layer.
         pulled = [(1.0, new), *((-shrink * step.scale, step) for step in self._moved.steps if shrink > 0)]
         displacement = self.displacement
         self._take_back()
-        weights = []
-        for layer, weight in enumerate(self._weights):
-            changed = weight.copy()
-            for scale, step in pulled:
-                factor = scale * self._network.input_factor(layer)
-                add_outer(changed, step.U[layer], self._inputs, factor, self._threads)
-            weights.append(changed)
-        for layer, linear in enumerate(self._network.low_rank(), start=1):
-            factor = self._network.hidden_factor(layer)
-            U = [step.U[layer].scaled(np.full(step.U[layer].rows, scale * factor)) for scale, step in pulled]
-            V = [step.V[layer - 1] for _, step in pulled]
-            linear.append(SparseRows.stacked(U), SparseRows.stacked(V), self._threads, at_once=True)
+        weights = self._moved_input_weights(pulled)
+        self._append(pulled)
         self._tried = True
         activations, outputs = self._forward(weights)
         flips = sum(after.flips(before) for after, before in zip(activations, self.activations, strict=True))
@@ -194,17 +188,40 @@ class DeepTracking:
             moved = self._moved.after(new, shrink, g, displacement.response[:, 0], image)
         return DeepTrial(outputs, activations, weights, flips, moved)
 
+    def _moved_input_weights(self, steps: list[tuple[float, DeepStep]]) -> list[Float[np.ndarray, "_ d"]]:
+        """Return A_l after steps with given scales."""
+        weights = []
+        for layer, weight in enumerate(self._weights):
+            changed = weight.copy()
+            for scale, step in steps:
+                factor = scale * self._network.input_factor(layer)
+                add_outer(changed, step.U[layer], self._inputs, factor, self._threads)
+            weights.append(changed)
+        return weights
+
+    def _append(self, steps: list[tuple[float, DeepStep]]) -> None:
+        """Append steps with given scales to every W_l."""
+        for layer, linear in enumerate(self._network.low_rank(), start=1):
+            factor = self._network.hidden_factor(layer)
+            U = [step.U[layer].scaled(np.full(step.U[layer].rows, scale * factor)) for scale, step in steps]
+            V = [step.V[layer - 1] for _, step in steps]
+            linear.append(SparseRows.stacked(U), SparseRows.stacked(V), self._threads, at_once=True)
+
     def commit(self, trial: DeepTrial) -> None:
         """Carry the latest trial out."""
         assert self._tried
         for weight, moved in zip(self._weights, trial.input_weights, strict=True):
             weight[...] = moved
-        self.activations, self.outputs = trial.activations, trial.outputs
+        self.activations = trial.activations
+        self.outputs = trial.outputs
         self._moved = trial.moved
         self._flips += trial.flips
-        self._signals, self._seen, self._displacement, self._tried = None, None, None, False
+        self._signals = None
+        self._seen = None
+        self._displacement = None
+        self._tried = False
 
-    def settle(self) -> None:
+    def publish(self) -> None:
         """Write the committed weights into the network."""
         self._take_back()
         for linear in self._network.low_rank():
@@ -217,7 +234,7 @@ class DeepTracking:
             linear.release(self._threads)
 
     def report(self) -> TrackerReport:
-        """Operations and memory so far: pre-activations of all layers, and what is held beside the network."""
+        """Return the operations so far, pre-activations of all layers, and the memory held beside the network."""
         neurons = sum(self._network.hidden_layer_sizes)
         packed = sum(linear.held_bytes for linear in self._network.low_rank())
         return TrackerReport(
@@ -230,28 +247,29 @@ class DeepTracking:
         )
 
     def state(self) -> dict[str, np.ndarray]:
-        """What goes on to the same bits beside the network: W − W₀; who fires is found anew."""
+        """Return W − W₀, with which a run over the same network continues to the same bits; who fires is found anew."""
         return self._moved.state() if self._anchored else {}
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
-        """Inside, the network has the committed weights."""
-        self.settle()
+        """Give the network the committed weights inside the context."""
+        self.publish()
         yield
 
     def _take_back(self) -> None:
+        """Undo the trial in the network, to the bit."""
         if self._tried:
             for linear in self._network.low_rank():
                 linear.undo(self._threads)
             self._tried = False
 
     def _forward(self, input_weights: list[np.ndarray]) -> tuple[list[SparseRows], np.ndarray]:
-        """h_1, …, h_L and f with the given A_l and the W_l that the network has."""
+        """Return h_1, …, h_L and f with the given A_l and the W_l that the network has."""
         self._passes += 1
         return forward(self._network, input_weights, self._inputs, self._threads)
 
     def _moves(self, g: Float[np.ndarray, " nk"]) -> Iterator[SparseRows]:
-        """U_1, …, U_L: row i is −Σ_c g_ic δ_l,ic, what moves W_l along h_{l−1,i}."""
+        """Yield U_1, …, U_L: row i is −Σ_c g_ic δ_l,ic, the coefficients of the move of W_l along h_{l−1,i}."""
         weights = -g.reshape(self.outputs.shape)
         for signals, pattern in zip(self.signals(), self.activations, strict=True):
             moved = combined(pattern, signals, weights, self._threads)

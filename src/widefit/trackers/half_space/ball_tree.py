@@ -1,4 +1,4 @@
-"""A balanced tree of balls that reports the points in a half-space, exactly."""
+"""Balanced tree of balls that reports the points in a half-space, exactly."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +17,7 @@ _REBUILD_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Movement:
-    """What following moved points cost.
+    """Cost of following moved points.
 
     Attributes
     ----------
@@ -54,22 +54,25 @@ class BallTree:
     tree
         The arrays, for the kernels.
     slots
-        Shape (N,): where each point stands.
+        Shape (N,): slot of each point.
     """
 
     def __init__(self, points: Float[np.ndarray, "N d"], leaf_size: int, *, moving: bool = False):
-        self._leaf_size, self._moving = leaf_size, moving
+        self._leaf_size = leaf_size
+        self._moving = moving
         self._build(points)
 
     def _build(self, points: Float[np.ndarray, "N d"]) -> None:
+        """Build the tree over points."""
         count, d = points.shape
         levels = min((max(1, -(-count // self._leaf_size)) - 1).bit_length(), count.bit_length() - 1)
         leaves = 1 << levels
-        capacity, nodes, info = -(-count // leaves), 2 * leaves - 1, np.finfo(points.dtype)
+        capacity = -(-count // leaves)
+        info = np.finfo(points.dtype)
         # Twice and four times the rounding of a sum of d products and of the bounds themselves.
         limits = [2 * (d + 8) * float(info.eps), 4 * (d + 4) * float(info.tiny), float(info.max) / 4]
         self.tree = Tree(
-            balls=np.empty((nodes, d + 3)),
+            balls=np.empty((2 * leaves - 1, d + 3)),
             blocks=np.empty((leaves, d, capacity), points.dtype),
             members=np.empty((leaves, capacity), np.int32),
             sizes=np.empty(leaves, np.int32),
@@ -81,7 +84,8 @@ class BallTree:
         ball_tree.place(points, order, self.tree, self.slots)
         ball_tree.fit(self.tree)
         self.keys = self.tree.blocks.copy() if self._moving else np.empty((0, d, 0), points.dtype)
-        self._spread, self._grown = float(self.tree.balls[leaves - 1 :, d].sum()), 0.0
+        self._spread = float(self.tree.balls[leaves - 1 :, d].sum())
+        self._grown = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +100,7 @@ class BallTree:
         return out
 
     def move(self, where: Int[np.ndarray, " q"], points: Float[np.ndarray, "q d"], *, keep: bool = True) -> Movement:
-        """Put points elsewhere, in the tree of a `moving` one.
+        """Move points; the tree must be a `moving` one.
 
         Parameters
         ----------
@@ -116,29 +120,29 @@ class BallTree:
         return Movement(rekeyed)
 
     def stretched(self, grown: Float[np.ndarray, " parts"]) -> bool:
-        """True when the tree should be built anew, radii of re-keyed leaves having grown by so much more."""
+        """Add the growth of the radii of re-keyed leaves; return True when the tree should be built anew."""
         self._grown += float(grown.sum())
         # Points that are not finite stretch a ball beyond measure: once they are gone, so must the tree be.
         return self._spread == np.inf or not self._grown <= _REBUILD_SHARE * self._spread
 
     def rebuild(self) -> None:
-        """A fresh tree over the points where they are."""
+        """Build the tree anew over the points where they are."""
         self._build(self.points)
 
     def report(
         self, queries: Float[np.ndarray, "q d"], threshold: np.floating
     ) -> tuple[Int[np.ndarray, " q_plus_one"], Int[np.ndarray, " answers"], int, int]:
-        """Answers of query i are slots[start[i]:start[i + 1]]: (start, slots, nodes visited, products computed)."""
+        """Return start, slots, nodes visited and products computed; slots[start[i]:start[i + 1]] answer query i."""
         return half_space.report(queries, threshold, self.tree)
 
     def named(
         self, start: Int[np.ndarray, " q_plus_one"], slots: Int[np.ndarray, " answers"], first: int = 0
     ) -> list[Int[np.ndarray, " fired"]]:
-        """Ascending indices of the points of every answer of `report`, plus `first`."""
+        """Return the ascending indices of the points of every answer of `report`, plus `first`."""
         names = half_space.ascending(start, slots, self.tree.members, first, self.slots.size)
         return [names[low:high] for low, high in pairwise(start)]
 
     def query(self, queries: Float[np.ndarray, "q d"], threshold: np.floating) -> list[Int[np.ndarray, " fired"]]:
-        """Ascending indices of the points with ⟨q, x⟩ > threshold, for every query."""
+        """Return the ascending indices of the points with ⟨q, x⟩ > threshold, for every query."""
         start, slots, _, _ = self.report(queries, threshold)
         return self.named(start, slots)

@@ -1,4 +1,4 @@
-"""The half-space tree: balls that fire as a whole, or not at all, are not looked into."""
+"""Half-space tree: balls whose neurons all fire, or none, are not opened."""
 
 import math
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class HalfSpaceTree(Tracker):
             raise ValueError(f"leaf_size must be at least 1, got {self.leaf_size}")
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         return self.over == "weights"
 
     def cost(self, work: Workload) -> Cost:

@@ -1,4 +1,4 @@
-"""The neurons of a network in half-space trees: who fires on any input, and stochastic steps on any batch."""
+"""Half-space trees over the neurons of a network: who fires on any input, and stochastic steps on any batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from widefit.kernels.balls import ball_tree, half_space
 from widefit.kernels.threads import ordered_map
 from widefit.trackers.counters import Counters
 from widefit.trackers.half_space.ball_tree import BallTree
-from widefit.trackers.half_space.tree_descent import Plant, descend
+from widefit.trackers.half_space.tree_descent import TreeWithCoefficients, descend
 from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
 
@@ -29,7 +29,7 @@ class NeuronTrees:
     Parameters
     ----------
     layer
-        The neurons. Its coefficients are the trees' own: steps that train the second layer change them.
+        The neurons. The trees own its coefficients: steps that train the second layer change them.
     leaf_size
         Points of a leaf, at most.
     threads
@@ -42,15 +42,16 @@ class NeuronTrees:
     """
 
     def __init__(self, layer: Layer, leaf_size: int, threads: int):
-        self._layer, self._threads = layer, threads
+        self._layer = layer
+        self._threads = threads
 
         def build(group: tuple[int, int]) -> BallTree:
             return BallTree(layer.weight[slice(*group)], leaf_size, moving=True)
 
         self._trees = list(ordered_map(build, layer.groups, threads))
-        # True while every tree is what building it from the present weights would give.
+        # True while every tree is as building it from the present weights would leave it.
         self._fresh = True
-        self._plants: list[Plant] | None = None
+        self._built: list[TreeWithCoefficients] | None = None
         self._sums_of_nodes: list[tuple[np.ndarray, np.ndarray]] | None = None
         self.counters = Counters(full_passes=1, keys_updated=layer.weight.shape[0])
 
@@ -69,11 +70,11 @@ class NeuronTrees:
         return sum(tree.nbytes for tree in self._trees) + sum(sums)
 
     def members(self, output: int) -> Int[np.ndarray, "leaves capacity"]:
-        """Which neuron of an output, counted from its first, stands where in the leaves; −1 for none."""
+        """Return the neuron of an output, counted from its first, in every slot of the leaves; −1 for none."""
         return self._trees[output].tree.members
 
     def query(self, x: Float[np.ndarray, "q d"]) -> list[Int[np.ndarray, " fired"]]:
-        """Which neurons fire on some inputs, seen before or not.
+        """Return the neurons that fire on some inputs, seen before or not.
 
         Parameters
         ----------
@@ -103,7 +104,7 @@ class NeuronTrees:
         return [np.concatenate(parts) for parts in answers]
 
     def evaluate(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
-        """f at some inputs, seen before or not, from the neurons that fire alone.
+        """Return f at some inputs, seen before or not, from the neurons that fire alone.
 
         A node that fires as a whole adds ⟨Σ a_r w_r, x⟩ − b Σ a_r, in O(d): sums over nodes are made in O(m d) when the
         weights have changed since the last call.
@@ -125,8 +126,8 @@ class NeuronTrees:
         x = self._checked(x)
         if self._sums_of_nodes is None:
             self._sums_of_nodes = [
-                (plant.coefficients, half_space.node_sums(plant.tree.tree, plant.coefficients))
-                for plant in self._planted()
+                (tree.coefficients, half_space.node_sums(tree.tree.tree, tree.coefficients))
+                for tree in self._build_trees()
             ]
         outputs = np.tile(self._layer.silent, (x.shape[0], 1))
         threshold = self._layer.threshold
@@ -146,7 +147,7 @@ class NeuronTrees:
         return outputs
 
     def reports(self, x: Float[np.ndarray, "q d"]) -> list[Blocks]:
-        """Answers of every tree as slots; x in the dtype of the weights."""
+        """Return the answers of every tree as slots; x in the dtype of the weights."""
         begins = range(0, x.shape[0], _QUERIES)
         tasks = [(tree, begin) for tree in self._trees for begin in begins]
 
@@ -179,32 +180,32 @@ class NeuronTrees:
         f at every visited sample before the step of its batch, in the order of the visits.
         """
         self._changed()
-        before, spent = descend(self._planted(), self._layer, inputs, minibatches, self._threads)
+        before, spent = descend(self._build_trees(), self._layer, inputs, minibatches, self._threads)
         self.counters += spent
         if minibatches.trains_readout:
             # The network may round them.
-            self._plants = None
+            self._built = None
         return before
 
     def refresh(self) -> None:
-        """Make every tree what building it from the present weights would give."""
+        """Bring every tree to the state in which building it from the present weights would leave it."""
         if self._fresh:
             return
         for tree in self._trees:
             tree.rebuild()
         self._changed()
-        self._plants = None
+        self._built = None
         self._fresh = True
         self.counters += Counters(full_passes=1, keys_updated=self._layer.weight.shape[0])
 
     def move(
         self, output: int, where: Int[np.ndarray, " q"], weights: Float[np.ndarray, "q d"], *, keep: bool = True
     ) -> None:
-        """Put neurons of an output elsewhere; see `BallTree.move`."""
+        """Move neurons of an output; see `BallTree.move`."""
         self._changed()
         movement = self._trees[output].move(where, weights, keep=keep)
         if movement.rebuilt:
-            self._plants = None
+            self._built = None
         self.counters += Counters(full_passes=int(movement.rebuilt), keys_updated=movement.rekeyed)
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
@@ -213,20 +214,24 @@ class NeuronTrees:
             ball_tree.points_of(tree.tree, out[slice(*group)])
 
     def _changed(self) -> None:
-        self._fresh, self._sums_of_nodes = False, None
+        """Note that the weights have changed."""
+        self._fresh = False
+        self._sums_of_nodes = None
 
-    def _planted(self) -> list[Plant]:
-        """The trees with what stands beside their points, until they are built anew."""
-        if self._plants is None:
+    def _build_trees(self) -> list[TreeWithCoefficients]:
+        """Return the trees with the coefficients of their points, held until the trees are built anew."""
+        if self._built is None:
             groups = zip(self._trees, self._layer.groups, strict=True)
-            self._plants = [Plant.of(tree, self._layer.coefficients[slice(*group)]) for tree, group in groups]
-        return self._plants
+            coefficients = self._layer.coefficients
+            self._built = [TreeWithCoefficients.of(tree, coefficients[slice(*group)]) for tree, group in groups]
+        return self._built
 
     def _checked(self, x: Float[np.ndarray, "q d"]) -> np.ndarray:
-        features, dtype = self._layer.weight.shape[1], self._layer.weight.dtype
+        """Return inputs in the dtype of the weights; refuse those of another shape, or not finite."""
+        features = self._layer.weight.shape[1]
         if x.ndim != 2 or x.shape[1] != features:
             raise ValueError(f"x must have shape (q, {features}), got {x.shape}")
-        x = np.ascontiguousarray(x, dtype)
+        x = np.ascontiguousarray(x, self._layer.weight.dtype)
         if not np.isfinite(x).all():
             row = int(np.argwhere(~np.isfinite(x))[0][0])
             raise ValueError(f"x contains NaN or infinity (or overflows {x.dtype}), first in row {row}")

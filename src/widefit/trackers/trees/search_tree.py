@@ -1,4 +1,4 @@
-"""What the weight tree and the data tree share: all pre-activations are kept as keys of max-trees."""
+"""Common part of the weight tree and the data tree: all pre-activations are kept as keys of max-trees."""
 
 import math
 from abc import abstractmethod
@@ -12,10 +12,12 @@ from jaxtyping import Bool, Float, Int
 from widefit.kernels.memory import available_memory
 from widefit.kernels.threads import ordered_map
 from widefit.kernels.trees import steps
+from widefit.kernels.trees.steps import FedOutputs, Rows
 from widefit.nn import TwoLayer
 from widefit.trackers.base import Displacement, Flips, Grams, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import Cost, Workload
 from widefit.trackers.fire_pattern import FirePattern, partition
+from widefit.trackers.layer import Layer
 from widefit.trackers.minibatches import Minibatches
 from widefit.trackers.validation import check_sums
 
@@ -23,17 +25,10 @@ Result = TypeVar("Result")
 
 # Operations below which starting threads costs more than it saves.
 _WORTH_THREADS = 10_000_000
-# Neurons, or samples, that a task works on: few enough for the second-level cache and for every core to have some.
-NEURONS_A_TASK, SAMPLES_A_TASK = 256, 16
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Who fires on some samples: neurons[q], ascending, on samples[start[q]:start[q + 1]], ascending."""
-
-    neurons: Int[np.ndarray, " c"]
-    start: Int[np.ndarray, " c_plus_one"]
-    samples: Int[np.ndarray, " pairs"]
+# Neurons of a task: few enough for the second-level cache and for every core to have some.
+NEURONS_A_TASK = 256
+# Samples of a task, likewise.
+SAMPLES_A_TASK = 16
 
 
 @dataclass(frozen=True)
@@ -49,16 +44,18 @@ class Moved:
 
 
 def refuse_what_cannot_fit(tracker: str, network: TwoLayer, samples: int, anchored: bool) -> None:
-    """Say before anything is allocated that the keys will not fit.
+    """Refuse keys that will not fit, before anything is allocated.
 
     Raises
     ------
     MemoryError
         2 m n numbers of keys, and m (n + d) for a step that moves every neuron, exceed what is free.
     """
-    itemsize, features = network.weight.element_size(), network.in_features
+    itemsize = network.dtype.itemsize
+    features = network.in_features
     neuron = itemsize * (3 * samples + features * (3 if anchored else 1))
-    needed, free = network.width * neuron, available_memory()
+    needed = network.width * neuron
+    free = available_memory()
     if needed <= free:
         return
     held = f"{2 * network.width * samples * itemsize:,} bytes of keys and {needed:,} bytes with a step in progress"
@@ -68,7 +65,7 @@ def refuse_what_cannot_fit(tracker: str, network: TwoLayer, samples: int, anchor
 
 
 class TreeTracking(Tracking):
-    """Keys z_ri in max-trees; a subclass says along which axis.
+    """Run with keys z_ri in max-trees; a subclass says along which axis.
 
     A step costs n d + the trees' work for each neuron that fires on a sample with g ≠ 0, and nothing for the others.
     Keys are recomputed from the weights, never updated by differences, so they do not drift. `outputs` is summed anew
@@ -85,18 +82,22 @@ class TreeTracking(Tracking):
         threads: int,
         state: dict[str, np.ndarray] | None,
     ):
-        self._name, self._inputs, self._anchor, self._threads = name, inputs, anchor, threads
-        self._weight = network.weight.detach().numpy()
-        self._coefficients = network.coefficients()
-        self._threshold = self._weight.dtype.type(network.threshold)
-        self._silent = network.silent_outputs()
-        edges = [network.neurons_of(output) for output in range(network.out_features)]
-        self._output_of = np.repeat(np.arange(len(edges), dtype=np.int32), [last - first for first, last in edges])
-        self._chunks = partition(edges)
-        self._passes, self._flips, self._visited, self._updated = 1, 0, 0, 0
-        self._tally = np.zeros(self._weight.shape[0], np.int64)
-        self._pairs = self._weight.shape[0] * inputs.shape[0]
-        self._forest = self._plant()
+        self._name = name
+        self._layer = Layer.trained_by(name, network, anchor)
+        self._inputs = inputs
+        self._threads = threads
+        groups = list(self._layer.groups)
+        output_of = np.repeat(np.arange(len(groups), dtype=np.int32), [last - first for first, last in groups])
+        self._fed = FedOutputs(self._layer.coefficients, output_of, self._layer.threshold)
+        self._chunks = partition(groups)
+        self._passes = 1
+        self._flips = 0
+        self._visited = 0
+        self._updated = 0
+        # Zeros between two calls of `turn_lists`.
+        self._tally = np.zeros(network.width, np.int64)
+        self._pairs = network.width * inputs.shape[0]
+        self._forest = self._build_trees()
         self._refresh()
         if state is not None:
             check_sums(state, *self.outputs.shape, displaced=self.displacement is not None)
@@ -105,8 +106,8 @@ class TreeTracking(Tracking):
                 self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())
 
     @abstractmethod
-    def _plant(self) -> Float[np.ndarray, "trees nodes"]:
-        """The forest at the weights of the network."""
+    def _build_trees(self) -> Float[np.ndarray, "trees nodes"]:
+        """Build the forest at the weights of the network."""
 
     @property
     @abstractmethod
@@ -115,64 +116,67 @@ class TreeTracking(Tracking):
 
     @abstractmethod
     def _rows(self, samples: Int[np.ndarray, " b"]) -> Rows:
-        """The neurons that fire on some samples (ascending, int32), found by queries."""
+        """Query the neurons that fire on some samples (ascending, int32)."""
 
     @abstractmethod
     def _products(self, weights: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "_ _"]:
-        """Pre-activations of some weights on all samples, a row a tree."""
+        """Compute pre-activations of some weights on all samples, a row a tree."""
 
     @abstractmethod
     def _by_neuron(self, keys: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "c n"]:
-        """A view of what `_products` returns with a row a neuron."""
+        """Return a view of the result of `_products` with a row a neuron."""
 
     @abstractmethod
-    def _compare(
-        self, moved: Moved, anew: Bool[np.ndarray, " k"], outputs: Float[np.ndarray, "n k"]
+    def _evaluate(
+        self, moved: Moved, fresh: Bool[np.ndarray, " k"], outputs: Float[np.ndarray, "n k"]
     ) -> Sequence[Int[np.ndarray, " _"]]:
-        """Bring outputs up to date; returns the flips as `steps.compare_by_sample` writes them."""
+        """Bring outputs up to date, and return the flips as `steps.compare_by_sample` writes them."""
 
     @abstractmethod
     def _write(self, moved: Moved) -> int:
-        """Write keys into the trees; returns the number of flips."""
+        """Write keys into the trees, and return the number of flips."""
 
     def propose(self, update: Update, gram: Grams) -> Trial:
         moved = self._move(self._rows(_supported(update.g)), update)
         # Where every neuron that fires moves, nothing of the old sum remains: it is made anew, without its rounding.
-        anew = (update.shrink != 0) | np.all(update.g != 0, axis=0)
-        outputs = np.where(anew, self._silent, self.outputs)
-        changes = self._listed(self._compare(moved, anew, outputs))
+        fresh = (update.shrink != 0) | np.all(update.g != 0, axis=0)
+        outputs = np.where(fresh, self._layer.silent, self.outputs)
+        changes = self._listed(self._evaluate(moved, fresh, outputs))
         return Trial(
             update=update,
             outputs=outputs,
             flips=len(changes),
-            rebased=moved.neurons.size == self._weight.shape[0],
-            displacement=self._displaced(moved, update, anew),
+            rebased=moved.neurons.size == self._layer.weight.shape[0],
+            displacement=self._displaced(moved, update, fresh),
             payload=moved,
             changes=changes,
         )
 
     def commit(self, trial: Trial) -> None:
-        self._flips += self._carry_out(trial.payload)
+        self._flips += self._adopt(trial.payload)
         self._passes += int(trial.rebased)
-        self.outputs, self.displacement = trial.outputs, trial.displacement
+        self.outputs = trial.outputs
+        self.displacement = trial.displacement
         if trial.flips:
             self._patterns = None
 
     def descend(self, minibatches: Minibatches, gram: Grams) -> int:
-        """Stochastic steps whose outputs are summed over the neurons that fire on the batch, and no others."""
+        """Take stochastic steps; outputs are summed over the neurons that fire on the batch, and no others."""
         if minibatches.shrinks:
             return super().descend(minibatches, gram)
-        still, flips = np.zeros(self._silent.size), 0
+        still = np.zeros(self._layer.silent.size)
+        flips = 0
         gram.follow(None)
         for step in range(len(minibatches)):
             batch = minibatches.batch(step)
             rows = self._rows(np.sort(batch).astype(np.int32))
             g = np.zeros_like(self.outputs)
             g[batch] = minibatches.g(step, self._sum(rows)[batch])
-            moved, (averaged, average) = self._move(rows, Update(g, still)), minibatches.kept(step)
+            moved = self._move(rows, Update(g, still))
+            averaged, average = minibatches.kept(step)
             if average is not None:
-                average.follow(moved.neurons, self._weight[moved.neurons], moved.weights, averaged)
-            flips += self._carry_out(moved)
+                average.follow(moved.neurons, self._layer.weight[moved.neurons], moved.weights, averaged)
+            flips += self._adopt(moved)
         self._flips += flips
         self._refresh()
         return flips
@@ -183,14 +187,14 @@ class TreeTracking(Tracking):
         return self._patterns
 
     def write_weights(self, out: Float[np.ndarray, "m d"]) -> None:
-        if out is not self._weight:
-            out[...] = self._weight
+        if out is not self._layer.weight:
+            out[...] = self._layer.weight
 
     def finish(self) -> None:
-        """Nothing is left to do: every commit writes the weights."""
+        """End the run; every commit has written the weights."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """The sums that steps changed by differences; keys are the same whenever they are computed."""
+        """Return the sums that steps changed by differences; keys are the same whenever they are computed."""
         state = {"outputs": self.outputs}
         if self.displacement is not None:
             state |= {"response": self.displacement.response, "squared_norm": self.displacement.squared_norm}
@@ -215,21 +219,19 @@ class TreeTracking(Tracking):
     def _in_ranges(
         self, work: Callable[[int, int], Result], count: int, step: int, operations: float
     ) -> Sequence[Result]:
-        """`work(first, last)` over ranges of `step` up to `count`, in threads where that pays."""
+        """Call `work(first, last)` over ranges of `step` up to `count`, in threads where that pays."""
         ranges = [(first, min(first + step, count)) for first in range(0, count, step)]
         threads = self._threads if operations > _WORTH_THREADS else 1
         return list(ordered_map(lambda edges: work(*edges), ranges, threads))
 
     def _sum(self, rows: Rows) -> Float[np.ndarray, "n k"]:
-        """f from the keys, right for the samples of the rows."""
-        outputs = np.tile(self._silent, (self._inputs.shape[0], 1))
-        steps.sum_rows(
-            self._keys, rows.neurons, rows.start, rows.samples, self._threshold, self._coefficients, self._output_of,
-            outputs,
-        )  # fmt: skip
+        """Sum f from the keys, right for the samples of the rows."""
+        outputs = np.tile(self._layer.silent, (self._inputs.shape[0], 1))
+        steps.sum_rows(self._keys, rows, self._fed, outputs)
         return outputs
 
     def _pack(self, rows: Rows) -> list[FirePattern]:
+        """Return rows as the fire pattern of every chunk."""
         samples = self._inputs.shape[0]
         packed = []
         for chunk in self._chunks:
@@ -238,61 +240,63 @@ class TreeTracking(Tracking):
         return packed
 
     def _move(self, rows: Rows, update: Update) -> Moved:
-        """Weights and keys after an update whose g is 0 but on the samples of the rows."""
+        """Compute weights and keys after an update whose g is 0 but on the samples of the rows."""
         rows = self._concerned(rows, update)
-        weights = np.empty((rows.neurons.size, self._inputs.shape[1]), self._weight.dtype)
-        anchor = self._anchor if self._anchor is not None else np.empty((0, weights.shape[1]), weights.dtype)
+        layer = self._layer
+        weights = np.empty((rows.neurons.size, self._inputs.shape[1]), layer.weight.dtype)
+        anchor = layer.anchor_of(slice(None))
         shrink = update.shrink.astype(weights.dtype)
 
         def work(first: int, last: int) -> None:
-            steps.step_rows(
-                self._weight, anchor, shrink, self._coefficients, self._output_of, update.g, self._inputs,
-                rows.neurons[first:last], rows.start[first : last + 1], rows.samples, weights[first:last],
-            )  # fmt: skip
+            steps.step_rows(layer.weight, anchor, shrink, self._fed, update.g, self._inputs, rows, first, last, weights)
 
         self._in_ranges(work, rows.neurons.size, 16 * NEURONS_A_TASK, 2.0 * rows.samples.size * weights.shape[1])
         self._pairs += weights.shape[0] * self._inputs.shape[0]
         return Moved(rows.neurons, weights, self._products(weights))
 
     def _concerned(self, rows: Rows, update: Update) -> Rows:
-        """The rows of neurons that an update moves: without those where g is 0, with all those that shrink."""
-        shrinks, counts = update.shrink != 0, np.diff(rows.start)
-        if shrinks.any() and self._anchor is None:
+        """Return the rows of neurons that an update moves: without those where g is 0, with all those that shrink."""
+        shrinks = update.shrink != 0
+        counts = np.diff(rows.start)
+        if shrinks.any() and self._layer.anchor is None:
             raise ValueError("update.shrink: start the run with anchor=W₀ to shrink towards it")
-        output_of = self._output_of[rows.neurons]
+        output_of = self._fed.output_of[rows.neurons]
         pushed = update.g[rows.samples, np.repeat(output_of, counts)] != 0
         if pushed.all() and not shrinks.any():
             return rows
         kept = (np.diff(np.concatenate([[0], np.cumsum(pushed)])[rows.start]) > 0) | shrinks[output_of]
-        neurons, samples, counts = rows.neurons[kept], rows.samples[np.repeat(kept, counts)], counts[kept]
+        neurons = rows.neurons[kept]
+        samples = rows.samples[np.repeat(kept, counts)]
+        counts = counts[kept]
         if shrinks.any():
-            every = np.zeros(self._weight.shape[0], np.int64)
+            every = np.zeros(self._layer.weight.shape[0], np.int64)
             every[neurons] = counts
-            neurons = np.flatnonzero(shrinks[self._output_of] | (every > 0))
+            neurons = np.flatnonzero(shrinks[self._fed.output_of] | (every > 0))
             counts = every[neurons]
         return Rows(neurons, np.concatenate([[0], np.cumsum(counts)]), samples)
 
     def _listed(self, flips: Sequence[np.ndarray]) -> Flips:
-        """Flips 2 (r n + i) + fires in any order, as pairs ordered by neuron and sample."""
+        """Return flips 2 (r n + i) + fires, in any order, as pairs ordered by neuron and sample."""
         codes = np.sort(np.concatenate(list(flips) or [np.empty(0, np.int64)]))
         neurons, samples = np.divmod(codes >> 1, self._inputs.shape[0])
         return Flips(neurons, samples, (codes & 1).astype(np.bool_))
 
-    def _displaced(self, moved: Moved, update: Update, anew: np.ndarray) -> Displacement | None:
-        """J (W − W₀) and ‖W − W₀‖² after some neurons have moved."""
-        if self._anchor is None or self.displacement is None:
+    def _displaced(self, moved: Moved, update: Update, fresh: np.ndarray) -> Displacement | None:
+        """Return J (W − W₀) and ‖W − W₀‖² after some neurons have moved."""
+        if self._layer.anchor is None or self.displacement is None:
             return None
-        anchor, rest = self._anchor[moved.neurons], update.shrink != 0
-        before, after = self._weight[moved.neurons] - anchor, moved.weights - anchor
-        response = np.where(anew, 0.0, self.displacement.response)
+        anchor = self._layer.anchor[moved.neurons]
+        before = self._layer.weight[moved.neurons] - anchor
+        after = moved.weights - anchor
+        rest = update.shrink != 0
+        none = np.zeros_like(fresh)
+        response = np.where(fresh, 0.0, self.displacement.response)
+        self._respond(self._keys, moved.neurons, moved.neurons, fresh, before, -1.0, response)
+        every = np.arange(moved.neurons.size)
+        self._respond(self._by_neuron(moved.keys), every, moved.neurons, none, after, 1.0, response)
         squared_norm = np.where(rest, 0.0, self.displacement.squared_norm)
-        none = np.zeros_like(anew)
-        self._respond(self._keys, moved.neurons, moved.neurons, anew, before, -1.0, response)
-        self._respond(
-            self._by_neuron(moved.keys), np.arange(moved.neurons.size), moved.neurons, none, after, 1.0, response
-        )
-        steps.squared_norms(before, moved.neurons, self._output_of, -1.0, rest, squared_norm)
-        steps.squared_norms(after, moved.neurons, self._output_of, 1.0, none, squared_norm)
+        steps.squared_norms(before, moved.neurons, self._fed.output_of, -1.0, rest, squared_norm)
+        steps.squared_norms(after, moved.neurons, self._fed.output_of, 1.0, none, squared_norm)
         return Displacement(response, np.maximum(squared_norm, 0.0))
 
     def _respond(
@@ -305,46 +309,46 @@ class TreeTracking(Tracking):
         sign: float,
         response: np.ndarray,
     ) -> None:
+        """Add terms of some neurons to J (W − W₀); see `steps.respond`."""
+
         def work(first: int, last: int) -> None:
-            steps.respond(
-                keys, rows, neurons, self._threshold, self._coefficients, self._output_of, left_out, offsets,
-                self._inputs, sign, first, last, response,
-            )  # fmt: skip
+            steps.respond(keys, rows, neurons, left_out, self._fed, offsets, self._inputs, sign, first, last, response)
 
         self._in_ranges(work, self._inputs.shape[0], SAMPLES_A_TASK, 8.0 * neurons.size * self._inputs.shape[0])
 
-    def _carry_out(self, moved: Moved) -> int:
-        """Write weights and keys; returns the number of flips."""
-        self._weight[moved.neurons] = moved.weights
+    def _adopt(self, moved: Moved) -> int:
+        """Write weights and keys, and return the number of flips."""
+        self._layer.weight[moved.neurons] = moved.weights
         self._updated += moved.keys.size
         return self._write(moved)
 
     def _refresh(self) -> None:
-        """Pattern, outputs and displacement from the keys alone."""
+        """Compute pattern, outputs and displacement from the keys alone."""
         rows = self._rows(self._all_samples())
         self._patterns: list[FirePattern] | None = self._pack(rows)
         self.outputs = self._sum(rows)
         self.displacement = None
-        if self._anchor is None:
+        layer = self._layer
+        if layer.anchor is None:
             return
-        width, outputs = self._weight.shape[0], self._silent.size
-        displacement = Displacement(np.zeros_like(self.outputs), np.zeros(outputs))
-        none = np.zeros(outputs, np.bool_)
+        width = layer.weight.shape[0]
+        displacement = Displacement.none(self._inputs.shape[0], layer.silent.size)
+        none = np.zeros(layer.silent.size, np.bool_)
         for first in range(0, width, 16 * NEURONS_A_TASK):
             neurons = np.arange(first, min(first + 16 * NEURONS_A_TASK, width))
-            offsets = self._weight[neurons] - self._anchor[neurons]
+            offsets = layer.weight[neurons] - layer.anchor[neurons]
             self._respond(self._keys, neurons, neurons, none, offsets, 1.0, displacement.response)
-            steps.squared_norms(offsets, neurons, self._output_of, 1.0, none, displacement.squared_norm)
+            steps.squared_norms(offsets, neurons, self._fed.output_of, 1.0, none, displacement.squared_norm)
         self.displacement = displacement
 
 
 def _supported(g: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " b"]:
-    """Samples with g ≠ 0, ascending."""
+    """Return the samples with g ≠ 0, ascending."""
     return np.flatnonzero(np.any(g != 0, axis=1)).astype(np.int32)
 
 
 class SearchTree(Tracker):
-    """A tracker with a search tree for each sample, or for each neuron."""
+    """Tracker with a search tree for each sample, or for each neuron."""
 
     tracking: ClassVar[type[TreeTracking]]
 
@@ -362,7 +366,7 @@ class SearchTree(Tracker):
         state: dict[str, np.ndarray] | None = None,
         expected: Float[np.ndarray, "n k"] | None = None,
     ) -> TreeTracking:
-        """See `Tracker.start`.
+        """Find the fire pattern of a network; see `Tracker.start`.
 
         Raises
         ------

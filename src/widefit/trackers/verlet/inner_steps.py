@@ -1,352 +1,244 @@
-"""Steps between two looks at the weights, in sample space (multiple time steps of near pairs)."""
+"""Steps between two looks at the weights, in sample space, of all outputs (multiple time steps of near pairs)."""
 
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from widefit.kernels.verlet import inner_steps as kernels
-from widefit.kernels.verlet.near_lists import move
-from widefit.trackers.fire_pattern import Chunk, word_dtype
-from widefit.trackers.verlet.lookahead import MANY, Forecast
-from widefit.trackers.verlet.near_lists import Lists
+from widefit.kernels.threads import ordered_map
+from widefit.kernels.verlet import inner_steps, near_lists
+from widefit.trackers.base import Grams, Trial, Update
+from widefit.trackers.counters import Counters
+from widefit.trackers.verlet.block_forecast import BlockForecast
+from widefit.trackers.verlet.blocks import BlockTrial
+from widefit.trackers.verlet.forecast import Forecast
+from widefit.trackers.verlet.lookahead import LookaheadSchedule
+from widefit.trackers.verlet.near_pairs import NearPairs
+from widefit.trackers.verlet.output_steps import OutputStep, OutputSteps, PendingUpdate, half_counts
+from widefit.trackers.verlet.run_lists import RunLists, Work
 
-# Parts that the samples are cut into, whatever the number of threads.
-_PARTS = 8
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """A block on its way along a forecast.
-
-    Attributes
-    ----------
-    forecast
-        Of its output.
-    direction
-        v_r = Σ_{i: r fires on i} ĝ_i x_i.
-    coefficients
-        a_r / √m.
-    inputs
-        X.
-    """
-
-    forecast: Forecast
-    direction: Float[np.ndarray, "rows d"]
-    coefficients: Float[np.ndarray, " rows"]
-    inputs: Float[np.ndarray, "n d"]
-
-    @classmethod
-    def of(
-        cls,
-        forecast: Forecast,
-        weights: Float[np.ndarray, "rows d"],
-        coefficients: Float[np.ndarray, " rows"],
-        inputs: Float[np.ndarray, "n d"],
-        lists: Lists,
-    ) -> "Ahead":
-        direction = np.zeros_like(weights)
-        move(
-            direction, weights[:0], weights.dtype.type(0), np.full(len(weights), -1.0), forecast.direction, inputs,
-            lists.entries, direction,
-        )  # fmt: skip
-        return cls(forecast, direction, coefficients, inputs)
-
-    def reach(self, lists: Lists) -> Float[np.ndarray, " rows"]:
-        """How far each neuron can go, apart from what its near pairs add."""
-        out = np.empty(len(self.direction))
-        kernels.reach(
-            lists.entries, self.direction, self.coefficients, self.forecast.stretch, self.forecast.deviation, out
-        )
-        return out
-
-    def near(
-        self,
-        lists: Lists,
-        margins: Float[np.ndarray, " listed"],
-        norms: Float[np.ndarray, " n"],
-        rounding: Float[np.ndarray, " rows"],
-    ) -> tuple[Bool[np.ndarray, " listed"] | None, Float[np.ndarray, " rows"]]:
-        """The listed pairs that can come to the threshold, None if there are many; how far each neuron can go."""
-        near, reached = np.zeros(margins.size, np.bool_), np.zeros(len(self.direction))
-        most = 64 + int(np.count_nonzero(lists.fires)) // MANY
-        found = kernels.choose(
-            lists.entries, margins, self.direction, self.inputs, norms, self.coefficients, self.forecast.stretch,
-            self.forecast.deviation, self.forecast.swing, rounding, most, near, reached,
-        )  # fmt: skip
-        return (near if found <= most else None), reached
-
-
-@dataclass(frozen=True)
-class NearPairs:
-    """Pairs of the neurons of an output that can come to the threshold, in the order of the neurons.
-
-    Attributes
-    ----------
-    neurons, samples
-        The pairs.
-    margins
-        ⟨w, x⟩ − b.
-    fires
-        Whether they fire.
-    awake, length, words
-        The neurons that have some, and the samples that each fires on, one neuron after the other.
-    """
-
-    neurons: Int[np.ndarray, " pairs"]
-    samples: Int[np.ndarray, " pairs"]
-    margins: Float[np.ndarray, " pairs"]
-    fires: Bool[np.ndarray, " pairs"]
-    awake: Int[np.ndarray, " slots"]
-    length: Int[np.ndarray, " slots"]
-    first: Int[np.ndarray, " slots"]
-    words: np.ndarray
-
-    @classmethod
-    def of(
-        cls, block: Chunk, lists: Lists, margins: Float[np.ndarray, " listed"], near: Bool[np.ndarray, " listed"]
-    ) -> "NearPairs":
-        """Those of a block, some of the listed pairs."""
-        places = np.flatnonzero(near)
-        rows = np.searchsorted(lists.start, places, side="right") - 1
-        awake, count = np.unique(rows, return_counts=True)
-        room = np.diff(np.append(0, np.cumsum(lists.fires))[lists.start])[awake] + count
-        first, length = np.cumsum(room) - room, np.empty(awake.size, np.int64)
-        words = np.empty(int(room.sum()), lists.samples.dtype)
-        kernels.rows_of(lists.entries, awake, first, length, words)
-        return cls(
-            rows + block.first, lists.samples[places].astype(np.int64), margins[places], lists.fires[places],
-            awake + block.first, length, first, words,
-        )  # fmt: skip
-
-    @classmethod
-    def join(cls, parts: Sequence["NearPairs"]) -> "NearPairs":
-        """Those of consecutive blocks."""
-        shift = np.cumsum([0, *(part.words.size for part in parts[:-1])])
-        first = np.concatenate([part.first + by for part, by in zip(parts, shift, strict=True)])
-        whole = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("neurons", "samples", "margins", "fires", "awake", "length", "words")
-        }
-        return cls(first=first, **whole)
+# A product with H has to be cheaper than a step on lists: n² / m k d / this.
+_DEAR = 2
 
 
 class InnerSteps:
-    """Steps of one output for which a forecast holds.
-
-    Between the steps only pairs near the threshold can flip. Their pre-activations follow from K and from who fires,
-    k_r operations for each, f from H g, and H from the flips; the weights follow later, from the sum of g.
+    """Steps that leave the weights behind, from a look ahead on until a step is not like those it has foreseen.
 
     Attributes
     ----------
-    forecast
-        What holds for as long as they last.
-    total, path
-        Σ g and Σ |g|.
-    steps
-        Their number.
-    half
-        H = a² / m K ∘ (half + halfᵀ) but for the flips of the last step, changed in place.
+    schedule
+        When to look ahead, and how far.
     """
 
-    def __init__(
-        self,
-        forecast: Forecast,
-        pairs: NearPairs,
-        coefficients: Float[np.ndarray, " m"],
-        similarity: Float[np.ndarray, "n n"],
-        scale: float,
-        half: Float[np.ndarray, "n n"],
-    ):
-        """`half` counts co-firings, float32, for `scale` = a² / m; or sums up squares of coefficients, float64."""
-        samples = forecast.direction.size
-        self.forecast, self.half, self.steps = forecast, half, 0
-        self.total, self.path = np.zeros(samples), np.zeros(samples)
-        self._similarity, self._near = similarity, pairs
-        order = np.argsort(pairs.samples, kind="stable")
-        start = np.searchsorted(pairs.samples[order], np.arange(samples + 1))
-        # Rows in the order in which the pairs come to them: memory is read as it stands.
-        mine = np.searchsorted(pairs.awake, pairs.neurons)
-        _, seen = np.unique(mine[order], return_index=True)
-        awake, place = np.argsort(seen), np.empty(seen.size, np.int64)
-        place[awake] = np.arange(seen.size)
-        self._order, self._pairs = order, (start, place[mine[order]])
-        self._margins, self._fires = pairs.margins[order], pairs.fires[order]
-        self._turned, self._flipped = np.zeros(order.size, np.bool_), np.zeros(order.size, np.int8)
-        self._carried = np.zeros(order.size)
-        self._awake, self._rows = awake, _rearranged(pairs.first, pairs.length, pairs.words, awake)
-        self._coefficients = coefficients[pairs.awake[awake]]
-        plain = half.dtype == np.float32
-        self._squares = np.ones(awake.size) if plain else self._coefficients**2
-        self._scale = scale if plain else 1.0
-        self._of_slots = _shared(self._pairs[1], np.repeat(np.arange(samples), np.diff(start)))
-        work = start + 20.0 * np.arange(samples + 1)
-        self._edges = np.searchsorted(work, np.linspace(0, work[-1], _PARTS + 1))
+    def __init__(self, run: RunLists):
+        layer = run.layer
+        weight = layer.weight
+        size = float(np.sqrt(np.sum(np.square(weight, dtype=np.float64)) / len(weight))) + abs(layer.threshold)
+        self._run = run
+        # Rounding of a pre-activation, over ‖w‖ (1 + ‖x‖).
+        self._rounding = 8 * float(np.finfo(np.float64).eps) * (run.inputs.shape[1] + 16)
+        self._least = self._rounding * float(size) / max(float(np.abs(layer.coefficients).max()), 1e-300)
+        self._steps: list[OutputSteps] = []
+        self._similarity: np.ndarray | None = None
+        self._executor = ThreadPoolExecutor(run.threads, thread_name_prefix="widefit")
+        self.schedule = LookaheadSchedule(layer.silent.size, run.density)
 
     @property
-    def size(self) -> int:
-        """Near pairs."""
-        return self._order.size
-
-    @property
-    def idle(self) -> int:
-        """Near pairs that have not flipped."""
-        return self.size - int(np.count_nonzero(self._turned))
+    def active(self) -> bool:
+        """True between two looks at the weights."""
+        return bool(self._steps)
 
     @property
     def nbytes(self) -> int:
-        return 60 * self.size + self._rows[2].nbytes + self.half.nbytes + self._similarity.nbytes
+        """Memory of the steps."""
+        return sum(steps.nbytes for steps in self._steps)
 
-    def covers(self, g: Float[np.ndarray, " n"]) -> bool:
-        return self.forecast.holds(self.total + g, self.path + np.abs(g))
+    # Steps.
 
-    def propose(self, g: Float[np.ndarray, " n"], threads: int, executor: Executor) -> "InnerStep":
-        """What a step does."""
-        after, bends, images = np.empty(self.size), np.empty(g.size), np.zeros((_PARTS, g.size))
+    def propose(self, update: Update, gram: Grams) -> Trial | None:
+        """Find out the effect of an update that does not shrink; None where no look ahead covers it."""
+        if not self._covers(update.g, gram):
+            return None
+        steps = [
+            own.propose(np.ascontiguousarray(update.g[:, output]), self._run.threads, self._executor)
+            for output, own in enumerate(self._steps)
+        ]
+        outputs = self._run.outputs + np.stack([step.change for step in steps], axis=1)
+        return Trial(update, outputs, sum(step.flips for step in steps), False, None, steps)
 
-        def parts(first: int, last: int) -> int:
-            return kernels.evaluate(
-                self._edges[first : last + 1], self._pairs, self._margins, self._fires, self._flipped, self._rows,
-                self._coefficients, self._squares, g, self._similarity, self.half, after, images[first:last], bends,
-            )  # fmt: skip
+    def commit(self, trial: Trial) -> bool:
+        """Carry a trial out, if it is the next of these steps; return False otherwise."""
+        steps: list[OutputStep] = trial.payload
+        if not (isinstance(steps[0], OutputStep) and all(step.fits(self._steps) for step in steps)):
+            return False
+        for step in steps:
+            step.steps.commit(step)
+            self._run.counters += Counters(pairs_evaluated=step.after.size)
+        self._run.outputs = trial.outputs
+        return True
 
-        shares = np.linspace(0, _PARTS, min(threads, _PARTS) + 1).astype(np.int64).tolist()
-        others = [executor.submit(parts, *share) for share in pairwise(shares[1:])]
-        flips = parts(*shares[:2]) + sum(other.result() for other in others)
-        return InnerStep(self, self.steps, g, after, bends - self._scale * images.sum(0), flips)
+    def end(self) -> None:
+        """Bring the weights to where the steps have taken them, and end the steps."""
+        if not self._steps:
+            return
+        run = self._run
+        self._move_all()
+        way = np.linalg.norm(run.moved - run.layer.weight, axis=1) * (1 + 1e-6)
+        for block, lists in zip(run.blocks, run.lists, strict=True):
+            lists.path[:] += way[block.rows]
+        run.layer.weight[:] = run.moved
+        self._steps = []
 
-    def commit(self, step: "InnerStep") -> None:
-        g = step.g
-        kernels.commit(
-            self._pairs, self._margins, self._fires, self._flipped, self._turned, self._carried, self._rows, g,
-            step.after,
-        )  # fmt: skip
-        kernels.count_twice(self._flipped, self._squares, self.half, self._of_slots)
-        self.total += g
-        self.path += np.abs(g)
-        self.steps += 1
+    def close(self) -> None:
+        """Release the threads."""
+        self._executor.shutdown()
 
-    def settle(self) -> Float[np.ndarray, "n n"]:
-        """`half`, up to date."""
-        kernels.settle(0, len(self.half), self._pairs, self._flipped, self._rows, self._squares, self.half)
-        return self.half
+    # Looking ahead.
 
-    def carried(self) -> "Carried":
-        """What the steps come to in the weights."""
-        fires, amounts = np.empty_like(self._fires), np.empty_like(self._carried)
-        samples = self._near.samples[self._order]
-        fires[self._order] = self._fires
-        amounts[self._order] = self._carried - np.where(self._fires, self.total[samples], 0.0)
-        return Carried(self.total, self._near.neurons, self._near.samples, fires, amounts)
+    def _covers(self, g: Float[np.ndarray, "n k"], gram: Grams) -> bool:
+        """Return True where the steps cover this one, if need be after a look ahead."""
+        if self._steps and all(steps.covers(g[:, output]) for output, steps in enumerate(self._steps)):
+            return True
+        if not np.all(np.isfinite(g)) or not self._worth_a_look(g):
+            return False
+        halves = [steps.updated_counts() for steps in self._steps]
+        if not halves:
+            halves = [half_counts(gram(output).counts) for output in range(g.shape[1])]
+        return self._look_ahead(g, halves)
+
+    def _worth_a_look(self, g: Float[np.ndarray, "n k"]) -> bool:
+        run = self._run
+        neurons, features = run.layer.weight.shape
+        firing = run.firing
+        if not self._steps:
+            if len(g) ** 2 > firing * features / _DEAR:
+                return False
+            size = float(np.sqrt(np.mean(np.square(run.layer.coefficients))))
+            return self.schedule.should_look(g, run.skins.norms, size, neurons, firing)
+        pays = self.schedule.update(
+            forecasts=[steps.forecast for steps in self._steps],
+            totals=np.stack([steps.total for steps in self._steps], axis=1) + g,
+            steps=self._steps[0].steps,
+            idle=sum(steps.idle for steps in self._steps),
+            look=firing * features,
+            row=firing / neurons,
+        )
+        if not pays:
+            self.end()
+        return pays
+
+    def _look_ahead(self, g: Float[np.ndarray, "n k"], halves: list[np.ndarray]) -> bool:
+        """Begin new steps from a look at all weights; return False where too many pairs are near the threshold."""
+        run = self._run
+        forecasts = self.schedule.forecasts(g, run.skins.norms, self._least)
+        evaluate_block = partial(self._evaluate_block, forecasts, self._pending())
+        trial = run.evaluate(evaluate_block, Update(0 * g, np.zeros(g.shape[1])))
+        run.adopt(trial)
+        self._steps = []
+        near = [[part.near for part in trial.payload if part.chunk.output == output] for output in range(g.shape[1])]
+        if any(None in parts for parts in near):
+            self.schedule.back_off()
+            return False
+        for output, (forecast, parts, half) in enumerate(zip(forecasts, near, halves, strict=True)):
+            self._steps.append(OutputSteps(forecast, NearPairs.joined(parts), *self._problem(output), half))
+        return True
+
+    def _evaluate_block(self, forecasts: list[Forecast], pending: list[PendingUpdate], work: Work) -> BlockTrial:
+        """Bring one block up to date, and find its pairs that the next steps can take to the threshold."""
+        block, lists = work
+        run = self._run
+        layer = run.layer
+        weights = layer.weight[block.rows]
+        moved = run.moved[block.rows]
+        reference = run.reference[block.rows]
+        brought = self._move_block(pending, work)
+        ahead = BlockForecast.of(forecasts[block.output], moved, layer.coefficients[block.rows], run.inputs, lists)
+        rounding = self._rounding * (np.linalg.norm(moved, axis=1) + abs(layer.threshold))
+        far = ahead.reach(lists)
+        while True:
+            longer, leaving = run.skins.leaving(lists, weights, moved, reference, run.step, far)
+            skin = np.maximum(run.skins.best(longer, leaving, run.step), 1.5 * far[leaving])
+            after = run.skins.renewed(longer, leaving, moved, skin, run.step)
+            outputs = np.zeros(run.inputs.shape[0])
+            margins = np.empty(after.samples.size)
+            near_lists.evaluate(moved, run.inputs, layer.threshold, ahead.coefficients, after.entries, outputs, margins)
+            if brought is not None:
+                inner_steps.restore(after.entries, *brought)
+            near, reached = ahead.near(after, margins, run.skins.norms, rounding)
+            if near is None:
+                return BlockTrial(block, after, leaving, outputs)
+            short = after.path + reached > after.skin
+            if not np.any(short & (reached > 0)):
+                return BlockTrial(block, after, leaving, outputs, near=NearPairs.of(block, after, margins, near))
+            far = np.where(short, 1.5 * reached, far)
+
+    def _problem(self, output: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return the coefficients, K, and a² / m of an output."""
+        layer = self._run.layer
+        if self._similarity is None:
+            self._similarity = self._run.inputs @ self._run.inputs.T
+        return layer.coefficients, self._similarity, float(layer.coefficients[layer.groups[output][0]] ** 2)
+
+    # The weights behind.
+
+    def weights(self) -> Float[np.ndarray, "m d"]:
+        """Return W after the steps; not a copy."""
+        if not self._steps:
+            return self._run.layer.weight
+        self._move_all()
+        return self._run.moved
+
+    def write_firing(self) -> None:
+        """Write who fires into the lists."""
+        pending = self._pending()
+        for block, lists in zip(self._run.blocks, self._run.lists, strict=True):
+            if pending:
+                near = pending[block.output].of(block.first, block.last)
+                inner_steps.restore(lists.entries, near.neurons, near.samples, near.fires)
+
+    def _pending(self) -> list[PendingUpdate]:
+        return [steps.pending() for steps in self._steps]
+
+    def _move_all(self) -> None:
+        """Bring all weights to where the steps have taken them, into `moved`; the lists tell who fires there."""
+        run = self._run
+        run.proposed = None
+        work = zip(run.blocks, run.lists, strict=True)
+        for _ in ordered_map(partial(self._move_block, self._pending()), work, run.threads):
+            pass
+
+    def _move_block(self, pending: list[PendingUpdate], work: Work) -> tuple | None:
+        """Bring a block to where the steps have taken it; return its near pairs and whether they fire."""
+        block, lists = work
+        run = self._run
+        weights = run.layer.weight[block.rows]
+        moved = run.moved[block.rows]
+        if not pending:
+            moved[:] = weights
+            return None
+        coefficients = run.layer.coefficients[block.rows]
+        own = pending[block.output].of(block.first, block.last)
+        inner_steps.restore(lists.entries, own.neurons, own.samples, own.fires)
+        near_lists.move(
+            weights, weights[:0], weights.dtype.type(0), coefficients, own.total, run.inputs, lists.entries, moved
+        )
+        inner_steps.fold(moved, coefficients, run.inputs, own.neurons, own.samples, own.amounts)
+        return own.neurons, own.samples, own.fires
+
+    # Checkpoints.
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restored` needs beside what the constructor is given, but for the pairs."""
-        self.settle()
-        awake = np.argsort(self._awake)
-        first, length, words = _rearranged(*self._rows, awake)
-        by_neuron = np.empty((4, self.size))
-        by_neuron[:, self._order] = self._margins, self._fires, self._turned, self._carried
-        forecast = self.forecast
+        """Return the steps of every output."""
         return {
-            "near": by_neuron, "pairs": np.stack([self._near.neurons, self._near.samples]),
-            "rows": np.stack([self._near.awake, first, length]), "words": words.astype(np.int32),
-            "sums": np.stack([self.total, self.path, forecast.direction, forecast.swing]),
-            "deviation": forecast.deviation, "numbers": np.array([forecast.stretch, self.steps]), "half": self.half,
-        }  # fmt: skip
+            f"{output}.{name}": array
+            for output, steps in enumerate(self._steps)
+            for name, array in steps.state().items()
+        }
 
-    @classmethod
-    def restored(
-        cls,
-        state: dict[str, np.ndarray],
-        norms: Float[np.ndarray, " n"],
-        coefficients: Float[np.ndarray, " m"],
-        similarity: Float[np.ndarray, "n n"],
-        scale: float,
-    ) -> "InnerSteps":
-        """In the middle of a run, to go on to the same bits."""
-        margins, fires, turned, carried = state["near"]
-        neurons, samples = state["pairs"]
-        awake, first, length = state["rows"]
-        total, path, direction, swing = state["sums"]
-        stretch, steps = state["numbers"]
-        pairs = NearPairs(
-            neurons, samples, margins, fires > 0, awake, length, first, state["words"].astype(word_dtype(len(norms)))
-        )
-        forecast = Forecast(direction, float(stretch), state["deviation"], swing, norms)
-        self = cls(forecast, pairs, coefficients, similarity, scale, state["half"].copy())
-        self.total, self.path, self.steps = total.copy(), path.copy(), int(steps)
-        self._turned, self._carried = turned[self._order] > 0, carried[self._order]
-        return self
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Steps that the weights have not taken yet.
-
-    Attributes
-    ----------
-    total
-        s = Σ g.
-    neurons, samples, fires
-        The near pairs in the order of the neurons, and whether they fire now.
-    amounts
-        Σ g_i over the steps in which a near pair fired, less s_i where it fires now.
-    """
-
-    total: Float[np.ndarray, " n"]
-    neurons: Int[np.ndarray, " pairs"]
-    samples: Int[np.ndarray, " pairs"]
-    fires: Bool[np.ndarray, " pairs"]
-    amounts: Float[np.ndarray, " pairs"]
-
-    def of(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Neurons counted from `first`, samples, fires and amounts of some neurons."""
-        own = slice(*np.searchsorted(self.neurons, [first, last]))
-        return self.neurons[own] - first, self.samples[own], self.fires[own], self.amounts[own]
-
-
-@dataclass(frozen=True)
-class InnerStep:
-    """A step that is not taken yet; `change` is that of f."""
-
-    steps: InnerSteps
-    number: int
-    g: Float[np.ndarray, " n"]
-    after: Float[np.ndarray, " pairs"]
-    change: Float[np.ndarray, " n"]
-    flips: int
-
-    def fits(self, steps: Sequence[InnerSteps]) -> bool:
-        """Whether it is the next of some steps."""
-        return any(self.steps is inner and self.number == inner.steps for inner in steps)
-
-
-def half_of(counts: np.ndarray) -> Float[np.ndarray, "n n"]:
-    """From the upper triangle of N: float32, which is exact for counts, or float64 for sums of squares."""
-    half = np.triu(counts).astype(np.float32 if counts.dtype.kind == "i" else np.float64)
-    np.fill_diagonal(half, half.diagonal() / 2)
-    return half
-
-
-def _rearranged(
-    first: Int[np.ndarray, " slots"],
-    length: Int[np.ndarray, " slots"],
-    words: np.ndarray,
-    to: Int[np.ndarray, " slots"],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same for rows that stand one after the other, in another order."""
-    room = np.diff(np.append(first, words.size))[to]
-    after = np.cumsum(room) - room
-    places = np.repeat(first[to] - after, room) + np.arange(words.size)
-    return after, length[to], words[places]
-
-
-def _shared(slots: Int[np.ndarray, " pairs"], samples: Int[np.ndarray, " pairs"]) -> tuple[np.ndarray, ...]:
-    """Rows with more than one pair: where each begins, their pairs, samples, and the row of each."""
-    order = np.argsort(slots, kind="stable")
-    count = np.bincount(slots)
-    order = order[(count > 1)[slots[order]]]
-    return np.append(0, np.cumsum(count[count > 1])), order, samples[order], np.flatnonzero(count > 1)
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from the arrays of `state`."""
+        for output in range(self._run.layer.silent.size):
+            own = {name.split(".", 1)[1]: array for name, array in state.items() if name.startswith(f"{output}.")}
+            if own:
+                self._steps.append(OutputSteps.restored(own, self._run.skins.norms, *self._problem(output)))

@@ -1,91 +1,28 @@
-"""Looking ahead: what the next steps of a descent will be like, and how many of them to prepare for."""
+"""Schedule of looks ahead: whether to prepare for the next steps of a descent, and for how many."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-# What a bound leaves for surprises; how it grows with the number of steps; where it starts, in terms of the first one.
-_ROOM, _GROWTH, _FIRST = 1.2, 1.5, 0.2
-# Looking ahead is worth its while as long as no more than one in so many of the pairs that fire is near the threshold.
+from widefit.trackers.verlet.forecast import Forecast
+
+# Looking ahead pays as long as no more than one in so many of the pairs that fire is near the threshold.
 MANY = 8
 # Steps of the first look ahead, and of any; half of them must come true.
 _SHORT = 6.0
-# Factor from one look to the next; steps to wait at most where it does not pay.
-_CHANGE, _LONGEST = 1.4, 32
-# What a look costs for a pair that fires and a feature, and a near pair beside its neuron's row, in additions.
-_LOOK, _PAIR = 1.5, 20
+# Factor from one look to the next.
+_CHANGE = 1.4
+# Steps to wait at most where looking ahead does not pay.
+_LONGEST = 32
+# Cost of a look for a pair that fires and a feature, in additions.
+_LOOK = 1.5
+# Cost of a near pair beside its neuron's row, in additions.
+_PAIR = 20
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """Steps whose sum s stays near a line, s ≈ θ ĝ with 0 ≤ θ ≤ stretch.
-
-    Attributes
-    ----------
-    direction
-        ĝ, the first of them.
-    stretch
-        Θ.
-    deviation
-        For k = 0 … n, the k largest |s_i − θ ĝ_i| ‖x_i‖ together are no more than this.
-    swing
-        Σ_{t in T} g_i(t) is no further than this, over ‖x_i‖, from 0 and from θ ĝ_i, for any steps T.
-    norms
-        ‖x_i‖.
-    """
-
-    direction: Float[np.ndarray, " n"]
-    stretch: float
-    deviation: Float[np.ndarray, " n_plus_one"]
-    swing: Float[np.ndarray, " n"]
-    norms: Float[np.ndarray, " n"]
-
-    @classmethod
-    def of(
-        cls,
-        direction: Float[np.ndarray, " n"],
-        stretch: float,
-        shape: Float[np.ndarray, " n_plus_one"] | None,
-        norms: Float[np.ndarray, " n"],
-        least: float,
-    ) -> "Forecast":
-        """For about `stretch` steps like this one, that leave the line as those before did, or by `least`."""
-        size = np.abs(direction)
-        if shape is None:
-            shape = _FIRST * _largest(size * norms) / max(float(size.sum()), 1e-300)
-        room = _ROOM * float(size.sum()) * stretch**_GROWTH * shape
-        return cls(direction, stretch, room + least, stretch * (1.1 * size + 0.1 * size.mean()) * norms + least, norms)
-
-    def along(self, total: Float[np.ndarray, " n"]) -> tuple[float, Float[np.ndarray, " n_plus_one"]]:
-        """θ of a sum, and how far that is from the line."""
-        square = float(self.direction @ self.direction)
-        theta = max(float(total @ self.direction) / square, 0.0) if square > 0 else 0.0
-        return theta, _largest(np.abs(total - theta * self.direction) * self.norms)
-
-    def holds(self, total: Float[np.ndarray, " n"], path: Float[np.ndarray, " n"]) -> bool:
-        """Whether it covers steps of this sum, and of this sum of their sizes."""
-        theta, off = self.along(total)
-        if not (theta <= self.stretch and np.all(off <= self.deviation)):
-            return False
-        back = 0.5 * (path - np.sign(self.direction) * total)
-        swing = np.maximum(path, back + theta * np.abs(self.direction))
-        return bool(np.all(swing * self.norms <= self.swing * (1 + 1e-12)))
-
-    def shape(self, total: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n_plus_one"]:
-        """How steps leave the line, whatever their size and number."""
-        theta, off = self.along(total)
-        return off / (max(theta, 1.0) ** _GROWTH * max(float(np.abs(self.direction).sum()), 1e-300))
-
-
-def _largest(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n_plus_one"]:
-    """Sums of the k largest, k = 0 … n."""
-    return np.append(0.0, np.cumsum(np.sort(values)[::-1]))
-
-
-class Outlook:
-    """When to look ahead, and how far: learned from the steps so far, never from the clock.
+class LookaheadSchedule:
+    """Schedule of looks ahead, and their length: learned from the steps so far, never from the clock.
 
     Attributes
     ----------
@@ -95,23 +32,27 @@ class Outlook:
 
     def __init__(self, outputs: int, density: float):
         self.density = density
-        self._stretch, self._waiting, self._pause = _SHORT, 0, 1
+        self._stretch = _SHORT
+        self._waiting = 0
+        self._pause = 1
         self._shapes: list[np.ndarray | None] = [None] * outputs
         self._before: np.ndarray | None = None
 
-    def passed(self, g: Float[np.ndarray, "n k"]) -> None:
-        """A step was taken without looking ahead."""
+    def record_plain_step(self, g: Float[np.ndarray, "n k"]) -> None:
+        """Record a step that was taken without looking ahead."""
         self._before = g
 
-    def wait(self) -> None:
-        """Looking ahead does not pay yet."""
-        self._pause, self._stretch = min(_LONGEST, 2 * self._pause), _SHORT
-        self._waiting, self._before = self._pause, None
+    def back_off(self) -> None:
+        """Wait twice as long as before: looking ahead does not pay yet."""
+        self._pause = min(_LONGEST, 2 * self._pause)
+        self._waiting = self._pause
+        self._stretch = _SHORT
+        self._before = None
 
-    def promising(
+    def should_look(
         self, g: Float[np.ndarray, "n k"], norms: Float[np.ndarray, " n"], size: float, neurons: int, firing: int
     ) -> bool:
-        """Whether steps like this one and the last are likely to have few near pairs.
+        """Return True where steps like this one and the last are likely to have few near pairs.
 
         Parameters
         ----------
@@ -138,13 +79,13 @@ class Outlook:
         return self._waiting < 0
 
     def forecasts(self, g: Float[np.ndarray, "n k"], norms: Float[np.ndarray, " n"], least: float) -> list[Forecast]:
-        """One an output, of steps of which this is the first."""
+        """Return a forecast for each output, of steps of which this is the first."""
         return [
             Forecast.of(direction, self._stretch, shape, norms, least)
             for direction, shape in zip(np.ascontiguousarray(g.T), self._shapes, strict=True)
         ]
 
-    def learn(
+    def update(
         self,
         forecasts: Sequence[Forecast],
         totals: Float[np.ndarray, "n k"],
@@ -153,7 +94,7 @@ class Outlook:
         look: int,
         row: float,
     ) -> bool:
-        """From steps that end: whether to look ahead again.
+        """Learn from steps that end; return True where to look ahead again.
 
         Parameters
         ----------
@@ -164,7 +105,7 @@ class Outlook:
         idle
             Near pairs that have not flipped.
         look
-            Pairs that fire, times the features.
+            Pairs that fire, times the features: the work of a look.
         row
             Samples that a neuron fires on.
         """
@@ -172,20 +113,23 @@ class Outlook:
         further = _LOOK * look > 2 * steps * idle * (_PAIR + row)
         self._stretch = max(_SHORT, self._stretch * (_CHANGE if further else 1 / _CHANGE))
         if steps < _SHORT / 2:
-            self.wait()
+            self.back_off()
             return False
         self._pause = 1
         return True
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs."""
+        """Return the arrays that `restore` needs."""
         held = {"outlook": np.array([self.density, self._stretch, self._waiting, self._pause])}
         held |= {f"shape.{c}": shape for c, shape in enumerate(self._shapes) if shape is not None}
         return held if self._before is None else held | {"before": self._before}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go on from an earlier state."""
-        self.density, self._stretch = map(float, state["outlook"][:2])
-        self._waiting, self._pause = map(int, state["outlook"][2:])
+        """Continue from an earlier state."""
+        density, stretch, waiting, pause = state["outlook"]
+        self.density = float(density)
+        self._stretch = float(stretch)
+        self._waiting = int(waiting)
+        self._pause = int(pause)
         self._shapes = [state.get(f"shape.{c}") for c in range(len(self._shapes))]
         self._before = state.get("before")

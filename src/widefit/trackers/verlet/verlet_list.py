@@ -1,4 +1,4 @@
-"""The tracker of Verlet lists: a neuron that has not moved far fires on no sample but those near it."""
+"""Tracker of Verlet lists: a neuron that has not moved far fires on no sample but those near it."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class VerletList(Tracker):
 
     A neuron within its skin R_r of where its list was made, ‖w_r − w̃_r‖ ≤ R_r, fires on no samples but those with
     ⟨w̃_r, x_i⟩ > b − R_r ‖x_i‖, which are listed. A step moves the weights and evaluates the listed pairs; a neuron
-    that has left its skin is looked at as a whole, 2 n d operations. So a step costs 2 d (firing + listed) operations
+    that has left its skin is evaluated as a whole, 2 n d operations. So a step costs 2 d (firing + listed) operations
     a neuron, and reads the weights, where a dense one costs 2 n d.
 
     Short steps that resemble each other, as those of gradient descent, are taken in sample space, many between two
@@ -35,15 +35,15 @@ class VerletList(Tracker):
     Parameters
     ----------
     price
-        What a pair of a neuron that has left its skin costs, in evaluations of a listed pair. The default is below what
-        is measured, half of one: speeds fall.
+        Cost of a pair of a neuron that has left its skin, in evaluations of a listed pair. The default is below the
+        measured cost, half of one: speeds fall.
     """
 
     price: float = 0.1
     name: str = "verlet-list"
 
     @property
-    def anywhere(self) -> bool:
+    def accepts_new_points(self) -> bool:
         return True
 
     @property
