@@ -60,7 +60,7 @@ class CurrentGrams:
         return self._held[output]
 
     def _squares_of(self, output: int, patterns: Sequence[FirePattern]) -> tuple[float, np.ndarray | None]:
-        """What a co-firing counts; looked at chunk by chunk, so that equal readouts take no memory."""
+        """Weight of a co-firing; found chunk by chunk, so that equal readouts take no memory."""
         if output not in self._squares:
             scales = set()
             for pattern in patterns:

@@ -26,12 +26,12 @@ def norm_keeping_scale(width: int, threshold: float) -> float:
 
 
 class Deep(nn.Module):
-    """L layers of shifted ReLUs, h_l = c_b φ_b(z_l), and the sum of linear read-outs from them.
+    """L layers of shifted ReLUs, h_l = c_b φ_b(z_l), and the sum of linear readouts from them.
 
     z_1 = A_1 x, z_l = √(1 − γ) W_l h_{l−1} + √γ A_l x and f(x) = Σ_l B_lᵀ h_l, with standard normal A_l and W_l: the
     network of arXiv 2112.07628 with two additions of this project. Stacked shifted layers drive all inner products
     between samples towards zero, and the network stops generalizing; a share γ of the input in every layer, and
-    read-outs from every layer, keep it as good as plain ReLUs.
+    readouts from every layer, keep it as good as plain ReLUs.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Deep(nn.Module):
     readout_scale
         Size of the entries of B before the factor 1/√(layers that are read); the larger, the less the layers move.
     paired
-        Neurons 2j and 2j + 1 of every layer start with equal weights and opposite read-outs: f = 0 before training.
+        Neurons 2j and 2j + 1 of every layer start with equal weights and opposite readouts: f = 0 before training.
     seed
         Fixes all weights, whatever the dtype.
     dtype

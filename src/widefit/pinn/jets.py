@@ -23,7 +23,7 @@ class UnsupportedError(Exception):
 
 
 class Jet:
-    """What takes the place of a tensor of some shape.
+    """Stand-in for a tensor of some shape.
 
     Parameters
     ----------

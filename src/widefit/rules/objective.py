@@ -42,8 +42,8 @@ class Objective:
         """The largest second derivative of ℓ in the outputs."""
         return RULE_LOSSES[self.kind].curvature
 
-    def part(self, samples: slice | Int[np.ndarray, " q"]) -> "Objective":
-        """Of some of the samples, the ridge in proportion."""
+    def subset(self, samples: slice | Int[np.ndarray, " q"]) -> "Objective":
+        """Restrict the objective to some of the samples, with the ridge scaled in proportion."""
         targets = self.targets[samples]
         return Objective(targets, self.sample_weight[samples], self.alpha * len(targets) / len(self.targets), self.kind)
 

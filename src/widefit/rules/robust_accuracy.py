@@ -1,4 +1,4 @@
-"""What an adversary leaves of the accuracy of a classifier."""
+"""Accuracy of a classifier under attack."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ class RobustAccuracy:
         return right / self.inputs.shape[0]
 
     def _right(self, network: nn.Module, block: slice) -> int:
-        """How many of some samples are classified rightly after the attack."""
+        """Number of samples that are classified rightly after the attack."""
         x, targets = self.inputs[block], self.targets[block]
         held: list[Tensor] = []
 

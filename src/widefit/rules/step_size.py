@@ -1,4 +1,4 @@
-"""How long a gradient step may be, and how its length changes over a run."""
+"""Lengths of gradient steps: the longest stable one, and schedules."""
 
 import math
 from numbers import Integral

@@ -1,4 +1,4 @@
-"""What a sketch is: a random S (s × P) with ‖S v‖² = ‖v‖² in expectation."""
+"""The interface of a sketch: a random S (s × P) with ‖S v‖² = ‖v‖² in expectation."""
 
 from abc import ABC, abstractmethod
 

@@ -73,11 +73,11 @@ class DeepModel:
 
     @property
     def report(self) -> TrackerReport:
-        """What tracking has cost so far."""
+        """Operations and memory of the tracker so far."""
         return self._tracking.report()
 
     def settings(self) -> tuple[object, bytes]:
-        """What decides the outputs beside the weights: settings, and the bytes of what training leaves alone."""
+        """Settings that decide the outputs beside the weights, and the bytes of what training leaves alone."""
         network = self._network
         identity = b"".join(readout.detach().numpy().tobytes() for readout in network.readouts)
         return (network.thresholds, network.scales, network.input_share), identity
@@ -133,7 +133,7 @@ class DeepModel:
         return self._trained()
 
     def tracker_state(self) -> dict[str, np.ndarray]:
-        """What the tracker needs to go on to the same bits."""
+        """State from which the tracker goes on to the same bits."""
         return self._tracking.state()
 
     def replaced(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

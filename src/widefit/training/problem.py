@@ -1,4 +1,4 @@
-"""What a run is given, checked once: the rule, its loss, the data."""
+"""The arguments of a run, checked once: the rule, its loss, the data."""
 
 from dataclasses import replace
 from functools import partial

@@ -86,7 +86,7 @@ class Recorder:
             self._close()
 
     def _close(self) -> None:
-        """Let the next block begin an entry of its own; of too many entries make one of every two."""
+        """End the entry; where there are too many, make one of every two."""
         self.waiting = 0
         self.weight = 0.0
         self.total = 0.0
@@ -233,7 +233,7 @@ class Streaming:
             self._stream.flush()
 
     def state(self) -> dict[str, Tensor]:
-        """What has been trained by name, for another run to go on from; not copied."""
+        """Everything that has been trained, by name, for another run to go on from; not copied."""
         trained = {"weight": self._iterate.weight.detach(), "readout": self._iterate.readout.detach()}
         return trained | ({} if self._average is None else self._average.tensors())
 
@@ -252,7 +252,7 @@ class Streaming:
         return self._stream.evaluate(x)
 
     def _started(self, inputs: np.ndarray, objective: Objective) -> trackers.Stream:
-        """What depends on the first samples."""
+        """The stream, begun with the first samples."""
         if self._stream is None:
             announce_compilation()
             shape = NeuronShape.of(self._iterate, inputs)
@@ -264,7 +264,7 @@ class Streaming:
             self._stream = tracker.stream(self._iterate, threads=self._threads)
         if "lr" not in self.memory:
             first = slice(BLOCK)
-            problem = linearize(self._iterate, inputs[first], objective.part(first), self._threads)
+            problem = linearize(self._iterate, inputs[first], objective.subset(first), self._threads)
             loss = problem.objective.loss(problem.outputs)
             self.memory = {"lr": self.rule.start(problem).lr, "seen": 0, "first": loss, "averaged": 0}
         return self._stream

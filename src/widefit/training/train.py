@@ -81,7 +81,7 @@ class Training:
 
     @property
     def tracker_report(self) -> trackers.TrackerReport:
-        """What tracking has cost so far; there is one from the start of `run` on."""
+        """Operations and memory of the tracker so far; there is a report from the start of `run` on."""
         return self.model.report
 
     def run(self, resume: State | None = None) -> History:
@@ -117,7 +117,7 @@ def train(
     threads: int | None = None,
     memory: int | None = None,
 ) -> History:
-    """Fit a network to data, in place: the first layer of a two-layer one, all layers but the read-outs of a deep one.
+    """Fit a network to data, in place: the first layer of a two-layer one, all layers but the readouts of a deep one.
 
     Minimizes Q(W) = Σ_i ω_i ‖f(x_i) − y_i‖² + α ‖W − W₀‖² from the weights W₀ that the network has, or for another loss
     Q(W) = 2 Σ_i ω_i ℓ(f(x_i), y_i) + α ‖W − W₀‖².

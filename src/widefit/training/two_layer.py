@@ -101,11 +101,11 @@ class TwoLayerModel:
 
     @property
     def report(self) -> TrackerReport:
-        """What tracking has cost so far."""
+        """Operations and memory of the tracker so far."""
         return self._tracking.report()
 
     def settings(self) -> tuple[object, bytes]:
-        """What decides the outputs beside the weights: settings, and the bytes of what training leaves alone."""
+        """Settings that decide the outputs beside the weights, and the bytes of what training leaves alone."""
         return self._network.threshold, self._network.readout_identity()
 
     def start(self, state: dict[str, np.ndarray] | None = None) -> None:
@@ -179,7 +179,7 @@ class TwoLayerModel:
         return tensors
 
     def tracker_state(self) -> dict[str, np.ndarray]:
-        """What the tracker needs to go on to the same bits."""
+        """State from which the tracker goes on to the same bits."""
         return self._tracking.state()
 
     def replaced(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -237,7 +237,7 @@ class TwoLayerModel:
         spread = np.linspace(0, len(self._inputs) - 1, ESTIMATE_SAMPLES - 1).astype(np.int64)
         length = self._objective.sample_weight * np.einsum("ij,ij->i", self._inputs, self._inputs)
         rows = np.append(spread, int(length.argmax()))
-        return linearize(self._iterate, self._inputs[rows], self._objective.part(rows), self._threads)
+        return linearize(self._iterate, self._inputs[rows], self._objective.subset(rows), self._threads)
 
 
 def _with_average(plan: Plan, held: int) -> Plan:
