@@ -34,7 +34,7 @@ docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the documentation is in site/index.html"
 
-bench: $(VENV)/.run ## measure on this machine, in under a minute; BENCH=name for another one
+bench: $(VENV)/.bench ## measure on this machine, in under a minute; BENCH=name for another one
 	$(BIN)/widefit bench $(BENCH) --quick
 
 clean: ## remove what was built and installed here
@@ -63,6 +63,11 @@ $(VENV)/.run: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "installing widefit and what its tests need"
 	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(VENV)/.torch pyproject.toml
+	@echo "installing widefit and what its benches draw with"
+	@$(PIP) -e '.[bench]'
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml

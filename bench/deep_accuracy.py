@@ -1,4 +1,4 @@
-"""Deep networks: accuracy with thresholds, read-outs, input shares, pairs, ridges and losses, against plain ReLUs."""
+"""Deep networks: accuracy with thresholds, readouts, input shares, pairs, ridges and losses, against plain ReLUs."""
 
 import statistics
 import time
@@ -42,7 +42,7 @@ TEN = {
     "5% fire, last layer read": (2, {"threshold": SPARSE, "readouts": "last", "paired": False}, {}),
     "5% fire, no input share": (2, {"threshold": SPARSE, "input_share": 0.0}, {}),
     "5% fire, input share 0.8": (2, {"threshold": SPARSE, "input_share": 0.8}, {}),
-    "5% fire, read-outs ten times larger": (2, {"threshold": SPARSE, "readout_scale": 10.0}, {}),
+    "5% fire, readouts ten times larger": (2, {"threshold": SPARSE, "readout_scale": 10.0}, {}),
     "5% fire, ridge": (2, {"threshold": SPARSE}, {"alpha": 0.3}),
     "5% fire, cross-entropy": (2, {"threshold": SPARSE}, {"loss": "cross_entropy", "tol": 1e-2}),
     "half of the first layer and 5% of the second fire": (2, {"threshold": (0.0, SPARSE)}, {}),

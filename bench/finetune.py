@@ -112,7 +112,7 @@ def _compared(name: str, model: nn.Module, task: Task, limit: float, clock: Call
         entry(f"{name}, widefit, defaults, accuracy", default.accuracy, "%"),
         entry(f"{name}, widefit, defaults, time", default.seconds, "s"),
     ]
-    for kind in ("all layers", "read-out"):
+    for kind in ("all layers", "readout"):
         side = [found for found in peers if found.setting.endswith(kind)]
         peer_best = max(found.accuracy for found in side)
         goal = min(best, peer_best)
@@ -144,7 +144,7 @@ def _widefit_runs(model: nn.Module, task: Task, clock: Callable[[], float]) -> I
     settings: dict[str, dict] = {"defaults": {}}
     every = {"validation": 0, "tol": 0, "patience": 99}
     settings |= {
-        f"read-out, {steps} steps": {"layers": "readout", "max_iter": steps} | every for steps in (1, 2, 3, 5, 8)
+        f"readout, {steps} steps": {"layers": "readout", "max_iter": steps} | every for steps in (1, 2, 3, 5, 8)
     }
     settings |= {f"auto, {steps} steps": {"max_iter": steps} | every for steps in (2, 3, 4, 6, 8)}
     for name, options in settings.items():

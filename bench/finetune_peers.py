@@ -1,4 +1,4 @@
-"""Fine-tuning as one would otherwise do it: Adam on all layers, or on the read-out behind cached activations."""
+"""Fine-tuning as one would otherwise do it: Adam on all layers, or on the readout behind cached activations."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RATES = {"all layers": (3e-4, 1e-3, 3e-3), "read-out": (1e-3, 3e-3, 1e-2)}
+RATES = {"all layers": (3e-4, 1e-3, 3e-3), "readout": (1e-3, 3e-3, 1e-2)}
 BATCHES = (32, 128)
 EPOCHS = 20
 # Accuracy is looked at each of so many steps, then after half as many more each time; the clock stands still meanwhile.
@@ -44,7 +44,7 @@ def _adam(
     begun = clock()
     tuned = copy.deepcopy(model)
     trained: nn.Module = tuned
-    if kind == "read-out":
+    if kind == "readout":
         assert isinstance(tuned, nn.Sequential)
         trained = tuned[-1]
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """The house keeps its order: imports run downwards, there are no circles, and `import widefit` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -65,6 +66,18 @@ def test_imports_run_downwards(path: Path) -> None:
     assert here in HEIGHT, f"{here} has no floor yet: give it one in FLOORS"
     below = {name for name in imported_by(path) if HEIGHT.get(part_of(name), 0) <= HEIGHT[here]}
     assert imported_by(path) <= below
+
+
+def test_nothing_is_loose_at_the_top() -> None:
+    assert {path.name for path in SOURCE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == HEIGHT.keys() - {"__main__"}
+
+
+def test_contributing_tells_the_floors() -> None:
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z`, ]+`) \|", text, re.MULTILINE)
+    assert [set(re.findall(r"[a-z]+", row)) for row in rows] == [floor - {"__main__"} for floor in FLOORS]
 
 
 def test_no_circles() -> None:

@@ -1,5 +1,6 @@
 """The package says the same thing everywhere: versions, pins and ranges."""
 
+import ast
 import importlib.metadata
 import re
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+from command_line import call
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -38,9 +40,62 @@ def test_pins_are_public_releases() -> None:
         assert not version.is_prerelease, name
 
 
-def test_version_is_the_same_everywhere() -> None:
+def test_version_stands_in_one_place() -> None:
     assert PROJECT["dynamic"] == ["version"]
     assert importlib.metadata.version("widefit") == widefit.__version__
+    said = re.compile(rf"""["']{re.escape(widefit.__version__)}["']""")
+    where = [path for path in (ROOT / "src").rglob("*.py") if said.search(path.read_text(encoding="utf-8"))]
+    assert where == [ROOT / "src" / "widefit" / "__init__.py"]
+
+
+def imported_by(folder: Path) -> set[str]:
+    """Packages that the files of a folder import, anywhere in them."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(str(node.module).split(".")[0])
+    return found
+
+
+def importable(requirements: list[str]) -> set[str]:
+    """Names under which required packages are imported."""
+    names = [canonicalize_name(Requirement(line).name) for line in requirements]
+    return {{"scikit-learn": "sklearn"}.get(name, name.replace("-", "_")) for name in names}
+
+
+def test_what_is_required_is_imported() -> None:
+    assert importable(PROJECT["dependencies"]) <= imported_by(ROOT / "src")
+    assert importable(PROJECT["optional-dependencies"]["bench"]) <= imported_by(ROOT / "bench")
+
+
+def test_what_is_imported_is_required() -> None:
+    required = importable(PROJECT["dependencies"])
+    brought = {"llvmlite"}  # by numba, which pins it
+    known = required | brought | sys.stdlib_module_names | {"widefit"}
+    assert imported_by(ROOT / "src") - known == set()
+    # Benches run each other, and peers in environments of their own.
+    neighbours = {path.stem for path in (ROOT / "bench").glob("*.py")}
+    foreign = {"jax", "equinox", "optimistix", "torch_levenberg_marquardt"}
+    drawing = importable(PROJECT["optional-dependencies"]["bench"])
+    for folder in ("bench", "examples"):
+        assert imported_by(ROOT / folder) - known - drawing - neighbours - foreign == set()
+
+
+def test_a_figure_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("widefit.cli.commands.bench.find_spec", lambda name: None)
+    refused = call("bench", "two-layer", "--quick", "--figure", "figure.png", folder=tmp_path)
+    assert refused.code == 2
+    assert "--figure needs the package matplotlib: pip install 'widefit[bench]'" in refused.stderr
+
+
+def test_the_whole_check_makes_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE)) - {"help", "clean", "bench"}
+    made = re.findall(r"^make ([a-z]+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(made) == targets
 
 
 def test_every_public_name_can_be_imported() -> None:

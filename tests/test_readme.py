@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from command_line import call
 
+from widefit.cli.benches import find
+from widefit.rules import StopReason
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -99,7 +102,32 @@ def test_only_known_commands_are_left_out() -> None:
     assert left_out <= EXCLUDED.keys()
 
 
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as mkdocs makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", title).strip().lower() for title in titles)
+    return {re.sub(r"[-\s]+", "-", title) for title in plain}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")):
+            led = page.parent / target if target else page
+            assert led.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(led), f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_documentation_says_why_runs_stop_as_they_do() -> None:
+    rows = (f"| `{reason}` | {reason.sentence} | {'no' if reason.final else 'yes'} |" for reason in StopReason)
+    table = "\n".join(rows)
+    assert table in (ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8"), f"the table should be\n{table}"
+
+
+def test_every_bench_is_in_the_table_of_benches() -> None:
+    table = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "bench" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(table) == sorted(find(ROOT / "bench"))

@@ -16,6 +16,7 @@ from widefit.finetuning.schedule import Schedule
 from widefit.finetuning.steps import FineTuningSteps, Problem
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
+from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.plan.base import Choice, Plan
 from widefit.training.history import History
@@ -64,7 +65,7 @@ def finetune(
     X: ArrayLike | Tensor,
     y: ArrayLike | Tensor,
     *,
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+    loss: str | OutputLoss | Callable[[Tensor, Tensor], Tensor] = "mse",
     layers: str | Sequence[str] = "auto",
     alpha: float = 0.0,
     X_val: ArrayLike | Tensor | None = None,
@@ -99,8 +100,8 @@ def finetune(
     y
         Targets: shape (n,) or that of the outputs; class numbers for "cross_entropy".
     loss
-        "mse", "cross_entropy", "bce" (logits), "huber", a loss module of torch, or a mean-reduced
-        callable(outputs, targets).
+        "mse", "cross_entropy", "bce" (logits), "huber", a loss of `widefit.losses`, a loss module of torch, or a
+        mean-reduced callable(outputs, targets).
     layers
         Which linear layers to adapt, weights and biases: "auto" (the read-out, or the layer before it and then the
         read-out), "readout" (the last layer), "all" or a list of names (the read-out, then all of them together).

@@ -24,8 +24,8 @@ def check_rule_loss(name: str) -> None:
         raise ValueError(f"loss must be one of {', '.join(map(repr, RULE_LOSSES))}, got {name!r}")
 
 
-def output_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:
-    """Return the mean-reduced loss of a name, of a loss module of torch, or of any callable.
+def output_loss(loss: str | OutputLoss | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:
+    """Return the mean-reduced loss of a name, of a loss module of torch, or of any callable; a loss is itself.
 
     Raises
     ------
@@ -36,6 +36,8 @@ def output_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:
         if loss not in TORCH_LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, TORCH_LOSSES))} or a callable, got {loss!r}")
         return TORCH_LOSSES[loss]
+    if isinstance(loss, OutputLoss):
+        return loss
     if not callable(loss):
         raise ValueError(f"loss must be a name or a callable(outputs, targets), got {type(loss).__name__}")
     if isinstance(loss, nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from widefit.gram.base import Jacobian
 from widefit.gram.factored import FactoredJacobian
 from widefit.gram.recording import FactorCost
+from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
@@ -52,8 +53,8 @@ class GaussNewton(torch.optim.Optimizer):
         Parameters or parameter groups, as for any optimizer; None: all trainable ones of `model`. Groups may differ
         in `lr`.
     loss
-        "mse", "cross_entropy", "bce" (logits), "huber", a loss module of torch, or a mean-reduced
-        callable(outputs, targets), for `step(x, y)`.
+        "mse", "cross_entropy", "bce" (logits), "huber", a loss of `widefit.losses`, a loss module of torch, or a
+        mean-reduced callable(outputs, targets), for `step(x, y)`.
     residual
         `residual(model, *sample)` for ONE sample; then the loss is ½ mean(residual²), for `step(*data)`.
     lr
@@ -91,7 +92,7 @@ class GaussNewton(torch.optim.Optimizer):
         model: nn.Module,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | None = None,
         *,
-        loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+        loss: str | OutputLoss | Callable[[Tensor, Tensor], Tensor] = "mse",
         residual: Callable[..., Tensor] | None = None,
         lr: float = 1.0,
         solver: str | Solver = "auto",
@@ -295,8 +296,7 @@ class GaussNewton(torch.optim.Optimizer):
             factor_flops=cost.flops if cost is not None else None,
             factor_numbers=cost.numbers if cost is not None else 0.0,
         )
-        name = self.solver if isinstance(self.solver, str) else self.solver.name
-        self.plan = plan = plan_step(shape, dtype, free, name, self._memory.products)
+        self.plan = plan = plan_step(shape, dtype, free, self.solver, self._memory.products)
         solver = self.solver if isinstance(self.solver, Solver) else None
         jacobian: Jacobian
         if plan.jacobian == "factors":

@@ -88,7 +88,7 @@ _FORMS = {
 
 
 def plan_step(
-    shape: StepShape, dtype: torch.dtype, free: int, solver: str = "auto", products: float = 50.0
+    shape: StepShape, dtype: torch.dtype, free: int, solver: str | Solver = "auto", products: float = 50.0
 ) -> StepPlan:
     """The cheapest plan that fits into `free` bytes.
 
@@ -101,7 +101,7 @@ def plan_step(
     free
         Memory budget in bytes.
     solver
-        "auto", or the name that is forced.
+        "auto", the name or the object that is forced; one without a name here is planned like "cg", by products with H.
     products
         With H that a preconditioned iteration is reckoned to need in a step.
 
@@ -110,6 +110,10 @@ def plan_step(
     ValueError
         An unknown name; or nothing fits: says how much is missing and which batch would fit.
     """
+    if isinstance(solver, Solver):
+        known = solver.name in STEP_SOLVERS.homes
+        found = plan_step(shape, dtype, free, solver.name if known else "cg", products)
+        return replace(found, solver=solver.name).because(found.choices[0].reason)
     plans = [plan for plan in _candidates(shape, dtype, free, products) if solver in ("auto", plan.solver)]
     if not plans and solver == "primal":
         raise ValueError(

@@ -51,6 +51,35 @@ class FirePattern:
     words: Integer[np.ndarray, " words"]
     neurons: Integer[np.ndarray, " rows"] | None = None
 
+    @classmethod
+    def of(
+        cls, chunk: Chunk, fires: Bool[np.ndarray, "rows n"], neurons: Int[np.ndarray, " rows"] | None = None
+    ) -> "FirePattern":
+        """Return the pattern of a boolean matrix.
+
+        Parameters
+        ----------
+        chunk
+            The neurons.
+        fires
+            True where the neuron of a row fires on a sample.
+        neurons
+            The neuron of each row, as in the attributes.
+        """
+        rows, samples = fires.shape
+        bitsets = np.zeros((rows, -(-samples // 32) * 32), np.bool_)
+        bitsets[:, :samples] = fires
+        counts = np.count_nonzero(fires, axis=1).astype(np.int32)
+        limit = bitsets.shape[1] // 32
+        heavy = counts > limit
+        start = np.zeros(rows + 1, np.int64)
+        np.cumsum(np.minimum(counts, limit), out=start[1:])
+        words = np.empty(start[-1], np.uint32)
+        in_bitset = np.repeat(heavy, np.diff(start))
+        words[in_bitset] = np.packbits(bitsets[heavy], axis=1, bitorder="little").view("<u4").ravel()
+        words[~in_bitset] = np.nonzero(fires[~heavy])[1]
+        return cls(chunk, samples, counts, start, words, neurons)
+
     @property
     def start(self) -> Int[np.ndarray, " places"]:
         """First word of each row; summed up where that is not kept."""

@@ -2,6 +2,7 @@
 
 import inspect
 import json as json_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,8 @@ def command(
     draw = getattr(module, "figure", None) or getattr(module, "draw", None)
     if figure is not None and draw is None:
         raise ValueError(f"--figure: the bench {name} has none")
+    if figure is not None and find_spec("matplotlib") is None:
+        raise ValueError("--figure needs the package matplotlib: pip install 'widefit[bench]'")
     options = {} if data is None else {"data": data}
     if not options.keys() <= inspect.signature(module.run).parameters.keys():
         raise ValueError(f"--data: the bench {name} takes none")
