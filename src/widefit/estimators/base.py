@@ -12,16 +12,25 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from widefit.callbacks import Callback, Log, Progress
 from widefit.estimators.arrays import dense, plain, refuse_missing
-from widefit.estimators.networks import draw, limit_kernel, network_from_parts, network_parts
+from widefit.estimators.networks import (
+    draw,
+    initial_network,
+    limit_kernel,
+    limit_settings,
+    network_from_parts,
+    network_parts,
+)
 from widefit.estimators.parameters import NUMBERS, HiddenLayers
 from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
+from widefit.estimators.uncertainty import TrainingSample, Uncertainty, column_importances
 from widefit.files.checkpoint import read_checkpoint
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.two_layer import Plan
@@ -29,7 +38,7 @@ from widefit.rules import SGD, Rule
 from widefit.rules.step_size import CURVATURE
 from widefit.training.history import History
 from widefit.training.train import training_of
-from widefit.tuning.duplicates import MergedRows, merge_duplicates
+from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
 
@@ -53,6 +62,8 @@ class Wide(BaseEstimator, ABC):
     target_mean_: np.ndarray
     target_scale_: np.ndarray
     stream_: StreamState | None = None
+    _sample: TrainingSample | None = None
+    _uncertainty: Uncertainty | None = None
 
     def __init__(
         self,
@@ -100,6 +111,10 @@ class Wide(BaseEstimator, ABC):
     @abstractmethod
     def _learn_stream_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
         """Learn the encoding from the first batch of a stream."""
+
+    def _weigh(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        """Return the weights of the rows, those of their classes included."""
+        return sample_weight
 
     @abstractmethod
     def _encode(self, y: np.ndarray) -> np.ndarray:
@@ -175,24 +190,28 @@ class Wide(BaseEstimator, ABC):
         layers = self._check_parameters()
         continues = bool(self.warm_start) and hasattr(self, "network_")
         rows, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
+        weight = self._weigh(y, weight)
         metric = None if validation is None else self._metric_on(*validation)
         if not continues:
             self._learn_targets(y, weight)
-        merged = merge_duplicates(rows, self._encode(y), weight)
+        encoded = self._encode(y)
+        merged = merge_duplicates(rows, encoded, weight)
         self._forget_stream()
         self.loss_ = self._loss()
         tuning = None if continues else self._tune(merged, layers, self.alpha)
         self._calibrate(tuning)
         if tuning is not None:
             self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
-        if self.loss_ == "squared":
-            problem = merged
-        else:
+        kept = weight > 0
+        problem = merged
+        floor = merged.floor
+        if self.loss_ != "squared":
             # The mean target of equal rows stands for them in the squared loss alone.
-            kept = weight > 0
-            problem = MergedRows(rows[kept], self._loss_targets(y)[kept], weight[kept], 0.0)
+            problem = WeightedRows(rows[kept], self._loss_targets(y)[kept], weight[kept])
+            floor = 0.0
         inputs = self.sphere_(problem.rows)
-        self._train(inputs, problem, metric, callbacks, resume)
+        self._train(inputs, problem, floor, metric, callbacks, resume)
+        self._sample = TrainingSample.draw(merged, encoded[kept], weight[kept], self.sphere_, self._seed)
         self._build_predictor()
         if self.refit_readout and isinstance(self.network_, TwoLayer):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
@@ -220,7 +239,8 @@ class Wide(BaseEstimator, ABC):
     def _train(
         self,
         inputs: np.ndarray,
-        problem: MergedRows,
+        problem: WeightedRows,
+        floor: float,
         metric: Callable[[Any], float] | None,
         callbacks: Sequence[Callback],
         resume: str | Path | None,
@@ -239,7 +259,7 @@ class Wide(BaseEstimator, ABC):
             sample_weight=problem.sample_weight,
             metric=metric,
             callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
-            loss_floor=problem.floor,
+            loss_floor=floor,
         )
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.
@@ -257,6 +277,7 @@ class Wide(BaseEstimator, ABC):
             raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
         first = not hasattr(self, "network_")
         rows, y, weight = self._check_data(X, y, sample_weight, reset=first)
+        weight = self._weigh(y, weight)
         kept = weight > 0
         rows = rows[kept]
         y = y[kept]
@@ -303,6 +324,8 @@ class Wide(BaseEstimator, ABC):
     def _forget_stream(self) -> None:
         """End a stream: a fit begins."""
         self.stream_ = None
+        self._sample = None
+        self._uncertainty = None
         vars(self).pop("progressive_predictions_", None)
 
     def _rule(self) -> str | Rule:
@@ -331,6 +354,38 @@ class Wide(BaseEstimator, ABC):
         distinct, group = self._distinct_rows(X)
         inputs = self.sphere_(distinct)
         return (_forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs))[group]
+
+    @property
+    def feature_importances_(self) -> np.ndarray:
+        """Shares of the columns in the average gradient outer product of the network, shape (d,), with sum 1."""
+        inputs = self._known_sample().inputs
+        return column_importances(self.network_, inputs, self.sphere_.constant * math.sqrt(self.sphere_.center.size))
+
+    def _known_sample(self) -> TrainingSample:
+        """Return the training rows that a fit has kept.
+
+        Raises
+        ------
+        NotFittedError
+            There was no fit, or only a stream.
+        """
+        check_is_fitted(self)
+        if self._sample is None:
+            raise NotFittedError("this takes rows that fit keeps: fit the model, a stream keeps none")
+        return self._sample
+
+    def _known_uncertainty(self) -> Uncertainty:
+        """Return the uncertainty of predictions, found when it is first asked for."""
+        if self._uncertainty is None:
+            thresholds, share = limit_settings(self.network_)
+            self._uncertainty = Uncertainty.of(
+                self._known_sample(),
+                initial_network(self.network_, self._seed),
+                alpha=self.alpha_,
+                thresholds=thresholds,
+                input_share=share,
+            )
+        return self._uncertainty
 
     def _metric_on(self, X: Any, y: Any) -> Callable[[Any], float]:
         """Return the score on some rows, checked now, as a function of the network."""
@@ -396,6 +451,8 @@ class Wide(BaseEstimator, ABC):
         if self.stream_ is not None:
             state, stream = self.stream_.to_parts()
             tensors |= {f"stream.{name}": tensor for name, tensor in state.items()}
+        if self._sample is not None:
+            tensors |= {f"sample.{name}": torch.from_numpy(array) for name, array in self._sample.to_arrays().items()}
         tensors |= {
             **{name: torch.from_numpy(array) for name, array in self.sphere_.to_arrays().items()},
             "target_mean": torch.from_numpy(self.target_mean_),
@@ -419,6 +476,7 @@ class Wide(BaseEstimator, ABC):
             "loss": self.loss_,
             "seed": self._seed,
             "stream": stream,
+            "samples": None if self._sample is None else self._sample.samples,
             "sgd": _settings_of(self.rule),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
@@ -453,6 +511,9 @@ class Wide(BaseEstimator, ABC):
         model.plan_ = Plan.from_dict(document["plan"])
         model._set_history(History.from_dict(document["history"]))
         model._restore_stream(tensors, document.get("stream"))
+        if document.get("samples") is not None:
+            arrays = {name.removeprefix("sample."): tensor.numpy() for name, tensor in tensors.items()}
+            model._sample = TrainingSample.from_arrays(arrays, document["samples"])
         return model
 
     def _restore_stream(self, tensors: dict[str, torch.Tensor], document: dict[str, Any] | None) -> None:

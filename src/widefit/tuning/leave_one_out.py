@@ -20,12 +20,15 @@ class LeaveOneOut:
         v with u = Jᵀ v for the fit to all samples, shape (n, k).
     residuals
         y_i − f_i of the fit that has not seen sample i, shape (n, k).
+    leverage
+        ∂f_i/∂y_i of the fit to all samples, shape (n,).
     error
-        Weighted mean over samples of their squares, summed over outputs.
+        Weighted mean over samples of the squared residuals, summed over outputs.
     """
 
     coefficients: Float[np.ndarray, "n k"]
     residuals: Float[np.ndarray, "n k"]
+    leverage: Float[np.ndarray, " n"]
     error: float
 
 
@@ -54,7 +57,8 @@ def leave_one_out(
     scaled = inverse @ (root[:, None] * targets)
     residuals = scaled / (root * inverse.diagonal())[:, None]
     error = float(sample_weight @ (residuals**2).sum(1) / sample_weight.sum())
-    return LeaveOneOut(root[:, None] * scaled, residuals, error)
+    leverage = np.clip(1 - alpha * inverse.diagonal(), 0.0, 1.0)
+    return LeaveOneOut(root[:, None] * scaled, residuals, leverage, error)
 
 
 def symmetric_inverse(matrix: Float[np.ndarray, "n n"], least: float) -> Float[np.ndarray, "n n"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 _POINTS = 1 << 14
 
 
-def co_firing_probability(similarity: Float[np.ndarray, "n n"], threshold: float) -> Float[np.ndarray, "n n"]:
+def co_firing_probability(similarity: Float[np.ndarray, "n q"], threshold: float) -> Float[np.ndarray, "n q"]:
     """P(⟨w, x⟩ > b and ⟨w, x'⟩ > b) for w ~ N(0, I) and unit vectors with ⟨x, x'⟩ = ρ.
 
     Its derivative in ρ is the bivariate normal density at (b, b) (Plackett 1954), so with t = sin θ it equals
@@ -27,8 +27,8 @@ def co_firing_probability(similarity: Float[np.ndarray, "n n"], threshold: float
 
 
 def _interpolated(
-    similarity: Float[np.ndarray, "n n"], table: Float[np.ndarray, " points"]
-) -> Float[np.ndarray, "n n"]:
+    similarity: Float[np.ndarray, "n q"], table: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, "n q"]:
     """A function of ρ from its values at sin θ on the uniform grid of θ."""
     # The grid of angles is uniform: the place in it is a product, not a search.
     place = (np.arcsin(np.clip(similarity, -1, 1)) + math.pi / 2) * ((_POINTS - 1) / math.pi)
@@ -76,12 +76,19 @@ def limit_gram(inputs: Float[np.ndarray, "n d"], threshold: float) -> Float[np.n
 def deep_limit_gram(
     inputs: Float[np.ndarray, "n d"], thresholds: tuple[float, ...], input_share: float
 ) -> Float[np.ndarray, "n n"]:
-    """H of one output of `widefit.nn.Deep`, paired and read from all layers; for one layer this is `limit_gram`.
+    """Return H of one output of `widefit.nn.Deep` for inputs on the unit sphere; see `deep_limit_kernel`."""
+    return deep_limit_kernel(inputs @ inputs.T, thresholds, input_share)
 
-    What layer l sees has the inner products q_l = (1 − γ) E[φ φ'](q_{l−1}) / E[φ²] + γ K, q_1 = K; upper layers send no
-    signal down, as their pairs cancel, so H = Σ_l q_l ∘ P(both fire | q_l) / (L E_l[φ²]), times E_1[φ²].
+
+def deep_limit_kernel(
+    similarity: Float[np.ndarray, "n q"], thresholds: tuple[float, ...], input_share: float
+) -> Float[np.ndarray, "n q"]:
+    """Return H of one output of `widefit.nn.Deep`, paired and read from all layers, as a function of K = XᵀX'.
+
+    For one layer this is K ∘ P(both fire). Layer l sees inputs with the inner products
+    q_l = (1 − γ) E[φ φ'](q_{l−1}) / E[φ²] + γ K, q_1 = K; upper layers send no signal down, as their pairs cancel, so
+    H = Σ_l q_l ∘ P(both fire | q_l) / (L E_l[φ²]), times E_1[φ²].
     """
-    similarity = inputs @ inputs.T
     seen, total, first = similarity, 0.0, 0.0
     for layer, threshold in enumerate(thresholds):
         squared = float(_both_activations(threshold)[-1])
