@@ -9,7 +9,9 @@ from sklearn.metrics import balanced_accuracy_score, recall_score
 
 import widefit
 from widefit import WideClassifier, WideRegressor
-from widefit.estimators.uncertainty import TrainingSample, Uncertainty, column_importances
+from widefit.estimators.importances import column_importances
+from widefit.estimators.training_sample import TrainingSample
+from widefit.estimators.uncertainty import Uncertainty
 from widefit.rules import SGD
 from widefit.tuning.duplicates import merge_duplicates
 from widefit.tuning.limit_kernel import limit_gram
@@ -144,6 +146,19 @@ def test_left_out_observations_of_rows_that_repeat():
         variance = gram[index, index] - explained
         ratio = np.abs(targets[index] - predicted) / np.sqrt(variance * found.scale + found.noise)
         np.testing.assert_allclose(found.ratios[place], ratio, rtol=1e-6)
+
+
+def test_samples_of_unknown_origin():
+    X, y = problem(linear, 30, 0)
+    sample = WideRegressor((64,)).fit(X[:30], y[:30])._sample
+    arrays = sample.to_arrays()
+    TrainingSample.from_arrays(arrays, 30)
+    bad = {"single": arrays["single"][:3], "within": np.array([np.nan]), "member": arrays["member"] + 7}
+    for name, array in bad.items():
+        with pytest.raises(ValueError, match="training rows must be"):
+            TrainingSample.from_arrays(arrays | {name: array}, 30)
+    with pytest.raises(ValueError, match="training rows must be"):
+        TrainingSample.from_arrays(arrays, 29)
 
 
 def test_what_intervals_refuse():

@@ -18,6 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from widefit.callbacks import Callback, Log, Progress
 from widefit.estimators.arrays import dense, plain, refuse_missing
+from widefit.estimators.importances import column_importances
 from widefit.estimators.networks import (
     draw,
     initial_network,
@@ -30,7 +31,8 @@ from widefit.estimators.parameters import NUMBERS, HiddenLayers
 from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
-from widefit.estimators.uncertainty import TrainingSample, Uncertainty, column_importances
+from widefit.estimators.training_sample import TrainingSample
+from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.two_layer import Plan
@@ -121,7 +123,7 @@ class Wide(BaseEstimator, ABC):
         """Return targets for the squared loss, shape (n, k), of weighted mean 0 on the rows of the first fit."""
 
     def _classes_of(self, encoded: np.ndarray) -> np.ndarray | None:
-        """Return the class of every encoded target, which the tuning draws its rows by; None without classes."""
+        """Return the class of every encoded target; None without classes."""
         return None
 
     def _loss(self) -> str:
@@ -133,7 +135,7 @@ class Wide(BaseEstimator, ABC):
         return self._encode(y)
 
     def _calibrate(self, tuning: Tuning | None) -> None:
-        """Learn how outputs are read; without a tuning where the last one still holds or there is none."""
+        """Learn to read outputs from a tuning; None where an earlier one still holds or a stream has none."""
 
     @abstractmethod
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
@@ -145,11 +147,11 @@ class Wide(BaseEstimator, ABC):
 
     @abstractmethod
     def _target_document(self) -> dict[str, Any]:
-        """Return what `_restore_targets` needs, as plain values."""
+        """Return the encoding of y as plain values."""
 
     @abstractmethod
     def _restore_targets(self, document: dict[str, Any]) -> None:
-        """Take what `_target_document` returned."""
+        """Restore the encoding from what `_target_document` returned."""
 
     # Training.
 
@@ -309,7 +311,7 @@ class Wide(BaseEstimator, ABC):
     def _begin_stream(
         self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, layers: HiddenLayers, loss: str
     ) -> None:
-        """Decide from the first batch what a stream rests on, and draw the network."""
+        """Tune on the first batch of a stream, and draw the network."""
         self._learn_stream_targets(y, weight)
         self.loss_ = loss
         share = weight[:TUNING_ROWS] / weight[:TUNING_ROWS].sum()
@@ -329,7 +331,7 @@ class Wide(BaseEstimator, ABC):
         vars(self).pop("progressive_predictions_", None)
 
     def _rule(self) -> str | Rule:
-        """Return the rule with what it leaves open: the loss of one that goes by name, and the seed of the order."""
+        """Return the rule with the loss in use, and with the seed of its order where it has none."""
         rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
         if isinstance(rule, SGD):
             return replace(rule, loss=self.loss_, seed=self._seed if rule.seed is None else rule.seed)
@@ -343,7 +345,7 @@ class Wide(BaseEstimator, ABC):
     # Prediction.
 
     def _build_predictor(self) -> None:
-        """Decide how the neurons that fire are found, for the weights as they are now."""
+        """Choose the way in which outputs are computed, for the weights as they are now."""
         self._predictor = _predictor_of(self.network_)
         if self._predictor is not None:
             self.plan_ = self.plan_.then(self._predictor.choice)
@@ -375,7 +377,7 @@ class Wide(BaseEstimator, ABC):
         return self._sample
 
     def _known_uncertainty(self) -> Uncertainty:
-        """Return the uncertainty of predictions, found when it is first asked for."""
+        """Return the uncertainty of predictions, computed on first use."""
         if self._uncertainty is None:
             thresholds, share = limit_settings(self.network_)
             self._uncertainty = Uncertainty.of(
@@ -396,7 +398,7 @@ class Wide(BaseEstimator, ABC):
         return lambda network: self._score_outputs(truth, _forward(network, self.sphere_(distinct))[group])
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct rows of a table, and for every row which of them it is: equal ones are evaluated once."""
+        """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
         rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
         distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
         return distinct, group.reshape(-1)
@@ -527,7 +529,7 @@ class Wide(BaseEstimator, ABC):
 
 
 def _predictor_of(network: TwoLayer | Deep) -> Predictor | None:
-    """Return what finds the neurons that fire; None for a deep network."""
+    """Return a predictor of a two-layer network; None for a deep one."""
     return Predictor(network) if isinstance(network, TwoLayer) else None
 
 

@@ -1,109 +1,20 @@
-"""How far predictions are from the truth, and which columns they rest on, from a sample of the training rows."""
+"""Spread of new observations around predictions, from leave-one-out residuals in closed form."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from widefit.estimators.training_sample import TrainingSample
 from widefit.kernels.threads import serial_blas
-from widefit.nn import Deep, TwoLayer
-from widefit.tuning.duplicates import MergedRows
+from widefit.nn import TwoLayer
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out, symmetric_inverse
 from widefit.tuning.limit_kernel import deep_limit_kernel
-from widefit.tuning.sphere import SphereMap
 
-# Rows of the table that are kept: n³ work when intervals are first asked for.
-_ROWS = 1000
 # Largest ratio of rows over which the fall of the error is extrapolated.
 _FARTHEST = 8.0
-# Rows of which gradients are taken.
-_GRADIENTS = 256
 _TINY = np.finfo(np.float64).tiny
-
-
-@dataclass(frozen=True)
-class TrainingSample:
-    """Some rows of the training table, and the distinct rows that they are equal to.
-
-    Attributes
-    ----------
-    inputs
-        Distinct rows on the sphere, shape (r, d + 1).
-    targets
-        Encoded mean targets of equal rows, shape (r, k).
-    sample_weight
-        Total weight of equal rows, shape (r,).
-    member
-        Which of the distinct rows each row of the table is, shape (s,).
-    single, single_weight
-        Encoded targets and weights of the rows of the table, shapes (s, k) and (s,).
-    within
-        Variance of the targets of equal rows around their mean, of each output, shape (k,).
-    samples
-        n, the number of distinct rows in training.
-    """
-
-    inputs: Float[np.ndarray, "r d"]
-    targets: Float[np.ndarray, "r k"]
-    sample_weight: Float[np.ndarray, " r"]
-    member: Int[np.ndarray, " s"]
-    single: Float[np.ndarray, "s k"]
-    single_weight: Float[np.ndarray, " s"]
-    within: Float[np.ndarray, " k"]
-    samples: int
-
-    @classmethod
-    def draw(
-        cls,
-        merged: MergedRows,
-        encoded: Float[np.ndarray, "N k"],
-        sample_weight: Float[np.ndarray, " N"],
-        sphere: SphereMap,
-        seed: int,
-    ) -> "TrainingSample":
-        """Draw rows of the table.
-
-        Parameters
-        ----------
-        merged
-            All distinct rows.
-        encoded, sample_weight
-            Targets and weights of the rows of the table, of those of positive weight.
-        sphere
-            The input map.
-        seed
-            Of the draws.
-        """
-        drawn = np.random.default_rng(seed).permutation(len(encoded))[:_ROWS]
-        distinct, member = np.unique(merged.group[drawn], return_inverse=True)
-        samples = len(merged.rows)
-        deviations = sample_weight @ (encoded - merged.targets[merged.group]) ** 2 / sample_weight.sum()
-        # Unbiased: each mean has followed one of its observations.
-        within = deviations * len(encoded) / max(len(encoded) - samples, 1)
-        return cls(
-            sphere(merged.rows[distinct]),
-            merged.targets[distinct],
-            merged.sample_weight[distinct],
-            member.reshape(-1),
-            encoded[drawn],
-            sample_weight[drawn],
-            within,
-            samples,
-        )
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays by name; `from_arrays` is the inverse."""
-        return {name: value for name, value in vars(self).items() if name != "samples"}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], samples: int) -> "TrainingSample":
-        """Build the sample from its arrays."""
-        names = [field.name for field in fields(cls) if field.name != "samples"]
-        return cls(**{name: arrays[name] for name in names}, samples=samples)
 
 
 @dataclass(frozen=True)
@@ -245,36 +156,3 @@ def _kernel(network: TwoLayer, inputs: Float[np.ndarray, "r d"], output: int) ->
         fires = sparse.csr_matrix(weight @ inputs.T.astype(weight.dtype) > network.threshold, dtype=np.float64)
         both_fire += (fires.T @ sparse.diags_array(network.coefficients(low, high) ** 2) @ fires).toarray()
     return both_fire * (inputs @ inputs.T)
-
-
-def column_importances(
-    network: TwoLayer | Deep, inputs: Float[np.ndarray, "r d"], constant: float
-) -> Float[np.ndarray, " d"]:
-    """Return the diagonal of the average gradient outer product E[∇f ∇fᵀ] of the columns, summing to 1.
-
-    The gradient is that along columns as the network sees them, after the input map and in their own standard
-    deviations (Radhakrishnan et al. 2024, on which the scale of a column has no influence here).
-
-    Parameters
-    ----------
-    network
-        Trained.
-    inputs
-        Rows on the sphere.
-    constant
-        Last coordinate of rows before they are put on the sphere.
-    """
-    points = torch.from_numpy(inputs[:_GRADIENTS]).requires_grad_()
-    total = np.zeros(inputs.shape[1] - 1)
-    norm = constant / inputs[:, -1:]
-    columns = inputs[:, :-1] * norm
-    with torch.enable_grad():
-        outputs = network(points)
-        for output in range(outputs.shape[1]):
-            (along,) = torch.autograd.grad(outputs[:, output].sum(), points, retain_graph=True)
-            slope: Any = along.numpy()
-            x = inputs[: len(slope)]
-            tangent = (slope - np.sum(slope * x, axis=1, keepdims=True) * x) / norm[: len(slope)]
-            total += np.mean(tangent[:, :-1] ** 2, axis=0)
-    importance = total * columns.var(axis=0)
-    return importance / max(float(importance.sum()), np.finfo(float).tiny)

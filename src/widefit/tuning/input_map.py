@@ -70,7 +70,7 @@ def choose_map(
 
 
 def which_rows(rows: Int[np.ndarray, " r"], merged: MergedRows) -> str:
-    """Return where something was decided, for the reason of a choice."""
+    """Return "on all rows" or their number, for the reason of a choice."""
     return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"
 
 

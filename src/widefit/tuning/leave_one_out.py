@@ -38,7 +38,7 @@ def leave_one_out(
     sample_weight: Float[np.ndarray, " n"],
     alpha: float,
 ) -> LeaveOneOut:
-    """One Cholesky factorization for all samples: about n³ flops.
+    """Leave out every sample in turn by one factorization: about n³ flops.
 
     The residual without sample i is ṽ_i / (√ω_i G_ii), ṽ = G √ω y, G = (√ω H √ω + α I)⁻¹: the identity behind PRESS
     (Allen 1974) and generalized cross-validation (Golub, Heath and Wahba 1979).

@@ -1,4 +1,4 @@
-"""H of networks of infinite width at their initial weights: what the data alone decide is decided on it."""
+"""H of networks of infinite width at their initial weights, which depends on the data alone."""
 
 import math
 from functools import cache
@@ -11,7 +11,7 @@ _POINTS = 1 << 14
 
 
 def co_firing_probability(similarity: Float[np.ndarray, "n q"], threshold: float) -> Float[np.ndarray, "n q"]:
-    """P(⟨w, x⟩ > b and ⟨w, x'⟩ > b) for w ~ N(0, I) and unit vectors with ⟨x, x'⟩ = ρ.
+    """Return P(⟨w, x⟩ > b and ⟨w, x'⟩ > b) for w ~ N(0, I) and unit vectors with ⟨x, x'⟩ = ρ.
 
     Its derivative in ρ is the bivariate normal density at (b, b) (Plackett 1954), so with t = sin θ it equals
     p² + (1/2π) ∫₀^{asin ρ} exp(−b² / (1 + sin θ)) dθ, p = P(N(0, 1) > b).
@@ -29,7 +29,7 @@ def co_firing_probability(similarity: Float[np.ndarray, "n q"], threshold: float
 def _interpolated(
     similarity: Float[np.ndarray, "n q"], table: Float[np.ndarray, " points"]
 ) -> Float[np.ndarray, "n q"]:
-    """A function of ρ from its values at sin θ on the uniform grid of θ."""
+    """Return a function of ρ from its values at sin θ on the uniform grid of θ."""
     # The grid of angles is uniform: the place in it is a product, not a search.
     place = (np.arcsin(np.clip(similarity, -1, 1)) + math.pi / 2) * ((_POINTS - 1) / math.pi)
     index = np.minimum(place.astype(np.int64), _POINTS - 2)
@@ -39,7 +39,7 @@ def _interpolated(
 
 @cache
 def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
-    """p² + (1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
+    """Return p² + (1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
     density = np.exp(-(threshold**2) / np.maximum(1 + np.sin(angle), 1e-200)) / (2 * math.pi)
     fires = 0.5 * math.erfc(threshold / math.sqrt(2))
@@ -48,7 +48,7 @@ def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
 
 @cache
 def _both_activations(threshold: float) -> Float[np.ndarray, " points"]:
-    """E[φ(u) φ(v)] on the same grid: its derivative in ρ is the probability that both fire (Price 1958)."""
+    """Return E[φ(u) φ(v)] on the same grid: its derivative in ρ is the probability that both fire (Price 1958)."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
     fires = 0.5 * math.erfc(threshold / math.sqrt(2))
     mean = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi) - threshold * fires
@@ -56,19 +56,19 @@ def _both_activations(threshold: float) -> Float[np.ndarray, " points"]:
 
 
 def _integral(slope: Float[np.ndarray, " points"], angle: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """∫₀^θ by the trapezoidal rule."""
+    """Return ∫₀^θ by the trapezoidal rule."""
     table = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(angle))])
     return table - np.interp(0.0, angle, table)
 
 
 def co_firing_density(similarity: Float[np.ndarray, "n n"], threshold: float) -> Float[np.ndarray, "n n"]:
-    """Derivative of `co_firing_probability` in ρ, with |ρ| kept away from 1, where it is not finite."""
+    """Return the derivative of `co_firing_probability` in ρ, with |ρ| kept away from 1, where it is not finite."""
     rho = np.clip(similarity, -1 + 1e-9, 1 - 1e-9)
     return np.exp(-(threshold**2) / (1 + rho)) / (2 * math.pi * np.sqrt(1 - rho**2))
 
 
 def limit_gram(inputs: Float[np.ndarray, "n d"], threshold: float) -> Float[np.ndarray, "n n"]:
-    """K ∘ P(both fire): the limit of K ∘ N / m for inputs on the unit sphere and readouts of ±1."""
+    """Return K ∘ P(both fire), the limit of K ∘ N / m for inputs on the unit sphere and readouts of ±1."""
     similarity = inputs @ inputs.T
     return similarity * co_firing_probability(similarity, threshold)
 
