@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from widefit.tuning.duplicates import MergedRows, merge_duplicates
+from widefit.tuning.duplicates import WeightedRows, merge_duplicates
 from widefit.tuning.leave_one_out import RIDGES, leave_one_out, symmetric_inverse
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.relevance import Objective, learn_scales, steps_within_budget
@@ -151,7 +151,7 @@ def test_inverse_where_rounding_makes_eigenvalues_negative(rank):
 def test_rows_are_drawn_from_every_class(sizes):
     classes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
     weight = np.random.default_rng(1).uniform(0.5, 2, classes.size)
-    merged = MergedRows(np.arange(classes.size, dtype=float)[:, None], np.zeros((classes.size, 1)), weight, 0.0)
+    merged = WeightedRows(np.arange(classes.size, dtype=float)[:, None], np.zeros((classes.size, 1)), weight)
     rows, drawn = draw_rows(merged, 640, classes, np.random.default_rng(2))
     assert np.unique(rows).size == rows.size == 640
     counts = np.bincount(classes[rows], minlength=len(sizes))

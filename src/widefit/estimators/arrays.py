@@ -1,4 +1,4 @@
-"""What scikit-learn's checks are given, and what they leave."""
+"""Conversions before and after scikit-learn's checks of arrays."""
 
 from typing import Any
 
@@ -19,9 +19,10 @@ def refuse_missing(name: str, values: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Tensors as arrays; everything else as it is, for scikit-learn to check."""
+    """Return a tensor as an array; anything else as it is, for scikit-learn to check."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
 
 
 def dense(rows: Any) -> np.ndarray:
+    """Return a sparse matrix as a dense one."""
     return rows.toarray() if sparse.issparse(rows) else rows

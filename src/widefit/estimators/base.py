@@ -12,18 +12,29 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from widefit.callbacks import Callback, Log, Progress
 from widefit.estimators.arrays import dense, plain, refuse_missing
-from widefit.estimators.networks import draw, limit_kernel, network_from_parts, network_parts
+from widefit.estimators.importances import column_importances
+from widefit.estimators.networks import (
+    draw,
+    initial_network,
+    limit_kernel,
+    limit_settings,
+    network_from_parts,
+    network_parts,
+)
 from widefit.estimators.parameters import NUMBERS, HiddenLayers
 from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.parts import check_parts
 from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
+from widefit.estimators.training_sample import TrainingSample
+from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
 from widefit.kernels.surroundings import insulated
 from widefit.losses.family import RULE_LOSSES
@@ -32,7 +43,7 @@ from widefit.plan.base import Plan
 from widefit.rules import SGD, Rule
 from widefit.training.history import History
 from widefit.training.train import Training
-from widefit.tuning.duplicates import MergedRows, merge_duplicates
+from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
 
@@ -56,6 +67,8 @@ class Wide(BaseEstimator, ABC):
     target_mean_: np.ndarray
     target_scale_: np.ndarray
     stream_: StreamState | None = None
+    _sample: TrainingSample | None = None
+    _uncertainty: Uncertainty | None = None
 
     def __init__(
         self,
@@ -104,12 +117,16 @@ class Wide(BaseEstimator, ABC):
     def _learn_stream_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
         """Learn the encoding from the first batch of a stream."""
 
+    def _weigh(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        """Return the weights of the rows, those of their classes included."""
+        return sample_weight
+
     @abstractmethod
     def _encode(self, y: np.ndarray) -> np.ndarray:
         """Return targets for the squared loss, shape (n, k), of weighted mean 0 on the rows of the first fit."""
 
     def _classes_of(self, encoded: np.ndarray) -> np.ndarray | None:
-        """Return the class of every encoded target, which the tuning draws its rows by; None without classes."""
+        """Return the class of every encoded target; None without classes."""
         return None
 
     def _loss(self) -> str:
@@ -121,7 +138,7 @@ class Wide(BaseEstimator, ABC):
         return self._encode(y)
 
     def _calibrate(self, tuning: Tuning | None) -> None:
-        """Learn how outputs are read; without a tuning where the last one still holds or there is none."""
+        """Learn to read outputs from a tuning; None where an earlier one still holds or a stream has none."""
 
     @abstractmethod
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
@@ -133,11 +150,11 @@ class Wide(BaseEstimator, ABC):
 
     @abstractmethod
     def _target_document(self) -> dict[str, Any]:
-        """Return what `_restore_targets` needs, as plain values."""
+        """Return the encoding of y as plain values."""
 
     @abstractmethod
     def _restore_targets(self, document: dict[str, Any]) -> None:
-        """Take what `_target_document` returned."""
+        """Restore the encoding from what `_target_document` returned."""
 
     # Training.
 
@@ -179,24 +196,28 @@ class Wide(BaseEstimator, ABC):
         layers = self._check_parameters()
         continues = bool(self.warm_start) and hasattr(self, "network_")
         rows, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
+        weight = self._weigh(y, weight)
         metric = None if validation is None else self._metric_on(*validation)
         if not continues:
             self._learn_targets(y, weight)
-        merged = merge_duplicates(rows, self._encode(y), weight)
+        encoded = self._encode(y)
+        merged = merge_duplicates(rows, encoded, weight)
         self._forget_stream()
         self.loss_ = self._loss()
         tuning = None if continues else self._tune(merged, layers, self.alpha)
         self._calibrate(tuning)
         if tuning is not None:
             self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
-        if self.loss_ == "squared":
-            problem = merged
-        else:
+        kept = weight > 0
+        problem = merged
+        floor = merged.floor
+        if self.loss_ != "squared":
             # The mean target of equal rows stands for them in the squared loss alone.
-            kept = weight > 0
-            problem = MergedRows(rows[kept], self._loss_targets(y)[kept], weight[kept], 0.0)
+            problem = WeightedRows(rows[kept], self._loss_targets(y)[kept], weight[kept])
+            floor = 0.0
         inputs = self.sphere_(problem.rows)
-        self._train(inputs, problem, metric, callbacks, resume)
+        self._train(inputs, problem, floor, metric, callbacks, resume)
+        self._sample = TrainingSample.draw(merged, encoded[kept], weight[kept], self.sphere_, self._seed)
         self._build_predictor()
         if self.refit_readout and isinstance(self.network_, TwoLayer):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
@@ -224,7 +245,8 @@ class Wide(BaseEstimator, ABC):
     def _train(
         self,
         inputs: np.ndarray,
-        problem: MergedRows,
+        problem: WeightedRows,
+        floor: float,
         metric: Callable[[Any], float] | None,
         callbacks: Sequence[Callback],
         resume: str | Path | None,
@@ -243,7 +265,7 @@ class Wide(BaseEstimator, ABC):
             sample_weight=problem.sample_weight,
             metric=metric,
             callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
-            loss_floor=problem.floor,
+            loss_floor=floor,
         )
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.
@@ -262,6 +284,7 @@ class Wide(BaseEstimator, ABC):
             raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
         first = not hasattr(self, "network_")
         rows, y, weight = self._check_data(X, y, sample_weight, reset=first)
+        weight = self._weigh(y, weight)
         kept = weight > 0
         rows = rows[kept]
         y = y[kept]
@@ -293,7 +316,7 @@ class Wide(BaseEstimator, ABC):
     def _begin_stream(
         self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, layers: HiddenLayers, loss: str
     ) -> None:
-        """Decide from the first batch what a stream rests on, and draw the network."""
+        """Tune on the first batch of a stream, and draw the network."""
         self._learn_stream_targets(y, weight)
         self.loss_ = loss
         share = weight[:TUNING_ROWS] / weight[:TUNING_ROWS].sum()
@@ -308,10 +331,12 @@ class Wide(BaseEstimator, ABC):
     def _forget_stream(self) -> None:
         """End a stream: a fit begins."""
         self.stream_ = None
+        self._sample = None
+        self._uncertainty = None
         vars(self).pop("progressive_predictions_", None)
 
     def _rule(self) -> str | Rule:
-        """Return the rule with what it leaves open: the loss of one that goes by name, and the seed of the order."""
+        """Return the rule with the loss in use, and with the seed of its order where it has none."""
         rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
         if isinstance(rule, SGD):
             return replace(rule, loss=self.loss_, seed=self._seed if rule.seed is None else rule.seed)
@@ -325,7 +350,7 @@ class Wide(BaseEstimator, ABC):
     # Prediction.
 
     def _build_predictor(self) -> None:
-        """Decide how the neurons that fire are found, for the weights as they are now."""
+        """Choose the way in which outputs are computed, for the weights as they are now."""
         self._predictor = _predictor_of(self.network_)
         if self._predictor is not None:
             self.plan_ = self.plan_.then(self._predictor.choice)
@@ -338,6 +363,38 @@ class Wide(BaseEstimator, ABC):
         inputs = self.sphere_(distinct)
         return (_forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs))[group]
 
+    @property
+    def feature_importances_(self) -> np.ndarray:
+        """Shares of the columns in the average gradient outer product of the network, shape (d,), with sum 1."""
+        inputs = self._known_sample().inputs
+        return column_importances(self.network_, inputs, self.sphere_.constant * math.sqrt(self.sphere_.center.size))
+
+    def _known_sample(self) -> TrainingSample:
+        """Return the training rows that a fit has kept.
+
+        Raises
+        ------
+        NotFittedError
+            There was no fit, or only a stream.
+        """
+        check_is_fitted(self)
+        if self._sample is None:
+            raise NotFittedError("this takes rows that fit keeps: fit the model, a stream keeps none")
+        return self._sample
+
+    def _known_uncertainty(self) -> Uncertainty:
+        """Return the uncertainty of predictions, computed on first use."""
+        if self._uncertainty is None:
+            thresholds, share = limit_settings(self.network_)
+            self._uncertainty = Uncertainty.of(
+                self._known_sample(),
+                initial_network(self.network_, self._seed),
+                alpha=self.alpha_,
+                thresholds=thresholds,
+                input_share=share,
+            )
+        return self._uncertainty
+
     def _metric_on(self, X: Any, y: Any) -> Callable[[Any], float]:
         """Return the score on some rows, checked now, as a function of the network."""
         distinct, group = self._distinct_rows(X)
@@ -347,7 +404,7 @@ class Wide(BaseEstimator, ABC):
         return lambda network: self._score_outputs(truth, _forward(network, self.sphere_(distinct))[group])
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct rows of a table, and for every row which of them it is: equal ones are evaluated once."""
+        """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
         rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
         distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
         return distinct, group.reshape(-1)
@@ -402,6 +459,8 @@ class Wide(BaseEstimator, ABC):
         if self.stream_ is not None:
             state, stream = self.stream_.to_parts()
             tensors |= {f"stream.{name}": tensor for name, tensor in state.items()}
+        if self._sample is not None:
+            tensors |= {f"sample.{name}": torch.from_numpy(array) for name, array in self._sample.to_arrays().items()}
         tensors |= {
             **{name: torch.from_numpy(array) for name, array in self.sphere_.to_arrays().items()},
             "target_mean": torch.from_numpy(self.target_mean_),
@@ -419,6 +478,7 @@ class Wide(BaseEstimator, ABC):
             "loss": self.loss_,
             "seed": self._seed,
             "stream": stream,
+            "samples": None if self._sample is None else self._sample.samples,
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             **self._target_document(),
@@ -456,6 +516,9 @@ class Wide(BaseEstimator, ABC):
         model.plan_ = Plan.from_dict(document["plan"])
         model._set_history(History.from_dict(document["history"]))
         model._restore_stream(tensors, document.get("stream"))
+        if document.get("samples") is not None:
+            arrays = {name.removeprefix("sample."): tensor.numpy() for name, tensor in tensors.items()}
+            model._sample = TrainingSample.from_arrays(arrays, document["samples"])
         return model
 
     def _restore_stream(self, tensors: dict[str, torch.Tensor], document: dict[str, Any] | None) -> None:
@@ -469,7 +532,7 @@ class Wide(BaseEstimator, ABC):
 
 
 def _predictor_of(network: TwoLayer | Deep) -> Predictor | None:
-    """Return what finds the neurons that fire; None for a deep network."""
+    """Return a predictor of a two-layer network; None for a deep one."""
     return Predictor(network) if isinstance(network, TwoLayer) else None
 
 

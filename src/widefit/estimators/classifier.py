@@ -1,5 +1,6 @@
 """WideClassifier."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -38,6 +39,9 @@ class WideClassifier(ClassifierMixin, Wide):
 
     Parameters
     ----------
+    class_weight : dict, "balanced" or None, default None
+        Weights of the labels, 1 for those that are not named; "balanced" gives all classes the same total weight.
+        Probabilities are those of a table with these weights.
     **parameters
         As for `WideRegressor`.
 
@@ -59,6 +63,42 @@ class WideClassifier(ClassifierMixin, Wide):
 
     _numeric_targets = False
     _losses = tuple(RULE_LOSSES)
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(65536,),
+        activation="shifted_relu",
+        threshold="auto",
+        alpha="auto",
+        readout_scale="auto",
+        rule="gauss-newton",
+        tracker="auto",
+        solver="auto",
+        max_iter=20,
+        tol=1e-6,
+        refit_readout=False,
+        warm_start=False,
+        random_state=0,
+        verbose=False,
+        class_weight=None,
+    ):
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            threshold=threshold,
+            alpha=alpha,
+            readout_scale=readout_scale,
+            rule=rule,
+            tracker=tracker,
+            solver=solver,
+            max_iter=max_iter,
+            tol=tol,
+            refit_readout=refit_readout,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
 
     @available_if(can_stream)
     def partial_fit(
@@ -88,6 +128,10 @@ class WideClassifier(ClassifierMixin, Wide):
         """
         if getattr(self.rule, "loss", "softmax") == "squared":
             raise ValueError('partial_fit trains logits: give rule="sgd" or SGD(loss="softmax"), not the squared loss')
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                'class_weight="balanced" takes the counts of all rows, which a stream lacks: give a weight by label'
+            )
         _check_partial_fit_first_call(self, classes)
         if self.classes_.size < 2:
             raise ValueError(f"classes has one class, {self.classes_[0]!r}: WideClassifier needs at least 2 classes")
@@ -113,6 +157,26 @@ class WideClassifier(ClassifierMixin, Wide):
         outputs = 1 if self.classes_.size == 2 else self.classes_.size
         self.target_mean_ = np.zeros(outputs)
         self.target_scale_ = np.ones(outputs)
+
+    def _weigh(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        if self.class_weight is None:
+            return sample_weight
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        classes, codes = np.unique(labels, return_inverse=True)
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            totals = np.bincount(codes, sample_weight)
+            factors = totals.sum() / (np.count_nonzero(totals) * np.where(totals > 0, totals, np.inf))
+            return sample_weight * factors[codes]
+        if not isinstance(self.class_weight, Mapping):
+            raise ValueError(f'class_weight must be None, "balanced" or a dict, got {self.class_weight!r}')
+        factors = np.array([self.class_weight.get(label, 1.0) for label in classes.tolist()], dtype=np.float64)
+        if not (np.isfinite(factors).all() and (factors >= 0).all()):
+            raise ValueError(f"class_weight must be finite numbers ≥ 0, got {self.class_weight!r}")
+        weight = sample_weight * factors[codes]
+        if not np.any(weight > 0):
+            raise ValueError("class_weight and sample_weight must not leave all rows without weight")
+        return weight
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         return self._indicators(self._known_labels(y)) - self.target_mean_

@@ -50,6 +50,29 @@ def draw(tuning: Tuning, layers: HiddenLayers, outputs: int, activation: str, se
     )
 
 
+def limit_settings(network: TwoLayer | Deep) -> tuple[tuple[float, ...], float]:
+    """Return thresholds and γ with which `deep_limit_kernel` is the limit of a network's kernel."""
+    if isinstance(network, TwoLayer):
+        return (network.threshold,), _INPUT_SHARE
+    return network.thresholds, network.input_share
+
+
+def initial_network(network: TwoLayer | Deep, seed: int) -> TwoLayer | None:
+    """Return a two-layer network as `draw` has drawn it, but with readouts of ±1 and weights drawn when needed."""
+    if not isinstance(network, TwoLayer):
+        return None
+    return TwoLayer(
+        network.in_features,
+        network.width,
+        network.out_features,
+        threshold=network.threshold,
+        convention=network.activation.convention,
+        paired=True,
+        seed=seed,
+        store="regenerate",
+    )
+
+
 def network_parts(network: TwoLayer | Deep) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a network as tensors and plain values; `network_from_parts` is the inverse."""
     if isinstance(network, TwoLayer):

@@ -1,4 +1,4 @@
-"""The parameters of the estimators, checked before any work is done."""
+"""Checks of the parameters of the estimators."""
 
 import math
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class HiddenLayers:
 
     @property
     def choice(self) -> Choice:
-        """The thresholds, for the plan."""
+        """Thresholds, for the plan."""
         shares = ", ".join(f"{firing_probability(threshold, 1.0):.1%}" for threshold in self.thresholds)
         chosen = ", ".join(f"{threshold:.3g}" for threshold in self.thresholds)
         return Choice("threshold", chosen, f"{self.reason}: a neuron fires on {shares} of the samples")

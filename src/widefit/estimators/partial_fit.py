@@ -1,4 +1,4 @@
-"""partial_fit: the stream behind an estimator, in which every row is seen once."""
+"""Streams behind `partial_fit`, in which every row is seen once."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def can_stream(model: Any) -> bool:
 
 
 class StreamState:
-    """A stream under way: its run over the network and its history.
+    """Run of a stream over the network of an estimator, and its history.
 
     A copy or a pickle of it, together with its network, goes on to the same bits; so does `from_parts` after `flush`.
 
@@ -60,18 +60,18 @@ class StreamState:
 
     @property
     def plan(self) -> Plan:
-        """What "auto" chose, from the first rows on."""
+        """Choices of "auto", from the first rows on."""
         return self._run.plan
 
     @property
     def history(self) -> History:
-        """The history of all batches."""
+        """History of all batches."""
         assert self._recorder is not None
         return self._recorder.history
 
     @property
     def last(self) -> StepInfo:
-        """What the last batch came to."""
+        """Loss and counts of the last batch."""
         assert self._recorder is not None
         return self._recorder.last or self._recorder.history[-1]
 
@@ -81,7 +81,7 @@ class StreamState:
         targets: Float[np.ndarray, "n k"],
         sample_weight: Float[np.ndarray, " n"],
     ) -> Float[np.ndarray, "n k"]:
-        """Take a step along every minibatch of a batch; f at every row before it was learnt."""
+        """Take a step along every minibatch of a batch; return f at every row before it was learnt."""
         return self._run.learn(inputs, targets, sample_weight)
 
     def record(
@@ -107,7 +107,7 @@ class StreamState:
         self._run.flush()
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values from which `from_parts` goes on; the network and the history are kept elsewhere."""
+        """Return tensors and plain values, without the network and the history; `from_parts` is the inverse."""
         assert self._recorder is not None
         # Where the rule averages, the network has the average and not the last iterate.
         tensors = self._run.state() if self._run.rule.averages else {}
@@ -123,6 +123,6 @@ class StreamState:
         tensors: dict[str, Tensor],
         document: dict[str, Any],
     ) -> "StreamState":
-        """The inverse of `to_parts`."""
+        """Go on with a stream from what `to_parts` returned."""
         recorder = Recorder.from_document(history, document["recorder"])
         return cls(network, rule, tracker, recorder=recorder, memory=dict(document["memory"]), state=tensors)

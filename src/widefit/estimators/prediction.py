@@ -1,4 +1,4 @@
-"""f at many inputs: from trees over the neurons where they pay, from all neurons elsewhere."""
+"""Network outputs at many inputs: from trees over the neurons where they pay, from all neurons elsewhere."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ from widefit.trackers.layer import Layer
 
 
 class Predictor:
-    """The outputs of a trained network, in float64 either way: they differ by the rounding of their sums.
+    """Evaluate a trained network in float64; the two ways differ by the rounding of their sums.
 
     Parameters
     ----------
     network
-        With store="array". What writes its weights without telling torch calls for a new predictor.
+        With store="array". Code that writes its weights without telling torch has to make a new predictor.
     norm
-        Of the inputs to come.
+        Norm of the inputs to come.
 
     Attributes
     ----------
     choice
-        Which way, and why.
+        The way that was chosen, and the reason.
     rows
         Inputs at a time from which on trees are built; None: never.
     """
@@ -41,7 +41,7 @@ class Predictor:
         self._versions: tuple[int, ...] = ()
 
     def __call__(self, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q k"]:
-        """f at some inputs."""
+        """Return f at some inputs."""
         if self._current() is None and self.rows is not None and x.shape[0] >= self.rows and self._fits():
             self._build()
         trees = self._current()
@@ -51,7 +51,7 @@ class Predictor:
             return self._network(torch.from_numpy(x)).numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the trees."""
+        """Return the state without the trees."""
         return {**vars(self), "_trees": None}
 
     def _current(self) -> NeuronTrees | None:
@@ -60,14 +60,18 @@ class Predictor:
     def _build(self) -> None:
         layer = Layer.of(self._network)
         exact = Layer(
-            layer.weight.astype(np.float64), None, layer.coefficients, np.float64(self._network.threshold),
-            layer.silent, layer.groups,
-        )  # fmt: skip
+            layer.weight.astype(np.float64),
+            None,
+            layer.coefficients,
+            np.float64(self._network.threshold),
+            layer.silent,
+            layer.groups,
+        )
         self._trees = NeuronTrees(exact, LEAF_SIZE, torch.get_num_threads())
         self._versions = self._of_network()
 
     def _of_network(self) -> tuple[int, ...]:
-        """Changes with every change that torch knows of."""
+        """Return numbers that change with every change of the network that torch knows of."""
         network = self._network
         return network.weight._version, network.readout._version, network.weight.data_ptr(), network.readout.data_ptr()
 

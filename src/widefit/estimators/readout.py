@@ -1,4 +1,4 @@
-"""The second layer by ridge regression on the features of a trained first layer."""
+"""Ridge regression of the second layer on the features of a trained first layer."""
 
 import math
 
@@ -59,7 +59,7 @@ def refit_readout(
 
 
 def _features(network: TwoLayer, inputs: np.ndarray, first: int, last: int) -> np.ndarray:
-    """φ(w_r · x_i) / √m without the constant of silent neurons, shape (last − first, n), float64."""
+    """Return φ(w_r · x_i) / √m without the constant of silent neurons, shape (last − first, n), float64."""
     weight = network.rows(first, last)
     z = weight @ inputs.astype(weight.dtype).T
     return np.maximum(z - network.threshold, 0).astype(np.float64) / math.sqrt(network.width)

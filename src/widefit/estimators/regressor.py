@@ -1,6 +1,7 @@
 """WideRegressor."""
 
-from typing import Any, Self
+from numbers import Real
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -132,9 +133,68 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
             raise ValueError(f"y has {targets.shape[1]} outputs, the model was fitted with {self.target_mean_.size}")
         return (targets - self.target_mean_) / self.target_scale_
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return predicted targets, shape (n,) or (n, k) as y was."""
-        return self._decode(self._outputs(X))
+    @overload
+    def predict(self, X: Any) -> np.ndarray: ...
+
+    @overload
+    def predict(self, X: Any, return_std: Literal[False]) -> np.ndarray: ...
+
+    @overload
+    def predict(self, X: Any, return_std: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def predict(self, X: Any, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Predict targets.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d).
+        return_std
+            Return the standard deviation of new observations around the predictions as well: from leave-one-out
+            residuals, larger far from the training rows.
+
+        Returns
+        -------
+        Shape (n,) or (n, k) as y was; with `return_std` a pair of such arrays.
+        """
+        predicted = self._decode(self._outputs(X))
+        if not return_std:
+            return predicted
+        return predicted, self._spread(X, self._known_uncertainty().deviation())
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Predict intervals that hold a share of new observations, by conformal prediction with left-out residuals.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d).
+        coverage
+            The share, 0 < coverage < 1, on average over rows like those of the training; of each output by itself.
+
+        Returns
+        -------
+        Lower and upper ends, each of shape (n,) or (n, k) as y was.
+
+        Raises
+        ------
+        ValueError
+            Another coverage.
+        NotFittedError
+            The model has only seen a stream.
+        """
+        if not isinstance(coverage, Real) or not 0 < float(coverage) < 1:
+            raise ValueError(f"coverage must be a number between 0 and 1, got {coverage!r}")
+        predicted = self._decode(self._outputs(X))
+        half = self._spread(X, self._known_uncertainty().quantile(float(coverage)))
+        return predicted - half, predicted + half
+
+    def _spread(self, X: Any, ratios: np.ndarray) -> np.ndarray:
+        """Return the expected spread at some rows times one ratio an output, in the units of y."""
+        distinct, group = self._distinct_rows(X)
+        spread = self._known_uncertainty().spread(self.sphere_(distinct))[group]
+        values = spread * ratios * self.target_scale_
+        return values[:, 0] if self._flat else values
 
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
         values = outputs * self.target_scale_ + self.target_mean_

@@ -1,4 +1,4 @@
-"""Shapes of columns: their spread, whether they are indicators, and whether they have heavy tails."""
+"""Distributions of columns: their spread, indicators, heavy tails."""
 
 from dataclasses import dataclass
 

@@ -12,26 +12,39 @@ _PART_OF_SPREAD = 1e-5
 
 
 @dataclass(frozen=True)
-class MergedRows:
-    """Distinct rows of a table, in lexicographic order up to rounding.
+class WeightedRows:
+    """Rows with their encoded targets and their weights.
 
     Attributes
     ----------
-    rows
-        Shape (n, d).
-    targets
-        Weighted mean target of the equal rows, shape (n, k).
-    sample_weight
-        Their total weight, shape (n,).
-    floor
-        Weighted mean over the table of the squared distance of the targets from those means: the part of the training
-        loss that no function of the rows can remove.
+    rows, targets, sample_weight
+        Shapes (n, d), (n, k) and (n,).
     """
 
     rows: Float[np.ndarray, "n d"]
     targets: Float[np.ndarray, "n k"]
     sample_weight: Float[np.ndarray, " n"]
+
+    def part(self, kept: slice) -> "WeightedRows":
+        """Return some of the rows."""
+        return WeightedRows(self.rows[kept], self.targets[kept], self.sample_weight[kept])
+
+
+@dataclass(frozen=True)
+class MergedRows(WeightedRows):
+    """Distinct rows of a table, in lexicographic order up to rounding: targets are means, weights are sums.
+
+    Attributes
+    ----------
+    floor
+        Weighted mean over the table of the squared distance of the targets from those means: the part of the training
+        loss that no function of the rows can remove.
+    group
+        Which of the distinct rows each row of the table of positive weight is, shape (N,).
+    """
+
     floor: float
+    group: Int[np.ndarray, " N"]
 
 
 def merge_duplicates(
@@ -53,7 +66,7 @@ def merge_duplicates(
     sums = [np.bincount(group, sample_weight * target, first.size) for target in targets.T]
     mean = np.stack(sums, axis=1) / total[:, None]
     floor = float(sample_weight @ ((targets - mean[group]) ** 2).sum(1) / sample_weight.sum())
-    return MergedRows(distinct[first], mean, total, floor)
+    return MergedRows(distinct[first], mean, total, floor, group)
 
 
 def _cells(rows: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "n d"]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from widefit.plan.two_layer import Choice
 from widefit.tuning.columns import QuantileMap, heavy_tailed, indicators
-from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.duplicates import MergedRows, WeightedRows
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.relevance import learn_scales, steps_within_budget
@@ -48,10 +48,10 @@ def choose_map(
         Draws the rows when there are more than are needed.
     """
     everyone, weight = draw_rows(merged, 2 * MAP_ROWS, classes, generator)
-    sample = MergedRows(merged.rows[everyone], merged.targets[everyone], weight, 0.0)
+    sample = WeightedRows(merged.rows[everyone], merged.targets[everyone], weight)
     # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
     learning = min(MAP_ROWS, -(-2 * merged.rows.shape[0] // 3))
-    learners = MergedRows(sample.rows[:learning], sample.targets[:learning], weight[:learning], 0.0)
+    learners = sample.part(slice(learning))
     fixed, name, reason = _best_fixed(merged, learners, threshold)
     choice = Choice("input map", name, f"{reason}, {which_rows(everyone[:learning], merged)}")
     steps = steps_within_budget(*learners.rows.shape)
@@ -70,11 +70,11 @@ def choose_map(
 
 
 def which_rows(rows: Int[np.ndarray, " r"], merged: MergedRows) -> str:
-    """Return where something was decided, for the reason of a choice."""
+    """Return "on all rows" or their number, for the reason of a choice."""
     return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"
 
 
-def _best_fixed(merged: MergedRows, learners: MergedRows, threshold: float) -> tuple[SphereMap, str, str]:
+def _best_fixed(merged: MergedRows, learners: WeightedRows, threshold: float) -> tuple[SphereMap, str, str]:
     """Return the fixed map with the smallest leave-one-out error, its name, and the reason."""
     of_two = indicators(merged.rows)
     scalings = [scaling for scaling in _SCALINGS if scaling != "indicators" or 0 < of_two.sum() < of_two.size]
@@ -98,7 +98,7 @@ def _best_fixed(merged: MergedRows, learners: MergedRows, threshold: float) -> t
     return sphere, name, f"best leave-one-out error of {len(found)} maps"
 
 
-def _squared_errors(sample: MergedRows, sphere: SphereMap, threshold: float) -> Float[np.ndarray, " n"]:
+def _squared_errors(sample: WeightedRows, sphere: SphereMap, threshold: float) -> Float[np.ndarray, " n"]:
     """Return squared leave-one-out residuals, summed over outputs, with the best of a few ridges."""
     weight = sample.sample_weight
     gram = limit_gram(sphere(sample.rows), threshold)

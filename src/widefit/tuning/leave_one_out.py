@@ -20,12 +20,15 @@ class LeaveOneOut:
         v with u = Jᵀ v for the fit to all samples, shape (n, k).
     residuals
         y_i − f_i of the fit that has not seen sample i, shape (n, k).
+    leverage
+        ∂f_i/∂y_i of the fit to all samples, shape (n,).
     error
-        Weighted mean over samples of their squares, summed over outputs.
+        Weighted mean over samples of the squared residuals, summed over outputs.
     """
 
     coefficients: Float[np.ndarray, "n k"]
     residuals: Float[np.ndarray, "n k"]
+    leverage: Float[np.ndarray, " n"]
     error: float
 
 
@@ -35,7 +38,7 @@ def leave_one_out(
     sample_weight: Float[np.ndarray, " n"],
     alpha: float,
 ) -> LeaveOneOut:
-    """One Cholesky factorization for all samples: about n³ flops.
+    """Leave out every sample in turn by one factorization: about n³ flops.
 
     The residual without sample i is ṽ_i / (√ω_i G_ii), ṽ = G √ω y, G = (√ω H √ω + α I)⁻¹: the identity behind PRESS
     (Allen 1974) and generalized cross-validation (Golub, Heath and Wahba 1979).
@@ -54,7 +57,8 @@ def leave_one_out(
     scaled = inverse @ (root[:, None] * targets)
     residuals = scaled / (root * inverse.diagonal())[:, None]
     error = float(sample_weight @ (residuals**2).sum(1) / sample_weight.sum())
-    return LeaveOneOut(root[:, None] * scaled, residuals, error)
+    leverage = np.clip(1 - alpha * inverse.diagonal(), 0.0, 1.0)
+    return LeaveOneOut(root[:, None] * scaled, residuals, leverage, error)
 
 
 def symmetric_inverse(matrix: Float[np.ndarray, "n n"], least: float) -> Float[np.ndarray, "n n"]:

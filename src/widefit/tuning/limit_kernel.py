@@ -1,4 +1,4 @@
-"""H of networks of infinite width at their initial weights: what the data alone decide is decided on it."""
+"""H of networks of infinite width at their initial weights, which depends on the data alone."""
 
 import math
 from functools import cache
@@ -12,8 +12,8 @@ from widefit.nn.shifted_relu import firing_probability
 _POINTS = 1 << 14
 
 
-def co_firing_probability(similarity: Float[np.ndarray, "n n"], threshold: float) -> Float[np.ndarray, "n n"]:
-    """P(⟨w, x⟩ > b and ⟨w, x'⟩ > b) for w ~ N(0, I) and unit vectors with ⟨x, x'⟩ = ρ.
+def co_firing_probability(similarity: Float[np.ndarray, "n q"], threshold: float) -> Float[np.ndarray, "n q"]:
+    """Return P(⟨w, x⟩ > b and ⟨w, x'⟩ > b) for w ~ N(0, I) and unit vectors with ⟨x, x'⟩ = ρ.
 
     Its derivative in ρ is the bivariate normal density at (b, b) (Plackett 1954), so with t = sin θ it equals
     p² + (1/2π) ∫₀^{asin ρ} exp(−b² / (1 + sin θ)) dθ, p = P(N(0, 1) > b).
@@ -29,9 +29,9 @@ def co_firing_probability(similarity: Float[np.ndarray, "n n"], threshold: float
 
 
 def _interpolated(
-    similarity: Float[np.ndarray, "n n"], table: Float[np.ndarray, " points"]
-) -> Float[np.ndarray, "n n"]:
-    """A function of ρ from its values at sin θ on the uniform grid of θ."""
+    similarity: Float[np.ndarray, "n q"], table: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, "n q"]:
+    """Return a function of ρ from its values at sin θ on the uniform grid of θ."""
     # The grid of angles is uniform: the place in it is a product, not a search.
     place = (np.arcsin(np.clip(similarity, -1, 1)) + math.pi / 2) * ((_POINTS - 1) / math.pi)
     index = np.minimum(place.astype(np.int64), _POINTS - 2)
@@ -41,7 +41,7 @@ def _interpolated(
 
 @cache
 def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
-    """p² + (1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
+    """Return p² + (1/2π) ∫₀^θ exp(−b² / (1 + sin t)) dt on a uniform grid of θ from −π/2 to π/2."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
     density = np.exp(-(threshold**2) / np.maximum(1 + np.sin(angle), 1e-200)) / (2 * math.pi)
     fires = firing_probability(threshold)
@@ -50,7 +50,7 @@ def _both_fire(threshold: float) -> Float[np.ndarray, " points"]:
 
 @cache
 def _both_activations(threshold: float) -> Float[np.ndarray, " points"]:
-    """E[φ(u) φ(v)] on the same grid: its derivative in ρ is the probability that both fire (Price 1958)."""
+    """Return E[φ(u) φ(v)] on the same grid: its derivative in ρ is the probability that both fire (Price 1958)."""
     angle = np.linspace(-math.pi / 2, math.pi / 2, _POINTS)
     fires = firing_probability(threshold)
     mean = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi) - threshold * fires
@@ -58,19 +58,19 @@ def _both_activations(threshold: float) -> Float[np.ndarray, " points"]:
 
 
 def _integral(slope: Float[np.ndarray, " points"], angle: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """∫₀^θ by the trapezoidal rule."""
+    """Return ∫₀^θ by the trapezoidal rule."""
     table = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(angle))])
     return table - np.interp(0.0, angle, table)
 
 
 def co_firing_density(similarity: Float[np.ndarray, "n n"], threshold: float) -> Float[np.ndarray, "n n"]:
-    """Derivative of `co_firing_probability` in ρ, with |ρ| kept away from 1, where it is not finite."""
+    """Return the derivative of `co_firing_probability` in ρ, with |ρ| kept away from 1, where it is not finite."""
     rho = np.clip(similarity, -1 + 1e-9, 1 - 1e-9)
     return np.exp(-(threshold**2) / (1 + rho)) / (2 * math.pi * np.sqrt(1 - rho**2))
 
 
 def limit_gram(inputs: Float[np.ndarray, "n d"], threshold: float) -> Float[np.ndarray, "n n"]:
-    """K ∘ P(both fire): the limit of K ∘ N / m for inputs on the unit sphere and readouts of ±1."""
+    """Return K ∘ P(both fire), the limit of K ∘ N / m for inputs on the unit sphere and readouts of ±1."""
     similarity = inputs @ inputs.T
     return similarity * co_firing_probability(similarity, threshold)
 
@@ -78,12 +78,19 @@ def limit_gram(inputs: Float[np.ndarray, "n d"], threshold: float) -> Float[np.n
 def deep_limit_gram(
     inputs: Float[np.ndarray, "n d"], thresholds: tuple[float, ...], input_share: float
 ) -> Float[np.ndarray, "n n"]:
-    """H of one output of `widefit.nn.Deep`, paired and read from all layers; for one layer this is `limit_gram`.
+    """Return H of one output of `widefit.nn.Deep` for inputs on the unit sphere; see `deep_limit_kernel`."""
+    return deep_limit_kernel(inputs @ inputs.T, thresholds, input_share)
 
-    What layer l sees has the inner products q_l = (1 − γ) E[φ φ'](q_{l−1}) / E[φ²] + γ K, q_1 = K; upper layers send no
-    signal down, as their pairs cancel, so H = Σ_l q_l ∘ P(both fire | q_l) / (L E_l[φ²]), times E_1[φ²].
+
+def deep_limit_kernel(
+    similarity: Float[np.ndarray, "n q"], thresholds: tuple[float, ...], input_share: float
+) -> Float[np.ndarray, "n q"]:
+    """Return H of one output of `widefit.nn.Deep`, paired and read from all layers, as a function of K = XᵀX'.
+
+    For one layer this is K ∘ P(both fire). Layer l sees inputs with the inner products
+    q_l = (1 − γ) E[φ φ'](q_{l−1}) / E[φ²] + γ K, q_1 = K; upper layers send no signal down, as their pairs cancel, so
+    H = Σ_l q_l ∘ P(both fire | q_l) / (L E_l[φ²]), times E_1[φ²].
     """
-    similarity = inputs @ inputs.T
     seen, total, first = similarity, 0.0, 0.0
     for layer, threshold in enumerate(thresholds):
         squared = float(_both_activations(threshold)[-1])

@@ -1,4 +1,4 @@
-"""How much each column matters: scales of the input map that minimize the leave-one-out error of the limit kernel."""
+"""Relevance of columns: scales of the input map that minimize the leave-one-out error of the limit kernel."""
 
 import math
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Objective:
     threshold: float
 
     def __call__(self, parameters: Float[np.ndarray, " d_plus_two"]) -> tuple[float, Float[np.ndarray, " d_plus_two"]]:
-        """Value and gradient: one inverse and a few products, about 4 n³ flops."""
+        """Return value and gradient: one inverse and a few products, about 4 n³ flops."""
         samples, features = self.rows.shape
         log_scales, constant, ridge = parameters[:-2], np.exp(parameters[-2]), np.exp(parameters[-1])
         last = np.full((samples, 1), constant * math.sqrt(features))

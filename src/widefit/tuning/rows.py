@@ -3,13 +3,13 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.duplicates import WeightedRows
 
 _FLOAT = np.finfo(np.float64)
 
 
 def draw_rows(
-    merged: MergedRows, size: int, classes: Int[np.ndarray, " n"] | None, generator: np.random.Generator
+    merged: WeightedRows, size: int, classes: Int[np.ndarray, " n"] | None, generator: np.random.Generator
 ) -> tuple[Int[np.ndarray, " r"], Float[np.ndarray, " r"]]:
     """Draw distinct rows and the weights with which they stand for all.
 

@@ -1,4 +1,4 @@
-"""What the data decide before training, by closed-form leave-one-out: input map, ridge and readout scale."""
+"""Choice of input map, ridge and readout scale before training, by closed-form leave-one-out."""
 
 import math
 from collections.abc import Callable
@@ -152,13 +152,14 @@ class _Probe:
     width: float
 
     def fit(self, alpha: float) -> LeaveOneOut:
-        """The regression with ridge α; the smallest of the ridges stands for none."""
+        """Return the regression with ridge α; the smallest of the ridges stands for none."""
         return leave_one_out(self.gram, self.targets, self.sample_weight, max(alpha, float(RIDGES[0]) * self.mean))
 
     def flipped(self, fit: LeaveOneOut) -> float:
-        """Flips over firing pairs in a first step with readouts of ±1, by linear extrapolation."""
-        v, similarity = fit.coefficients, self.inputs @ self.inputs.T
-        firing = firing_probability(self.threshold)
+        """Return flips over firing pairs in a first step with readouts of ±1, by linear extrapolation."""
+        v = fit.coefficients
+        similarity = self.inputs @ self.inputs.T
+        firing = firing_probability(self.threshold, 1.0)
         # Mean square of the move of a pre-activation of a neuron that fires, Δz_rj = (a_r / √m) Σ_i v_i s_ri K_ij; the
         # readouts of k outputs are √k times larger, and each has a share 1/k of the neurons.
         moved = float(np.einsum("ik,ij,jk->", v, self.gram * similarity, v, optimize=True))
@@ -168,7 +169,7 @@ class _Probe:
 
 
 def _choose_ridge(problem: _Probe) -> tuple[float, str]:
-    """α and the reason.
+    """Return α and the reason.
 
     Leave-one-out errors are flat over many decades of small ridges. None at all is chosen when that is as good as the
     best and the network need not move far to interpolate; otherwise the largest ridge that is nearly as good as the

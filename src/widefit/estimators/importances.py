@@ -1,0 +1,42 @@
+"""Columns on which the predictions of a network rest."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from widefit.nn import Deep, TwoLayer
+
+# Rows of which gradients are taken.
+_ROWS = 256
+
+
+def column_importances(
+    network: TwoLayer | Deep, inputs: Float[np.ndarray, "r d"], constant: float
+) -> Float[np.ndarray, " d"]:
+    """Return the diagonal of the average gradient outer product E[∇f ∇fᵀ] of the columns, summing to 1.
+
+    This is the matrix of recursive feature machines (Radhakrishnan et al. 2024), here with columns as the input map
+    leaves them and in units of their standard deviations, so that the scale of a column has no influence.
+
+    Parameters
+    ----------
+    network
+        Trained.
+    inputs
+        Rows on the sphere.
+    constant
+        Last coordinate of rows before they are put on the sphere.
+    """
+    norm = constant / inputs[:, -1:]
+    columns = inputs[:, :-1] * norm
+    x = inputs[:_ROWS]
+    points = torch.from_numpy(x).requires_grad_()
+    total = np.zeros(columns.shape[1])
+    with torch.enable_grad():
+        for values in network(points).unbind(dim=1):
+            (slope,) = torch.autograd.grad(values.sum(), points, retain_graph=True)
+            # x = a / ‖a‖, so ∇_a f = (I − x xᵀ) ∇_x f / ‖a‖.
+            across = slope.numpy() - np.sum(slope.numpy() * x, axis=1, keepdims=True) * x
+            total += np.mean((across / norm[:_ROWS])[:, :-1] ** 2, axis=0)
+    importance = total * columns.var(axis=0)
+    return importance / max(float(importance.sum()), np.finfo(float).tiny)

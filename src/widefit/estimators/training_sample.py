@@ -1,0 +1,116 @@
+"""Rows of the training table that a model keeps, for questions about its predictions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.sphere import SphereMap
+
+# Rows of the table that are kept: n³ work when intervals are first asked for.
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """Some rows of the training table, and the distinct rows that they are equal to.
+
+    Attributes
+    ----------
+    inputs
+        Distinct rows on the sphere, shape (r, d + 1).
+    targets
+        Encoded mean targets of equal rows, shape (r, k).
+    sample_weight
+        Total weight of equal rows, shape (r,).
+    member
+        Which of the distinct rows each row of the table is, shape (s,).
+    single, single_weight
+        Encoded targets and weights of the rows of the table, shapes (s, k) and (s,).
+    within
+        Variance of the targets of equal rows around their mean, of each output, shape (k,).
+    samples
+        n, the number of distinct rows in training.
+    """
+
+    inputs: Float[np.ndarray, "r d"]
+    targets: Float[np.ndarray, "r k"]
+    sample_weight: Float[np.ndarray, " r"]
+    member: Int[np.ndarray, " s"]
+    single: Float[np.ndarray, "s k"]
+    single_weight: Float[np.ndarray, " s"]
+    within: Float[np.ndarray, " k"]
+    samples: int
+
+    @classmethod
+    def draw(
+        cls,
+        merged: MergedRows,
+        encoded: Float[np.ndarray, "N k"],
+        sample_weight: Float[np.ndarray, " N"],
+        sphere: SphereMap,
+        seed: int,
+    ) -> "TrainingSample":
+        """Draw rows of the table.
+
+        Parameters
+        ----------
+        merged
+            All distinct rows.
+        encoded, sample_weight
+            Targets and weights of the rows of the table, of those of positive weight.
+        sphere
+            The input map.
+        seed
+            Of the draws.
+        """
+        drawn = np.random.default_rng(seed).permutation(len(encoded))[:_ROWS]
+        distinct, member = np.unique(merged.group[drawn], return_inverse=True)
+        samples = len(merged.rows)
+        deviations = sample_weight @ (encoded - merged.targets[merged.group]) ** 2 / sample_weight.sum()
+        # Unbiased: each mean has followed one of its observations.
+        within = deviations * len(encoded) / max(len(encoded) - samples, 1)
+        return cls(
+            sphere(merged.rows[distinct]),
+            merged.targets[distinct],
+            merged.sample_weight[distinct],
+            member.reshape(-1),
+            encoded[drawn],
+            sample_weight[drawn],
+            within,
+            samples,
+        )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by name; `from_arrays` is the inverse."""
+        return {name: value for name, value in vars(self).items() if name != "samples"}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], samples: int) -> "TrainingSample":
+        """Build the sample from its arrays.
+
+        Raises
+        ------
+        ValueError
+            Arrays that do not belong together, or numbers that are not finite.
+        """
+        made = cls(**{name: arrays[name] for name in cls.__annotations__ if name != "samples"}, samples=samples)
+        rows, outputs = made.targets.shape
+        shapes = {
+            "inputs": (rows, made.inputs.shape[1]),
+            "sample_weight": (rows,),
+            "single": (made.member.size, outputs),
+            "single_weight": (made.member.size,),
+            "within": (outputs,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(made, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(
+                    f"{name} of the training rows must be finite and have shape {shape}, got {array.shape}"
+                )
+        if np.any((made.member < 0) | (made.member >= rows)) or samples < rows:
+            raise ValueError(f"the training rows must be among {rows} distinct ones, those among {samples}")
+        return made
