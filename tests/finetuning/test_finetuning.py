@@ -17,8 +17,8 @@ from widefit.files import Checkpoint, read_checkpoint
 from widefit.finetuning.adapt import _sparse_layers
 from widefit.finetuning.blocks import observe
 from widefit.finetuning.curvature import StageSolver, operator_of
-from widefit.finetuning.cut import cut
-from widefit.finetuning.stage import Stage, parameters_of
+from widefit.finetuning.rows import Rows
+from widefit.finetuning.stage import Products, Stage, parameters_of
 from widefit.gram import IdenticalBlocks, ImplicitGram
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import Squared
@@ -31,17 +31,16 @@ def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch
     return torch.cat([found[name].reshape(-1, chosen[name].numel()) for name in chosen], dim=1).detach()
 
 
-def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Tensor | None = None, **options) -> Stage:
+def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Tensor | None = None) -> Stage:
     model = copy.deepcopy(model).requires_grad_(False)
-    held_out = None if held is None else (held,)
-    given = parameters_of(model, names)
-    return Stage.of(model, names, cut(model, names, (x[:2],), **options), (x,), held_out, given)
+    inputs = Rows((x,), None if held is None else (held,))
+    return Stage.of(model, names, inputs, parameters_of(model, names), Products())
 
 
 CASES = {
-    "read-out": (perceptron(4, 9, 9, 3), ["4"]),
+    "readout": (perceptron(4, 9, 9, 3), ["4"]),
     "last block": (perceptron(4, 9, 9, 3), ["2", "4"]),
-    "before the read-out": (perceptron(4, 9, 9, 3), ["2"]),
+    "before the readout": (perceptron(4, 9, 9, 3), ["2"]),
     "every layer": (perceptron(4, 9, 9, 3), ["0", "2", "4"]),
     "first layer": (perceptron(4, 9, 9, 3), ["0"]),
     "no bias, residual path": (Custom().eval().double(), ["second", "third"]),
@@ -70,8 +69,8 @@ def test_a_step_is_the_dense_one(name: str, n: int):
         torch.testing.assert_close(point.held_out, model(held))
     targets = torch.arange(n) % point.outputs.shape[1]
     local = Softmax().expand(point.outputs, targets)
-    at = stage.linearized(point, local.root)
-    operator = operator_of(stage, point, at, local.root)
+    jacobian = stage.jacobian(point, local.root)
+    operator = operator_of(stage, point, jacobian, local.root)
     scale = operator.trace() / operator.size
 
     J = torch.einsum("nab,nap->nbp", local.root, dense_jacobian(model, names, x).reshape(*point.outputs.shape, -1))
@@ -92,7 +91,7 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     assert solution.residual_norm == pytest.approx(float(part), rel=1e-3, abs=1e-9)
     assert part <= 0.4
 
-    moved = stage.moved(point, at, g.reshape(step.shape), 1.0)
+    moved = stage.advance(point, jacobian, g.reshape(step.shape), 1.0)
     change = -J.T @ g
     expected = copy.deepcopy(model)
     for value in parameters_of(expected, names).values():
@@ -105,7 +104,7 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     for key, value in expected.state_dict().items():
         torch.testing.assert_close(merged.state_dict()[key], value)
     before, after = (torch.cat([p.reshape(-1) for p in m.parameters()]) for m in (model, expected))
-    assert stage.displacement(moved) == pytest.approx(float((after - before).detach().square().sum()))
+    assert stage.squared_displacement(moved) == pytest.approx(float((after - before).detach().square().sum()))
 
 
 @pytest.mark.parametrize("n", [6, 40])
@@ -114,8 +113,8 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
     stage = stage_of(model, ["4"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
-    at = stage.linearized(point, local.root)
-    operator, solver = operator_of(stage, point, at, local.root), StageSolver()
+    jacobian = stage.jacobian(point, local.root)
+    operator, solver = operator_of(stage, point, jacobian, local.root), StageSolver()
     assert isinstance(operator, IdenticalBlocks)
     J = local.root * dense_jacobian(model, ["4"], x)
     for level in (1e-4, 1.0, 1e4):
@@ -125,7 +124,7 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
         torch.testing.assert_close(solution.value, g, rtol=1e-6, atol=1e-9)
         assert solution.residual_norm < 1e-8
         assert solution.solver == ("cholesky" if n == 6 else "primal")
-    assert operator_of(stage, point, at, local.root, operator) is operator
+    assert operator_of(stage, point, jacobian, local.root, operator) is operator
 
 
 def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyPatch):
@@ -134,7 +133,7 @@ def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyP
     stage = stage_of(model, ["2", "4"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
-    operator = operator_of(stage, point, stage.linearized(point, local.root), local.root)
+    operator = operator_of(stage, point, stage.jacobian(point, local.root), local.root)
     assert isinstance(operator, ImplicitGram)
     J = local.root * dense_jacobian(model, ["2", "4"], x)
     damping = 0.01 * operator.trace() / operator.size
@@ -151,7 +150,7 @@ def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
     stage = stage_of(model, ["2"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.zeros_like(point.outputs))
-    operator = operator_of(stage, point, stage.linearized(point, local.root), local.root)
+    operator = operator_of(stage, point, stage.jacobian(point, local.root), local.root)
     J = (local.root * dense_jacobian(model, ["2"], x)).reshape(25, 9, -1)
     mean = torch.einsum("ncp,mcp->nm", J, J) / 9
     assert isinstance(operator, ImplicitGram)
@@ -160,7 +159,7 @@ def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
 
 
 def test_where_to_begin_follows_what_the_rows_ask_for():
-    """New labels for the same features are the read-out's business, other inputs that of the layer before."""
+    """New labels for the same features are the readout's business, other inputs that of the layer before."""
     model, x, y = moved_problem()
     model = widefit.finetune(model, x, y, loss="cross_entropy", layers="all")
     with torch.no_grad():
@@ -270,7 +269,7 @@ def test_sparse_inputs_give_the_same_as_dense_ones(monkeypatch: pytest.MonkeyPat
     assert _sparse_layers(("2", "4"), structure, model, x)[0] == frozenset()  # too small to pay
     y = torch.arange(40) % 3
     dense = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
-    monkeypatch.setattr("widefit.finetuning.adapt._WORTHWHILE", 1)
+    monkeypatch.setattr("widefit.finetuning.adapt._SPARSE_WEIGHTS", 1)
     sparse = widefit.finetune(model, x, y, loss="cross_entropy", max_iter=8)
     assert "so sparse products" in sparse.finetuning_.decisions[0]
     assert "so dense products" in dense.finetuning_.decisions[0]

@@ -12,8 +12,10 @@ from widefit.callbacks import Callback, Progress
 from widefit.finetuning.blocks import Structure, observe
 from widefit.finetuning.checks import Data, checked_data, checked_layers, checked_settings
 from widefit.finetuning.delta import LowRankDelta
-from widefit.finetuning.schedule import Schedule
-from widefit.finetuning.steps import FineTuningSteps, Problem
+from widefit.finetuning.schedule import Schedule, Settings
+from widefit.finetuning.stage import Products
+from widefit.finetuning.stage_run import Problem
+from widefit.finetuning.steps import FineTuningSteps
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.family import output_loss
@@ -21,7 +23,7 @@ from widefit.plan.base import Choice, Plan
 from widefit.training.history import History
 from widefit.training.loop import Loop, State
 
-# Rows a step of more layers than the read-out takes, where there are more.
+# Rows a step of more layers than the readout takes, where there are more.
 _BATCH = 1000
 # Entries of a layer from which on sparse products can pay for laying its weights out.
 _SPARSE_WEIGHTS = 1 << 20
@@ -85,7 +87,7 @@ def finetune(
 
     What the adapted layers cannot change is computed once; a step moves them by H = Σ (Δ Δᵀ) ∘ (A Aᵀ) of arXiv
     2112.07628, and weights behind a frozen start are kept as W₀ + U Vᵀ. By default the rows decide where to begin: with
-    the layer before the read-out, and the read-out after it, or with the read-out alone, a convex problem with one
+    the layer before the readout, and the readout after it, or with the readout alone, a convex problem with one
     n × n system for all outputs. (The order, the envelope of the cross-entropies that the steps aim at, and the
     preconditioner are this project's.)
 
@@ -102,8 +104,8 @@ def finetune(
         "mse", "cross_entropy", "bce" (logits), "huber", a loss module of torch, or a mean-reduced
         callable(outputs, targets).
     layers
-        Which linear layers to adapt, weights and biases: "auto" (the read-out, or the layer before it and then the
-        read-out), "readout" (the last layer), "all" or a list of names (the read-out, then all of them together).
+        Which linear layers to adapt, weights and biases: "auto" (the readout, or the layer before it and then the
+        readout), "readout" (the last layer), "all" or a list of names (the readout, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
     X_val, y_val
@@ -114,14 +116,14 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        λ to begin with, as a part of the mean of diag H; None: 0.01 for the read-out alone, 0.1 for other layers. It
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers. It
         falls to 0.01 where a step has not gained.
     max_iter
         Most steps, of all stages together; the first of two has half of them at most.
     tol
         Training loss at which to stop.
     batch_size
-        Rows a step beyond the read-out; None: all, or 1000 where there are more than 2000 or memory is short.
+        Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose
@@ -152,29 +154,19 @@ def finetune(
     names = checked_layers(layers, structure)
     data = data.held_apart(validation, seed)
     batch, rows = _batch(batch_size, names, structure, work, data)
-    cores = torch.get_num_threads() if threads is None else threads
-    sparse, products = _sparse_layers(names, structure, work, data.inputs)
+    sparse, reasons = _sparse_layers(names, structure, work, data.inputs)
+    products = Products(sparse, torch.get_num_threads() if threads is None else threads)
 
-    schedule = Schedule(
-        work,
-        data,
-        names,
-        structure.readout,
-        surrogate,
-        damping=damping,
-        limit=max_iter,
-        one_by_one=layers == "auto",
-        batches=batch is not None,
-        sparse=sparse,
-        threads=cores,
-    )
+    settings = Settings(names, structure.readout, damping, max_iter, layers == "auto", batch is not None)
+    schedule = Schedule(work, data, surrogate, settings, products)
     problem = Problem(exact, surrogate, data.targets, data.held_targets, alpha, patience, batch, seed)
     steps = FineTuningSteps(work, problem, schedule)
     watch = [*callbacks, *([Progress()] if verbose else [])]
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
-    result = steps.delta.merged(model)
-    plan = Plan((*products, *_alone(layers, names, structure), *steps.choices, rows))
-    record = FineTuning(history, steps.delta, structure, tuple(steps.stages), plan)
+    delta = steps.delta()
+    result = delta.merged(model)
+    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, rows))
+    record = FineTuning(history, delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 
