@@ -184,6 +184,8 @@ class Schedule:
 
     def _explain_prefix(self, stage: Stage) -> None:
         if stage.suffix is self._model:
-            self.choices.append(Choice("module", "runs whole in every step", "torch.fx cannot follow it"))
+            choice = Choice("frozen start", "none, the module runs whole in every step", "torch.fx cannot follow it")
         else:
-            self.choices.append(Choice("module", "frozen start", f"it runs once before {', '.join(stage.names)}"))
+            before = f"runs once before {', '.join(stage.names)}"
+            choice = Choice("frozen start", before, "no adapted weight reaches it")
+        self.choices.append(choice)
