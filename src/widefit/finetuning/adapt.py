@@ -1,4 +1,4 @@
-"""`widefit.finetune`: what to adapt, in which order, on which rows."""
+"""`widefit.finetune`: the layers to adapt, their order, and the rows of a step."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from widefit.callbacks import Callback, Progress
 from widefit.finetuning.blocks import Structure, observe
@@ -33,7 +34,7 @@ _LOOKED_AT = 64
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a module was fine-tuned: the attribute `finetuning_` of what `widefit.finetune` returns.
+    """Record of a fine-tuning: the attribute `finetuning_` of what `widefit.finetune` returns.
 
     Attributes
     ----------
@@ -42,11 +43,11 @@ class FineTuning:
     delta
         Adapted minus given weights.
     structure
-        Layers and blocks that were found, and what was passed over, with the reason.
+        Layers and blocks that were found, and those that were passed over, with the reason.
     stages
         The layers that were trained together, stage by stage.
     plan
-        What was chosen, and why.
+        Decisions, and the reasons for them.
     """
 
     history: History
@@ -145,7 +146,7 @@ def finetune(
     """
     checked_settings(
         alpha=alpha, validation=validation, patience=patience, damping=damping, max_iter=max_iter, tol=tol,
-        batch_size=batch_size, seed=seed,
+        batch_size=batch_size, seed=seed, threads=threads, resume=resume,
     )  # fmt: skip
     work = _evaluating(model)
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
@@ -172,17 +173,21 @@ def finetune(
 
 
 def _alone(layers: str | Sequence[str], names: tuple[str, ...], structure: Structure) -> tuple[Choice, ...]:
-    """Why the readout alone is trained, where nobody asked for it."""
+    """The reason why the readout alone is trained, where nobody asked for it."""
     if layers == "auto" and names == (structure.readout,):
         return (Choice("layers", f"{names[0]} alone", "no Linear → ReLU → Linear ends in the readout"),)
     return ()
 
 
 def _evaluating(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    work = copy.deepcopy(model).eval()
-    return work.requires_grad_(False)
+    if isinstance(model, nn.Linear):
+        raise ValueError("model is a single linear layer: pass torch.nn.Sequential(model)")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("model has parameters that are not initialized: call it on a batch first")
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _batch(
