@@ -7,13 +7,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from networks import Custom, Encoder, FeedForward, perceptron
+from networks import Custom, Encoder, FeedForward, moved_problem, perceptron
 from torch import nn
 from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.callbacks import Callback
-from widefit.files import Checkpoint, read_checkpoint
 from widefit.finetuning.adapt import _sparse_layers
 from widefit.finetuning.blocks import observe
 from widefit.finetuning.curvature import StageSolver, operator_of
@@ -189,14 +188,6 @@ def test_a_ridge_pulls_to_the_given_weights():
         torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-6)
 
 
-def moved_problem(dtype: torch.dtype = torch.float64, n: int = 120):
-    """A network trained on one labelling, and rows with another one."""
-    model = perceptron(5, 40, 40, 3, seed=4, dtype=dtype)
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(n, 5, generator=generator, dtype=torch.float64).to(dtype)
-    return model, x, (x[:, :3] @ torch.randn(3, 3, generator=generator, dtype=torch.float64).to(dtype)).argmax(1)
-
-
 @pytest.mark.parametrize("layers", ["auto", "readout", "all", ["0", "4"]])
 def test_the_result_has_the_same_keys_and_the_model_is_untouched(layers):
     model, x, y = moved_problem(torch.float32)
@@ -288,6 +279,20 @@ def test_own_held_out_rows_and_repetition():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_dropout_and_batch_statistics_of_a_model_in_training_mode_are_off():
+    _, x, y = moved_problem()
+    parts = (nn.Linear(5, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 3))
+    training = nn.Sequential(*parts).double().train()
+    statistics = training[1].running_mean.clone()
+    with torch.random.fork_rng():
+        adapted = widefit.finetune(training, x, y, loss="cross_entropy")
+    evaluating = widefit.finetune(copy.deepcopy(training).eval(), x, y, loss="cross_entropy")
+    assert adapted.training
+    assert torch.equal(training[1].running_mean, statistics)
+    for key, value in evaluating.state_dict().items():
+        assert torch.equal(adapted.state_dict()[key], value)
+
+
 def test_a_callback_ends_it_and_sees_the_history():
     seen = []
 
@@ -316,6 +321,7 @@ def test_an_interrupt_keeps_the_best():
 
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(30) % 3
 GOOD = perceptron(5, 8, 8, 3, dtype=torch.float32)
 BAD = {
     "no linear layer": (lambda: widefit.finetune(nn.ReLU(), X, X), "model has no linear layer"),
@@ -345,13 +351,57 @@ BAD = {
     "half a validation": (lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X), "belong together"),
     "validation": (lambda: widefit.finetune(GOOD, X, X[:, :3], validation=1.0), "validation must be a share"),
     "alpha": (lambda: widefit.finetune(GOOD, X, X[:, :3], alpha=-1.0), "alpha must be"),
-    "max_iter": (lambda: widefit.finetune(GOOD, X, X[:, :3], max_iter=0), "max_iter must be at least 1"),
+    "max_iter": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], max_iter=0),
+        "max_iter must be a whole number",
+    ),
+    "batch_size": (lambda: widefit.finetune(GOOD, X, X[:, :3], batch_size=True), "batch_size must be .* got True"),
+    "threads": (lambda: widefit.finetune(GOOD, X, X[:, :3], threads=0), "threads must be a whole number"),
+    "seed": (lambda: widefit.finetune(GOOD, X, X[:, :3], seed=2**70), "seed must be a whole number in"),
+    "held-out lengths": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X, y_val=X[:4, :3]),
+        "X_val, y_val.*: argument 1 holds 4 samples, argument 0 holds 30",
+    ),
+    "held-out classes": (
+        lambda: widefit.finetune(GOOD, X, CLASSES, loss="cross_entropy", X_val=X, y_val=CLASSES + 1),
+        "y_val: class numbers must lie in 0 … 2, the network's outputs; got 1 … 3",
+    ),
+    "fractional classes": (
+        lambda: widefit.finetune(GOOD, X, CLASSES.double(), loss="cross_entropy"),
+        "y: cross_entropy takes class numbers as whole numbers, got torch.float32",
+    ),
+    "no rows": (lambda: widefit.finetune(GOOD, X[:0], X[:0, :3]), "holds no sample"),
+    "whole numbers": (lambda: widefit.finetune(GOOD, X.long(), X[:, :3]), "X holds torch.int64"),
+    "a bare layer": (lambda: widefit.finetune(nn.Linear(5, 3), X, X[:, :3]), "pass torch.nn.Sequential"),
+    "lazy parameters": (
+        lambda: widefit.finetune(nn.Sequential(nn.LazyLinear(3)), X, X[:, :3]),
+        "parameters that are not initialized",
+    ),
+    "outputs at random": (
+        lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 8), AlwaysDropout(), nn.Linear(8, 3)), X, X[:, :3]),
+        "dropout that does not heed model.eval",
+    ),
+    "an infinite loss": (
+        lambda: widefit.finetune(GOOD, X, 1e25 * X[:, :3], validation=0),
+        "its loss on X is inf",
+    ),
+    "an infinite loss on held-out rows": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X, y_val=1e25 * X[:, :3]),
+        "its loss on the held-out rows is inf",
+    ),
     "no readout": (
         lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)), X, X[:, :3], layers="readout"),
         "do not come straight from a linear layer",
     ),
     "only shared layers": (lambda: widefit.finetune(shared(), X, X), "no linear layer that can be adapted"),
 }
+
+
+class AlwaysDropout(nn.Module):
+    """Dropout in training and evaluation mode alike."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5)
 
 
 def spoil(module: nn.Module) -> None:
@@ -370,27 +420,3 @@ def test_bad_input(name: str):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
-
-
-class Stop(Callback):
-    def __init__(self, at: int):
-        self.at = at
-
-    def step(self, run, info):
-        return info.step == self.at
-
-
-@pytest.mark.parametrize("at", [1, 3, 5])
-@pytest.mark.parametrize("settings", [{}, {"layers": "all", "batch_size": 30}, {"layers": "all", "alpha": 1e-3}])
-def test_resumes_to_the_same_bits(settings: dict, at: int, tmp_path):
-    model, x, y = moved_problem()
-    arguments = {"loss": "cross_entropy", "max_iter": 8, "patience": 9} | settings
-    whole = widefit.finetune(model, x, y, **arguments)
-    path = tmp_path / "run.state"
-    widefit.finetune(model, x, y, callbacks=[Checkpoint(path), Stop(at)], **arguments)
-    resumed = widefit.finetune(model, x, y, resume=read_checkpoint(path), **arguments)
-    assert resumed.finetuning_.history.losses == whole.finetuning_.history.losses
-    for key, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[key], value)
-    with pytest.raises(ValueError, match="belongs to another model"):
-        widefit.finetune(model, -x, y, resume=read_checkpoint(path), **arguments)

@@ -67,6 +67,25 @@ def test_shared_repeated_and_unusual_layers_are_passed_over():
     assert "called 2 times" in structure.skipped["4"]
 
 
+@pytest.mark.parametrize("use", ["function", "penalty"])
+def test_weights_used_outside_of_their_layer_are_passed_over(use: str):
+    class Unusual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x).relu().to(self.second.weight)
+            if use == "function":
+                return nn.functional.linear(h, self.second.weight, self.second.bias)
+            return self.second(h) + self.second.weight.sum()
+
+    structure = observe(Unusual(), torch.randn(6, 3))
+    assert structure.layers == ("first",)
+    assert structure.readout is None
+    assert structure.skipped["second"] == "its weights are used outside of its own forward pass"
+
+
 @pytest.mark.parametrize("with_boundary", [True, False])
 @pytest.mark.parametrize("adapted", [["4"], ["2", "4"], ["0", "2", "4"], ["0"], ["0", "4"]])
 def test_the_parts_are_the_module(adapted: list[str], with_boundary: bool):
