@@ -145,9 +145,17 @@ def finetune(
         layer that can be adapted, or no layer of a name; settings out of range.
     """
     checked_settings(
-        alpha=alpha, validation=validation, patience=patience, damping=damping, max_iter=max_iter, tol=tol,
-        batch_size=batch_size, seed=seed, threads=threads, resume=resume,
-    )  # fmt: skip
+        alpha=alpha,
+        validation=validation,
+        patience=patience,
+        damping=damping,
+        max_iter=max_iter,
+        tol=tol,
+        batch_size=batch_size,
+        seed=seed,
+        threads=threads,
+        resume=resume,
+    )
     work = _evaluating(model)
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
     surrogate = exact.smoothed()

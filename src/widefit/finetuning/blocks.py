@@ -27,10 +27,22 @@ _ACTIVATIONS: dict[Any, str] = {
 }
 # Functions that hand on the numbers of their first argument, in another shape or memory.
 _CARRIERS = {
-    functional.dropout, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.clone,
-    Tensor.flatten, Tensor.reshape, Tensor.view, Tensor.squeeze, Tensor.unsqueeze, Tensor.contiguous,
-    Tensor.clone, Tensor.to, Tensor.float,
-}  # fmt: skip
+    functional.dropout,
+    torch.flatten,
+    torch.reshape,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.clone,
+    Tensor.flatten,
+    Tensor.reshape,
+    Tensor.view,
+    Tensor.squeeze,
+    Tensor.unsqueeze,
+    Tensor.contiguous,
+    Tensor.clone,
+    Tensor.to,
+    Tensor.float,
+}
 
 
 @dataclass(frozen=True)
@@ -198,7 +210,7 @@ def _unusable(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, str]:
 
 
 def _followed(func: Any, activation: str | None, given: list[_Source | None]) -> _Source | None:
-    """Where the result of a call comes from."""
+    """Origin of the result of a call."""
     known = [source for source in given if source is not None]
     if not known:
         return None

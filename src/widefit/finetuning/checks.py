@@ -58,9 +58,18 @@ class Data:
 
 
 def checked_settings(
-    *, alpha: float, validation: float, patience: int, damping: float | None, max_iter: int, tol: float,
-    batch_size: int | None, seed: int, threads: int | None, resume: object,
-) -> None:  # fmt: skip
+    *,
+    alpha: float,
+    validation: float,
+    patience: int,
+    damping: float | None,
+    max_iter: int,
+    tol: float,
+    batch_size: int | None,
+    seed: int,
+    threads: int | None,
+    resume: object,
+) -> None:
     """Refuse settings of the wrong type or out of range."""
     for name, value in (("alpha", alpha), ("tol", tol)):
         if not (_is_number(value) and value >= 0):

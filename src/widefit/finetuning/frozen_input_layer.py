@@ -90,7 +90,7 @@ class FrozenInputLayer:
 
     @property
     def overlap(self) -> Float[Tensor, "n n"] | None:
-        """The same where products with it are the cheaper ones; None with more rows than twice the inputs."""
+        """A Aᵀ where products with it are the cheaper ones; None with more rows than twice the inputs."""
         return self.gram if len(self.inputs) <= 2 * self.inputs.shape[1] else None
 
     @cached_property

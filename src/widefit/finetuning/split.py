@@ -65,7 +65,7 @@ def split(
 
 
 def _agrees(parts: Split, model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether the two parts give what the module gives, from one row a sample."""
+    """Compare the two parts with the module, on one row a sample."""
     count = len(parts.boundary_layers)
     with torch.no_grad():
         expected = model(*inputs)

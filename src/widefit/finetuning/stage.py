@@ -175,7 +175,7 @@ class Stage:
         return self.point(coefficients, weights)
 
     def is_readout(self, point: Point) -> bool:
-        """Whether its only layer makes the outputs of the module."""
+        """Return whether its only layer makes the outputs of the module."""
         assert point.outputs is not None
         alone = len(self.boundary) == 1 and not self.weights
         return alone and torch.equal(point.layer_outputs.training[0], point.outputs)
@@ -217,13 +217,13 @@ class Stage:
         return total
 
     def delta(self, point: Point) -> LowRankDelta:
-        """Return what the stage has added to the weights it began with."""
+        """Return the change of the weights since the stage began."""
         pairs = zip(self.boundary, point.sample_coefficients, strict=True)
         found = {layer.name: layer.delta(coefficients) for layer, coefficients in pairs}
         return LowRankDelta(found | self._suffix_changes(point))
 
     def _suffix_changes(self, point: Point) -> dict[str, LayerDelta]:
-        """What it has added to the layers in the suffix."""
+        """Changes of the layers in the suffix."""
         changes = {name: point.weights[name] - value for name, value in self.weights.items()}
         layers = dict.fromkeys(name.rpartition(".")[0] for name in changes)
         return {name: LayerDelta(changes[f"{name}.weight"], None, changes.get(f"{name}.bias")) for name in layers}

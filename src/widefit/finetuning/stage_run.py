@@ -222,7 +222,7 @@ class StageRun:
 
     @property
     def _in_batches(self) -> bool:
-        """Whether steps take some of the rows."""
+        """True where steps take some of the rows."""
         return self._problem.batch_size is not None and not self.stage.boundary
 
     def _loss(self, point: Point, targets: Tensor) -> float:

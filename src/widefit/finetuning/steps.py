@@ -87,7 +87,7 @@ class FineTuningSteps:
         return info, None if stop is None else self._end_stage(self._run.best, stop)
 
     def state(self) -> State:
-        """Return the points of all stages, and where the present one stands."""
+        """Return the points of all stages, and the progress of the present one."""
         tensors = self._run.tensors()
         for number, point in enumerate(self._finished):
             tensors |= tensors_of(f"stage{number}", point)
