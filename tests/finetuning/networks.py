@@ -16,6 +16,14 @@ def perceptron(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -
     return nn.Sequential(*parts[:-1]).to(dtype)
 
 
+def moved_problem(dtype: torch.dtype = torch.float64, n: int = 120) -> tuple[nn.Sequential, Tensor, Tensor]:
+    """A network trained on one labelling, and rows with another one."""
+    model = perceptron(5, 40, 40, 3, seed=4, dtype=dtype)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(n, 5, generator=generator, dtype=torch.float64).to(dtype)
+    return model, x, (x[:, :3] @ torch.randn(3, 3, generator=generator, dtype=torch.float64).to(dtype)).argmax(1)
+
+
 class Custom(nn.Module):
     """Blocks called as functions, a dropout, a residual path and a layer that is never called."""
 

@@ -7,18 +7,17 @@ import signal
 import numpy as np
 import pytest
 import torch
-from networks import Custom, Encoder, FeedForward, perceptron
+from networks import Custom, Encoder, FeedForward, moved_problem, perceptron
 from torch import nn
 from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.callbacks import Callback
-from widefit.files import Checkpoint, read_checkpoint
 from widefit.finetuning.adapt import _sparse_layers
 from widefit.finetuning.blocks import observe
 from widefit.finetuning.curvature import StageSolver, operator_of
-from widefit.finetuning.cut import cut
-from widefit.finetuning.stage import Stage, parameters_of
+from widefit.finetuning.rows import Rows
+from widefit.finetuning.stage import Products, Stage, parameters_of
 from widefit.gram import IdenticalBlocks, ImplicitGram
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import Squared
@@ -31,17 +30,16 @@ def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch
     return torch.cat([found[name].reshape(-1, chosen[name].numel()) for name in chosen], dim=1).detach()
 
 
-def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Tensor | None = None, **options) -> Stage:
+def stage_of(model: nn.Module, names: list[str], x: torch.Tensor, held: torch.Tensor | None = None) -> Stage:
     model = copy.deepcopy(model).requires_grad_(False)
-    held_out = None if held is None else (held,)
-    given = parameters_of(model, names)
-    return Stage.of(model, names, cut(model, names, (x[:2],), **options), (x,), held_out, given)
+    inputs = Rows((x,), None if held is None else (held,))
+    return Stage.of(model, names, inputs, parameters_of(model, names), Products())
 
 
 CASES = {
-    "read-out": (perceptron(4, 9, 9, 3), ["4"]),
+    "readout": (perceptron(4, 9, 9, 3), ["4"]),
     "last block": (perceptron(4, 9, 9, 3), ["2", "4"]),
-    "before the read-out": (perceptron(4, 9, 9, 3), ["2"]),
+    "before the readout": (perceptron(4, 9, 9, 3), ["2"]),
     "every layer": (perceptron(4, 9, 9, 3), ["0", "2", "4"]),
     "first layer": (perceptron(4, 9, 9, 3), ["0"]),
     "no bias, residual path": (Custom().eval().double(), ["second", "third"]),
@@ -70,8 +68,8 @@ def test_a_step_is_the_dense_one(name: str, n: int):
         torch.testing.assert_close(point.held_out, model(held))
     targets = torch.arange(n) % point.outputs.shape[1]
     local = Softmax().expand(point.outputs, targets)
-    at = stage.linearized(point, local.root)
-    operator = operator_of(stage, point, at, local.root)
+    jacobian = stage.jacobian(point, local.root)
+    operator = operator_of(stage, point, jacobian, local.root)
     scale = operator.trace() / operator.size
 
     J = torch.einsum("nab,nap->nbp", local.root, dense_jacobian(model, names, x).reshape(*point.outputs.shape, -1))
@@ -92,7 +90,7 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     assert solution.residual_norm == pytest.approx(float(part), rel=1e-3, abs=1e-9)
     assert part <= 0.4
 
-    moved = stage.moved(point, at, g.reshape(step.shape), 1.0)
+    moved = stage.advance(point, jacobian, g.reshape(step.shape), 1.0)
     change = -J.T @ g
     expected = copy.deepcopy(model)
     for value in parameters_of(expected, names).values():
@@ -105,7 +103,7 @@ def test_a_step_is_the_dense_one(name: str, n: int):
     for key, value in expected.state_dict().items():
         torch.testing.assert_close(merged.state_dict()[key], value)
     before, after = (torch.cat([p.reshape(-1) for p in m.parameters()]) for m in (model, expected))
-    assert stage.displacement(moved) == pytest.approx(float((after - before).detach().square().sum()))
+    assert stage.squared_displacement(moved) == pytest.approx(float((after - before).detach().square().sum()))
 
 
 @pytest.mark.parametrize("n", [6, 40])
@@ -114,8 +112,8 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
     stage = stage_of(model, ["4"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
-    at = stage.linearized(point, local.root)
-    operator, solver = operator_of(stage, point, at, local.root), StageSolver()
+    jacobian = stage.jacobian(point, local.root)
+    operator, solver = operator_of(stage, point, jacobian, local.root), StageSolver()
     assert isinstance(operator, IdenticalBlocks)
     J = local.root * dense_jacobian(model, ["4"], x)
     for level in (1e-4, 1.0, 1e4):
@@ -125,7 +123,7 @@ def test_a_readout_is_solved_in_the_smaller_of_two_spaces(n: int):
         torch.testing.assert_close(solution.value, g, rtol=1e-6, atol=1e-9)
         assert solution.residual_norm < 1e-8
         assert solution.solver == ("cholesky" if n == 6 else "primal")
-    assert operator_of(stage, point, at, local.root, operator) is operator
+    assert operator_of(stage, point, jacobian, local.root, operator) is operator
 
 
 def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyPatch):
@@ -134,7 +132,7 @@ def test_large_systems_are_iterated_to_the_tolerance(monkeypatch: pytest.MonkeyP
     stage = stage_of(model, ["2", "4"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
-    operator = operator_of(stage, point, stage.linearized(point, local.root), local.root)
+    operator = operator_of(stage, point, stage.jacobian(point, local.root), local.root)
     assert isinstance(operator, ImplicitGram)
     J = local.root * dense_jacobian(model, ["2", "4"], x)
     damping = 0.01 * operator.trace() / operator.size
@@ -151,7 +149,7 @@ def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
     stage = stage_of(model, ["2"], x)
     point = stage.start()
     local = Squared().expand(point.outputs, torch.zeros_like(point.outputs))
-    operator = operator_of(stage, point, stage.linearized(point, local.root), local.root)
+    operator = operator_of(stage, point, stage.jacobian(point, local.root), local.root)
     J = (local.root * dense_jacobian(model, ["2"], x)).reshape(25, 9, -1)
     mean = torch.einsum("ncp,mcp->nm", J, J) / 9
     assert isinstance(operator, ImplicitGram)
@@ -160,7 +158,7 @@ def test_the_mean_over_many_outputs_is_estimated_from_a_few_signs():
 
 
 def test_where_to_begin_follows_what_the_rows_ask_for():
-    """New labels for the same features are the read-out's business, other inputs that of the layer before."""
+    """New labels for the same features are the readout's business, other inputs that of the layer before."""
     model, x, y = moved_problem()
     model = widefit.finetune(model, x, y, loss="cross_entropy", layers="all")
     with torch.no_grad():
@@ -188,14 +186,6 @@ def test_a_ridge_pulls_to_the_given_weights():
         delta = adapted.finetuning_.delta.layers["0"]
         found = torch.cat([delta.dense().T, delta.bias[None]])
         torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-6)
-
-
-def moved_problem(dtype: torch.dtype = torch.float64, n: int = 120):
-    """A network trained on one labelling, and rows with another one."""
-    model = perceptron(5, 40, 40, 3, seed=4, dtype=dtype)
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(n, 5, generator=generator, dtype=torch.float64).to(dtype)
-    return model, x, (x[:, :3] @ torch.randn(3, 3, generator=generator, dtype=torch.float64).to(dtype)).argmax(1)
 
 
 @pytest.mark.parametrize("layers", ["auto", "readout", "all", ["0", "4"]])
@@ -289,6 +279,20 @@ def test_own_held_out_rows_and_repetition():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_dropout_and_batch_statistics_of_a_model_in_training_mode_are_off():
+    _, x, y = moved_problem()
+    parts = (nn.Linear(5, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 3))
+    training = nn.Sequential(*parts).double().train()
+    statistics = training[1].running_mean.clone()
+    with torch.random.fork_rng():
+        adapted = widefit.finetune(training, x, y, loss="cross_entropy")
+    evaluating = widefit.finetune(copy.deepcopy(training).eval(), x, y, loss="cross_entropy")
+    assert adapted.training
+    assert torch.equal(training[1].running_mean, statistics)
+    for key, value in evaluating.state_dict().items():
+        assert torch.equal(adapted.state_dict()[key], value)
+
+
 def test_a_callback_ends_it_and_sees_the_history():
     seen = []
 
@@ -317,6 +321,7 @@ def test_an_interrupt_keeps_the_best():
 
 
 X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(30) % 3
 GOOD = perceptron(5, 8, 8, 3, dtype=torch.float32)
 BAD = {
     "no linear layer": (lambda: widefit.finetune(nn.ReLU(), X, X), "model has no linear layer"),
@@ -346,13 +351,57 @@ BAD = {
     "half a validation": (lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X), "belong together"),
     "validation": (lambda: widefit.finetune(GOOD, X, X[:, :3], validation=1.0), "validation must be a share"),
     "alpha": (lambda: widefit.finetune(GOOD, X, X[:, :3], alpha=-1.0), "alpha must be"),
-    "max_iter": (lambda: widefit.finetune(GOOD, X, X[:, :3], max_iter=0), "max_iter must be at least 1"),
+    "max_iter": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], max_iter=0),
+        "max_iter must be a whole number",
+    ),
+    "batch_size": (lambda: widefit.finetune(GOOD, X, X[:, :3], batch_size=True), "batch_size must be .* got True"),
+    "threads": (lambda: widefit.finetune(GOOD, X, X[:, :3], threads=0), "threads must be a whole number"),
+    "seed": (lambda: widefit.finetune(GOOD, X, X[:, :3], seed=2**70), "seed must be a whole number in"),
+    "held-out lengths": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X, y_val=X[:4, :3]),
+        "X_val, y_val.*: argument 1 holds 4 samples, argument 0 holds 30",
+    ),
+    "held-out classes": (
+        lambda: widefit.finetune(GOOD, X, CLASSES, loss="cross_entropy", X_val=X, y_val=CLASSES + 1),
+        "y_val: class numbers must lie in 0 … 2, the network's outputs; got 1 … 3",
+    ),
+    "fractional classes": (
+        lambda: widefit.finetune(GOOD, X, CLASSES.double(), loss="cross_entropy"),
+        "y: cross_entropy takes class numbers as whole numbers, got torch.float32",
+    ),
+    "no rows": (lambda: widefit.finetune(GOOD, X[:0], X[:0, :3]), "holds no sample"),
+    "whole numbers": (lambda: widefit.finetune(GOOD, X.long(), X[:, :3]), "X holds torch.int64"),
+    "a bare layer": (lambda: widefit.finetune(nn.Linear(5, 3), X, X[:, :3]), "pass torch.nn.Sequential"),
+    "lazy parameters": (
+        lambda: widefit.finetune(nn.Sequential(nn.LazyLinear(3)), X, X[:, :3]),
+        "parameters that are not initialized",
+    ),
+    "outputs at random": (
+        lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 8), AlwaysDropout(), nn.Linear(8, 3)), X, X[:, :3]),
+        "dropout that does not heed model.eval",
+    ),
+    "an infinite loss": (
+        lambda: widefit.finetune(GOOD, X, 1e25 * X[:, :3], validation=0),
+        "its loss on X is inf",
+    ),
+    "an infinite loss on held-out rows": (
+        lambda: widefit.finetune(GOOD, X, X[:, :3], X_val=X, y_val=1e25 * X[:, :3]),
+        "its loss on the held-out rows is inf",
+    ),
     "no readout": (
         lambda: widefit.finetune(nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)), X, X[:, :3], layers="readout"),
         "do not come straight from a linear layer",
     ),
     "only shared layers": (lambda: widefit.finetune(shared(), X, X), "no linear layer that can be adapted"),
 }
+
+
+class AlwaysDropout(nn.Module):
+    """Dropout in training and evaluation mode alike."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5)
 
 
 def spoil(module: nn.Module) -> None:
@@ -371,27 +420,3 @@ def test_bad_input(name: str):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
-
-
-class Stop(Callback):
-    def __init__(self, at: int):
-        self.at = at
-
-    def step(self, run, info):
-        return info.step == self.at
-
-
-@pytest.mark.parametrize("at", [1, 3, 5])
-@pytest.mark.parametrize("settings", [{}, {"layers": "all", "batch_size": 30}, {"layers": "all", "alpha": 1e-3}])
-def test_resumes_to_the_same_bits(settings: dict, at: int, tmp_path):
-    model, x, y = moved_problem()
-    arguments = {"loss": "cross_entropy", "max_iter": 8, "patience": 9} | settings
-    whole = widefit.finetune(model, x, y, **arguments)
-    path = tmp_path / "run.state"
-    widefit.finetune(model, x, y, callbacks=[Checkpoint(path), Stop(at)], **arguments)
-    resumed = widefit.finetune(model, x, y, resume=read_checkpoint(path), **arguments)
-    assert resumed.finetuning_.history.losses == whole.finetuning_.history.losses
-    for key, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[key], value)
-    with pytest.raises(ValueError, match="belongs to another model"):
-        widefit.finetune(model, -x, y, resume=read_checkpoint(path), **arguments)

@@ -6,7 +6,7 @@ from networks import Custom, Encoder, perceptron
 from torch import nn
 
 from widefit.finetuning.blocks import observe
-from widefit.finetuning.cut import cut
+from widefit.finetuning.split import Split, split
 
 
 def test_blocks_of_a_sequential():
@@ -67,28 +67,67 @@ def test_shared_repeated_and_unusual_layers_are_passed_over():
     assert "called 2 times" in structure.skipped["4"]
 
 
-@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("use", ["function", "penalty"])
+def test_weights_used_outside_of_their_layer_are_passed_over(use: str):
+    class Unusual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x).relu().to(self.second.weight)
+            if use == "function":
+                return nn.functional.linear(h, self.second.weight, self.second.bias)
+            return self.second(h) + self.second.weight.sum()
+
+    structure = observe(Unusual(), torch.randn(6, 3))
+    assert structure.layers == ("first",)
+    assert structure.readout is None
+    assert structure.skipped["second"] == "its weights are used outside of its own forward pass"
+
+
+@pytest.mark.parametrize("with_boundary", [True, False])
 @pytest.mark.parametrize("adapted", [["4"], ["2", "4"], ["0", "2", "4"], ["0"], ["0", "4"]])
-def test_the_parts_are_the_module(adapted: list[str], direct: bool):
+def test_the_parts_are_the_module(adapted: list[str], with_boundary: bool):
     model, x = perceptron(4, 8, 8, 2), torch.randn(5, 4, dtype=torch.float64)
-    parts = cut(model, adapted, (x[:2],), direct=direct)
-    assert parts.start is not None
-    assert parts.direct == ((adapted[0],) if direct else ())
-    reached, frozen = parts.values((x,))
-    ends = [model.get_submodule(name)(value) for name, value in zip(parts.direct, reached, strict=True)]
-    assert torch.equal(parts.rest(*ends, *frozen), model(x))
-    names = {name for name, _ in parts.rest.named_parameters()}
-    behind = [name for name in adapted if name not in parts.direct]
+    parts = split(model, adapted, (x[:2],), with_boundary=with_boundary)
+    assert parts.prefix is not None
+    assert parts.boundary_layers == ((adapted[0],) if with_boundary else ())
+    assert torch.equal(joined(parts, model, x), model(x))
+    names = {name for name, _ in parts.suffix.named_parameters()}
+    behind = [name for name in adapted if name not in parts.boundary_layers]
     assert {f"{name}.{kind}" for name in behind for kind in ("weight", "bias")} <= names
 
 
-def test_residual_paths_are_carried_over_the_cut():
+def joined(parts: Split, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The outputs of a module from its two parts."""
+    values = parts.frozen_values((x,))
+    layers = [model.get_submodule(name) for name in parts.boundary_layers]
+    outputs = [layer(value) for layer, value in zip(layers, values, strict=False)]
+    return parts.suffix(*outputs, *values[len(layers) :])
+
+
+def test_residual_paths_are_carried_over_the_boundary():
     model, x = Custom().eval(), torch.randn(7, 6)
-    parts = cut(model, ["second", "third"], (x[:2],))
-    assert parts.direct == ("second",)
-    reached, frozen = parts.values((x,))
-    assert len(frozen) == 1  # h, which goes around the second layer
-    assert torch.equal(parts.rest(model.second(reached[0]), *frozen), model(x))
+    parts = split(model, ["second", "third"], (x[:2],))
+    assert parts.boundary_layers == ("second",)
+    assert len(parts.frozen_values((x,))) == 2  # the inputs of the second layer, and h, which goes around it
+    assert torch.equal(joined(parts, model, x), model(x))
+
+
+def test_inputs_by_keyword_are_followed():
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(input=self.first(input=x).relu())
+
+    model, x = Keyword().eval(), torch.randn(4, 3)
+    parts = split(model, ["second"], (x[:2],))
+    assert parts.boundary_layers == ("second",)
+    assert torch.equal(joined(parts, model, x), model(x))
 
 
 def test_what_cannot_be_traced_stays_whole():
@@ -101,6 +140,6 @@ def test_what_cannot_be_traced_stays_whole():
             return self.layer(x) if bool(x.sum() > -1e9) else x
 
     model = Branching()
-    parts = cut(model, ["layer"], (torch.randn(2, 3),))
-    assert parts.start is None
-    assert parts.rest is model
+    parts = split(model, ["layer"], (torch.randn(2, 3),))
+    assert parts.prefix is None
+    assert parts.suffix is model

@@ -1,4 +1,4 @@
-"""`widefit.finetune`: what to adapt, in which order, on which rows."""
+"""`widefit.finetune`: the layers to adapt, their order, and the rows of a step."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from widefit.callbacks import Callback, Progress
 from widefit.finetuning.blocks import Structure, observe
 from widefit.finetuning.checks import Data, checked_data, checked_layers, checked_settings
 from widefit.finetuning.delta import LowRankDelta
-from widefit.finetuning.schedule import Schedule
-from widefit.finetuning.steps import FineTuningSteps, Problem
+from widefit.finetuning.schedule import Schedule, Settings
+from widefit.finetuning.stage import Products
+from widefit.finetuning.stage_run import Problem
+from widefit.finetuning.steps import FineTuningSteps
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
@@ -22,7 +25,7 @@ from widefit.plan.base import Choice, Plan
 from widefit.training.history import History
 from widefit.training.loop import Loop, State
 
-# Rows a step of more layers than the read-out takes, where there are more.
+# Rows a step of more layers than the readout takes, where there are more.
 _BATCH = 1000
 # Entries of a layer from which on sparse products can pay for laying its weights out.
 _SPARSE_WEIGHTS = 1 << 20
@@ -32,7 +35,7 @@ _LOOKED_AT = 64
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a module was fine-tuned: the attribute `finetuning_` of what `widefit.finetune` returns.
+    """Record of a fine-tuning: the attribute `finetuning_` of what `widefit.finetune` returns.
 
     Attributes
     ----------
@@ -41,11 +44,11 @@ class FineTuning:
     delta
         Adapted minus given weights.
     structure
-        Layers and blocks that were found, and what was passed over, with the reason.
+        Layers and blocks that were found, and those that were passed over, with the reason.
     stages
         The layers that were trained together, stage by stage.
     plan
-        What was chosen, and why.
+        Decisions, and the reasons for them.
     """
 
     history: History
@@ -86,7 +89,7 @@ def finetune(
 
     What the adapted layers cannot change is computed once; a step moves them by H = Σ (Δ Δᵀ) ∘ (A Aᵀ) of arXiv
     2112.07628, and weights behind a frozen start are kept as W₀ + U Vᵀ. By default the rows decide where to begin: with
-    the layer before the read-out, and the read-out after it, or with the read-out alone, a convex problem with one
+    the layer before the readout, and the readout after it, or with the readout alone, a convex problem with one
     n × n system for all outputs. (The order, the envelope of the cross-entropies that the steps aim at, and the
     preconditioner are this project's.)
 
@@ -103,8 +106,8 @@ def finetune(
         "mse", "cross_entropy", "bce" (logits), "huber", a loss of `widefit.losses`, a loss module of torch, or a
         mean-reduced callable(outputs, targets).
     layers
-        Which linear layers to adapt, weights and biases: "auto" (the read-out, or the layer before it and then the
-        read-out), "readout" (the last layer), "all" or a list of names (the read-out, then all of them together).
+        Which linear layers to adapt, weights and biases: "auto" (the readout, or the layer before it and then the
+        readout), "readout" (the last layer), "all" or a list of names (the readout, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
     X_val, y_val
@@ -115,14 +118,14 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        λ to begin with, as a part of the mean of diag H; None: 0.01 for the read-out alone, 0.1 for other layers. It
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers. It
         falls to 0.01 where a step has not gained.
     max_iter
         Most steps, of all stages together; the first of two has half of them at most.
     tol
         Training loss at which to stop.
     batch_size
-        Rows a step beyond the read-out; None: all, or 1000 where there are more than 2000 or memory is short.
+        Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose
@@ -143,9 +146,17 @@ def finetune(
         layer that can be adapted, or no layer of a name; settings out of range.
     """
     checked_settings(
-        alpha=alpha, validation=validation, patience=patience, damping=damping, max_iter=max_iter, tol=tol,
-        batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+        alpha=alpha,
+        validation=validation,
+        patience=patience,
+        damping=damping,
+        max_iter=max_iter,
+        tol=tol,
+        batch_size=batch_size,
+        seed=seed,
+        threads=threads,
+        resume=resume,
+    )
     work = _evaluating(model)
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
     surrogate = exact.smoothed()
@@ -153,45 +164,39 @@ def finetune(
     names = checked_layers(layers, structure)
     data = data.held_apart(validation, seed)
     batch, rows = _batch(batch_size, names, structure, work, data)
-    cores = torch.get_num_threads() if threads is None else threads
-    sparse, products = _sparse_layers(names, structure, work, data.inputs)
+    sparse, reasons = _sparse_layers(names, structure, work, data.inputs)
+    products = Products(sparse, torch.get_num_threads() if threads is None else threads)
 
-    schedule = Schedule(
-        work,
-        data,
-        names,
-        structure.readout,
-        surrogate,
-        damping=damping,
-        limit=max_iter,
-        one_by_one=layers == "auto",
-        batches=batch is not None,
-        sparse=sparse,
-        threads=cores,
-    )
+    settings = Settings(names, structure.readout, damping, max_iter, layers == "auto", batch is not None)
+    schedule = Schedule(work, data, surrogate, settings, products)
     problem = Problem(exact, surrogate, data.targets, data.held_targets, alpha, patience, batch, seed)
     steps = FineTuningSteps(work, problem, schedule)
     watch = [*callbacks, *([Progress()] if verbose else [])]
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
-    result = steps.delta.merged(model)
-    plan = Plan((*products, *_alone(layers, names, structure), *steps.choices, rows))
-    record = FineTuning(history, steps.delta, structure, tuple(steps.stages), plan)
+    delta = steps.delta()
+    result = delta.merged(model)
+    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, rows))
+    record = FineTuning(history, delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 
 
 def _alone(layers: str | Sequence[str], names: tuple[str, ...], structure: Structure) -> tuple[Choice, ...]:
-    """Why the readout alone is trained, where nobody asked for it."""
+    """The reason why the readout alone is trained, where nobody asked for it."""
     if layers == "auto" and names == (structure.readout,):
         return (Choice("layers", f"{names[0]} alone", "no Linear → ReLU → Linear ends in the readout"),)
     return ()
 
 
 def _evaluating(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    work = copy.deepcopy(model).eval()
-    return work.requires_grad_(False)
+    if isinstance(model, nn.Linear):
+        raise ValueError("model is a single linear layer: pass torch.nn.Sequential(model)")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("model has parameters that are not initialized: call it on a batch first")
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _batch(

@@ -1,6 +1,8 @@
-"""Which linear layers a module has, and which of them face each other across a ReLU: seen in the data as they flow."""
+"""Linear layers of a module, and pairs that face each other across a ReLU, seen in the data as they flow."""
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +25,24 @@ _ACTIVATIONS: dict[Any, str] = {
     torch.clamp_min: "clamp_min",
     Tensor.clamp_min: "clamp_min",
 }
-# What hands on the numbers of its first argument, in another shape or memory.
+# Functions that hand on the numbers of their first argument, in another shape or memory.
 _CARRIERS = {
-    functional.dropout, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.clone,
-    Tensor.flatten, Tensor.reshape, Tensor.view, Tensor.squeeze, Tensor.unsqueeze, Tensor.contiguous,
-    Tensor.clone, Tensor.to, Tensor.float,
-}  # fmt: skip
+    functional.dropout,
+    torch.flatten,
+    torch.reshape,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.clone,
+    Tensor.flatten,
+    Tensor.reshape,
+    Tensor.view,
+    Tensor.squeeze,
+    Tensor.unsqueeze,
+    Tensor.contiguous,
+    Tensor.clone,
+    Tensor.to,
+    Tensor.float,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Structure:
-    """What one forward pass showed.
+    """Findings of one forward pass.
 
     Attributes
     ----------
@@ -78,7 +92,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the numbers of a tensor come from: a linear layer, and what was done to them since."""
+    """Origin of the numbers of a tensor: a linear layer, and the functions since."""
 
     layer: str
     activation: str | None = None
@@ -87,7 +101,9 @@ class _Source:
 
 @dataclass
 class _Observer(TorchFunctionMode):
-    names: dict[int, str]
+    names: dict[int, str]  # of layers, by the ids of their parameters
+    own_calls: Counter = field(default_factory=Counter)
+    used_elsewhere: set[str] = field(default_factory=set)
     sources: dict[int, _Source] = field(default_factory=dict)
     calls: Counter = field(default_factory=Counter)
     order: list[str] = field(default_factory=list)
@@ -105,7 +121,10 @@ class _Observer(TorchFunctionMode):
         if not isinstance(output, Tensor):
             return output
         self.alive.append(output)
-        if func is functional.linear and id(args[1]) in self.names:
+        linear = func is functional.linear and id(args[1]) in self.names
+        if not linear and func is not Tensor.to:  # `to` takes the type of another tensor
+            self.used_elsewhere |= {self.names[id(value)] for value in _tensors(args) if id(value) in self.names}
+        if linear:
             source = self._linear(self.names[id(args[1])], args[0], given[0])
         else:
             activation = _ACTIVATIONS.get(func)
@@ -134,16 +153,17 @@ class _Observer(TorchFunctionMode):
 
 
 def observe(model: nn.Module, X: Tensor) -> Structure:
-    """The structure of a module, from one forward pass on a few samples.
+    """Return the structure of a module, from one forward pass on a few samples.
 
     Works for `nn.Sequential`, custom modules and parts of other libraries alike: the tensors are followed, not the
     code (this project).
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     skipped = _unusable(model, linear)
-    names = {id(module.weight): name for name, module in linear.items()}
-    observer = _Observer(names)
-    with torch.no_grad(), observer:
+    observer = _Observer({id(parameter): name for name, module in linear.items() for parameter in module.parameters()})
+    with torch.no_grad(), observer, ExitStack() as hooks:
+        for name, module in linear.items():
+            hooks.enter_context(module.register_forward_pre_hook(_counter(observer.own_calls, name)))
         output = model(X)
     if not isinstance(output, Tensor):
         raise ValueError(f"model must return a tensor, got {type(output).__name__}: wrap it in a module that does")
@@ -152,6 +172,8 @@ def observe(model: nn.Module, X: Tensor) -> Structure:
             continue
         if observer.calls[name] == 0:
             skipped[name] = "it takes no part in the forward pass, or is called in a way that cannot be followed"
+        elif name in observer.used_elsewhere or observer.calls[name] != observer.own_calls[name]:
+            skipped[name] = "its weights are used outside of its own forward pass"
         elif observer.calls[name] > 1:
             skipped[name] = f"it is called {observer.calls[name]} times"
     last = observer.sources.get(id(output))
@@ -164,6 +186,13 @@ def observe(model: nn.Module, X: Tensor) -> Structure:
         skipped=skipped | observer.obstacles,
         densities={name: observer.densities[name] for name in layers},
     )
+
+
+def _counter(calls: Counter, name: str) -> Callable[..., None]:
+    def count(*_: Any) -> None:
+        calls[name] += 1
+
+    return count
 
 
 def _unusable(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, str]:
@@ -181,7 +210,7 @@ def _unusable(model: nn.Module, linear: dict[str, nn.Linear]) -> dict[str, str]:
 
 
 def _followed(func: Any, activation: str | None, given: list[_Source | None]) -> _Source | None:
-    """Where the result of a call comes from."""
+    """Origin of the result of a call."""
     known = [source for source in given if source is not None]
     if not known:
         return None

@@ -1,8 +1,9 @@
-"""What `widefit.finetune` refuses, before it does any work."""
+"""Input that `widefit.finetune` refuses, before it does any work."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from widefit.losses.base import OutputLoss
 from widefit.losses.softmax import Softmax
 from widefit.optim.system import check_data
 from widefit.plan.names import LAYERS
+
+# Rows on which the model is tried.
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -37,40 +41,61 @@ class Data:
     outputs: int
 
     def spread(self, count: int) -> "Data":
-        """So many of the training rows, evenly spaced, and no held-out ones."""
+        """Return so many of the training rows, evenly spaced, and no held-out ones."""
         rows = torch.linspace(0, len(self.inputs) - 1, count, device=self.inputs.device).long()
         return Data(self.inputs[rows], self.targets[rows], None, None, self.outputs)
 
     def held_apart(self, share: float, seed: int) -> "Data":
-        """The same with a share of the rows held out, where none were given and five or more would be."""
+        """Return the same with a share of the rows held out, where none were given and five or more would be."""
         rows = len(self.inputs)
         count = round(share * rows)
         if self.held_inputs is not None or count < 5:
             return self
         order = torch.from_numpy(np.random.default_rng(seed).permutation(rows)).to(self.inputs.device)
-        held, rest = order[:count].sort().values, order[count:].sort().values
+        held = order[:count].sort().values
+        rest = order[count:].sort().values
         return Data(self.inputs[rest], self.targets[rest], self.inputs[held], self.targets[held], self.outputs)
 
 
 def checked_settings(
-    *, alpha: float, validation: float, patience: int, damping: float | None, max_iter: int, tol: float,
-    batch_size: int | None, seed: int,
-) -> None:  # fmt: skip
-    """Refuse settings out of range."""
+    *,
+    alpha: float,
+    validation: float,
+    patience: int,
+    damping: float | None,
+    max_iter: int,
+    tol: float,
+    batch_size: int | None,
+    seed: int,
+    threads: int | None,
+    resume: object,
+) -> None:
+    """Refuse settings of the wrong type or out of range."""
     for name, value in (("alpha", alpha), ("tol", tol)):
-        if not (value >= 0 and math.isfinite(value)):
+        if not (_is_number(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
-    if not 0 <= validation < 1:
+    if not (_is_number(validation) and 0 <= validation < 1):
         raise ValueError(f"validation must be a share of the rows in [0, 1), got {validation!r}")
-    if damping is not None and not (damping > 0 and math.isfinite(damping)):
+    if damping is not None and not (_is_number(damping) and damping > 0):
         raise ValueError(f"damping must be a positive number or None, got {damping!r}")
     for name, count in (("patience", patience), ("max_iter", max_iter)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 or None, got {batch_size!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed!r}")
+        if not (_is_whole(count) and count >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+    for name, number in (("batch_size", batch_size), ("threads", threads)):
+        if number is not None and not (_is_whole(number) and number >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1 or None, got {number!r}")
+    if not (_is_whole(seed) and 0 <= seed < 2**63):
+        raise ValueError(f"seed must be a whole number in [0, 2**63), got {seed!r}")
+    if resume is not None and not (isinstance(resume, tuple) and len(resume) == 2):
+        raise ValueError(f"resume must be what widefit.files.read_checkpoint returns, got {type(resume).__name__}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def checked_data(
@@ -81,14 +106,15 @@ def checked_data(
     X_val: ArrayLike | Tensor | None,
     y_val: ArrayLike | Tensor | None,
 ) -> tuple[OutputLoss, Data]:
-    """Tensors that the model can take and the loss can compare, and the loss of outputs laid out as rows."""
+    """Return tensors that the model can take and the loss can compare, and the loss of outputs laid out as rows."""
     weight = next((module.weight for module in model.modules() if isinstance(module, nn.Linear)), None)
     if weight is None:
         raise ValueError("model has no linear layer: finetune adapts torch.nn.Linear layers")
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"model: parameter {name!r} is not finite; load the weights again")
-    inputs, targets = _tensor(X, weight, "X"), _target(y, weight, loss, "y")
+    inputs = _tensor(X, weight, "X")
+    targets = _target(y, weight, loss, "y")
     check_data((inputs, targets), "finetune(X, y)")
     outputs = _outputs(model, inputs)
     rows = outputs.reshape(len(outputs), -1)
@@ -97,7 +123,8 @@ def checked_data(
         raise ValueError("X_val and y_val belong together: give both, or neither")
     if X_val is None or y_val is None:
         return laid_out, Data(inputs, targets, None, None, rows.shape[1])
-    held, wanted = _tensor(X_val, weight, "X_val"), _target(y_val, weight, loss, "y_val")
+    held = _tensor(X_val, weight, "X_val")
+    wanted = _target(y_val, weight, loss, "y_val")
     check_data((held, wanted), "finetune(X_val, y_val)")
     if held.shape[1:] != inputs.shape[1:]:
         raise ValueError(f"X_val has rows of shape {tuple(held.shape[1:])}, X of shape {tuple(inputs.shape[1:])}")
@@ -106,12 +133,14 @@ def checked_data(
 
 
 def checked_layers(layers: str | Sequence[str], structure: Structure) -> tuple[str, ...]:
-    """The names of the layers to adapt, in the order of their calls."""
+    """Return the names of the layers to adapt, in the order of their calls."""
     if not structure.layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in structure.skipped.items())
         raise ValueError(f"model has no linear layer that can be adapted ({reasons})")
     if isinstance(layers, str):
         return _chosen(layers, structure)
+    if not isinstance(layers, Iterable) or not all(isinstance(name, str) for name in layers):
+        raise _unknown_layers(layers)
     chosen = set(layers)
     if not chosen:
         raise ValueError("layers must name at least one layer")
@@ -132,12 +161,16 @@ def _chosen(layers: str, structure: Structure) -> tuple[str, ...]:
             raise ValueError('layers="readout": the outputs of the model do not come straight from a linear layer')
         return (readout,)
     if layers not in LAYERS:
-        words = ", ".join(f'"{name}"' for name in LAYERS)
-        raise ValueError(f"layers must be {words} or a list of names, got {layers!r}")
+        raise _unknown_layers(layers)
     last = [block for block in structure.blocks if readout is None or block.second == readout]
     if last:
         return (last[-1].first, last[-1].second)
     return (structure.layers[-1] if readout is None else readout,)
+
+
+def _unknown_layers(layers: object) -> ValueError:
+    words = ", ".join(f'"{name}"' for name in LAYERS)
+    return ValueError(f"layers must be {words} or a list of names, got {layers!r}")
 
 
 def _tensor(values: ArrayLike | Tensor, like: Tensor, name: str) -> Tensor:
@@ -155,21 +188,26 @@ def _from_array(values: ArrayLike, name: str) -> Tensor:
 
 def _target(values: ArrayLike | Tensor, like: Tensor, loss: OutputLoss, name: str) -> Tensor:
     tensor = _tensor(values, like, name)
-    return tensor if isinstance(loss, Softmax) or tensor.is_floating_point() else tensor.to(like.dtype)
+    if not isinstance(loss, Softmax):
+        return tensor if tensor.is_floating_point() else tensor.to(like.dtype)
+    if tensor.is_floating_point() and tensor.ndim == 1:
+        raise ValueError(f"{name}: cross_entropy takes class numbers as whole numbers, got {tensor.dtype}")
+    return tensor
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the model gives for two rows, in its own shape."""
-    few = inputs[:2]
+    """Outputs of the model for the first rows, in its own shape."""
+    few = inputs[:_LOOKED_AT]
     try:
         with torch.no_grad():
-            outputs = model(few)
+            outputs, again = model(few), model(few)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         first = next(module for module in model.modules() if isinstance(module, nn.Linear))
         said = str(error).splitlines()[0]
+        hint = "" if few.is_floating_point() else f"; X holds {few.dtype}, does it take floating numbers?"
         raise ValueError(
             f"X has rows of shape {tuple(few.shape[1:])}, which the model does not take (its first linear layer has "
-            f"in_features={first.in_features}): {said}"
+            f"in_features={first.in_features}): {said}{hint}"
         ) from error
     if not isinstance(outputs, Tensor):
         raise ValueError(f"model must return a tensor, got {type(outputs).__name__}: wrap it in a module that does")
@@ -177,11 +215,16 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError(f"model must return one row a sample: {len(few)} samples gave shape {tuple(outputs.shape)}")
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("model gives outputs that are not finite on the first rows of X")
+    if not torch.allclose(outputs, again, rtol=1e-3, atol=1e-6 * float(outputs.abs().max())):
+        raise ValueError(
+            "model gives other outputs for the same rows when it is called again, even in evaluation mode: is there a "
+            "dropout that does not heed model.eval()?"
+        )
     return outputs
 
 
 def _checked_loss(loss: OutputLoss, outputs: Tensor, targets: Tensor, name: str) -> OutputLoss:
-    """The loss of such outputs laid out as rows; what it has to say about the targets, with the name that they have."""
+    """The loss of such outputs laid out as rows, with errors that name the targets."""
     stand_in = outputs[:1].reshape(1, -1).expand(len(targets), -1)
     try:
         laid_out = loss.on(outputs.shape[1:], targets)

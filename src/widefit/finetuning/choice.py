@@ -14,7 +14,7 @@ LOOKED_AT = 300
 
 
 def left_out_error(stage: Stage, targets: Tensor, surrogate: OutputLoss, damping: float) -> float:
-    """Relative leave-one-out error of one damped step: the part of the residual that it would leave on unseen rows.
+    """Return the relative leave-one-out error of one damped step, the part of the residual left on unseen rows.
 
     The step is that of kernel ridge regression with the mean of H over the outputs, each row left out in turn, in
     closed form; 300 rows tell. (This project.)
@@ -22,7 +22,7 @@ def left_out_error(stage: Stage, targets: Tensor, surrogate: OutputLoss, damping
     Parameters
     ----------
     stage
-        Of one direct layer.
+        A stage of one boundary layer.
     targets
         On its training rows.
     surrogate
@@ -33,12 +33,13 @@ def left_out_error(stage: Stage, targets: Tensor, surrogate: OutputLoss, damping
     count = len(targets)
     if count > LOOKED_AT:
         chosen = torch.linspace(0, count - 1, LOOKED_AT, device=targets.device).long()
-        stage, targets = stage.on(chosen), targets[chosen]
+        stage = stage.subset(chosen)
+        targets = targets[chosen]
     point = stage.start()
     assert point.outputs is not None
     local = surrogate.expand(point.outputs, targets)
-    at = stage.linearized(point, local.root)
-    gram = operator_of(stage, point, at, local.root).mean_block().double().cpu().numpy()
+    jacobian = stage.jacobian(point, local.root)
+    gram = operator_of(stage, point, jacobian, local.root).mean_block().double().cpu().numpy()
     residual = local.residual.double().cpu().numpy()
     size = (residual**2).sum(1).mean()
     scale = float(np.trace(gram)) / len(gram)

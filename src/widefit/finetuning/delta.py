@@ -1,4 +1,4 @@
-"""What fine-tuning has added to a module: low-rank factors a layer, saved alone and merged later."""
+"""Change of a module by fine-tuning: low-rank factors a layer, saved alone and merged later."""
 
 import copy
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class LayerDelta:
     def of(
         cls, U: Float[Tensor, "outputs r"], V: Float[Tensor, "inputs r"], bias: Float[Tensor, " outputs"] | None
     ) -> "LayerDelta":
-        """U Vᵀ in the smaller of its two forms."""
+        """Return U Vᵀ in the smaller of its two forms."""
         whole = U.shape[1] * (len(U) + len(V)) >= len(U) * len(V)
         return cls(U @ V.T, None, bias) if whole else cls(U, V, bias)
 
@@ -46,18 +46,18 @@ class LayerDelta:
         return min(self.U.shape) if self.V is None else self.U.shape[1]
 
     def dense(self) -> Float[Tensor, "outputs inputs"]:
-        """U Vᵀ."""
+        """Return U Vᵀ."""
         return self.U if self.V is None else self.U @ self.V.T
 
     def plus(self, other: "LayerDelta") -> "LayerDelta":
-        """The sum of two changes of the same layer."""
+        """Return the sum of two changes of the same layer."""
         bias = self.bias if other.bias is None else other.bias if self.bias is None else self.bias + other.bias
         if self.V is None or other.V is None:
             return LayerDelta(self.dense() + other.dense(), None, bias)
         return LayerDelta.of(torch.cat([self.U, other.U], 1), torch.cat([self.V, other.V], 1), bias)
 
     def truncated(self, rank: int) -> "LayerDelta":
-        """The nearest change of at most that rank (Eckart and Young 1936)."""
+        """Return the nearest change of at most that rank (Eckart and Young 1936)."""
         if self.V is None:
             left, singular, right = torch.linalg.svd(self.U, full_matrices=False)
             return LayerDelta(left[:, :rank] * singular[:rank], right[:rank].T.contiguous(), self.bias)
@@ -80,18 +80,18 @@ class LowRankDelta:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the factors take."""
+        """Bytes that the factors take."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def plus(self, other: "LowRankDelta") -> "LowRankDelta":
-        """The sum of two deltas to the same module."""
+        """Return the sum of two deltas to the same module."""
         merged = dict(self.layers)
         for name, layer in other.layers.items():
             merged[name] = merged[name].plus(layer) if name in merged else layer
         return LowRankDelta(merged)
 
     def truncated(self, rank: int) -> "LowRankDelta":
-        """Every layer cut to a rank, for a smaller file; an approximation.
+        """Return an approximation with every layer cut to a rank, for a smaller file.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class LowRankDelta:
         return LowRankDelta({name: layer.truncated(rank) for name, layer in self.layers.items()})
 
     def merged(self, model: nn.Module) -> nn.Module:
-        """A copy of a module with the delta added to its weights.
+        """Return a copy of a module with the delta added to its weights.
 
         Parameters
         ----------
@@ -140,7 +140,7 @@ class LowRankDelta:
 
     @classmethod
     def load(cls, path: str | Path) -> "LowRankDelta":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises
         ------
@@ -152,7 +152,7 @@ class LowRankDelta:
             return cls({name: _read_layer(name, tensors) for name in read(_Document, document, "its document").layers})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All factors by name, as in the file."""
+        """Return all factors by name, as in the file."""
         found = {}
         for name, layer in self.layers.items():
             if layer.V is None:
@@ -166,7 +166,7 @@ class LowRankDelta:
 
 @dataclass(frozen=True)
 class _Document:
-    """What stands beside the tensors in a file."""
+    """Document beside the tensors of a file."""
 
     layers: list[str]
 

@@ -16,41 +16,45 @@ class StageJacobian(ABC):
 
     Attributes
     ----------
-    behind
-        Inputs and signals of the layers that are not direct.
+    suffix_layers
+        Inputs and signals of the layers in the suffix.
     """
 
-    behind: Sequence[LayerRows]
+    suffix_layers: Sequence[LayerRows]
 
     @abstractmethod
     def vjp(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
-        """Σ_c g_ic δ_ic of every layer, direct ones first, by positions t."""
+        """Return Σ_c g_ic δ_ic of every layer, boundary layers first, by positions t."""
 
     @abstractmethod
     def jvp(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
-        """Σ over direct layers of ⟨δ_ic, y_i⟩: what changes y of their outputs do to the weighted outputs."""
+        """Return Σ ⟨δ_ic, y_i⟩ over boundary layers: what changes y of their outputs do to the weighted outputs."""
 
 
 class PassJacobian(StageJacobian):
-    """Direct layers alone: a backward pass pulls, the derivative of that pass by its seeds pushes. No δ is stored.
+    """Boundary layers alone: a backward pass is the vjp, the derivative of that pass by its seeds the jvp.
+
+    No δ is stored.
 
     Parameters
     ----------
-    module
-        What comes behind the direct layers.
-    ends, frozen
-        What it takes: their outputs, and the rest.
+    suffix
+        The module behind the boundary layers.
+    layer_outputs, frozen
+        What it takes: their outputs, and the other values.
     root
         Of the loss, as `widefit.losses.base.LocalLeastSquares` has it.
     """
 
-    behind = ()
+    suffix_layers = ()
 
-    def __init__(self, module: nn.Module, ends: Sequence[Tensor], frozen: Sequence[Tensor], root: Float[Tensor, "..."]):
+    def __init__(
+        self, suffix: nn.Module, layer_outputs: Sequence[Tensor], frozen: Sequence[Tensor], root: Float[Tensor, "..."]
+    ):
         self._root = root
-        self._leaves = [end.detach().clone().requires_grad_() for end in ends]
+        self._leaves = [values.detach().clone().requires_grad_() for values in layer_outputs]
         with torch.enable_grad():
-            outputs = module(*(leaf + 0 for leaf in self._leaves), *frozen)  # + 0: an activation may work in place
+            outputs = suffix(*(leaf + 0 for leaf in self._leaves), *frozen)  # + 0: an activation may work in place
             self._outputs = outputs.reshape(len(outputs), -1)
             self._seeds = torch.zeros_like(self._outputs, requires_grad=True)
             self._backward = torch.autograd.grad(
@@ -74,23 +78,22 @@ class SignalJacobian(StageJacobian):
 
     Parameters
     ----------
-    parts
-        Of all layers, direct ones first.
-    direct
-        How many those are.
+    layers
+        Of all layers, boundary layers first.
+    boundary_count
+        Number of boundary layers.
     """
 
-    def __init__(self, parts: Sequence[LayerRows], direct: int):
-        self.parts = tuple(parts)
-        self._direct = direct
-        self.behind = self.parts[direct:]
+    def __init__(self, layers: Sequence[LayerRows], boundary_count: int):
+        self.layers = tuple(layers)
+        self.suffix_layers = self.layers[boundary_count:]
+        self._boundary = self.layers[:boundary_count]
 
     def vjp(self, step: Float[Tensor, "n k"]) -> list[Float[Tensor, "n t _"]]:
-        return [torch.einsum("nk,nkto->nto", step, part.signals) for part in self.parts]
+        return [torch.einsum("nk,nkto->nto", step, layer.signals) for layer in self.layers]
 
     def jvp(self, changes: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n k"]:
-        signals = [part.signals[:, :, 0] for part in self.parts[: self._direct]]
-        total = torch.zeros_like(self.parts[0].signals[:, :, 0, 0])
-        for signal, change in zip(signals, changes, strict=True):
-            total += torch.einsum("nko,no->nk", signal, change)
+        total = torch.zeros_like(self.layers[0].signals[:, :, 0, 0])
+        for layer, change in zip(self._boundary, changes, strict=True):
+            total += torch.einsum("nko,no->nk", layer.signals[:, :, 0], change)
         return total

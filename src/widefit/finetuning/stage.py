@@ -1,4 +1,4 @@
-"""Some layers of a module, trained in sample space: who can move, what a step does to the outputs, and its system."""
+"""Some layers of a module, the rows they are trained on, and their weights at a point of the training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,220 +8,244 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from widefit.finetuning.cut import Cut, cut
 from widefit.finetuning.delta import LayerDelta, LowRankDelta
-from widefit.finetuning.direct import Direct
+from widefit.finetuning.frozen_input_layer import FrozenInputLayer
 from widefit.finetuning.jacobian import PassJacobian, SignalJacobian, StageJacobian
+from widefit.finetuning.rows import Rows, Values
+from widefit.finetuning.split import split
 from widefit.gram.layer_kinds import LayerCall
 from widefit.gram.layer_rows import LayerRows
 from widefit.gram.recording import backward_signals, layer_part, record_calls
 
 
 @dataclass(frozen=True)
-class Point:
-    """Where a stage is.
+class Products:
+    """Choice between dense and sparse products with the inputs of a layer.
 
     Attributes
     ----------
-    shifts
-        Σ over steps of Σ_c g_ic δ_ic for every direct layer, shape (n, o): its weights are W₀ − shiftᵀ A.
+    sparse
+        Layers whose inputs are read as sparse rows.
+    threads
+        Cores for that.
+    """
+
+    sparse: frozenset[str] = frozenset()
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """Weights of a stage, and the outputs that they give.
+
+    Attributes
+    ----------
+    sample_coefficients
+        S of every boundary layer, shape (n, o), the sum over steps of Σ_c g_ic δ_ic: its weights are W₀ − Sᵀ A.
     weights
-        Parameters of the other layers, by name.
-    ends
-        Outputs of the direct layers, on training and on held-out rows.
+        Parameters of the layers in the suffix, by name.
+    layer_outputs
+        Outputs of the boundary layers.
     outputs, held_out
         Of the module, shape (n, k); None where they were not asked for.
     """
 
-    shifts: tuple[Float[Tensor, "n _"], ...]
+    sample_coefficients: tuple[Float[Tensor, "n _"], ...]
     weights: dict[str, Tensor]
-    ends: tuple[tuple[Float[Tensor, "n _"], Float[Tensor, "v _"] | None], ...]
+    layer_outputs: Rows
     outputs: Float[Tensor, "n k"] | None
     held_out: Float[Tensor, "v k"] | None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A choice of layers and the rows they are trained on.
+    """Layers that are trained together, and the rows they are trained on.
 
     Attributes
     ----------
     names
         Layers to adapt.
-    rest
-        What comes behind the direct layers.
-    direct
+    suffix
+        The module behind the boundary layers.
+    boundary
         Adapted layers whose inputs are frozen.
-    frozen, held_frozen
-        What the rest takes beside their outputs, on training and held-out rows.
+    frozen
+        Other values that the suffix takes.
     given
         Parameters of all layers before any training, towards which a ridge pulls.
     weights
-        Parameters of the layers in the rest when the stage began.
+        Parameters of the adapted layers in the suffix when the stage began.
+    products
+        How products with the inputs of boundary layers are computed.
     """
 
     names: tuple[str, ...]
-    rest: nn.Module
-    direct: tuple[Direct, ...]
-    frozen: list[Tensor]
-    held_frozen: list[Tensor] | None
+    suffix: nn.Module
+    boundary: tuple[FrozenInputLayer, ...]
+    frozen: Rows
     given: dict[str, Tensor]
     weights: dict[str, Tensor]
+    products: Products
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
         names: Sequence[str],
-        parts: Cut,
-        inputs: tuple[Tensor, ...],
-        held_out: tuple[Tensor, ...] | None,
+        inputs: Rows,
         given: dict[str, Tensor],
-        sparse: frozenset[str] = frozenset(),
-        threads: int = 1,
+        products: Products,
+        *,
+        with_boundary: bool = True,
     ) -> "Stage":
-        """A stage of a module that is cut in parts, with what the module takes on training and held-out rows.
+        """Return the stage of some layers of a module, from what the module takes.
 
-        Direct layers in `sparse` read their inputs as sparse rows, on so many threads.
+        `with_boundary` is False where the layers must all be in the suffix: in steps on some of the rows.
         """
-        reached, frozen = parts.values(inputs)
-        held_reached, held_frozen = ([None] * len(reached), None) if held_out is None else parts.values(held_out)
-        direct = tuple(
-            Direct.of(name, model.get_submodule(name), values, held, name in sparse, threads)
-            for name, values, held in zip(parts.direct, reached, held_reached, strict=True)
-        )
-        behind = [name for name in names if name not in parts.direct]
-        return cls(tuple(names), parts.rest, direct, frozen, held_frozen, given, parameters_of(model, behind))
+        few = tuple(value[:2] for value in inputs.training)
+        parts = split(model, names, few, with_boundary=with_boundary)
+        values = inputs.map(parts.frozen_values)
+        boundary = []
+        for number, name in enumerate(parts.boundary_layers):
+            held_inputs = None if values.held_out is None else values.held_out[number]
+            threads = products.threads if name in products.sparse else None
+            layer = model.get_submodule(name)
+            boundary.append(FrozenInputLayer.of(name, layer, values.training[number], held_inputs, threads))
+        frozen = values.map(lambda each: each[len(boundary) :])
+        weights = parameters_of(model, [name for name in names if name not in parts.boundary_layers])
+        return cls(tuple(names), parts.suffix, tuple(boundary), frozen, given, weights, products)
 
-    def inside(
-        self, names: Sequence[str], point: Point, sparse: frozenset[str] = frozenset(), threads: int = 1
-    ) -> "Stage":
-        """The stage of other layers of the rest, which begins where this one is, from what it has computed already."""
-        rest = LowRankDelta(self._changes(point)).merged(self.rest)
-        inputs = (*(end[0] for end in point.ends), *self.frozen)
-        held_out = None
-        if self.held_frozen is not None:
-            held_out = (*(end[1] for end in point.ends if end[1] is not None), *self.held_frozen)
-        parts = cut(rest, names, tuple(value[:2] for value in inputs))
-        return Stage.of(rest, names, parts, inputs, held_out, self.given, sparse, threads)
+    def following(self, names: Sequence[str], point: Point) -> "Stage":
+        """Return the stage of other layers of the suffix that begins at a point of this one."""
+        suffix = LowRankDelta(self._suffix_changes(point)).merged(self.suffix)
+        return Stage.of(suffix, names, point.layer_outputs.followed_by(self.frozen), self.given, self.products)
 
-    def changed(self, weights: dict[str, Tensor]) -> "Stage":
-        """The same stage after another one has trained some of its layers."""
+    def starting_at(self, weights: dict[str, Tensor]) -> "Stage":
+        """Return the same stage after another one has trained some of its layers."""
         return replace(self, weights={name: weights.get(name, value) for name, value in self.weights.items()})
 
-    def on(self, rows: Tensor) -> "Stage":
-        """The same stage on some of the training rows, without held-out ones."""
-        direct = tuple(layer.on(rows) for layer in self.direct)
-        return replace(self, direct=direct, frozen=[value[rows] for value in self.frozen], held_frozen=None)
+    def subset(self, rows: Tensor) -> "Stage":
+        """Return the same stage on some of the training rows, without held-out ones."""
+        boundary = tuple(layer.subset(rows) for layer in self.boundary)
+        return replace(self, boundary=boundary, frozen=self.frozen.subset(rows))
+
+    def minibatch(self, point: Point, rows: Tensor) -> tuple["Stage", Point]:
+        """Return the same stage and point on some of the training rows; the stage must have no boundary layer."""
+        assert not self.boundary
+        part = self.subset(rows)
+        return part, replace(point, outputs=part._outputs(point.weights, (), part.frozen.training))
 
     def start(self) -> Point:
-        """Where it begins: the weights that the module has."""
-        shifts = tuple(torch.zeros_like(layer.outputs[0]) for layer in self.direct)
-        return self._evaluated(shifts, dict(self.weights), tuple(layer.outputs for layer in self.direct))
+        """Return the point of the weights that the module has."""
+        coefficients = tuple(torch.zeros_like(layer.outputs) for layer in self.boundary)
+        held_outputs = tuple(layer.held_outputs for layer in self.boundary if layer.held_outputs is not None)
+        outputs = Rows(
+            tuple(layer.outputs for layer in self.boundary), None if self.frozen.held_out is None else held_outputs
+        )
+        return self._evaluated(coefficients, dict(self.weights), outputs)
 
-    def reached(self, shifts: tuple[Tensor, ...], weights: dict[str, Tensor]) -> Point:
-        """The point of given coefficients and weights."""
-        ends = tuple(layer.reached(shift) for layer, shift in zip(self.direct, shifts, strict=True))
-        return self._evaluated(shifts, weights, ends)
+    def point(self, coefficients: Sequence[Tensor], weights: dict[str, Tensor]) -> Point:
+        """Return the point of given coefficients and weights."""
+        pairs = list(zip(self.boundary, coefficients, strict=True))
+        outputs = tuple(layer.moved_outputs(each) for layer, each in pairs)
+        held_out = None
+        if self.frozen.held_out is not None:
+            moved = [layer.moved_held_outputs(each) for layer, each in pairs]
+            held_out = tuple(values for values in moved if values is not None)
+        return self._evaluated(tuple(coefficients), weights, Rows(outputs, held_out))
+
+    def held_out_point(self, weights: dict[str, Tensor]) -> Point:
+        """Return the point of given weights without boundary layers, evaluated on held-out rows alone."""
+        none = self.frozen.map(lambda _: ())
+        return Point((), weights, none, None, self._held_outputs(weights, ()))
+
+    def advance(self, point: Point, jacobian: StageJacobian, step: Float[Tensor, "n k"], keep: float) -> Point:
+        """Return θ₀ + keep (θ − θ₀) − Jᵀ g for the step g."""
+        moves = jacobian.vjp(step)
+        count = len(self.boundary)
+        coefficients = [
+            keep * old + new[:, 0] for old, new in zip(point.sample_coefficients, moves[:count], strict=True)
+        ]
+        weights = dict(point.weights)
+        for layer, move in zip(jacobian.suffix_layers, moves[count:], strict=True):
+            changes = [move.flatten(0, 1).T @ layer.inputs.flatten(0, 1), move.sum(dim=(0, 1))]
+            for name, change in zip(layer.names, changes, strict=False):
+                kept = weights[name] if keep == 1 else self.given[name] + keep * (weights[name] - self.given[name])
+                weights[name] = kept - change
+        return self.point(coefficients, weights)
 
     def is_readout(self, point: Point) -> bool:
-        """Whether its only layer makes the outputs of the module."""
+        """Return whether its only layer makes the outputs of the module."""
         assert point.outputs is not None
-        return len(self.direct) == 1 and not self.weights and torch.equal(point.ends[0][0], point.outputs)
+        alone = len(self.boundary) == 1 and not self.weights
+        return alone and torch.equal(point.layer_outputs.training[0], point.outputs)
 
-    def linearized(self, point: Point, root: Float[Tensor, "..."]) -> StageJacobian:
-        """J of its layers at a point, rows weighted by the root."""
+    def jacobian(self, point: Point, root: Float[Tensor, "..."]) -> StageJacobian:
+        """Return J of its layers at a point, rows weighted by the root."""
+        layer_outputs, frozen = point.layer_outputs.training, self.frozen.training
         if not self.weights:
-            return PassJacobian(self.rest, [end[0] for end in point.ends], self.frozen, root)
-        leaves = [end[0].detach().clone().requires_grad_() for end in point.ends]
+            return PassJacobian(self.suffix, layer_outputs, frozen, root)
+        leaves = [values.detach().clone().requires_grad_() for values in layer_outputs]
         with torch.enable_grad():
-            outputs, calls = record_calls(self.rest, point.weights, (*(leaf + 0 for leaf in leaves), *self.frozen))
-        front = [LayerCall(layer.module, layer.inputs, leaf) for layer, leaf in zip(self.direct, leaves, strict=True)]
-        every = [*front, *calls]
+            outputs, calls = record_calls(self.suffix, point.weights, (*(leaf + 0 for leaf in leaves), *frozen))
+        modules = {module: name for name, module in self.suffix.named_modules()}
+        names = [layer.name for layer in self.boundary] + [modules[call.module] for call in calls]
+        first = [LayerCall(layer.module, layer.inputs, leaf) for layer, leaf in zip(self.boundary, leaves, strict=True)]
+        every = [*first, *calls]
         signals = backward_signals(outputs, [call.output for call in every], root)
-        names = [layer.name for layer in self.direct] + [self._name_of(call.module) for call in calls]
-        parts = [_part(name, call, signal) for name, call, signal in zip(names, every, signals, strict=True)]
-        return SignalJacobian(parts, len(self.direct))
+        layers = [_layer_rows(name, call, signal) for name, call, signal in zip(names, every, signals, strict=True)]
+        return SignalJacobian(layers, len(first))
 
-    def moved(self, point: Point, at: StageJacobian, step: Float[Tensor, "n k"], keep: float) -> Point:
-        """θ₀ + keep (θ − θ₀) − Jᵀ g for the step g."""
-        mixed, count = at.vjp(step), len(self.direct)
-        shifts = tuple(keep * old + new[:, 0] for old, new in zip(point.shifts, mixed[:count], strict=True))
-        ends = tuple(layer.reached(shift) for layer, shift in zip(self.direct, shifts, strict=True))
-        weights = dict(point.weights)
-        for part, change in zip(at.behind, mixed[count:], strict=True):
-            moves = [change.flatten(0, 1).T @ part.inputs.flatten(0, 1), change.sum(dim=(0, 1))]
-            for name, move in zip(part.names, moves, strict=False):
-                kept = weights[name] if keep == 1 else self.given[name] + keep * (weights[name] - self.given[name])
-                weights[name] = kept - move
-        return self._evaluated(shifts, weights, ends)
-
-    def displacement(self, point: Point) -> float:
-        """‖θ − θ₀‖²."""
-        total = sum(layer.squared_norm(shift) for layer, shift in zip(self.direct, point.shifts, strict=True))
+    def squared_displacement(self, point: Point) -> float:
+        """Return ‖θ − θ₀‖²."""
+        pairs = zip(self.boundary, point.sample_coefficients, strict=True)
+        total = sum(layer.squared_norm(coefficients) for layer, coefficients in pairs)
         return total + sum(
             float((value - self.given[name]).double().square().sum()) for name, value in point.weights.items()
         )
 
-    def displaced_outputs(self, point: Point, at: StageJacobian) -> Float[Tensor, "n k"]:
-        """J (θ − θ₀)."""
+    def response(self, point: Point, jacobian: StageJacobian) -> Float[Tensor, "n k"]:
+        """Return J (θ − θ₀)."""
         assert point.outputs is not None
         total = torch.zeros_like(point.outputs)
-        if self.direct:
-            moved = [layer.overlapped(shift) for layer, shift in zip(self.direct, point.shifts, strict=True)]
-            total -= at.jvp(moved)
-        for part in at.behind:
-            moves = {name: (point.weights[name] - self.given[name]).reshape(-1, 1) for name in part.names}
-            total += part.matvec(moves).reshape(total.shape)
+        if self.boundary:
+            pairs = zip(self.boundary, point.sample_coefficients, strict=True)
+            total -= jacobian.jvp([layer.response(coefficients) for layer, coefficients in pairs])
+        for layer in jacobian.suffix_layers:
+            moves = {name: (point.weights[name] - self.given[name]).reshape(-1, 1) for name in layer.names}
+            total += layer.matvec(moves).reshape(total.shape)
         return total
 
-    def on_rows(self, point: Point, rows: Tensor) -> tuple["Stage", Point]:
-        """The same stage and point on some of the training rows; it must have no direct layer."""
-        assert not self.direct
-        part = self.on(rows)
-        return part, replace(point, outputs=part._outputs(point.weights, (), part.frozen))
-
-    def at(self, weights: dict[str, Tensor]) -> Point:
-        """The point of given weights, for a stage without direct layers; outputs on held-out rows alone."""
-        return Point((), weights, (), None, self._held_outputs(weights, ()))
-
     def delta(self, point: Point) -> LowRankDelta:
-        """What the stage has added to the weights it began with."""
-        found = {layer.name: layer.delta(shift) for layer, shift in zip(self.direct, point.shifts, strict=True)}
-        return LowRankDelta(found | self._changes(point))
+        """Return the change of the weights since the stage began."""
+        pairs = zip(self.boundary, point.sample_coefficients, strict=True)
+        found = {layer.name: layer.delta(coefficients) for layer, coefficients in pairs}
+        return LowRankDelta(found | self._suffix_changes(point))
 
-    def _changes(self, point: Point) -> dict[str, LayerDelta]:
-        """What it has added to the layers in the rest."""
-        found = {}
-        for name in dict.fromkeys(name.rpartition(".")[0] for name in self.weights):
-            change = {
-                kind: point.weights[f"{name}.{kind}"] - self.weights[f"{name}.{kind}"]
-                for kind in ("weight", "bias")
-                if f"{name}.{kind}" in self.weights
-            }
-            found[name] = LayerDelta(change["weight"], None, change.get("bias"))
-        return found
+    def _suffix_changes(self, point: Point) -> dict[str, LayerDelta]:
+        """Changes of the layers in the suffix."""
+        changes = {name: point.weights[name] - value for name, value in self.weights.items()}
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in changes)
+        return {name: LayerDelta(changes[f"{name}.weight"], None, changes.get(f"{name}.bias")) for name in layers}
 
-    def _evaluated(self, shifts: tuple[Tensor, ...], weights: dict[str, Tensor], ends: tuple) -> Point:
-        outputs = self._outputs(weights, [end[0] for end in ends], self.frozen)
-        return Point(shifts, weights, ends, outputs, self._held_outputs(weights, ends))
+    def _evaluated(self, coefficients: tuple[Tensor, ...], weights: dict[str, Tensor], layer_outputs: Rows) -> Point:
+        outputs = self._outputs(weights, layer_outputs.training, self.frozen.training)
+        held_out = self._held_outputs(weights, layer_outputs.held_out or ())
+        return Point(coefficients, weights, layer_outputs, outputs, held_out)
 
-    def _held_outputs(self, weights: dict[str, Tensor], ends: tuple) -> Tensor | None:
-        if self.held_frozen is None:
+    def _held_outputs(self, weights: dict[str, Tensor], layer_outputs: Values) -> Tensor | None:
+        if self.frozen.held_out is None:
             return None
-        return self._outputs(weights, [end[1] for end in ends], self.held_frozen)
+        return self._outputs(weights, layer_outputs, self.frozen.held_out)
 
-    def _outputs(self, weights: dict[str, Tensor], ends: Sequence[Tensor], frozen: list[Tensor]) -> Tensor:
+    def _outputs(self, weights: dict[str, Tensor], layer_outputs: Values, frozen: Values) -> Tensor:
         with torch.no_grad():
-            found = functional_call(self.rest, weights, (*ends, *frozen))
+            found = functional_call(self.suffix, weights, (*layer_outputs, *frozen))
         return found.reshape(len(found), -1)
-
-    def _name_of(self, module: nn.Module) -> str:
-        return next(name for name, candidate in self.rest.named_modules() if candidate is module)
 
 
 def parameters_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Weights and biases of some layers by their names in the module."""
+    """Return weights and biases of some layers by their names in the module."""
     return {
         f"{name}.{kind}": parameter.detach()
         for name in names
@@ -229,7 +253,9 @@ def parameters_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def _part(name: str, call: LayerCall, signal: Float[Tensor, "n k *o"]) -> LayerRows:
-    part = layer_part(call, signal, {kind: f"{name}.{kind}" for kind, _ in call.module.named_parameters(recurse=False)})
-    assert part is not None
-    return part
+def _layer_rows(name: str, call: LayerCall, signal: Float[Tensor, "n k *o"]) -> LayerRows:
+    layer = layer_part(
+        call, signal, {kind: f"{name}.{kind}" for kind, _ in call.module.named_parameters(recurse=False)}
+    )
+    assert layer is not None
+    return layer

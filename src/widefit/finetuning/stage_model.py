@@ -1,4 +1,4 @@
-"""A stage in training: what a step sees of it, and what a step does to it."""
+"""A stage in training, with the local problem at its point and the trials of a step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from widefit.rules import Block, Direction, LocalProblem
 
 @dataclass(frozen=True)
 class StageTrial:
-    """A point that a step would reach."""
+    """A point that a step would reach, and the objective there."""
 
     point: Point
+    value: float
 
 
 @dataclass(frozen=True)
@@ -27,45 +28,39 @@ class StageProblem(LocalProblem):
 
     Attributes
     ----------
-    stage, point, targets
-        Where, and what the outputs are compared with.
-    surrogate
-        The loss that steps minimize.
+    stage, point
+        Layers, rows and weights.
     alpha
         α.
-    local, at, operator
+    objective
+        Value at the point.
+    local, jacobian, operator
         The least-squares problem in the outputs, J̃ and H̃ there.
     """
 
     stage: Stage
     point: Point
-    targets: Tensor
-    surrogate: OutputLoss
     alpha: float
+    objective: float
     local: LocalLeastSquares
-    at: StageJacobian
+    jacobian: StageJacobian
     operator: Operator
 
     @property
     def value(self) -> float:
-        return self._value(self.point)
+        return self.objective
 
     def value_of(self, trial: StageTrial) -> float:
-        return self._value(trial.point)
+        return trial.value
 
     def blocks(self) -> Iterator[Block]:
         residual = self.local.residual.reshape(-1)
         if self.alpha == 0:
             yield Block(self.operator, residual, None, float(len(residual)))
             return
-        response = self.stage.displaced_outputs(self.point, self.at).reshape(-1)
-        squared_norm = self.stage.displacement(self.point)
+        response = self.stage.response(self.point, self.jacobian).reshape(-1)
+        squared_norm = self.stage.squared_displacement(self.point)
         yield Block(self.operator, residual, None, float(len(residual)), response, squared_norm)
-
-    def _value(self, point: Point) -> float:
-        assert point.outputs is not None
-        ridge = self.alpha * self.stage.displacement(point) if self.alpha > 0 else 0.0
-        return 2 * float(self.surrogate.value(point.outputs, self.targets)) + ridge
 
 
 class StageModel:
@@ -73,15 +68,21 @@ class StageModel:
 
     Parameters
     ----------
-    stage, point, targets, surrogate, alpha
-        As for `StageProblem`.
+    stage, point
+        Layers, rows and weights.
+    surrogate
+        The loss that steps minimize.
+    alpha
+        α.
     operator
         H̃ of the step before on the same rows, if there was one.
 
     Attributes
     ----------
+    targets
+        On the rows of the stage.
     point
-        Where the accepted steps have led.
+        The point that the accepted steps have led to.
     operator
         H̃ at the latest problem.
     """
@@ -98,29 +99,34 @@ class StageModel:
         self.point = point
         self.operator = operator
         self._stage = stage
-        self._targets = targets
+        self.targets = targets
         self._surrogate = surrogate
         self._alpha = alpha
         self._problem: StageProblem | None = None
 
     def local_problem(self) -> StageProblem:
-        """The problem at the point."""
-        assert self.point.outputs is not None
-        local = self._surrogate.expand(self.point.outputs, self._targets)
-        at = self._stage.linearized(self.point, local.root)
-        self.operator = operator_of(self._stage, self.point, at, local.root, self.operator)
-        self._problem = StageProblem(
-            self._stage, self.point, self._targets, self._surrogate, self._alpha, local, at, self.operator
-        )
+        """Return the problem at the point."""
+        stage, point = self._stage, self.point
+        assert point.outputs is not None
+        local = self._surrogate.expand(point.outputs, self.targets)
+        jacobian = stage.jacobian(point, local.root)
+        self.operator = operator_of(stage, point, jacobian, local.root, self.operator)
+        self._problem = StageProblem(stage, point, self._alpha, self._value(point), local, jacobian, self.operator)
         return self._problem
 
     def propose(self, direction: Direction) -> StageTrial:
-        """The point that a step would reach."""
+        """Return the point that a step would reach."""
         assert self._problem is not None
         step = direction.g.reshape(self._problem.local.residual.shape)
         keep = 1 - float(direction.shrink[0])
-        return StageTrial(self._stage.moved(self.point, self._problem.at, step, keep))
+        point = self._stage.advance(self.point, self._problem.jacobian, step, keep)
+        return StageTrial(point, self._value(point))
 
     def commit(self, trial: Any) -> None:
-        """Go there."""
+        """Move to the point of a trial."""
         self.point = trial.point
+
+    def _value(self, point: Point) -> float:
+        assert point.outputs is not None
+        ridge = self._alpha * self._stage.squared_displacement(point) if self._alpha > 0 else 0.0
+        return 2 * float(self._surrogate.value(point.outputs, self.targets)) + ridge

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from widefit.cli.commands.train import CheckpointEveryOption, CheckpointOption, ResumeOption
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
     DataArgument,
@@ -25,6 +26,8 @@ EXAMPLES = examples(
     "widefit finetune my_models:build weights.pt new.csv --target price",
     "widefit finetune my_models:Classifier weights.safetensors new.csv --target label --loss cross_entropy",
     "widefit finetune my_models:build weights.pt new.csv --layers fc2 --layers fc3 --delta new.delta",
+    "widefit finetune my_models:build weights.pt big.parquet --layers all --checkpoint tune.ckpt",
+    "widefit finetune my_models:build weights.pt big.parquet --layers all --checkpoint tune.ckpt --resume",
 )
 
 
@@ -34,12 +37,16 @@ def command(
         str,
         typer.Argument(
             metavar="MODULE:FACTORY",
-            help="What makes the model: a class or function without arguments, in a module that Python can import "
+            help="The model: a class or function without arguments, in a module that Python can import "
             "from here. Its code is run.",
+            show_default=False,
         ),
     ],
     weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="Its state dict: .safetensors, or a file of torch.save.")
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS", help="Its state dict: .safetensors, or a file of torch.save.", show_default=False
+        ),
     ],
     data: DataArgument,
     target: Annotated[
@@ -58,7 +65,7 @@ def command(
         float, typer.Option(metavar="SHARE", help="Share of the rows held out for early stopping; 0: none.")
     ] = 0.2,
     max_iter: Annotated[int, typer.Option(min=1, metavar="N", help="Most steps.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws the held-out rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws the held-out rows, and batches.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The new state dict, .safetensors or .pt; by default WEIGHTS.tuned.*"),
@@ -66,6 +73,9 @@ def command(
     delta: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the low-rank factors of the change alone.")
     ] = None,
+    checkpoint: CheckpointOption = None,
+    checkpoint_every: CheckpointEveryOption = 30.0,
+    resume: ResumeOption = False,
     header: HeaderOption = None,
     decimal: DecimalOption = None,
     na_value: NaValueOption = None,
@@ -76,15 +86,30 @@ def command(
     """Adapt a trained PyTorch network to a table, and write its new weights.
 
     The columns of the table, numbers in the order of the file without the target, are the inputs of the model. Classes
-    are numbered from 0, text in alphabetical order.
+    are numbered from 0, text in alphabetical order. Ctrl-C ends the training after the step in progress and keeps the
+    best weights so far.
     """
+    if resume and checkpoint is None:
+        raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
     limit_threads(threads)
     from widefit.cli.output import Output
     from widefit.cli.run.finetune import Job, run
 
     chosen = layers or ["auto"]
     words = chosen[0] if len(chosen) == 1 and chosen[0] in LAYERS else tuple(chosen)
-    settings = {"layers": words, "alpha": alpha, "validation": validation, "max_iter": max_iter, "seed": seed}
-    name = None if loss == "auto" else loss
-    job = Job(factory, weights, data, target, name, settings, out, delta, reading_of(header, decimal, na_value))
+    job = Job(
+        factory=factory,
+        weights=weights,
+        data=data,
+        target=target,
+        loss=None if loss == "auto" else loss,
+        settings={"layers": words, "alpha": alpha, "max_iter": max_iter, "seed": seed},
+        out=out,
+        delta=delta,
+        validation=validation,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        reading=reading_of(header, decimal, na_value),
+    )
     return run(job, Output(json, quiet))

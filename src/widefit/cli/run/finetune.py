@@ -19,18 +19,28 @@ from torch import Tensor, nn
 
 import widefit
 from widefit.callbacks import Callback, Progress
-from widefit.cli.output import Output, columns, number, size
-from widefit.cli.run.places import refuse_unwritable
+from widefit.cli.failure import INTERRUPTED
+from widefit.cli.output import Output, columns, number, seconds, size
+from widefit.cli.run.places import refuse_checkpoint, refuse_unwritable
 from widefit.cli.run.progress import Lines
+from widefit.cli.run.scores import of_numbers
 from widefit.data.columns import kind_of, missing, read_numbers
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
+from widefit.data.splitting import split_rows
 from widefit.data.survey import missing_message
-from widefit.data.target import choose_target, learn_target
+from widefit.data.target import Task, choose_target, learn_target
 from widefit.data.words import listing, plural
+from widefit.files import Checkpoint, read_checkpoint
 from widefit.files.atomic import replacing
 
 SAFE = ".safetensors"
+
+
+# Rows that go through a model at a time when it is scored.
+_BATCH = 1000
+# The fewest rows that are held out; fewer tell nothing.
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -40,62 +50,147 @@ class Job:
     factory: str
     weights: Path
     data: str
-    target: str | None
-    loss: str | None
-    settings: dict[str, Any]
-    out: Path | None
-    delta: Path | None
+    target: str | None = None
+    loss: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    delta: Path | None = None
+    validation: float = 0.2
+    checkpoint: Path | None = None
+    checkpoint_every: float = 30.0
+    resume: bool = False
     reading: Reading = field(default_factory=Reading)
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Rows of the table as the model takes them.
+
+    Attributes
+    ----------
+    X, y
+        Inputs (n, d) and targets (n,).
+    loss
+        The loss to train with.
+    classes
+        Labels in the order of their numbers; None for quantities.
+    parts
+        Indices of rows, "training" and "held-out"; the latter is absent where none are held out.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    loss: str
+    classes: list | None
+    parts: dict[str, np.ndarray]
+
+    def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets of a part."""
+        rows = self.parts[name]
+        return self.X[rows], self.y[rows]
+
+
 def run(job: Job, output: Output) -> int:
-    """Adapt and write; the exit code."""
+    """Adapt the model and write its weights; return the exit code."""
     out = job.out or job.weights.with_name(f"{job.weights.stem}.tuned{job.weights.suffix}")
-    refuse_unwritable({"--out": out, "--delta": job.delta}, {"the weights": str(job.weights), "the data": job.data})
+    places = {"--out": out, "--delta": job.delta, "--checkpoint": job.checkpoint}
+    refuse_unwritable(places, {"the weights": str(job.weights), "the data": job.data})
+    refuse_checkpoint(job.checkpoint, job.resume)
     with output.warnings():
         model = load_model(job.factory, job.weights)
-        X, y, classes = _rows(job)
-        loss = job.loss or ("cross_entropy" if classes is not None else "mse")
-        if classes is None and loss == "cross_entropy":
-            raise ValueError(f"--loss cross_entropy needs classes, and the target {job.target!r} holds fractions")
-        y = y.astype(np.int64) if loss == "cross_entropy" else y
-        watch: list[Callback] = [] if output.quiet else [_watcher(output)]
-        adapted = widefit.finetune(model, X, y, loss=loss, callbacks=watch, **job.settings)
+        samples = _samples(job)
+        adapted = _finetuned(job, model, samples, output)
         record: Any = adapted.finetuning_
         _write(adapted.state_dict(), out)
         if job.delta is not None:
             record.delta.save(job.delta)
+        scores = _scores(samples, model, adapted)
     history = record.history
     best = min(history, key=lambda info: info.loss if info.metric is None else info.metric)
-    facts = {
-        "rows": len(X),
-        "loss": loss,
-        "layers": list(record.stages[-1]),
-        "steps": history[-1].step,
-        "stopped": history.stop_reason,
-        "training loss": [history[0].loss, best.loss],
-        "held-out loss": [history[0].metric, best.metric],
-        "seconds": history[-1].seconds,
-    }
+    losses = {"training loss": [history[0].loss, best.loss], "held-out loss": [history[0].metric, best.metric]}
     table = columns("", "before", "after")
-    for name in ("training loss", "held-out loss"):
-        table.add_row(name, *(number(value) for value in facts[name]))
+    for name, values in (scores | losses).items():
+        if values[0] is not None:
+            table.add_row(name, *map(number, values))
     output.show(table)
     for name, why in record.structure.skipped.items():
         output.remark(f"{name}: passed over, {why}")
     for decision in record.decisions:
         output.remark(decision)
-    output.remark(f"weights in {out} ({size(out)})")
-    if job.delta is not None:
-        output.remark(f"change in {job.delta} ({size(job.delta)})")
-    files = {"weights": out, "delta": job.delta, "classes": classes}
-    output.document({"command": "finetune", "widefit": widefit.__version__} | facts | files)
-    return 130 if history.stop_reason == "interrupted" else 0
+    last = history[-1]
+    output.remark(f"{plural(last.step, 'step')} in {seconds(last.seconds)}; training ended because {history.why}")
+    files = {"weights": out, "change": job.delta, "checkpoint": job.checkpoint}
+    for name, path in files.items():
+        if path is not None and path.exists():
+            output.remark(f"{name} in {path} ({size(path)})")
+    document = {
+        "command": "finetune",
+        "widefit": widefit.__version__,
+        "rows": len(samples.X),
+        "loss": samples.loss,
+        "layers": list(record.stages[-1]),
+        "steps": last.step,
+        "stopped": history.stop_reason,
+        **scores,
+        **losses,
+        "seconds": last.seconds,
+        "weights": out,
+        "delta": job.delta,
+        "checkpoint": job.checkpoint,
+        "classes": samples.classes,
+    }
+    output.document(document)
+    return INTERRUPTED if history.stop_reason == "interrupted" else 0
 
 
-def _watcher(output: Output) -> Callback:
-    console = output.stderr
-    return Progress(console) if console.is_terminal else Lines(console)
+def _finetuned(job: Job, model: nn.Module, samples: Samples, output: Output) -> nn.Module:
+    callbacks: list[Callback] = []
+    if not output.quiet:
+        console = output.stderr
+        callbacks.append(Progress(console) if console.is_terminal else Lines(console))
+    if job.checkpoint is not None:
+        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
+    X_val, y_val = samples.part("held-out") if "held-out" in samples.parts else (None, None)
+    return widefit.finetune(
+        model,
+        *samples.part("training"),
+        loss=samples.loss,
+        X_val=X_val,
+        y_val=y_val,
+        validation=0,
+        callbacks=callbacks,
+        resume=read_checkpoint(job.checkpoint) if job.checkpoint is not None and job.resume else None,
+        **job.settings,
+    )
+
+
+def _scores(samples: Samples, *models: nn.Module) -> dict[str, list[float]]:
+    """Accuracy of classes or R² of quantities by part, a number a model."""
+    by_classes = samples.loss in ("cross_entropy", "bce")
+    found = {}
+    for part in samples.parts:
+        X, y = samples.part(part)
+        outputs = [_outputs(model, X) for model in models]
+        if by_classes:
+            found[f"{part} accuracy"] = [_accuracy(each, y) for each in outputs]
+        else:
+            found[f"{part} R²"] = [of_numbers(y, each[:, 0])["R²"] for each in outputs]
+    return found
+
+
+def _accuracy(logits: np.ndarray, y: np.ndarray) -> float:
+    """Share of rows whose class is the likeliest of several, or the likelier one by a single logit."""
+    right = (logits[:, 0] > 0) == (y > 0.5) if logits.shape[1] == 1 else logits.argmax(1) == y
+    return float(right.mean())
+
+
+def _outputs(model: nn.Module, X: np.ndarray) -> np.ndarray:
+    """Outputs of a model in evaluation mode, shape (n, k)."""
+    kind = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    model = model.eval()
+    with torch.no_grad():
+        parts = [model(rows).reshape(len(rows), -1) for rows in torch.from_numpy(X).to(kind).split(_BATCH)]
+    return torch.cat(parts).numpy()
 
 
 def load_model(factory: str, weights: Path) -> nn.Module:
@@ -161,33 +256,46 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _rows(job: Job) -> tuple[np.ndarray, np.ndarray, list | None]:
-    """Inputs (n, d), targets (n,), and the classes where the targets are numbers of classes.
+def _samples(job: Job) -> Samples:
+    """The rows of the table, some of them held out.
 
     Columns are read as in `widefit train`, but all of them are inputs: the network fixes their number. Whole numbers as
     classes are numbers of outputs.
     """
     table = read_table(job.data, job.reading)
-    task = None if job.loss is None else "classification" if job.loss == "cross_entropy" else "regression"
-    name = choose_target(table, job.target)
-    target = learn_target(table.frame, name, task)
+    tasks: dict[str | None, Task] = {"cross_entropy": "classification", "mse": "regression", "huber": "regression"}
+    target = learn_target(table.frame, choose_target(table, job.target), tasks.get(job.loss))
     y = target.values(table.frame)
-    inputs = table.frame.drop(name)
-    text = [column.name for column in inputs if not (column.dtype.is_numeric() or column.dtype == pl.Boolean)]
+    X = _inputs(table.frame.drop(target.name), table.name)
+    classes = None if target.task == "regression" else list(target.labels)
+    if classes is not None and target.kind != "number":
+        y = np.searchsorted(classes, y)
+    loss = job.loss or ("mse" if classes is None else "cross_entropy")
+    y = y.astype(np.int64 if loss == "cross_entropy" else np.float64)
+    return Samples(X, y, loss, classes, _parts(y, job, stratify=classes is not None))
+
+
+def _inputs(frame: pl.DataFrame, name: str) -> np.ndarray:
+    """All columns as numbers, shape (n, d)."""
+    text = [column.name for column in frame if not (column.dtype.is_numeric() or column.dtype == pl.Boolean)]
     if text:
-        raise ValueError(f"{plural(len(text), 'column')} of {table.name} hold no numbers: {listing(text, 5)}")
-    gaps = {column.name: missing(column) for column in inputs}
+        raise ValueError(f"{plural(len(text), 'column')} of {name} hold no numbers: {listing(text, 5)}")
+    gaps = {column.name: missing(column) for column in frame}
     absent = {name: where for name, where in gaps.items() if where.any()}
     if absent:
         raise ValueError(missing_message(absent, "; fill them in, or remove those rows"))
-    X = np.column_stack(
-        [read_numbers(column, gaps[column.name], kind_of(column, gaps[column.name])) for column in inputs]
-    )
-    if target.task == "regression":
-        return X, y, None
-    if target.kind == "number":
-        return X, y, list(target.labels)
-    return X, np.searchsorted(target.labels, y), list(target.labels)
+    numbers = [read_numbers(column, gaps[column.name], kind_of(column, gaps[column.name])) for column in frame]
+    return np.column_stack(numbers)
+
+
+def _parts(y: np.ndarray, job: Job, *, stratify: bool) -> dict[str, np.ndarray]:
+    count = round(job.validation * len(y))
+    if count < _FEWEST:
+        return {"training": np.arange(len(y))}
+    if len(y) - count < 2:
+        raise ValueError(f"--validation {job.validation:g} leaves fewer than two of {len(y)} rows to train on")
+    training, held_out = split_rows(y, job.validation, job.settings.get("seed", 0), stratify=stratify)
+    return {"held-out": held_out, "training": training}
 
 
 def _write(state: Mapping[str, Tensor], path: Path) -> None:

@@ -37,6 +37,22 @@ def refuse_unwritable(places: Mapping[str, Path | None], sources: Mapping[str, s
         _try(option, path)
 
 
+def refuse_checkpoint(path: Path | None, resume: bool) -> None:
+    """Check that a checkpoint is there exactly when it is resumed.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    if path is None:
+        return
+    if resume and not path.exists():
+        raise ValueError(f"there is no checkpoint {path} to resume; leave out --resume to begin afresh")
+    if not resume and path.exists():
+        raise ValueError(f"the checkpoint {path} exists; go on from it with --resume, or delete it first")
+
+
 def _try(option: str, path: Path) -> None:
     folder = path.parent
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from widefit.cli.run.places import refuse_unwritable
+from widefit.cli.run.places import refuse_checkpoint, refuse_unwritable
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
@@ -149,9 +149,4 @@ def refuse_places(job: Job, model_path: Path | None, report_path: Path | None) -
     """Check where the results will go, and that a checkpoint is there exactly when it is resumed."""
     places = {"--out": model_path, "--report": report_path, "--checkpoint": job.checkpoint}
     refuse_unwritable(places, {"the data": job.data})
-    if job.checkpoint is None:
-        return
-    if job.resume and not job.checkpoint.exists():
-        raise ValueError(f"there is no checkpoint {job.checkpoint} to resume; leave out --resume to begin afresh")
-    if not job.resume and job.checkpoint.exists():
-        raise ValueError(f"the checkpoint {job.checkpoint} exists; go on from it with --resume, or delete it first")
+    refuse_checkpoint(job.checkpoint, job.resume)
