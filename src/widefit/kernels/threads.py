@@ -1,4 +1,4 @@
-"""Running kernels that release the GIL in threads, with results that do not depend on how many there are."""
+"""Threads for kernels that release the GIL, with results that do not depend on how many there are."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`map` in `threads` threads: results come in order, a bounded number ahead of the reader."""
+    """Map in `threads` threads: results come in order, a bounded number ahead of the reader."""
     if threads <= 1:
         yield from map(function, items)
         return
@@ -32,9 +32,16 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threa
                 future.cancel()
 
 
+def for_ranges(work: Callable[[int, int], object], size: int, step: int, threads: int) -> None:
+    """Call `work(first, last)` for consecutive ranges of `step` numbers below `size`, in `threads` threads."""
+    edges = ((first, min(first + step, size)) for first in range(0, size, step))
+    for _ in ordered_map(lambda edge: work(*edge), edges, threads):
+        pass
+
+
 @contextmanager
 def team(threads: int) -> Iterator[Callable[[Callable[[Item], None], list[Item]], None]]:
-    """A `for_each(function, items)` that runs every item in a thread of its own, the first in the caller's.
+    """Give a `for_each(function, items)` that runs every item in a thread of its own, the first in the caller's.
 
     The threads live as long as the context: for work of a millisecond that is handed out thousands of times.
     """
@@ -57,6 +64,6 @@ def _controller() -> threadpoolctl.ThreadpoolController:
 
 @contextmanager
 def serial_blas() -> Iterator[None]:
-    """NumPy's matrix products use the calling thread alone: the blocks they work on are what runs in parallel."""
+    """Confine NumPy's matrix products to the calling thread: the blocks that they work on run in parallel."""
     with _controller().limit(limits=1, user_api="blas"):
         yield

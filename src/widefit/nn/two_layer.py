@@ -107,6 +107,8 @@ class TwoLayer(nn.Module):
             threshold = automatic_threshold(width)
         if isinstance(threshold, str) or not math.isfinite(threshold):
             raise ValueError(f'threshold must be a finite number or "auto", got {threshold!r}')
+        if abs(threshold) > torch.finfo(dtype).max:
+            raise ValueError(f"threshold must be finite in {dtype}, got {threshold!r}")
         if store not in ("array", "regenerate"):
             raise ValueError(f'store must be "array" or "regenerate", got {store!r}')
         entry = readout_entry(readout_scale, out_features, numpy_dtype(dtype))
