@@ -73,7 +73,7 @@ class Packed:
     def pull_back(
         self, above: SparseRows, signals: Float[np.ndarray, "active k"], below: SparseRows, threads: int = 1
     ) -> Float[np.ndarray, "entries k"]:
-        """Return D_c W for numbers D_c at the entries of `above` (n × outputs), where `below` (n × inputs) has entries."""
+        """Return D_c W for D_c at the entries of `above` (n × outputs), where `below` (n × inputs) has entries."""
         found = np.empty((below.index.size, signals.shape[1]), self.tiles.dtype)
         for first in range(0, below.rows, _PANEL):
             last = min(first + _PANEL, below.rows)

@@ -1,4 +1,4 @@
-"""Forward and backward through a deep network, every layer from the columns of its active inputs alone."""
+"""Forward and backward passes of a deep network, every layer from the columns of its active inputs alone."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def forward(
 def backward(
     network: Deep, activations: Sequence[SparseRows], threads: int = 1
 ) -> list[Float[np.ndarray, "_entries k"]]:
-    """Return Δ_1, …, Δ_L, derivatives of the outputs by z_l at the entries of h_l: p² m² products a sample and output."""
+    """Return Δ_1, …, Δ_L, derivatives of f by z_l at the entries of h_l: p² m² products a sample and output."""
     signals: list[np.ndarray] = []
     upper = [*network.low_rank(), None]
     for layer in reversed(range(len(activations))):
