@@ -281,7 +281,7 @@ def test_own_movements_are_upper_bounds_and_tight():
 
 
 class Patterns(widefit.callbacks.Callback):
-    """Who fires after every step."""
+    """Patterns after every step."""
 
     def __init__(self):
         self.steps = []
@@ -303,7 +303,7 @@ class Patterns(widefit.callbacks.Callback):
     ],
 )
 def test_training_follows_dense_float64(name, threshold, alpha):
-    """Of a float32 network: the same pattern after every step, and losses within 1e-5 down to 1e-10."""
+    """Patterns of a float32 network are the same after every step, and losses within 1e-5 down to 1e-10."""
     inputs, targets = real(name)
     network = TwoLayer(inputs.shape[1], 1 << 11, threshold=threshold, seed=4)
     rounded = float(np.float32(network.threshold))

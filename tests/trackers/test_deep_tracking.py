@@ -37,7 +37,7 @@ def close(found: np.ndarray, expected: np.ndarray, dtype: torch.dtype, size: flo
 
 
 def terms(reference: DeepReference) -> float:
-    """What the outputs are sums of, without signs: a paired network cancels all of it."""
+    """Size of the terms of the outputs, without signs: a paired network cancels all of it."""
     _, hs, _ = reference.forward()
     sums = [np.abs(h) @ np.abs(readout) for h, readout in zip(hs, reference.readouts, strict=True)]
     return float(np.max(np.sum(sums, axis=0)))

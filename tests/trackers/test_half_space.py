@@ -55,7 +55,7 @@ def assert_exact(tree: BallTree, points: np.ndarray, queries: np.ndarray, thresh
     st.integers(0, 2**32 - 1),
 )
 def test_reports_what_brute_force_finds(kind, count, d, leaf_size, dtype, exponent, seed):
-    """To the bit: also where products tie with the threshold, underflow or overflow; and while the points move."""
+    """Answers are right to the bit: where products tie with the threshold, underflow or overflow; while points move."""
     generator = np.random.default_rng(seed)
     # ±1e40 leaves the range of float32, products of ±1e200 that of float64.
     scale = 10.0 ** (exponent if dtype == np.float32 else 5 * exponent)

@@ -167,7 +167,7 @@ def test_others_see_the_weights_between_looks():
 
 @given(st.integers(0, 10**6))
 def test_a_forecast_that_holds_bounds_every_row(seed):
-    """For any samples that fire, s stays as near to the line as it says."""
+    """The sum s stays as near to the line as it says, for any samples that fire."""
     generator = np.random.default_rng(seed)
     samples = int(generator.integers(1, 30))
     norms = generator.uniform(0, 2, samples)
@@ -189,7 +189,7 @@ def test_a_forecast_that_holds_bounds_every_row(seed):
 
 @given(st.integers(0, 10**6), st.sampled_from([-1, 1]))
 def test_no_pair_but_the_near_ones_can_be_driven_over_the_threshold(seed, sign):
-    """By the worst steps that the forecast covers, and the worst that the near pairs can do meanwhile."""
+    """The worst steps that the forecast covers do not, nor the worst that the near pairs can do meanwhile."""
     generator = np.random.default_rng(seed)
     samples, rows = int(generator.integers(2, 30)), 20
     # Nearly one direction: bounds on norms are nearly attained.

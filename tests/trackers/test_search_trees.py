@@ -251,7 +251,7 @@ class TestChanges:
 
 
 class TestSublinear:
-    """What queries and updates cost, by the counters: the pairs that fire decide, not the width."""
+    """Counters of queries and updates: the pairs that fire decide, not the width."""
 
     def test_queries_visit_the_paths_to_what_they_find(self, tracker):
         inputs = sphere(np.random.default_rng(0).standard_normal((33, 6)))

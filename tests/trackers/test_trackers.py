@@ -41,7 +41,7 @@ CASES = [
 
 @pytest.mark.parametrize(("tracker", "name", "dtype"), CASES)
 class TestTracker:
-    """What any tracker must do; a new one joins by its line in TRACKERS."""
+    """Contract of every tracker; a new one joins by its line in TRACKERS."""
 
     def slack(self, reference: DenseReference, dtype: torch.dtype) -> np.ndarray:
         """Rounding of a pre-activation: pairs nearer to the threshold may go either way."""

@@ -1,4 +1,4 @@
-"""Where the benches are: modules with a function `run(size)`, in the repository or in the installed package."""
+"""The benches: modules with a function `run(size)`, in the repository or in the installed package."""
 
 import ast
 import importlib

@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True)
 class _StreamRecord:
-    """What a stream goes on from."""
+    """State from which a stream goes on."""
 
     memory: dict[str, float]
     recorder: dict[str, Any]
@@ -55,7 +55,7 @@ class _StreamRecord:
 
 @dataclass(frozen=True)
 class _Activation:
-    """Of a two-layer network."""
+    """Settings of a two-layer network."""
 
     threshold: float
     convention: Literal["zero", "floor"] = "zero"
@@ -63,7 +63,7 @@ class _Activation:
 
 @dataclass(frozen=True)
 class _Layers:
-    """Of a deep network."""
+    """Settings of a deep network."""
 
     thresholds: list[float]
     input_share: float

@@ -14,15 +14,17 @@ from numba.extending import intrinsic
 
 from widefit.kernels.fire_rows import FireRows, fired_samples
 
-# Samples of either side of a square of N that is counted at a time, and words of their bits that are combined at once.
-SQUARE, LANES = 4, 8
+# Samples of either side of a square of N that is counted at a time.
+SQUARE = 4
+# Words of their bits that are combined at once.
+LANES = 8
 # Words of every row of a tile that stay in the second-level cache.
 _SPAN = 512
 
 
 @njit(nogil=True, cache=True)
 def split_by_sample(counts, start, words, samples, most, sample_start, position, stop, owner, bits, heavy):
-    """Turn fire rows around: per sample, where it stands in each light row, and one bit for each other row.
+    """Turn fire rows into positions in the light rows, sample by sample, and one bit for each other row.
 
     Parameters
     ----------
@@ -62,7 +64,7 @@ def split_by_sample(counts, start, words, samples, most, sample_start, position,
 
 @njit(nogil=True, cache=True)
 def co_firing_light(words, sample_start, position, stop, owner, weight, first, last, co_firing):
-    """co_firing[i, j] += Σ_r weight_r s_ri s_rj over light rows, for first ≤ i < last and j ≥ i.
+    """Add Σ_r weight_r s_ri s_rj over light rows to co_firing[i, j], for first ≤ i < last and j ≥ i.
 
     The arrays are those of `split_by_sample`; weight is (rows,), or of size 0 for ones. Row i of co_firing stays in the
     first-level cache while the fire rows that contain i stream by.
@@ -80,7 +82,7 @@ def co_firing_light(words, sample_start, position, stop, owner, weight, first, l
 
 
 def _common_bits_code(typing, bits, i, j, first, last, hits):
-    """hits[SQUARE a + b] = Σ_w popcount(bits[i + a, w] & bits[j + b, w]) for first ≤ w < last, a multiple of LANES."""
+    """Write hits[SQUARE a + b] = Σ_w popcount(bits[i + a, w] & bits[j + b, w]), w in whole LANES from first to last."""
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -124,7 +126,7 @@ _common_bits: Callable = intrinsic(_common_bits_code)
 
 @njit(nogil=True, cache=True)
 def co_firing_heavy(bits, first, last, co_firing):
-    """co_firing[i, j] += popcount(bits_i & bits_j) for first ≤ i < last and j ≥ i, and some j < i.
+    """Add popcount(bits_i & bits_j) to co_firing[i, j] for first ≤ i < last and j ≥ i, and some j < i.
 
     bits : (n rounded up to SQUARE, a multiple of LANES) uint64; first is a multiple of SQUARE
     """
@@ -148,7 +150,7 @@ def co_firing_flips(counts, start, words, rows, samples, fires, weight, scale, s
     ----------
     counts, start, words : fire rows before the flips
     rows, samples, fires : (q,) the flips, those of a row together
-    weight : (q,) of co_firing's dtype, what a co-firing of the flip's row counts
+    weight : (q,) of co_firing's dtype, weight of a co-firing of the flip's row
     scale : H = scale · N ∘ K
     similarity, gram : (n, n) float64; co_firing : (n, n), its upper triangle counts
     """
@@ -184,7 +186,7 @@ def co_firing_flips(counts, start, words, rows, samples, fires, weight, scale, s
 
 @njit(nogil=True, cache=True)
 def flip_changes(counts, start, words, rows, samples, fires, weight, order, change):
-    """What flips change N by, N + D + Dᵀ off the diagonal and N + D on it: rows of D for the samples of some flips.
+    """Add up the change of N by flips, N + D + Dᵀ off the diagonal and N + D on it: rows of D, sample by sample.
 
     With δ = S' − S for a fire row S, S'S'ᵀ − SSᵀ = δSᵀ + Sδᵀ + δδᵀ: every flip adds to the row of its own sample, and
     flips can be taken in any order.
@@ -226,7 +228,7 @@ def add_changes(change, first, last, co_firing):
 
 @njit(nogil=True, cache=True)
 def gram_rows(co_firing, similarity, scale, first, last, gram):
-    """gram[i, j] = gram[j, i] = scale · co_firing[i, j] · similarity[i, j] for first ≤ i < last and j ≥ i."""
+    """Write gram[i, j] = gram[j, i] = scale · co_firing[i, j] · similarity[i, j] for first ≤ i < last and j ≥ i."""
     n = similarity.shape[0]
     # Squares of 32 by 32: written by columns, too, a longer one would leave the first-level cache before it is full.
     for j0 in range(first, n, 32):

@@ -18,13 +18,15 @@ _UNIT32 = np.float32(2.0**-24)
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _HALF = np.uint64(0xFFFFFFFF)
-# Words that are made at a time, and counters whose rounds the vectors of the processor share.
-_WORDS, _LANES = 2048, 64
+# Words that are made at a time.
+_WORDS = 2048
+# Counters whose rounds the vectors of the processor share.
+_LANES = 64
 
 
 @cache
 def ziggurat_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Layers of equal area v under exp(−x²/2), from the tail's edge up.
+    """Return layers of equal area v under exp(−x²/2), from the tail's edge up.
 
     Returns
     -------
@@ -51,7 +53,7 @@ def ziggurat_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @njit(nogil=True, cache=True, inline="always")
 def _high_product(number, multiplier):
-    """Upper 64 bits of the product of two uint64, from halves: that fits in vectors."""
+    """Return the upper 64 bits of the product of two uint64, from halves: that fits in vectors."""
     low, high = multiplier & _HALF, multiplier >> np.uint64(32)
     own_low, own_high = number & _HALF, number >> np.uint64(32)
     middle = own_high * low + ((own_low * low) >> np.uint64(32))
@@ -61,7 +63,7 @@ def _high_product(number, multiplier):
 
 @njit(nogil=True, cache=True)
 def _philox(key, stream, block, words):
-    """Words of consecutive counters, the first of them `block`, into words; eight a counter, low halves first."""
+    """Write the words of consecutive counters, the first of them `block`: eight a counter, low halves first."""
     a, b = np.empty(_LANES, np.uint64), np.empty(_LANES, np.uint64)
     c, d = np.empty(_LANES, np.uint64), np.empty(_LANES, np.uint64)
     out = words.view(np.uint64).reshape(-1, _LANES, 4)
@@ -86,7 +88,7 @@ def _philox(key, stream, block, words):
 
 @njit(nogil=True, cache=True)
 def _uniform(key, stream, words, cursor):
-    """The next word as a number in [0, 1) of 24 bits."""
+    """Return the next word as a number in [0, 1) of 24 bits."""
     if cursor[0] == words.size:
         _philox(key, stream, cursor[1], words)
         cursor[0] = np.uint64(0)
@@ -98,7 +100,7 @@ def _uniform(key, stream, words, cursor):
 
 @njit(nogil=True, cache=True)
 def _outside(word, key, stream, words, cursor, width, height):
-    """What becomes of a word that falls outside the certain part of its layer: (kept, number)."""
+    """Decide a word that falls outside the certain part of its layer: return (kept, number)."""
     layer, bits = word & np.uint32(0xFF), word >> np.uint32(9)
     if layer == 0:
         while True:
@@ -114,7 +116,7 @@ def _outside(word, key, stream, words, cursor, width, height):
 
 @njit(nogil=True, cache=True)
 def _draw(key, stream, words, cursor, inside, width, height, out):
-    """The next out.size numbers."""
+    """Draw the next out.size numbers."""
     done = 0
     while done < out.size:
         if cursor[0] == words.size:
@@ -144,12 +146,12 @@ def _draw(key, stream, words, cursor, inside, width, height, out):
 
 @njit(nogil=True, cache=True)
 def standard_normal(key, stream, skip, inside, width, height, out):
-    """Numbers `skip` and following of the stream of Philox that belongs to (key, stream).
+    """Draw numbers `skip` and following of the stream of Philox that belongs to (key, stream).
 
     Parameters
     ----------
     key, stream : uint64
-    skip : how many numbers to leave out
+    skip : numbers to leave out
     inside, width, height : `ziggurat_tables`
     out : (size,) float32
     """

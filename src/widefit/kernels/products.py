@@ -19,13 +19,13 @@ from widefit.kernels.bits import count_bits
 
 # Neurons whose pre-activations are held at a time.
 BLOCK = 64
-# Samples that a mask tells about.
+# Samples of a mask.
 _WORD = 64
 _CACHE_LINE = 64
 
 
 def _tile() -> tuple[int, int, int]:
-    """Neurons, vectors and bytes a vector of a tile: as many sums as the registers of the processor hold."""
+    """Return neurons, vectors and bytes of a vector of a tile: as many sums as the registers of the processor hold."""
     features = binding.get_host_cpu_features()
     if features.get("avx512f"):
         return 8, 3, 64
@@ -40,7 +40,7 @@ INTEGERS = any(binding.get_host_cpu_features().get(name) for name in ("avx512vnn
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that begin at a cache line."""
+    """Allocate zeros that begin at a cache line."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + _CACHE_LINE, np.uint8)
     first = -memory.ctypes.data % _CACHE_LINE
@@ -48,7 +48,7 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def panels_of(inputs: np.ndarray) -> np.ndarray:
-    """X (n, d) as tiles read it: panels of neighbouring samples, (panels, d, samples of a panel), zeros at the end.
+    """Return X (n, d) as tiles read it: panels of neighboring samples, (panels, d, samples of a panel), zero-padded.
 
     Of int16 the two features that are multiplied at once stand together: (panels, d / 2, 2 · samples of a panel).
     """
@@ -64,19 +64,19 @@ def panels_of(inputs: np.ndarray) -> np.ndarray:
 
 
 def together_of(dtype: np.dtype) -> int:
-    """Features that a vector instruction multiplies at once, beside each other in a lane."""
+    """Return the features that a vector instruction multiplies at once, beside each other in a lane."""
     return 2 if dtype == np.int16 else 1
 
 
 def block_for(panels: np.ndarray) -> np.ndarray:
-    """Room for the products of `BLOCK` neurons, a whole number of masks each: int32 where X is int16."""
+    """Allocate room for the products of `BLOCK` neurons, a whole number of masks each: int32 where X is int16."""
     samples = panels.shape[0] * panels.shape[2] // together_of(panels.dtype)
     dtype = np.dtype(np.int32) if panels.dtype == np.int16 else panels.dtype
     return aligned_zeros((BLOCK, -(-samples // _WORD) * _WORD), dtype)
 
 
 def _multiply_add(builder, lanes, kind):
-    """The instruction sum + samples · weight on vectors of float32, float64 or, of pairs of int16, int32."""
+    """Return the instruction sum + samples · weight on vectors of float32, float64 or, of pairs of int16, int32."""
     if isinstance(kind, types.Integer):
         vector, name = ir.VectorType(ir.IntType(32), lanes), f"llvm.x86.avx512.vpdpwssd.{32 * lanes}"
     else:
@@ -92,7 +92,7 @@ def _multiply_add(builder, lanes, kind):
 
 
 def _fill_tile_code(typing, weights, row, panels, panel, z):
-    """z[row + r, own samples] = weights[row + r] · panels[panel], for as many rows r as a tile has.
+    """Write z[row + r, own samples] = weights[row + r] · panels[panel], for as many rows r as a tile has.
 
     A lane holds a number of z; a step multiplies what fits into it, one float or two int16.
     """
@@ -147,7 +147,7 @@ def _fill_tile_code(typing, weights, row, panels, panel, z):
 
 
 def _at_least_code(typing, row, first, cut):
-    """Bit i of the uint64 is set when row[first + i] ≥ cut, for 64 numbers of a contiguous row; not for NaN."""
+    """Return a uint64 with bit i set where row[first + i] ≥ cut, for 64 numbers of a contiguous row; not for NaN."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -170,13 +170,13 @@ at_least: Callable = intrinsic(_at_least_code)
 
 @njit(nogil=True, cache=True)
 def whole_tiles(rows):
-    """Rows rounded up to whole tiles."""
+    """Return the rows rounded up to whole tiles."""
     return (rows + _ROWS - 1) // _ROWS * _ROWS
 
 
 @njit(nogil=True, cache=True)
 def multiply(weights, panels, z):
-    """z[r, i] = ⟨weights_r, x_i⟩ for up to `BLOCK` rows, a multiple of those of a tile.
+    """Write z[r, i] = ⟨weights_r, x_i⟩ for up to `BLOCK` rows, a multiple of those of a tile.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def multiply(weights, panels, z):
 
 @njit(nogil=True, cache=True)
 def find_at_least(row, cut, n, bits):
-    """bits[w] = which of row[64 w:64 w + 64] are ≥ cut, of the first n numbers; returns how many."""
+    """Set the bits of the first n numbers of a row that are ≥ cut; return how many."""
     found = 0
     words = (n + 63) // 64
     for w in range(words):

@@ -1,4 +1,4 @@
-"""Running kernels that release the GIL in threads, with results that do not depend on how many there are."""
+"""Threads for kernels that release the GIL, with results that do not depend on how many there are."""
 
 import threading
 from collections import deque
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`map` in `threads` threads: results come in order, a bounded number ahead of the reader."""
+    """Map in `threads` threads: results come in order, a bounded number ahead of the reader."""
     if threads <= 1:
         yield from map(function, items)
         return
@@ -33,9 +33,16 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threa
                 future.cancel()
 
 
+def for_ranges(work: Callable[[int, int], object], size: int, step: int, threads: int) -> None:
+    """Call `work(first, last)` for consecutive ranges of `step` numbers below `size`, in `threads` threads."""
+    edges = ((first, min(first + step, size)) for first in range(0, size, step))
+    for _ in ordered_map(lambda edge: work(*edge), edges, threads):
+        pass
+
+
 @contextmanager
 def team(threads: int) -> Iterator[Callable[[Callable[[Item], None], list[Item]], None]]:
-    """A `for_each(function, items)` that runs every item in a thread of its own, the first in the caller's.
+    """Give a `for_each(function, items)` that runs every item in a thread of its own, the first in the caller's.
 
     The threads live as long as the context: for work of a millisecond that is handed out thousands of times.
     """

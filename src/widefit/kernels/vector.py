@@ -1,6 +1,6 @@
-"""What Numba's loops cannot express: sums held in vector registers.
+"""Sums held in vector registers, which Numba's loops cannot express.
 
-Written in LLVM's own vectors, which it maps to whatever registers the processor has.
+They are written in LLVM's own vectors, which it maps to the registers that the processor has.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _BYTES = 256
 
 
 def column_blocks(matrix: np.ndarray, sums: type[np.floating]) -> np.ndarray:
-    """Columns as `add_scaled_rows` takes them for sums of this dtype: (blocks, rows, lanes), zeros at the end."""
+    """Return columns as `add_scaled_rows` takes them for sums of this dtype: (blocks, rows, lanes), zero-padded."""
     rows, columns = matrix.shape
     lanes = _BYTES // np.dtype(sums).itemsize
     blocks = np.zeros((-(-columns // lanes), rows, lanes), matrix.dtype)
@@ -26,7 +26,7 @@ def column_blocks(matrix: np.ndarray, sums: type[np.floating]) -> np.ndarray:
 
 
 def _add_scaled_rows(typingctx, target, rows, index, value, first, last):
-    """target += Σ value[p] rows[index[p]] over first ≤ p < last; target, contiguous, is 256 bytes wide.
+    """Add value[p] rows[index[p]] over first ≤ p < last to target, contiguous and 256 bytes wide.
 
     Rows, contiguous and of as many numbers, may be of a shorter dtype than the target: less to read.
 

@@ -3,12 +3,12 @@
 The blocks are fixed and each is multiplied by one thread, so no result depends on the number of threads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.kernels.threads import for_ranges, serial_blas
 from widefit.linalg.sparse_rows import SparseRows
 
 # Samples, or outputs, a block.
@@ -23,7 +23,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 def products(
     rows: SparseRows, weight: Float[np.ndarray, "outputs inputs"], factors: Sequence[Factors], threads: int
 ) -> Float[np.ndarray, "n outputs"]:
-    """A (W + Σ U Vᵀ)ᵀ for sparse rows A and factors (U, V)."""
+    """Return A (W + Σ U Vᵀ)ᵀ for sparse rows A and factors (U, V)."""
     z = np.empty((rows.rows, weight.shape[0]), weight.dtype)
 
     def fill(first: int, last: int) -> None:
@@ -32,7 +32,8 @@ def products(
         for U, V in factors:
             z[first:last] += (dense @ V) @ U.T
 
-    _each(fill, rows.rows, threads)
+    with serial_blas():
+        for_ranges(fill, rows.rows, _ROWS, threads)
     return z
 
 
@@ -43,17 +44,19 @@ def pull_back(
     weight: Float[np.ndarray, "outputs inputs"],
     threads: int,
 ) -> Float[np.ndarray, "entries k"]:
-    """D_c W for the numbers D_c at the entries of `above`, where `below` has entries."""
+    """Return D_c W for the numbers D_c at the entries of `above`, where `below` has entries."""
     value = np.empty((below.index.size, signals.shape[1]), weight.dtype)
 
     def fill(first: int, last: int) -> None:
-        active, index = above.between(first, last), slice(*below.start[[first, last]])
+        active = above.between(first, last)
+        index = slice(*below.start[[first, last]])
         owner = np.repeat(np.arange(last - first), np.diff(below.start[first : last + 1]))
         for c, column in enumerate(signals[above.start[first] : above.start[last]].T):
             dense = active.with_values(column).dense() @ weight
             value[index, c] = dense[owner, below.index[index]]
 
-    _each(fill, above.rows, threads)
+    with serial_blas():
+        for_ranges(fill, above.rows, _ROWS, threads)
     return value
 
 
@@ -63,16 +66,10 @@ def add(
     V: Float[np.ndarray, "inputs r"],
     threads: int,
 ) -> None:
-    """W += U Vᵀ."""
+    """Add U Vᵀ to W."""
 
     def fill(first: int, last: int) -> None:
         weight[first:last] += U[first:last] @ V.T
 
-    _each(fill, weight.shape[0], threads)
-
-
-def _each(work: Callable[[int, int], None], size: int, threads: int) -> None:
-    edges = ((first, min(first + _ROWS, size)) for first in range(0, size, _ROWS))
     with serial_blas():
-        for _ in ordered_map(lambda edge: work(*edge), edges, threads):
-            pass
+        for_ranges(fill, weight.shape[0], _ROWS, threads)

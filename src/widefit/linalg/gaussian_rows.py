@@ -1,4 +1,4 @@
-"""Initial weights that can be drawn again block by block, in any order and from any thread."""
+"""Gaussian matrix whose rows can be drawn block by block, in any order and from any thread; initial weights from it."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ NEURONS_PER_STREAM = 1024
 
 
 def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Rows `first` to `last` of the matrix of standard normal numbers that belongs to `seed`.
+    """Draw rows `first` to `last` of the matrix of standard normal numbers that belongs to `seed`.
 
     The fastest ranges begin at a multiple of 1024: the numbers of a stream can only be drawn from its beginning.
 
@@ -26,8 +26,8 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarra
     columns
         d.
     out
-        Where to write them, shape (last − first, columns), of any floating-point dtype; None: a new float32 array.
-        Drawn in place when it is float32 and contiguous.
+        Array for them, shape (last − first, columns), of any floating-point dtype; None: a new float32 array. Drawn in
+        place when it is float32 and contiguous.
 
     Returns
     -------
@@ -39,7 +39,8 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarra
     in_place = out.dtype == np.float32 and out.flags.c_contiguous
     for stream in range(first // NEURONS_PER_STREAM, -(-last // NEURONS_PER_STREAM)):
         origin = stream * NEURONS_PER_STREAM
-        low, high = max(first, origin), min(last, origin + NEURONS_PER_STREAM)
+        low = max(first, origin)
+        high = min(last, origin + NEURONS_PER_STREAM)
         own = out[low - first : high - first]
         drawn = own if in_place else np.empty(own.shape, np.float32)
         draw(np.uint64(seed), np.uint64(stream), (low - origin) * columns, *tables, drawn.reshape(-1))
@@ -50,7 +51,7 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarra
 
 @cache
 def _generator() -> tuple[Callable, tuple[np.ndarray, ...]]:
-    """The kernel that draws, imported when first used, and its tables."""
+    """Return the kernel that draws, imported when first used, and its tables."""
     from widefit.kernels.compilation import announce_compilation
     from widefit.kernels.normal import standard_normal, ziggurat_tables
 
@@ -60,12 +61,12 @@ def _generator() -> tuple[Callable, tuple[np.ndarray, ...]]:
 
 @dataclass(frozen=True)
 class Initial:
-    """What a two-layer network is before training, without a number of it in memory.
+    """Two-layer network before training, without a number of it in memory.
 
     Attributes
     ----------
     seed
-        Of `gaussian_rows`.
+        Seed of `gaussian_rows`.
     in_features, width, out_features
         d, m, k.
     paired
@@ -81,17 +82,12 @@ class Initial:
     paired: bool
     entry: float
 
-    @property
-    def neurons_per_stream(self) -> int:
-        """Blocks that begin and end at its multiples draw nothing twice."""
-        return NEURONS_PER_STREAM * (2 if self.paired else 1)
-
     def neurons_of(self, output: int) -> tuple[int, int]:
-        """Half-open range of the neurons that feed an output; it begins at an even neuron."""
+        """Return the half-open range of the neurons that feed an output; it begins at an even neuron."""
         return group_edge(self.width, self.out_features, output), group_edge(self.width, self.out_features, output + 1)
 
     def write_rows(self, first: int, last: int, out: Float[np.ndarray, "rows d"]) -> None:
-        """W₀ of a range of neurons, into `out`, of any floating-point dtype."""
+        """Write W₀ of a range of neurons into `out`, of any floating-point dtype."""
         if not self.paired:
             gaussian_rows(self.seed, first, last, self.in_features, out)
             return
@@ -103,11 +99,12 @@ class Initial:
             own[...] = drawn[begin : begin + len(own)]
 
     def write_readout(self, first: int, last: int, out: Float[np.ndarray, "rows k"]) -> None:
-        """a of a range of neurons, into `out`, of any floating-point dtype."""
+        """Write a of a range of neurons into `out`, of any floating-point dtype."""
         out[...] = 0
         for output in range(self.out_features):
             edges = self.neurons_of(output)
-            low, high = max(first, edges[0]), min(last, edges[1])
+            low = max(first, edges[0])
+            high = min(last, edges[1])
             if low < high:
                 own = out[low - first : high - first, output]
                 own[low % 2 :: 2] = self.entry
@@ -115,10 +112,10 @@ class Initial:
 
 
 def group_edge(width: int, outputs: int, group: int) -> int:
-    """First neuron of a group: contiguous, equal up to two neurons, each beginning at an even neuron."""
+    """Return the first neuron of a group: contiguous, equal up to two neurons, each beginning at an even neuron."""
     return width if group == outputs else 2 * (group * width // (2 * outputs))
 
 
 def readout_entry(scale: float, outputs: int, dtype: np.dtype) -> float:
-    """|a_rc| = scale · √k, rounded once to the dtype of the network."""
+    """Return |a_rc| = scale · √k, rounded once to the dtype of the network."""
     return float(dtype.type(scale * math.sqrt(outputs)))

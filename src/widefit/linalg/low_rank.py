@@ -1,4 +1,4 @@
-"""A linear layer that changes by low rank: W = W₀ + U Vᵀ, with W₀ left alone until touching it pays."""
+"""Linear layer that changes by low rank: W = W₀ + U Vᵀ, with W₀ left alone until touching it pays."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from widefit.linalg.sparse_rows import SparseRows
 
 
 class LowRankLinear(nn.Module):
-    """z = (W₀ + U Vᵀ) h, the lazy low-rank maintenance of arXiv 2112.07628.
+    """Layer z = (W₀ + U Vᵀ) h with the lazy low-rank maintenance of arXiv 2112.07628.
 
     A step of training appends columns to U and V; W₀ is touched when folding them in costs less than what queries have
     paid for carrying them: whatever is still to come, that is at most twice the cheapest course. `fold_rank` forces a
@@ -35,7 +35,7 @@ class LowRankLinear(nn.Module):
     fold_rank
         Fold as soon as the rank reaches this; None: when it pays.
     density
-        Part of the inputs that is taken to be active, which decides between dense and packed products; None: as seen.
+        Part of the inputs assumed to be active, which decides between dense and packed products; None: as observed.
 
     Attributes
     ----------
@@ -73,21 +73,22 @@ class LowRankLinear(nn.Module):
             raise ValueError(f"fold_rank must be at least 1 or None, got {fold_rank}")
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.fold_rank, self.density = fold_rank, density
+        self.fold_rank = fold_rank
+        self.density = density
         self.weight = nn.Parameter(weight)
         self._pending: list[DenseFactors | SparseFactors] = []
         self._spent = 0.0
         self._packed: Packed | None = None
         # W₀ before the last append, where that went into it at once.
         self._before: Tensor | None = None
-        # How many of the pending factors the packed layout holds already.
+        # Number of pending factors that the packed layout holds already.
         self._ahead = 0
 
     @classmethod
     def from_weight(
         cls, weight: Float[Tensor, "outputs inputs"], fold_rank: int | None = None, density: float | None = None
     ) -> "LowRankLinear":
-        """The layer with a given W₀, which it takes over."""
+        """Return the layer with a given W₀, which it takes over."""
         layer = cls.__new__(cls)
         layer._start(weight.detach().contiguous(), fold_rank, density)
         return layer
@@ -104,7 +105,7 @@ class LowRankLinear(nn.Module):
         *,
         at_once: bool = False,
     ) -> None:
-        """W ← W + U Vᵀ.
+        """Add U Vᵀ to W.
 
         Parameters
         ----------
@@ -138,6 +139,7 @@ class LowRankLinear(nn.Module):
                 self._ahead += 1
 
     def _fold_is_due(self, more: int) -> bool:
+        """Return True where folding now pays, before so many columns more."""
         if not self._pending:
             return False
         if self.fold_rank is not None:
@@ -149,12 +151,13 @@ class LowRankLinear(nn.Module):
         return sum(factor.nbytes for factor in self._pending) > self.weight.nbytes
 
     def _factor(self, U: Tensor | SparseRows, V: Tensor | SparseRows) -> DenseFactors | SparseFactors:
+        """Return U Vᵀ, checked against the sizes of the layer."""
         if isinstance(U, SparseRows) and isinstance(V, SparseRows):
-            shapes, expected = (U.columns, V.columns), (self.out_features, self.in_features)
-            same = U.rows == V.rows and shapes == expected
+            same = U.rows == V.rows and (U.columns, V.columns) == (self.out_features, self.in_features)
             factor = SparseFactors(U, V)
         elif isinstance(U, Tensor) and isinstance(V, Tensor):
-            U, V = U.detach().to(self.weight.dtype), V.detach().to(self.weight.dtype)
+            U = U.detach().to(self.weight.dtype)
+            V = V.detach().to(self.weight.dtype)
             same = U.ndim == V.ndim == 2 and U.shape[1] == V.shape[1]
             same = same and (len(U), len(V)) == (self.out_features, self.in_features)
             factor = DenseFactors(U, V)
@@ -167,7 +170,7 @@ class LowRankLinear(nn.Module):
         return factor
 
     def undo(self, threads: int = 1) -> None:
-        """Take the last append back, to the bit.
+        """Undo the last append, to the bit.
 
         Raises
         ------
@@ -189,15 +192,16 @@ class LowRankLinear(nn.Module):
             for factor in self._pending:
                 factor.add_to(weight, threads)
             self._packed.pack(weight.numpy(), threads)
-            self._pending, self._ahead = [], 0
+            self._forget_pending()
 
     def fold(self, threads: int = 1) -> None:
-        """W₀ ← W₀ + U Vᵀ; U and V become empty."""
-        weight, packed = self.weight.detach(), self._packed
+        """Add U Vᵀ to W₀; U and V become empty."""
+        weight = self.weight.detach()
+        packed = self._packed
         whole = sum(factor.fold_cost() for factor in self._pending) > PASS * weight.numel()
         if packed is not None and self._ahead == len(self._pending) and whole:
             packed.unpack(weight.numpy(), threads)
-            self._pending, self._ahead = [], 0
+            self._forget_pending()
         stale = False
         for number, factor in enumerate(self._pending):
             factor.add_to(weight, threads)
@@ -208,17 +212,24 @@ class LowRankLinear(nn.Module):
                     stale = True
         if packed is not None and stale:
             packed.pack(weight.numpy(), threads)
-        self._pending, self._spent, self._ahead, self._before = [], 0.0, 0, None
+        self._forget_pending()
+        self._spent = 0.0
+        self._before = None
+
+    def _forget_pending(self) -> None:
+        """Drop factors that the weights hold."""
+        self._pending = []
+        self._ahead = 0
 
     def materialize(self) -> Float[Tensor, "outputs inputs"]:
-        """W = W₀ + U Vᵀ, a fresh tensor."""
+        """Return W = W₀ + U Vᵀ, a fresh tensor."""
         weight = self.weight.detach().clone()
         for factor in self._pending:
             factor.add_to(weight, 1)
         return weight
 
     def forward(self, h: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
-        """h Wᵀ, computed in the dtype of h."""
+        """Return h Wᵀ, computed in the dtype of h."""
         z = h @ self.weight.to(h.dtype).T
         for factor in self._pending:
             z = z + factor.apply(h)
@@ -226,7 +237,7 @@ class LowRankLinear(nn.Module):
         return z
 
     def query(self, rows: SparseRows, threads: int = 1) -> Float[np.ndarray, "n outputs"]:
-        """A Wᵀ for sparse rows A (n × in_features) in the dtype of W₀: only the columns of active inputs are read."""
+        """Return A Wᵀ for sparse rows A (n × in_features), in the dtype of W₀, from columns of active inputs alone."""
         if rows.columns != self.in_features:
             raise ValueError(f"rows must have {self.in_features} columns, got {rows.columns}")
         if self._prefers_dense(rows):
@@ -246,7 +257,7 @@ class LowRankLinear(nn.Module):
     def pull_back(
         self, above: SparseRows, signals: Float[np.ndarray, "active k"], below: SparseRows, threads: int = 1
     ) -> Float[np.ndarray, "entries k"]:
-        """D_c W for k matrices D_c of signals, where `below` (n × in_features) has entries.
+        """Return D_c W for k matrices D_c of signals, where `below` (n × in_features) has entries.
 
         Only active outputs and active inputs are touched: k Σ_i |above_i| |below_i| products. Folds in what the packed
         layout does not hold.
@@ -254,11 +265,11 @@ class LowRankLinear(nn.Module):
         Parameters
         ----------
         above
-            Where all D_c have entries, n × out_features.
+            Pattern of all D_c, n × out_features.
         signals
-            D_c at these places, column by column.
+            D_c at the entries of `above`, column by column.
         below
-            Where they are asked for.
+            Pattern of the entries to compute.
         threads
             Cores to use; no result depends on it.
         """
@@ -275,7 +286,7 @@ class LowRankLinear(nn.Module):
         return packed.pull_back(above, signals, below, threads)
 
     def _prefers_dense(self, rows: SparseRows) -> bool:
-        """Whether to multiply dense blocks: once there is a packed layout, it is kept to."""
+        """Return True where dense blocks multiply faster; once there is a packed layout, it is kept to."""
         carried = all(isinstance(factor, DenseFactors) for factor in self._pending)
         density = rows.density if self.density is None else self.density
         return self._packed is None and carried and density > dense_blocks.DENSE
@@ -302,7 +313,10 @@ class LowRankLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments, **options):
-        self._pending, self._spent, self._ahead, self._packed, self._before = [], 0.0, 0, None, None
+        self._forget_pending()
+        self._spent = 0.0
+        self._packed = None
+        self._before = None
         super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""U Vᵀ with dense or sparse factors: what queries and folds cost, and how they are done."""
+"""Products U Vᵀ with dense or sparse factors: queries and folds, and the cost of each."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.kernels.sparse import rows as sparse
-from widefit.kernels.threads import ordered_map
+from widefit.kernels.threads import for_ranges
 from widefit.linalg import dense_blocks
 from widefit.linalg.sparse_rows import SparseRows
 
-# What a pass over W₀ costs an entry, in operations of a matrix product: it is read, written, and waits for memory.
+# Cost of a pass over W₀ for an entry, in operations of a matrix product: it is read, written, and waits for memory.
 PASS = 32.0
-# What an operation on a single active entry costs, in the same unit.
+# Cost of an operation on a single active entry, in the same unit.
 _SCATTERED = 16.0
 # Rows or outputs a task, whatever the number of threads.
 _CHUNKS = 16
@@ -23,7 +23,7 @@ _CHUNKS = 16
 
 @dataclass(frozen=True)
 class DenseFactors:
-    """U Vᵀ with dense factors."""
+    """Product U Vᵀ with dense factors."""
 
     U: Float[Tensor, "outputs r"]
     V: Float[Tensor, "inputs r"]
@@ -54,7 +54,7 @@ class DenseFactors:
 
 @dataclass(frozen=True)
 class SparseFactors:
-    """Uᵀ V with sparse rows."""
+    """Product Uᵀ V with sparse rows."""
 
     U: SparseRows
     V: SparseRows
@@ -86,24 +86,23 @@ class SparseFactors:
     def add_query(self, rows: SparseRows, z: Float[np.ndarray, "n outputs"], threads: int) -> None:
         factors = rows.products(self.V, threads).astype(z.dtype)
 
-        def add(edge: tuple[int, int]) -> None:
-            sparse.add_combinations(factors, self.U.start, self.U.index, self.U.value, *edge, z)
+        def add(first: int, last: int) -> None:
+            sparse.add_combinations(factors, self.U.start, self.U.index, self.U.value, first, last, z)
 
-        for _ in ordered_map(add, _chunks(rows.rows), threads):
-            pass
+        for_ranges(add, rows.rows, _step(rows.rows), threads)
 
     def add_to(self, weight: Float[Tensor, "outputs inputs"], threads: int) -> None:
-        columns, array = self.U.by_column, weight.numpy()
+        columns = self.U.by_column
+        array = weight.numpy()
 
-        def add(edge: tuple[int, int]) -> None:
+        def add(first: int, last: int) -> None:
             sparse.add_to_rows(
-                array, columns.start, columns.row, columns.value, self.V.start, self.V.index, self.V.value, *edge
+                array, columns.start, columns.row, columns.value, self.V.start, self.V.index, self.V.value, first, last
             )
 
-        for _ in ordered_map(add, _chunks(len(array)), threads):
-            pass
+        for_ranges(add, len(array), _step(len(array)), threads)
 
 
-def _chunks(size: int) -> list[tuple[int, int]]:
-    step = max(1, math.ceil(size / _CHUNKS))
-    return [(first, min(first + step, size)) for first in range(0, size, step)]
+def _step(size: int) -> int:
+    """Return the length of a range when `size` rows are cut into `_CHUNKS`."""
+    return max(1, math.ceil(size / _CHUNKS))

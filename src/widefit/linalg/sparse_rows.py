@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 
 from widefit.kernels.sparse import packed
 from widefit.kernels.sparse import rows as sparse
-from widefit.kernels.threads import ordered_map, serial_blas
+from widefit.kernels.threads import for_ranges, serial_blas
 from widefit.records import FileError, array, offsets
 
 # Rows a task, whatever the number of threads.
 _ROWS = 64
-# Part of the entries from which on inner products of dense rows win, as long as those take half a gigabyte at most.
+# Part of the entries from which on inner products of dense rows win.
 _DENSE = 1 / 8
+# Numbers of dense rows at most: half a gigabyte.
 _DENSE_NUMBERS = 1 << 26
 # Entries of a block of rows whose columns are gone through for every row of another matrix: three megabytes, some
 # dozens a column.
@@ -24,7 +25,7 @@ _BLOCK_ENTRIES = 1 << 18
 
 @dataclass(frozen=True)
 class SparseColumns:
-    """The same matrix column by column.
+    """Sparse matrix column by column.
 
     Attributes
     ----------
@@ -35,7 +36,7 @@ class SparseColumns:
     value
         In the dtype of the rows.
     entry
-        Where each stands among the rows.
+        Index of each entry among the rows.
     place
         The inverse of `entry`.
     """
@@ -49,7 +50,7 @@ class SparseColumns:
 
 @dataclass(frozen=True)
 class SparseBlocks:
-    """The same matrix in blocks of columns: block by block, and row by row within a block.
+    """Sparse matrix in blocks of columns: block by block, and row by row within a block.
 
     Attributes
     ----------
@@ -60,7 +61,7 @@ class SparseBlocks:
     value
         In the dtype of the rows.
     entry
-        Where each stands among the rows.
+        Index of each entry among the rows.
     width
         Columns a block.
     """
@@ -74,7 +75,7 @@ class SparseBlocks:
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A matrix in compressed sparse rows (see `widefit.kernels.sparse.rows`).
+    """Matrix in compressed sparse rows (see `widefit.kernels.sparse.rows`).
 
     Attributes
     ----------
@@ -97,24 +98,23 @@ class SparseRows:
     def above(
         cls, z: Float[np.ndarray, "rows columns"], threshold: float, scale: float = 1.0, threads: int = 1
     ) -> "SparseRows":
-        """scale · max(z − threshold, 0), with an entry wherever z > threshold."""
+        """Return scale · max(z − threshold, 0), with an entry wherever z > threshold."""
         rows = z.shape[0]
-        low, factor = z.dtype.type(threshold), z.dtype.type(scale)
+        low = z.dtype.type(threshold)
+        factor = z.dtype.type(scale)
         start = np.zeros(rows + 1, np.int64)
-        edges = [(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS)]
 
-        def count(edge: tuple[int, int]) -> None:
-            sparse.count_above(z, low, *edge, start[1:])
+        def count(first: int, last: int) -> None:
+            sparse.count_above(z, low, first, last, start[1:])
 
-        def take(edge: tuple[int, int]) -> None:
-            sparse.take_above(z, low, factor, start, *edge, index, value)
+        def take(first: int, last: int) -> None:
+            sparse.take_above(z, low, factor, start, first, last, index, value)
 
-        for _ in ordered_map(count, edges, threads):
-            pass
+        for_ranges(count, rows, _ROWS, threads)
         np.cumsum(start, out=start)
-        index, value = np.empty(start[-1], np.int32), np.empty(start[-1], z.dtype)
-        for _ in ordered_map(take, edges, threads):
-            pass
+        index = np.empty(start[-1], np.int32)
+        value = np.empty(start[-1], z.dtype)
+        for_ranges(take, rows, _ROWS, threads)
         return cls(z.shape[1], start, index, value)
 
     @classmethod
@@ -137,7 +137,7 @@ class SparseRows:
 
     @classmethod
     def from_dense(cls, matrix: Float[np.ndarray, "rows columns"]) -> "SparseRows":
-        """The entries of a matrix that are not zero."""
+        """Return the entries of a matrix that are not zero."""
         row, column = np.nonzero(matrix)
         start = np.zeros(matrix.shape[0] + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=matrix.shape[0]), out=start[1:])
@@ -145,7 +145,7 @@ class SparseRows:
 
     @classmethod
     def stacked(cls, parts: "Sequence[SparseRows]") -> "SparseRows":
-        """The rows of several matrices with the same columns, one below the other."""
+        """Stack the rows of several matrices with the same columns, one below the other."""
         sizes = np.concatenate([np.diff(part.start) for part in parts])
         start = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         index, value = (np.concatenate([getattr(part, name) for part in parts]) for name in ("index", "value"))
@@ -170,13 +170,13 @@ class SparseRows:
         return out
 
     def between(self, first: int, last: int) -> "SparseRows":
-        """Rows `first` to `last` (half open)."""
+        """Return rows `first` to `last` (half open)."""
         start = self.start[first : last + 1]
         chosen = slice(start[0], start[-1])
         return SparseRows(self.columns, start - start[0], self.index[chosen], self.value[chosen])
 
     def with_values(self, value: Float[np.ndarray, " entries"]) -> "SparseRows":
-        """Other numbers in the same places."""
+        """Return other numbers in the same places."""
         return SparseRows(self.columns, self.start, self.index, value)
 
     def repeated(self, times: int) -> "SparseRows":
@@ -190,28 +190,31 @@ class SparseRows:
         return SparseRows(self.columns, start, self.index[entry], self.value[entry])
 
     def scaled(self, factor: Float[np.ndarray, " rows"]) -> "SparseRows":
-        """diag(factor) times the matrix, in its dtype."""
+        """Return diag(factor) times the matrix, in its dtype."""
         return self.with_values((np.repeat(factor, np.diff(self.start)) * self.value).astype(self.value.dtype))
 
     def in_blocks(self, columns: int) -> SparseBlocks:
-        """The same matrix in blocks of so many columns."""
+        """Return the matrix in blocks of so many columns."""
         size = self.index.size
         edges = np.empty((max(1, -(-self.columns // columns)), self.rows + 1), np.int64)
-        entry, place = np.empty(size, np.int64), np.empty(size, np.int32)
+        entry = np.empty(size, np.int64)
+        place = np.empty(size, np.int32)
         sparse.order_by_block(self.start, self.index, columns, edges, entry, place)
         return SparseBlocks(edges, place, self.value[entry], entry, columns)
 
     @cached_property
     def packed_blocks(self) -> SparseBlocks:
-        """In the blocks that packed products work on."""
+        """The matrix in the blocks that packed products work on."""
         return self.in_blocks(packed.BLOCK_INPUTS)
 
     @cached_property
     def by_column(self) -> SparseColumns:
-        """The same matrix in compressed sparse columns."""
+        """The matrix in compressed sparse columns."""
         start = np.empty(self.columns + 1, np.int64)
-        row, size = np.empty(self.index.size, np.int32), self.index.size
-        entry, place = np.empty(size, np.int64), np.empty(size, np.int64)
+        size = self.index.size
+        row = np.empty(size, np.int32)
+        entry = np.empty(size, np.int64)
+        place = np.empty(size, np.int64)
         sparse.turn_around(self.start, self.index, start, row, entry, place)
         return SparseColumns(start, row, self.value[entry], entry, place)
 
@@ -224,55 +227,47 @@ class SparseRows:
         return replace(blocks, entry=turned.entry[blocks.entry])
 
     def times(self, matrix: Float[np.ndarray, "columns k"]) -> Float[np.ndarray, "rows k"]:
-        """The product with a dense matrix of few columns, in float64."""
+        """Return the product with a dense matrix of few columns, in float64."""
         out = np.zeros((self.rows, matrix.shape[1]))
         sparse.rows_times_dense(self.start, self.index, self.value, matrix, out)
         return out
 
     def gram(self, threads: int = 1) -> Float[np.ndarray, "rows rows"]:
-        """A Aᵀ in float64: half the squared entries of every column in additions, if those are few."""
+        """Return A Aᵀ in float64: half the squared entries of every column in additions, if those are few."""
         rows = self.rows
         out = np.empty((rows, rows))
-        edges = [(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS)]
         if self.density > _DENSE and rows * self.columns <= _DENSE_NUMBERS:
             wide = self.dense().astype(np.float64)
 
-            def fill(edge: tuple[int, int]) -> None:
-                first, last = edge
+            def fill(first: int, last: int) -> None:
                 out[first:last, first:] = wide[first:last] @ wide[first:].T
         else:
             columns = self.by_column
 
-            def fill(edge: tuple[int, int]) -> None:
+            def fill(first: int, last: int) -> None:
                 sparse.inner_products(
                     self.start, self.index, self.value, columns.start, columns.row, columns.value, columns.place,
-                    *edge, out,
+                    first, last, out,
                 )  # fmt: skip
 
-        def reflect(edge: tuple[int, int]) -> None:
-            sparse.mirror(*edge, out)
-
         with serial_blas():
-            for work in (fill, reflect):
-                for _ in ordered_map(work, edges, threads):
-                    pass
+            for_ranges(fill, rows, _ROWS, threads)
+            for_ranges(lambda first, last: sparse.mirror(first, last, out), rows, _ROWS, threads)
         return out
 
     def products(self, other: "SparseRows", threads: int = 1) -> Float[np.ndarray, "rows others"]:
-        """A Bᵀ in float64."""
+        """Return A Bᵀ in float64."""
         columns = other.by_column
         out = np.empty((self.rows, other.rows))
 
-        def fill(first: int) -> None:
-            last = min(first + _ROWS, self.rows)
+        def fill(first: int, last: int) -> None:
             sparse.cross_products(
                 self.start, self.index, self.value, columns.start, columns.row, columns.value, first, last, out
             )
 
-        for _ in ordered_map(fill, range(0, self.rows, _ROWS), threads):
-            pass
+        for_ranges(fill, self.rows, _ROWS, threads)
         return out
 
     def flips(self, other: "SparseRows") -> int:
-        """Places where one of the two has an entry and the other has none."""
+        """Count the places where one of the two has an entry and the other has none."""
         return int(sparse.count_flips(self.start, self.index, other.start, other.index))

@@ -1,4 +1,4 @@
-"""The deep network in the parametrization of the theory: h_l = c_b φ_b(W_l h_{l−1}), read out from every layer."""
+"""Deep network in the parametrization of the theory: h_l = c_b φ_b(W_l h_{l−1}), with a readout from every layer."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ _LARGEST_THRESHOLD = 7.0
 
 
 def norm_keeping_scale(width: int, threshold: float) -> float:
-    """c_b = (m E[φ_b(z)²])^(−1/2), z ~ N(0, 1): with it ‖h_l‖ ≈ ‖h_{l−1}‖ for inputs on the unit sphere."""
+    """Return c_b = (m E[φ_b(z)²])^(−1/2), z ~ N(0, 1): with it ‖h_l‖ ≈ ‖h_{l−1}‖ for inputs on the unit sphere."""
     fires = firing_probability(threshold)
     density = math.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi)
     return 1 / math.sqrt(width * ((1 + threshold**2) * fires - threshold * density))
 
 
 class Deep(nn.Module):
-    """L layers of shifted ReLUs, h_l = c_b φ_b(z_l), and the sum of linear readouts from them.
+    """Network of L layers of shifted ReLUs, h_l = c_b φ_b(z_l), and the sum of linear readouts from them.
 
     z_1 = A_1 x, z_l = √(1 − γ) W_l h_{l−1} + √γ A_l x and f(x) = Σ_l B_lᵀ h_l, with standard normal A_l and W_l: the
     network of arXiv 2112.07628 with two additions of this project. Stacked shifted layers drive all inner products
@@ -43,7 +43,7 @@ class Deep(nn.Module):
         k. Every output reads all neurons, with signs of its own: its H is that of a network as wide as this one, and
         what couples two outputs falls as 1/√m. With m_l / k neurons for each, H would be sparser and far noisier.
     threshold
-        b, one for all layers or one a layer, or "auto": √(0.4 ln m_l). 0 is plain ReLU.
+        b, one for all layers or one for each, or "auto": √(0.4 ln m_l). 0 is plain ReLU.
     input_share
         γ in [0, 1): part of the input in the squared norm of what a later layer sees; 0 leaves its A_l out.
     readouts
@@ -124,10 +124,13 @@ class Deep(nn.Module):
         thresholds: tuple[float, ...],
         input_share: float,
     ) -> None:
+        """Build the layers around given tensors."""
         nn.Module.__init__(self)
-        self.in_features, self.out_features = input_weights[0].shape[1], readouts[0].shape[1]
+        self.in_features = input_weights[0].shape[1]
+        self.out_features = readouts[0].shape[1]
         self.hidden_layer_sizes = tuple(len(readout) for readout in readouts)
-        self.thresholds, self.input_share = thresholds, float(input_share)
+        self.thresholds = thresholds
+        self.input_share = float(input_share)
         self.scales = tuple(
             norm_keeping_scale(m, b) for m, b in zip(self.hidden_layer_sizes, self.thresholds, strict=True)
         )
@@ -142,7 +145,7 @@ class Deep(nn.Module):
     @classmethod
     @torch.inference_mode(False)
     def from_tensors(cls, tensors: Mapping[str, Tensor], thresholds: Sequence[float], input_share: float) -> "Deep":
-        """The network with a given state dict, whose tensors it takes over; nothing is drawn."""
+        """Return the network with a given state dict, whose tensors it takes over; nothing is drawn."""
 
         def numbered(name: str, suffix: str = "") -> list[Tensor]:
             count = sum(key.startswith(f"{name}.") for key in tensors)
@@ -158,21 +161,21 @@ class Deep(nn.Module):
         return self.input_weights[0].dtype
 
     def low_rank(self) -> Iterator[LowRankLinear]:
-        """W_2, …, W_L."""
+        """Yield W_2, …, W_L."""
         for layer in self.hidden:
             assert isinstance(layer, LowRankLinear)
             yield layer
 
     def input_factor(self, layer: int) -> float:
-        """What A_l x is multiplied with: 1 in the first layer, √γ later, 0 where there is no A_l."""
+        """Return the factor of A_l x: 1 in the first layer, √γ later, 0 where there is no A_l."""
         return 1.0 if layer == 0 else math.sqrt(self.input_share)
 
     def hidden_factor(self, layer: int) -> float:
-        """What W_l h_{l−1} is multiplied with: 0 in the first layer, √(1 − γ) later."""
+        """Return the factor of W_l h_{l−1}: 0 in the first layer, √(1 − γ) later."""
         return 0.0 if layer == 0 else math.sqrt(1 - self.input_share)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """f(x), computed in the dtype of x."""
+        """Return f(x), computed in the dtype of x."""
         outputs = x.new_zeros(x.shape[0], self.out_features)
         h = x
         for layer in range(len(self.hidden_layer_sizes)):
@@ -194,7 +197,7 @@ class Deep(nn.Module):
 
 
 def _signs(width: int, outputs: int, seed: tuple[int, int]) -> Float[Tensor, "m k"]:
-    """±1, opposite for neurons 2j and 2j + 1; + for all 2j in the first column, drawn in the others."""
+    """Draw ±1, opposite for neurons 2j and 2j + 1; + for all 2j in the first column."""
     signs = np.ones((-(-width // 2), outputs))
     signs[:, 1:] -= 2 * np.random.default_rng(seed).integers(0, 2, (len(signs), outputs - 1))
     return torch.from_numpy(np.stack([signs, -signs], axis=1).reshape(-1, outputs)[:width])
@@ -211,7 +214,7 @@ def _check_sizes(in_features: int, sizes: tuple[int, ...], out_features: int) ->
 def _check_memory(
     in_features: int, sizes: tuple[int, ...], out_features: int, input_share: float, itemsize: int
 ) -> None:
-    """Room for the weights, and the packed copy of those between hidden layers."""
+    """Refuse weights that do not fit, with the packed copy of those between hidden layers."""
     between = sum(a * b for a, b in zip(sizes[1:], sizes[:-1], strict=True))
     fed = sum(sizes) if input_share > 0 else sizes[0]
     needed = itemsize * (2 * between + fed * in_features + sum(sizes) * out_features)
@@ -238,7 +241,7 @@ def _check_settings(input_share: float, readouts: str, readout_scale: float, see
 
 
 def _thresholds(threshold: float | str | Sequence[float], sizes: tuple[int, ...]) -> tuple[float, ...]:
-    """b of every layer, checked."""
+    """Return b of every layer, checked."""
     if isinstance(threshold, str):
         if threshold != "auto":
             raise ValueError(f'threshold must be a number, one number a layer, or "auto", got {threshold!r}')

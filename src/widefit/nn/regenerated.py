@@ -1,4 +1,4 @@
-"""Weights that are never stored: drawn again from the seed whenever they are needed (this project)."""
+"""Weights that are never stored, but drawn again from the seed whenever they are needed (this project)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -18,14 +18,14 @@ from widefit.records import FileError, read
 
 
 class Regenerated(nn.Module):
-    """The weights of a network that keeps its seed in their place, and what training added to them.
+    """Weights of a network that keeps its seed in their place, and their change in training.
 
     Parameters
     ----------
     initial
-        How W₀ and a are drawn.
+        Seed and sizes from which W₀ and a are drawn.
     dtype
-        In which rows are given.
+        Dtype of the rows.
 
     Attributes
     ----------
@@ -46,25 +46,25 @@ class Regenerated(nn.Module):
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     def write_rows(self, first: int, last: int, out: np.ndarray) -> None:
-        """The current weights of a range of neurons, into `out`."""
+        """Write the current weights of a range of neurons into `out`."""
         self.initial.write_rows(first, last, out)
         if self.delta is not None:
             self.delta.add_to(first, last, out)
 
     def readout_rows(self, first: int, last: int) -> Float[Tensor, "rows k"]:
-        """a of a range of neurons, in the dtype of the network."""
+        """Return a of a range of neurons, in the dtype of the network."""
         readout = aligned_empty(last - first, self.initial.out_features, self.like.dtype)
         self.initial.write_readout(first, last, readout.numpy())
         return readout
 
     def span(self, first: int, last: int, x: Tensor) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "rows k"]]:
-        """Current weights and a of a range of neurons, where x is."""
+        """Return the current weights and a of a range of neurons, on the device of x."""
         weight = aligned_empty(last - first, self.initial.in_features, self.like.dtype)
         self.write_rows(first, last, weight.numpy())
         return weight.to(x.device), self.readout_rows(first, last).to(x.device)
 
     def weighted_sum(self, x: Float[Tensor, "n d"], activation: ShiftedReLU) -> Float[Tensor, "n k"]:
-        """Σ_r a_r φ(⟨w_r, x⟩) in the dtype of x: the same bits as from arrays.
+        """Return Σ_r a_r φ(⟨w_r, x⟩) in the dtype of x: the same bits as from arrays.
 
         Weights are drawn ahead of the products in `torch.get_num_threads()` threads. Where x requires a gradient they
         are drawn a second time in the backward pass, and nothing of size m is kept for it.
@@ -80,7 +80,7 @@ class Regenerated(nn.Module):
         return outputs
 
     def _drawn_ahead(self, ranges: Iterable[tuple[int, int]], longest: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Weights and readouts of ranges, in order."""
+        """Yield weights and readouts of ranges, in order."""
         threads = torch.get_num_threads()
         shape = (longest, self.initial.in_features)
         # `ordered_map` starts an item when the one 2 threads + 1 before it has been used. Where gradients are recorded,
@@ -98,12 +98,12 @@ class Regenerated(nn.Module):
         yield from ordered_map(draw, enumerate(ranges), threads)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the weights are drawn from, and the displacement as tensors: plain values that `torch.load` takes.
+        """Return seed, sizes and the weight change as tensors: plain values that `torch.load` takes.
 
         Raises
         ------
         ValueError
-            The displacement cannot be read back.
+            The weight change cannot be read back.
         """
         state: dict[str, Any] = asdict(self.initial)
         if self.delta is not None:
@@ -117,7 +117,7 @@ class Regenerated(nn.Module):
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_extra_state`.
+        """Take over what `get_extra_state` has returned.
 
         Raises
         ------
@@ -159,7 +159,7 @@ def _read_delta(saved: Any, initial: Initial) -> WeightChange | None:
 
 
 class _Span(torch.autograd.Function):
-    """The sum over a span of neurons, whose weights are drawn again in the backward pass."""
+    """Sum over a span of neurons, whose weights are drawn again in the backward pass."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""The activation φ(z) = max(z − b, 0) and the variant of arXiv 2208.04508, max(z, b)."""
+"""Activation φ(z) = max(z − b, 0), and the variant of arXiv 2208.04508, max(z, b)."""
 
 import math
 
@@ -14,7 +14,7 @@ def firing_probability(threshold: float, norm: float = 1.0) -> float:
 
 
 class ShiftedReLU(nn.Module):
-    """φ(z) = max(z − b, 0), or max(z, b) with ``convention="floor"``; b = 0 is plain ReLU under both.
+    """Activation φ(z) = max(z − b, 0), or max(z, b) with ``convention="floor"``; b = 0 is plain ReLU under both.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The two-layer network in the parametrization of the theory: f(x) = (1/√m) Σ_r a_r φ(⟨w_r, x⟩)."""
+"""Two-layer network in the parametrization of the theory: f(x) = (1/√m) Σ_r a_r φ(⟨w_r, x⟩)."""
 
 import copy
 import math
@@ -19,12 +19,12 @@ from widefit.nn.weight_change import WeightChange
 
 
 def automatic_threshold(width: int) -> float:
-    """b = √(0.4 ln m): a neuron fires on a unit vector with probability below m^(−1/5) (arXiv 2208.04508)."""
+    """Return b = √(0.4 ln m): a neuron fires on a unit vector with probability below m^(−1/5) (arXiv 2208.04508)."""
     return math.sqrt(0.4 * math.log(max(width, 1)))
 
 
 class TwoLayer(nn.Module):
-    """f(x) = (1/√m) Σ_r a_r φ(⟨w_r, x⟩) with w_r ~ N(0, I) and φ a shifted ReLU.
+    """Network f(x) = (1/√m) Σ_r a_r φ(⟨w_r, x⟩) with w_r ~ N(0, I) and φ a shifted ReLU.
 
     With k outputs, each has a contiguous group of m / k neurons of its own, a_rc = ±√k there and 0 elsewhere: k
     networks of width m / k side by side, so that J Jᵀ is block diagonal.
@@ -42,8 +42,8 @@ class TwoLayer(nn.Module):
     convention
         "zero" for max(z − b, 0), "floor" for max(z, b).
     readout_scale
-        Size of the entries of a before the factor √k. The larger, the less the first layer has to move to fit the same
-        data and the fewer neurons flip (lazy training, Chizat, Oyallon and Bach 2019).
+        Size of the entries of a before the factor √k. The larger it is, the less the first layer has to move to fit the
+        same data, and the fewer neurons flip (lazy training, Chizat, Oyallon and Bach 2019).
     paired
         Neurons 2j and 2j + 1 start with equal weights and opposite signs: f = 0 before training, whatever the scale.
     seed
@@ -65,7 +65,7 @@ class TwoLayer(nn.Module):
     threshold
         b.
     store
-        As above.
+        "array" or "regenerate".
     delta
         W − W₀ of a regenerated network that was trained, None before and with store="array".
 
@@ -108,6 +108,8 @@ class TwoLayer(nn.Module):
             threshold = automatic_threshold(width)
         if isinstance(threshold, str) or not math.isfinite(threshold):
             raise ValueError(f'threshold must be a finite number or "auto", got {threshold!r}')
+        if abs(threshold) > torch.finfo(dtype).max:
+            raise ValueError(f"threshold must be finite in {dtype}, got {threshold!r}")
         if store not in ("array", "regenerate"):
             raise ValueError(f'store must be "array" or "regenerate", got {store!r}')
         entry = readout_entry(readout_scale, out_features, numpy_dtype(dtype))
@@ -126,7 +128,7 @@ class TwoLayer(nn.Module):
     def from_tensors(
         cls, weight: Float[Tensor, "m d"], readout: Float[Tensor, "m k"], *, threshold: float, convention: str = "zero"
     ) -> "TwoLayer":
-        """The network with given tensors, which it takes over; nothing is drawn."""
+        """Return the network with given tensors, which it takes over; nothing is drawn."""
         network = cls.__new__(cls)
         nn.Module.__init__(network)
         network.width, network.in_features = weight.shape
@@ -143,17 +145,17 @@ class TwoLayer(nn.Module):
 
     @property
     def initial(self) -> Initial | None:
-        """How W₀ and a were drawn; None for a network made from given tensors."""
+        """Seed and sizes from which W₀ and a were drawn; None for a network made from given tensors."""
         return self.regenerated.initial if self.store == "regenerate" else self._drawn
 
     @property
     def seed(self) -> int:
-        """Of the initial weights; 0 for a network made from given tensors."""
+        """Seed of the initial weights; 0 for a network made from given tensors."""
         return 0 if self.initial is None else self.initial.seed
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return self.regenerated.like.dtype if self.store == "regenerate" else self.weight.dtype
 
     @property
@@ -168,11 +170,11 @@ class TwoLayer(nn.Module):
         self.regenerated.delta = delta
 
     def neurons_of(self, output: int) -> tuple[int, int]:
-        """Half-open range of the neurons that feed an output; it begins at an even neuron."""
+        """Return the half-open range of the neurons that feed an output; it begins at an even neuron."""
         return group_edge(self.width, self.out_features, output), group_edge(self.width, self.out_features, output + 1)
 
     def rows(self, first: int, last: int, out: np.ndarray | None = None) -> Float[np.ndarray, "rows d"]:
-        """The current weights of neurons `first` to `last`, in the dtype of the network.
+        """Return the current weights of neurons `first` to `last`, in the dtype of the network.
 
         Safe to call from several threads. A regenerated network draws whole streams of 1024 neurons (2048 when
         `paired`) from their beginning: blocks that begin and end at multiples of them cost the least.
@@ -182,7 +184,7 @@ class TwoLayer(nn.Module):
         first, last
             Half-open range of neurons.
         out
-            Where to write them, shape (last − first, d) and the dtype of the network; None: a new array, or a view of
+            Array for them, shape (last − first, d) and the dtype of the network; None: a new array, or a view of
             `weight` with store="array".
 
         Raises
@@ -202,12 +204,12 @@ class TwoLayer(nn.Module):
         return out
 
     def initial_rows(self, first: int, last: int, out: np.ndarray | None = None) -> Float[np.ndarray, "rows d"]:
-        """The weights of neurons `first` to `last` as they were drawn, W₀; see `rows`.
+        """Return the weights of neurons `first` to `last` as they were drawn, W₀; see `rows`.
 
         Raises
         ------
         ValueError
-            As `rows`, or the network was made from given tensors.
+            See `rows`; or the network was made from given tensors.
         """
         self._check_range(first, last)
         if self.initial is None:
@@ -217,7 +219,7 @@ class TwoLayer(nn.Module):
         return out
 
     def coefficients(self, first: int = 0, last: int | None = None) -> Float[np.ndarray, " rows"]:
-        """a_r / √m of neurons `first` to `last` (None: the last one), float64, towards the one output each feeds.
+        """Return a_r / √m of neurons `first` to `last` (None: all others), float64, for the one output that each feeds.
 
         Raises
         ------
@@ -243,13 +245,13 @@ class TwoLayer(nn.Module):
         return out / math.sqrt(self.width)
 
     def readout_identity(self) -> bytes:
-        """Equal for equal readouts: their bytes, or what they are drawn from."""
+        """Return bytes that are equal for equal readouts: those of a, or of the seed and sizes it is drawn from."""
         if self.store == "regenerate":
             return repr(self.regenerated.initial).encode()
         return self.readout.detach().cpu().numpy().tobytes()
 
     def silent_outputs(self) -> Float[np.ndarray, " k"]:
-        """What the network gives where nothing fires: 0, or b Σ_r a_r / √m with the "floor" convention."""
+        """Return f where nothing fires: 0, or b Σ_r a_r / √m with the "floor" convention."""
         if self.activation.silent == 0:
             return np.zeros(self.out_features)
         if self.store == "regenerate":
@@ -263,7 +265,7 @@ class TwoLayer(nn.Module):
         return self.activation.silent * total / math.sqrt(self.width)
 
     def materialize(self) -> "TwoLayer":
-        """A copy of the network that holds its current weights, with store="array".
+        """Return a copy of the network that holds its current weights, with store="array".
 
         Raises
         ------
@@ -281,7 +283,7 @@ class TwoLayer(nn.Module):
         return network.train(self.training)
 
     def sample(self, width: int) -> "TwoLayer":
-        """A narrower network with the first neurons of every output: f and J Jᵀ have the same distribution.
+        """Return a narrower network with the first neurons of every output: f and J Jᵀ have the same distribution.
 
         Parameters
         ----------
@@ -304,7 +306,7 @@ class TwoLayer(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """f(x), computed in the dtype of x."""
+        """Return f(x), computed in the dtype of x."""
         if self.store == "regenerate":
             return self.regenerated.weighted_sum(x, self.activation) / math.sqrt(self.width)
         outputs = x.new_zeros(x.shape[0], self.out_features)
@@ -340,7 +342,7 @@ class TwoLayer(nn.Module):
         self.readout = nn.Parameter(readout.to(like.device), requires_grad=False)
 
     def _readout_rows(self, first: int, last: int) -> Tensor:
-        """a of a range of neurons, (last − first, k)."""
+        """Return a of a range of neurons, (last − first, k)."""
         if self.store == "array":
             return self.readout[first:last]
         return self.regenerated.readout_rows(first, last)

@@ -1,4 +1,4 @@
-"""What "auto" chooses for a deep network, why, and what the work will take in bytes and flops."""
+"""Choices of "auto" for a deep network, their reasons, and the predicted cost in bytes and flops."""
 
 import math
 from dataclasses import dataclass

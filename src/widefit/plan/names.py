@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Registry:
-    """What one argument may be called.
+    """Names that one argument may take.
 
     Attributes
     ----------

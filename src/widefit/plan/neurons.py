@@ -1,4 +1,4 @@
-"""When to find the neurons that fire in a tree, and when to look at all of them."""
+"""Choice between trees over the neurons and a look at all of them."""
 
 import math
 from typing import cast

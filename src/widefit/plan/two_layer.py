@@ -1,4 +1,4 @@
-"""What "auto" chooses for a two-layer network: trackers tell their cost, the plan compares and refuses."""
+"""Choices of "auto" for a two-layer network: trackers tell their cost, the plan compares and refuses."""
 
 import math
 from dataclasses import dataclass, replace
@@ -200,7 +200,7 @@ def _flops_per_step(work: Workload, solver: str) -> float:
 
 
 def _refusal(work: Workload, tracker: Tracker, solver: str, budget: _Budget) -> str:
-    """What does not fit, and the nearest setting that does."""
+    """The message on work that does not fit, with the nearest setting that does."""
     needed = budget.bytes_needed(work, tracker, solver)
     said = f"training needs about {needed / 1e9:.1f} GB and {budget.memory / 1e9:.1f} GB are free"
     width = work.width

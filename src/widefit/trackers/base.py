@@ -364,7 +364,7 @@ class Tracker(ABC):
         return work.stored and (self.accepts_new_points or work.steps is not Steps.PERTURBED_MINIBATCHES)
 
     def cost(self, work: Workload) -> Cost:
-        """What it is predicted to take; here fire patterns, and a time that nobody has measured."""
+        """Predicted cost; here fire patterns, and a time that nobody has measured."""
         return Cost(work.pattern_bytes, math.inf)
 
     def seconds_in_a_stream(self, shape: NeuronShape) -> float:

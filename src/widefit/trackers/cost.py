@@ -95,7 +95,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a tracker takes for a workload.
+    """Cost of a tracker for a workload.
 
     Attributes
     ----------

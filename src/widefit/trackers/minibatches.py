@@ -17,13 +17,13 @@ class Adversary(Protocol):
 
     @property
     def steps(self) -> int:
-        """How often it moves them."""
+        """Number of times that it moves them."""
         ...
 
     def move(
         self, origin: Float[np.ndarray, "b d"], x: Float[np.ndarray, "b d"], gradient: Float[np.ndarray, "b d"]
     ) -> Float[np.ndarray, "b d"]:
-        """Where x goes, in the dtype of x, by the gradient of the loss at x; `origin` is where the samples were."""
+        """New place of x, in the dtype of x, by the gradient of the loss at x; `origin` is where the samples were."""
         ...
 
 
@@ -103,7 +103,7 @@ class Minibatches:
         evaluate: Callable[[np.ndarray], np.ndarray],
         pull_back: Callable[[np.ndarray], np.ndarray],
     ) -> tuple[Float[np.ndarray, "b d"], Float[np.ndarray, "b k"]]:
-        """Where the adversary takes the samples of a batch, and the outputs there; see `attack`."""
+        """Samples of a batch as the adversary moves them, and the outputs there; see `attack`."""
         if self.adversary is None:
             return x, outputs
         return attack(self.adversary, self.loss, self.targets[self.batch(step)], x, outputs, evaluate, pull_back)
@@ -143,7 +143,7 @@ def attack(
     evaluate: Callable[[np.ndarray], np.ndarray],
     pull_back: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[Float[np.ndarray, "b d"], Float[np.ndarray, "b k"]]:
-    """Let an adversary move samples; returns where to, and the outputs there.
+    """Move samples by an adversary; return their new places and the outputs there.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What trackers keep of a run in common, checked when it comes from a file."""
+"""State that all trackers keep of a run, checked when it comes from a file."""
 
 from collections.abc import Mapping
 

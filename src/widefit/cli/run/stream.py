@@ -1,4 +1,4 @@
-"""What `widefit train --stream` does: a file in, row by row, model and report out, in memory that does not grow."""
+"""The work of `widefit train --stream`: a file in, row by row, model and report out, in memory that does not grow."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -177,7 +177,7 @@ def _callbacks(job: Job, output: Output) -> list[Callback]:
 
 
 def _prepare(job: Job, blocks: TableBlocks) -> tuple[FileSteps, State | None]:
-    """What a checkpoint has kept, or the first block decides."""
+    """Steps from what a checkpoint has kept, or from what the first block decides."""
     if job.resume and job.checkpoint is not None:
         return _resumed(job, blocks, job.checkpoint)
     pieces = iter(blocks)

@@ -1,4 +1,4 @@
-"""What `widefit train` does: table in, model and report out."""
+"""The work of `widefit train`: table in, model and report out."""
 
 import time
 from dataclasses import dataclass

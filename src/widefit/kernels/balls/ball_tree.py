@@ -14,7 +14,7 @@ from widefit.kernels.borrowing import borrowing
 
 
 class Tree(NamedTuple):
-    """A tree of balls.
+    """Tree of balls.
 
     Attributes
     ----------
@@ -45,7 +45,8 @@ def split(points, levels, order):
     """
     n, d = points.shape
     values = np.empty(n, points.dtype)
-    low, high = np.empty(d, points.dtype), np.empty(d, points.dtype)
+    low = np.empty(d, points.dtype)
+    high = np.empty(d, points.dtype)
     for level in range(levels):
         width = 1 << (levels - level)
         for node in range(1 << level):
@@ -119,7 +120,7 @@ def place(points, order, tree, slots):
 
 @njit(nogil=True, cache=True)
 def fit(tree):
-    """Balls around the points where they are; no point is away from its key."""
+    """Fit the balls around the points where they are; no point is away from its key."""
     leaves = tree.sizes.size
     span, first_node = leaves, 0
     while span > 0:
@@ -132,7 +133,7 @@ def fit(tree):
 
 @njit(nogil=True, cache=True)
 def _enclose(tree, node, first, last):
-    """Ball of a node around the points of leaves `first` to `last`."""
+    """Fit the ball of a node around the points of leaves `first` to `last`."""
     d = tree.blocks.shape[1]
     center = tree.balls[node, :d]
     count = 0
@@ -154,7 +155,7 @@ def _enclose(tree, node, first, last):
 
 @borrowing
 def norm(vector):
-    """‖vector‖ in float64, rounded up, with no overflow or underflow on the way; infinite for NaN."""
+    """Return ‖vector‖ in float64, rounded up, with no overflow or underflow on the way; infinite for NaN."""
     largest = 0.0
     for c in range(vector.size):
         size = abs(np.float64(vector[c]))
@@ -170,13 +171,13 @@ def norm(vector):
 
 @njit(nogil=True, cache=True, inline="always")
 def _up(value, d):
-    """Above what `value`, a norm of d computed differences, stands for."""
+    """Round a norm of d computed differences up."""
     return value * (1 + (d + 8) * 2.220446049250313e-16) + 2.2250738585072014e-308
 
 
 @njit(nogil=True, cache=True)
 def _farthest(block, size, origin, squares):
-    """Largest distance of `size` points from `origin`, (d,); rounded up. `squares`, float64, is overwritten."""
+    """Return the largest distance of `size` points from `origin` (d,), rounded up; `squares` is overwritten."""
     d = block.shape[0]
     squares[:size] = 0
     for c in range(d):
@@ -191,7 +192,7 @@ def _farthest(block, size, origin, squares):
 
 @njit(nogil=True, cache=True)
 def _drift(tree, leaf, keys, squares):
-    """Largest distance of the points of a leaf from their keys; rounded up. `squares`, of their dtype, is overwritten.
+    """Return the largest distance of the points of a leaf from their keys, rounded up; `squares` is overwritten.
 
     Twice as many differences a vector as in float64, with the rounding of the points' dtype allowed for.
     """
@@ -210,7 +211,7 @@ def _drift(tree, leaf, keys, squares):
 
 @borrowing
 def _largest(values):
-    """The largest of some numbers, which are overwritten: half against half, for vectors. NaN is above all."""
+    """Return the largest of some numbers, which are overwritten: half against half, for vectors. NaN is above all."""
     width = values.size
     while width > 1:
         half = (width + 1) >> 1
@@ -223,9 +224,11 @@ def _largest(values):
 
 @njit(nogil=True, cache=True)
 def _farthest_scaled(block, size, origin):
-    """`_farthest` where squares may have left their range; origin is (d, 1) for all or (d, cap) for each its own."""
-    d, shared = block.shape[0], origin.shape[1] == 1
-    largest, difference = 0.0, np.empty(d)
+    """Do as `_farthest` where squares may leave their range; origin is (d, 1) for all or (d, cap), one each."""
+    d = block.shape[0]
+    shared = origin.shape[1] == 1
+    largest = 0.0
+    difference = np.empty(d)
     for j in range(size):
         for c in range(d):
             difference[c] = np.float64(block[c, j]) - np.float64(origin[c, 0 if shared else j])
@@ -235,7 +238,7 @@ def _farthest_scaled(block, size, origin):
 
 @njit(nogil=True, cache=True)
 def move(points, where, tree, slots):
-    """Put points[t] (q, d) where point where[t] stands; returns the leaves that hold them, int32."""
+    """Move point where[t] to points[t] (q, d); return the leaves that hold them, int32."""
     leaves, d, cap = tree.blocks.shape
     touched, out, size = np.zeros(leaves, np.bool_), np.empty(leaves, np.int32), 0
     for t in range(where.size):
@@ -251,7 +254,7 @@ def move(points, where, tree, slots):
 
 @njit(nogil=True, cache=True)
 def points_of(tree, out):
-    """The points where they are, (N, d), in their own order."""
+    """Write the points where they are, (N, d), in their own order."""
     leaves, d, _ = tree.blocks.shape
     for leaf in range(leaves):
         for j in range(tree.sizes[leaf]):
@@ -261,7 +264,7 @@ def points_of(tree, out):
 
 @njit(nogil=True, cache=True)
 def settle(tree, keys, leaves, share, above, grown):
-    """After points of some leaves have moved: their drift, and new keys for leaves that have drifted far.
+    """Bring the balls up to date after points of some leaves have moved: their drift, and new keys where that is large.
 
     Parameters
     ----------
@@ -302,7 +305,7 @@ def settle(tree, keys, leaves, share, above, grown):
 
 @njit(nogil=True, cache=True, inline="always")
 def _raise(tree, node, above):
-    """Let the nodes above one drift as far as the farther of their children."""
+    """Raise the drift of the nodes above one to that of the farther of their children."""
     last = tree.balls.shape[1] - 1
     while node > 0:
         node = (node - 1) >> 1
@@ -316,7 +319,7 @@ def _raise(tree, node, above):
 
 @njit(nogil=True, cache=True)
 def crown(tree, above):
-    """Nodes before `above`, after points below them have moved: balls around the balls of their children."""
+    """Fit nodes before `above` around the balls of their children, after points below them have moved."""
     d = tree.blocks.shape[1]
     apart = np.empty(d)
     for node in range(above - 1, -1, -1):

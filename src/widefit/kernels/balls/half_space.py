@@ -15,7 +15,7 @@ from widefit.kernels.borrowing import borrowing
 
 @njit(nogil=True, cache=True)
 def cover(query, threshold, tree, codes):
-    """Nodes that together hold every answer: 2 · node + 1 where the node is taken whole, 2 · leaf's node otherwise.
+    """List nodes that together hold every answer: 2 · node + 1 where it is taken whole, 2 · node for other leaves.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def cover(query, threshold, tree, codes):
 
 @njit(nogil=True, cache=True, inline="always")
 def leaves_below(node, leaves):
-    """Half-open range of the leaves of a node."""
+    """Return the half-open range of the leaves of a node."""
     span = 1
     while node < leaves - 1:
         node = 2 * node + 1
@@ -73,7 +73,7 @@ def leaves_below(node, leaves):
 
 @borrowing
 def products(block, query, z):
-    """z[j] = ⟨query, point j⟩, summed coordinate by coordinate, two of them a pass."""
+    """Write z[j] = ⟨query, point j⟩, summed coordinate by coordinate, two of them a pass."""
     d = query.size
     if d & 1:
         row, factor = block[0], query[0]
@@ -89,7 +89,7 @@ def products(block, query, z):
 
 @njit(nogil=True, cache=True)
 def report(queries, threshold, tree):
-    """Slots of the answers of some queries.
+    """Return the slots of the answers of some queries.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ def report(queries, threshold, tree):
 
 @njit(nogil=True, cache=True)
 def ascending(start, slots, members, first, points):
-    """Names of the points that stand in slots[start[i]:start[i + 1]], each list in ascending order.
+    """Return the names of the points in slots[start[i]:start[i + 1]], each list in ascending order.
 
     Parameters
     ----------
-    start, slots : as `report` gives them
+    start, slots : from `report`
     members : (leaves, cap) int32
     first : added to every name
     points : N
@@ -171,7 +171,7 @@ def ascending(start, slots, members, first, points):
 
 @njit(nogil=True, cache=True)
 def node_sums(tree, coefficients):
-    """Σ a_r w_r and, in the last column, Σ a_r over the points of every node: (nodes, d + 1) float64.
+    """Return Σ a_r w_r and, in the last column, Σ a_r over the points of every node: (nodes, d + 1) float64.
 
     `coefficients` is (leaves · cap,) float64, a_r by slot, 0 in empty slots.
     """
@@ -193,7 +193,7 @@ def node_sums(tree, coefficients):
 
 @njit(nogil=True, cache=True)
 def fired_sums(queries, threshold, tree, coefficients, sums, out):
-    """out[i] = Σ a_r (⟨w_r, x_i⟩ − b) over the answers of query i; nodes taken whole cost O(d).
+    """Write out[i] = Σ a_r (⟨w_r, x_i⟩ − b) over the answers of query i; nodes taken whole cost O(d).
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ _UP32 = 1 + 2e-7
 
 
 class Movement(NamedTuple):
-    """What a step changes the slots of a chunk by.
+    """Change of the slots of a chunk in a step.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Numba kernels of H where several outputs read the same neurons: J Jᵀ v from sparse factors.
 
-As in `widefit.kernels.sparse.rows` every kernel is serial and releases the GIL. Who fires on which sample is the
-*pattern*, sparse rows ``start`` and ``index``; ``signals`` (entries, k) holds δ of every output at each of its entries.
+Like those of `widefit.kernels.sparse.rows`, every kernel is serial and releases the GIL. The *pattern* of who fires on
+which sample is sparse rows ``start`` and ``index``; ``signals`` (entries, k) holds δ of every output at its entries.
 
 **Blocks of samples** are the same or another pattern in sparse columns, cut into blocks of so many samples: neuron r
 fires on the samples b · width + place[q] with edges[b, r] ≤ q < edges[b, r + 1]. What is held about the neurons of a
@@ -14,7 +14,7 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def combine_signals(start, signals, weights, first, last, out):
-    """out[p] = Σ_c weights[i, c] signals[p, c] for the entries p of samples `first` to `last`."""
+    """Write out[p] = Σ_c weights[i, c] signals[p, c] for the entries p of samples `first` to `last`."""
     for i in range(first, last):
         for p in range(start[i], start[i + 1]):
             total = 0.0
@@ -25,7 +25,7 @@ def combine_signals(start, signals, weights, first, last, out):
 
 @njit(nogil=True, cache=True)
 def spread_signals(start, signals, at_entries, first, last, out):
-    """out[i, c] += Σ_p signals[p, c] at_entries[p] over the entries of sample i, for samples `first` to `last`."""
+    """Add Σ_p signals[p, c] at_entries[p] over the entries of sample i to out[i, c], for samples `first` to `last`."""
     for i in range(first, last):
         for p in range(start[i], start[i + 1]):
             for c in range(signals.shape[1]):
@@ -34,7 +34,7 @@ def spread_signals(start, signals, at_entries, first, last, out):
 
 @njit(nogil=True, cache=True)
 def signal_products(start, signals, similarity, first, last, out):
-    """out[i, c, e] += similarity_ii Σ_p signals[p, c] signals[p, e] for samples `first` to `last`."""
+    """Add similarity_ii Σ_p signals[p, c] signals[p, e] to out[i, c, e] for samples `first` to `last`."""
     outputs = signals.shape[1]
     total = np.empty((outputs, outputs))
     for i in range(first, last):
@@ -48,7 +48,7 @@ def signal_products(start, signals, similarity, first, last, out):
 
 @njit(nogil=True, cache=True)
 def sum_over_samples(similarity, start, index, edges, place, width, u, first, last, out):
-    """out[p] = Σ_j similarity_ij u_jr for the entries p = (i, r) of samples `first` to `last`.
+    """Write out[p] = Σ_j similarity_ij u_jr for the entries p = (i, r) of samples `first` to `last`.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def sum_over_samples(similarity, start, index, edges, place, width, u, first, la
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def signal_gram(start, index, signals, edges, place, width, other, first, last, out):
-    """out[i, j] = Σ_c ⟨δ_ic, δ_jc⟩ for samples `first` to `last` and j in their own and later blocks.
+    """Write out[i, j] = Σ_c ⟨δ_ic, δ_jc⟩ for samples `first` to `last` and j in their own and later blocks.
 
     Products of the outputs are summed in the dtype of the signals, over the neurons in float64.
 

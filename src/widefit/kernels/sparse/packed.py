@@ -43,7 +43,7 @@ def pack(weight, first, last, packed):
 
 @njit(nogil=True, cache=True)
 def unpack(packed, first, last, weight):
-    """The inverse of `pack`: weight (outputs, inputs) from tiles `first` to `last`."""
+    """Write weight (outputs, inputs) from tiles `first` to `last`: the inverse of `pack`."""
     outputs, inputs = weight.shape
     lanes = packed.shape[2]
     for t in range(first, last):
@@ -58,7 +58,7 @@ def unpack(packed, first, last, weight):
 
 @njit(nogil=True, cache=True)
 def _load(packed, t, b, block):
-    """Block b of the inputs of tile t, copied; returns the half-open range of its inputs."""
+    """Copy block b of the inputs of tile t; return the half-open range of its inputs."""
     origin = b * BLOCK_INPUTS
     end = min(origin + BLOCK_INPUTS, packed.shape[1])
     block[: end - origin] = packed[t, origin:end]
@@ -67,7 +67,7 @@ def _load(packed, t, b, block):
 
 @njit(nogil=True, cache=True)
 def tile_products(packed, edges, place, value, first, last, z):
-    """z[i, r] += Σ_c a_ic W[r, c] over the entries of row i, for the outputs r of tiles `first` to `last`.
+    """Add Σ_c a_ic W[r, c] over the entries of row i to z[i, r], for the outputs r of tiles `first` to `last`.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def tile_products(packed, edges, place, value, first, last, z):
 
 @njit(nogil=True, cache=True)
 def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
-    """W[r, c] += Σ_i u_ir v_ic for the outputs r of tiles `first` to `last`, in the order of i.
+    """Add Σ_i u_ir v_ic to W[r, c] for the outputs r of tiles `first` to `last`, in the order of i.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def add_to_tiles(packed, lane_edges, lane, u, edges, place, value, first, last):
 
 @njit(nogil=True, cache=True)
 def active_products(packed, lane_edges, lane, d, edges, place, first, last, out):
-    """out[p, c] += Σ_r d_irc W[r, column of p] over the outputs r of tiles `first` to `last`, p an entry of row i.
+    """Add Σ_r d_irc W[r, column of p] to out[p, c] over the outputs r of tiles `first` to `last`, p an entry of row i.
 
     Only active outputs (those of d) and active inputs (those of the pattern) are touched, once for all c.
 

@@ -15,7 +15,7 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def order_by_block(start, index, block, edges, entry, place):
-    """Sparse rows cut into blocks of columns: block by block, and row by row within a block, so that kernels stream.
+    """Cut sparse rows into blocks of columns: block by block, and row by row within a block, so that kernels stream.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def order_by_block(start, index, block, edges, entry, place):
 
 @njit(nogil=True, cache=True)
 def add_to_rows(weight, column_start, row, column_value, start, index, value, first, last):
-    """W[r, c] += Σ_i u_ir v_ic for rows `first` to `last` of weight (outputs, inputs), in the order of i.
+    """Add Σ_i u_ir v_ic to W[r, c] for rows `first` to `last` of weight (outputs, inputs), in the order of i.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def add_to_rows(weight, column_start, row, column_value, start, index, value, fi
 
 @njit(nogil=True, cache=True)
 def add_dense_to_rows(weight, column_start, row, column_value, inputs, first, last):
-    """weight[r] += Σ_i u_ir inputs[i] for rows `first` to `last` of weight (outputs, d), u in sparse columns."""
+    """Add Σ_i u_ir inputs[i] to weight[r] for rows `first` to `last` of weight (outputs, d), u in sparse columns."""
     for r in range(first, last):
         target = weight[r]
         for q in range(column_start[r], column_start[r + 1]):
@@ -79,7 +79,7 @@ def add_dense_to_rows(weight, column_start, row, column_value, inputs, first, la
 
 @njit(nogil=True, cache=True)
 def inner_products(start, index, value, column_start, row, column_value, place, first, last, out):
-    """out[i, j] = Σ_c a_ic a_jc for first ≤ i < last and j ≥ i, in float64.
+    """Write out[i, j] = Σ_c a_ic a_jc for first ≤ i < last and j ≥ i, in float64.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def inner_products(start, index, value, column_start, row, column_value, place, 
 
 @njit(nogil=True, cache=True)
 def cross_products(start, index, value, column_start, row, column_value, first, last, out):
-    """out[i, j] = Σ_c a_ic b_jc for rows `first` to `last` of sparse rows a and all of b, in sparse columns."""
+    """Write out[i, j] = Σ_c a_ic b_jc for rows `first` to `last` of sparse rows a and all of b, in sparse columns."""
     for i in range(first, last):
         target = out[i]
         target[:] = 0
@@ -112,7 +112,7 @@ def cross_products(start, index, value, column_start, row, column_value, first, 
 
 @njit(nogil=True, cache=True)
 def add_combinations(factors, start, index, value, first, last, z):
-    """z[i] += Σ_j factors[i, j] a_j for first ≤ i < last and sparse rows a."""
+    """Add Σ_j factors[i, j] a_j to z[i] for first ≤ i < last and sparse rows a."""
     for i in range(first, last):
         target = z[i]
         for j in range(start.size - 1):
@@ -132,7 +132,7 @@ def mirror(first, last, out):
 
 @njit(nogil=True, cache=True)
 def turn_around(start, index, column_start, row, entry, place):
-    """Sparse columns of sparse rows; place is the inverse of entry. All but `start` and `index` are written."""
+    """Turn sparse rows into sparse columns; place is the inverse of entry. All but `start` and `index` are written."""
     column_start[:] = 0
     for p in range(index.size):
         column_start[index[p] + 1] += 1
@@ -150,7 +150,7 @@ def turn_around(start, index, column_start, row, entry, place):
 
 @njit(nogil=True, cache=True)
 def count_above(z, threshold, first, last, counts):
-    """counts[i] = number of entries of row i above the threshold, for first ≤ i < last."""
+    """Write counts[i], the number of entries of row i above the threshold, for first ≤ i < last."""
     for i in range(first, last):
         k = 0
         for x in z[i]:
@@ -160,7 +160,7 @@ def count_above(z, threshold, first, last, counts):
 
 @njit(nogil=True, cache=True)
 def take_above(z, threshold, scale, start, first, last, index, value):
-    """Sparse rows of scale · max(z − threshold, 0) for first ≤ i < last; `start` comes from `count_above`."""
+    """Write sparse rows of scale · max(z − threshold, 0) for first ≤ i < last; `start` comes from `count_above`."""
     columns = z.shape[1]
     scratch = np.empty(columns + 1, np.int32)
     for i in range(first, last):
@@ -178,7 +178,7 @@ def take_above(z, threshold, scale, start, first, last, index, value):
 
 @njit(nogil=True, cache=True)
 def count_flips(start_a, index_a, start_b, index_b):
-    """Entries that stand in one of two patterns of sparse rows and not in the other."""
+    """Count the entries that stand in one of two patterns of sparse rows and not in the other."""
     flips = 0
     for i in range(start_a.size - 1):
         p, q = start_a[i], start_b[i]
@@ -198,7 +198,7 @@ def count_flips(start_a, index_a, start_b, index_b):
 
 @njit(nogil=True, cache=True)
 def rows_times_dense(start, index, value, matrix, out):
-    """out[i] += Σ_p value[p] matrix[index[p]] over the entries of row i, in the dtype of out (rows, k)."""
+    """Add Σ_p value[p] matrix[index[p]] to out[i] over the entries of row i, in the dtype of out (rows, k)."""
     for i in range(start.size - 1):
         target = out[i]
         for p in range(start[i], start[i + 1]):

@@ -1,4 +1,4 @@
-"""What the certificate tracker takes: one pass over all neurons, and a look at every certificate that expires."""
+"""Cost of the certificate tracker: one pass over all neurons, and a look at every certificate that expires."""
 
 import math
 

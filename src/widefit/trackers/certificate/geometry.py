@@ -146,9 +146,11 @@ class Geometry:
         samples, features = inputs.shape
         inputs64 = inputs.astype(np.float64)
         similarity = inputs64 @ inputs64.T
+        # What is too large for float32 is infinite there: no bound covers it.
         with np.errstate(over="ignore"):
             narrow = similarity.astype(np.float32)
-        lengths = (np.linalg.norm(inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
+            lengths = (np.linalg.norm(inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
+            blocks32 = column_blocks(inputs.astype(np.float32), np.float32)
         longest = float(lengths.max())
         eps = float(np.finfo(inputs.dtype).eps)
         threshold = float(inputs.dtype.type(network.threshold))
@@ -160,7 +162,7 @@ class Geometry:
             inputs=inputs,
             inputs64=inputs64,
             blocks64=column_blocks(inputs, np.float64),
-            blocks32=column_blocks(inputs.astype(np.float32), np.float32),
+            blocks32=blocks32,
             products=Products.of(inputs, network.rows(0, min(_DRAWN, network.width))),
             similarity=narrow,
             peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),

@@ -45,13 +45,11 @@ def _movement(
     geometry: Geometry, chunk: CertifiedChunk, change: Float[np.ndarray, " n"], scale_change: float
 ) -> kernels.Movement:
     """Return a change of G and P, for the kernels."""
-    narrow = change.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = change.astype(np.float32)
+        steps = np.abs(narrow) * geometry.lengths
     return kernels.Movement(
-        chunk.coefficients,
-        chunk.collected(narrow, float(scale_change)),
-        geometry.blocks32,
-        geometry.lengths,
-        np.abs(narrow) * geometry.lengths,
+        chunk.coefficients, chunk.collected(narrow, float(scale_change)), geometry.blocks32, geometry.lengths, steps
     )
 
 

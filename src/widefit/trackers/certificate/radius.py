@@ -39,7 +39,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class _Survey:
-    """Some slots of an output: the movement of each, its bucket, and |z − b| after the step."""
+    """Slots of an output: the movement of each, its bucket, and |z − b| after the step."""
 
     moved: Float[np.ndarray, " s"]
     bucket: Int[np.ndarray, " s"] | np.ndarray
@@ -75,11 +75,13 @@ def choose_radius(
     ratio = np.concatenate(ratios)
     if ratio.size == 0 or not np.all(np.isfinite(unit)):
         return None
-    widest = float(np.quantile(ratio, reach.most))
-    if widest < reach.steps:
+    # Between two ratios that have overflowed a quantile is NaN: no radius is known to be wide enough.
+    with np.errstate(invalid="ignore"):
+        widest, least = np.quantile(ratio, [reach.most, reach.least]).tolist()
+    if not (widest >= reach.steps and not np.isnan(least)):
         return None
     factor = widest / 2 if reach.widely else 0.0
-    return unit * max(reach.steps, factor, float(np.quantile(ratio, reach.least)))
+    return unit * max(reach.steps, factor, least)
 
 
 def _surveys(

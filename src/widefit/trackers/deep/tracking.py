@@ -122,7 +122,7 @@ class DeepTracking:
         return self._signals
 
     def similarities(self) -> list[Float[np.ndarray, "n n"]]:
-        """Return (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, inner products of the inputs of every layer, in float64."""
+        """Return (1 − γ) ⟨h_{l−1,i}, h_{l−1,j}⟩ + γ ⟨x_i, x_j⟩, products of the inputs of every layer, in float64."""
         if self._seen is None:
             hidden = (rows.gram(self._threads) for rows in self.activations[:-1])
             self._seen = [self._similarity, *(self._mix(layer, seen) for layer, seen in enumerate(hidden, start=1))]
@@ -136,7 +136,7 @@ class DeepTracking:
         return hidden
 
     def factors(self) -> list[SparseLayerRows]:
-        """What H is made of, layer by layer, at the committed weights."""
+        """Factors of H, layer by layer, at the committed weights."""
         layers = zip(self.activations, self.signals(), self.similarities(), strict=True)
         return [SparseLayerRows(*layer, threads=self._threads) for layer in layers]
 

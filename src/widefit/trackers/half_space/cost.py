@@ -1,4 +1,4 @@
-"""What half-space trees over the neurons take, for a sample of a step and for a prediction."""
+"""Cost of half-space trees over the neurons, for a sample of a step and for a prediction."""
 
 import math
 

@@ -91,7 +91,7 @@ class TreeWithCoefficients:
 
 @dataclass
 class _Part:
-    """Some parts of a tree, for one thread, and the pairs that fired on the last batch."""
+    """Parts of a tree for one thread, and the pairs that fired on the last batch."""
 
     output: int
     first: int

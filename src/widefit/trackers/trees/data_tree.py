@@ -112,7 +112,7 @@ class DataTreeTracking(TreeTracking):
 
 @dataclass(frozen=True)
 class DataTree(SearchTree):
-    """For each neuron a max-tree over its n pre-activations (DTree, arXiv 2211.14227).
+    """Max-trees, one for each neuron over its n pre-activations (DTree, arXiv 2211.14227).
 
     Built in O(n m d). The q samples that a neuron fires on are found in O(q log n), in one comparison where there are
     none; a neuron is moved in O(n d), its tree rebuilt in O(n). The neurons that fire on a given sample are found by

@@ -100,8 +100,7 @@ class WeightTreeTracking(TreeTracking):
 
 @dataclass(frozen=True)
 class WeightTree(SearchTree):
-    """For each sample a max-tree over the m pre-activations (threshold search, arXiv 2208.04508; WTree, arXiv
-    2211.14227).
+    """Max-trees, one for each sample over the m pre-activations (arXiv 2208.04508; WTree, arXiv 2211.14227).
 
     Built in O(n m d). The q neurons that fire on a sample are found in O(q log m), a neuron is moved in
     O(n (d + log m)). So a step on a few samples, `Tracking.descend` above all, costs what the neurons that fire on them

@@ -1,4 +1,4 @@
-"""What Verlet lists take: long ones early in a run, short ones later."""
+"""Cost of Verlet lists: long ones early in a run, short ones later."""
 
 import math
 

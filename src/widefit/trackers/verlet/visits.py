@@ -76,7 +76,7 @@ class Visits:
 
 
 class NeuronVisits:
-    """Some neurons of one output: their listed pairs in the order of the visits, and the visits at which they fired.
+    """Neurons of one output: their listed pairs in the order of the visits, and the visits at which they fired.
 
     Attributes
     ----------
