@@ -23,6 +23,9 @@ class Stepper(Protocol):
 
     history: History
 
+    @property
+    def stationary(self) -> bool: ...
+
     def step(self, *data: Any) -> StepInfo: ...
 
     def evaluate(self, *data: Any) -> float: ...
@@ -122,7 +125,8 @@ class Minimization:
             return "tol"
         if asked or interrupted:
             return "callback" if asked else "interrupted"
-        if self._fixed and not any(info.accepted for info in self.history[-_PATIENCE:]):
+        stuck = self._optimizer.stationary or not any(info.accepted for info in self.history[-_PATIENCE:])
+        if self._fixed and stuck:
             return "stalled"
         return "max_iter" if last.step >= self.max_iter else ""
 

@@ -13,6 +13,7 @@ from widefit.gram.jacobian import FunctionJacobian, PerSample
 from widefit.gram.khatri_rao import FactorCost, FactoredJacobian, factor_cost, factored_jacobian
 from widefit.gram.traced import TracedJacobian
 from widefit.losses.base import HalfSquare, LocalLeastSquares, OutputLoss
+from widefit.optim.arrays import as_tensor
 from widefit.optim.tracing import Traces
 
 
@@ -41,6 +42,7 @@ class Residual:
             )
         if not weight > 0 or weight == float("inf"):
             raise ValueError(f"weight must be positive and finite, got {weight}")
+        data = tuple(as_tensor(item, f"Residual: argument {place}") for place, item in enumerate(data))
         check_data(data, "Residual")
         self.function = function
         self.data = data
@@ -132,6 +134,17 @@ class System:
     def module(self) -> nn.Module | None:
         """The model whose plain outputs the system is; None for residual functions and for several blocks."""
         return self.blocks[0].model if len(self.blocks) == 1 else None
+
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """Inputs and targets of all blocks."""
+        pairs = [(*block.outputs.data, block.targets) for block in self.blocks]
+        return tuple(tensor for tensors in pairs for tensor in tensors if tensor is not None)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all blocks."""
+        return sum(block.outputs.samples for block in self.blocks)
 
     def factor_cost(self, parameters: dict[str, Tensor]) -> FactorCost | None:
         """Cost of J as layer inputs and backward signals; None where the system has no such form."""

@@ -17,6 +17,8 @@ _TRIES = 1.2
 _SOLVES = 3.0
 # H of fewer flops than this is summed in float64 even for a float32 network.
 _WIDEN = 4e9
+# Up to so many parameters steps go through singular values.
+_FEW_PARAMETERS = 128
 
 NAMES = ("svd", "primal", "cholesky", "cg", "sketched-cg", "nystrom-cg")
 
@@ -111,8 +113,10 @@ def plan_step(
         raise ValueError(_too_large(shape, dtype, free, solver))
     # Direct solvers answer to rounding however small λ becomes. In float32 λ stays above rounding, so that a few dozen
     # products behind a low-rank preconditioner do as well; in float64 iterations are for what does not fit otherwise.
+    # For few parameters singular values cost next to nothing more and answer to rounding whatever the condition of J.
+    exact = [plan for plan in fitting if plan.solver == "svd" and shape.parameters <= _FEW_PARAMETERS]
     trusted = ("primal", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
-    best = min([plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops)
+    best = min(exact or [plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops)
     runner_up = min((p.flops for p in plans if p is not best), default=float("inf"))
     return replace(
         best, reason=f"{best.flops:.2g} flops predicted, the next best way {runner_up:.2g}; fits in {free / 1e9:.2g} GB"

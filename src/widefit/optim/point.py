@@ -1,0 +1,63 @@
+"""Where a step begins: the system, the parameters, and the least-squares problem there."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from widefit.optim.parameters import MovingParameters
+from widefit.optim.system import Expansion, System
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The system at the present parameters.
+
+    Attributes
+    ----------
+    system
+        All blocks.
+    moving
+        The parameters that train.
+    values
+        They themselves, as tensors apart from any graph.
+    expansion
+        Outputs, loss and local least-squares problem.
+    """
+
+    system: System
+    moving: MovingParameters
+    values: dict[str, Tensor]
+    expansion: Expansion
+
+    @classmethod
+    def of(cls, system: System, moving: MovingParameters) -> "StartingPoint":
+        """The present point.
+
+        Raises
+        ------
+        ValueError
+            Complex outputs, or a loss that is not finite.
+        """
+        values = moving.values()
+        outputs = system.outputs(values)
+        if any(output.is_complex() for output in outputs):
+            raise ValueError(
+                "the outputs are complex, but a sum of squares needs real ones: return torch.view_as_real(output), "
+                "whose squares add up to |output|²"
+            )
+        expansion = system.expand(outputs)
+        if not math.isfinite(expansion.loss):
+            bad = [int((~torch.isfinite(output).all(dim=1)).sum()) for output in outputs]
+            raise ValueError(
+                f"the loss is {expansion.loss} before the step: outputs are not finite in {sum(bad)} of "
+                f"{sum(map(len, outputs))} samples (per block: {bad}); check the parameters and the residual function"
+            )
+        return cls(system, moving, values, expansion)
+
+    def outputs_after(self, change: Float[Tensor, " P"]) -> list[Float[Tensor, "_ _"]]:
+        """Outputs of every block at the parameters plus a change."""
+        pieces = self.moving.split(change)
+        return self.system.outputs({name: value + pieces[name] for name, value in self.values.items()})
