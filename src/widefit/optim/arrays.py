@@ -18,6 +18,5 @@ def as_tensor(item: Any, where: str) -> Any:
         return item
     if item.dtype.kind not in "fiubc":
         raise ValueError(f"{where} is an array of {item.dtype}: convert it to numbers first")
-    whole = np.asarray(item)
-    shareable = whole.flags.writeable and min(whole.strides, default=1) > 0
-    return torch.from_numpy(whole) if shareable else torch.tensor(whole)
+    shareable = item.flags.writeable and min(item.strides, default=1) > 0
+    return torch.from_numpy(np.asarray(item) if shareable else np.array(item))

@@ -151,9 +151,10 @@ class GaussNewton(torch.optim.Optimizer):
         began = time.perf_counter()
         check_module(self.model)
         moving = MovingParameters.of(self.model, self.param_groups)
-        # The derivatives are the step's own: no_grad and inference_mode around it make no difference.
-        with torch.inference_mode(False), torch.enable_grad():
-            info = self._step(self._system(data, moving), moving)
+        # The derivatives are the step's own: what is around it makes no difference, and it leaves no graph.
+        with torch.inference_mode(False), torch.no_grad():
+            system = self._system(data, moving)
+            info = self._step(system, moving) if moving.rate > 0 else self._rest(system)
         self._state.seconds += time.perf_counter() - began
         info = replace(info, seconds=self._state.seconds)
         self.history.steps.append(info)
@@ -281,6 +282,11 @@ class GaussNewton(torch.optim.Optimizer):
             residual_norm=result.step.residual_norm,
         )
 
+    def _rest(self, system: System) -> StepInfo:
+        """The step of a schedule that has come to a rate of 0."""
+        self._state.step += 1
+        return StepInfo(self._state.step, system.loss(system.outputs({})), accepted=False)
+
     def _linearized(self, system: System, moving: MovingParameters, changes: bool) -> tuple[StartingPoint, Curvature]:
         """The present point and its curvature; a point where the derivative is not finite is left for a nearer one."""
         for part in range(_HALVINGS):
@@ -303,7 +309,8 @@ class GaussNewton(torch.optim.Optimizer):
         memory = available_bytes(point.moving.device) // 2 if self.memory == "auto" else int(self.memory)
         name = self.solver if isinstance(self.solver, str) else self.solver.name
         plan = plan_step(request.shape(point), request.dtype, memory, name, self._state.products)
-        jacobian, self.plan = make_jacobian(point, request, plan, self._traces, memory)
+        with torch.enable_grad():
+            jacobian, self.plan = make_jacobian(point, request, plan, self._traces, memory)
         scaling = self._scaling(point)
         if isinstance(jacobian, DenseJacobian) and plan.solver == "svd":
             return Spectral(jacobian, point.expansion.residual, scaling)
@@ -317,7 +324,8 @@ class GaussNewton(torch.optim.Optimizer):
     def _scaling(self, point: StartingPoint) -> Scaling:
         return Scaling(
             largest=point.moving.kept(self.state, "column_norm"),
-            scalars=point.moving.scalars(),
+            single=point.moving.single(),
+            scalars=point.moving.flat().abs(),
             residual=float(torch.linalg.vector_norm(point.expansion.residual)),
             metric=point.moving.metric(),
             plain=self.damping != "auto",
@@ -336,7 +344,8 @@ class GaussNewton(torch.optim.Optimizer):
         shapes = tuple(tensor.shape[1:] for block in point.system.blocks for tensor in block.outputs.data)
         key = (point.system.module is None, shapes, tuple(point.values))
         if key not in self._costs:
-            self._costs[key] = point.system.factor_cost(point.values)
+            with torch.enable_grad():
+                self._costs[key] = point.system.factor_cost(point.values)
         return self._costs[key]
 
     def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.gram.jacobian import Jacobian
+from widefit.gram.jacobian import DenseJacobian, Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.optim.point import StartingPoint
 from widefit.optim.tracing import Traces
@@ -61,5 +61,5 @@ def make_jacobian(
     # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
     summed = plan.solver == "cholesky" and traced is not None
     if plan.solver == "svd" or (plan.jacobian == "dense" and not summed):
-        return made.dense(), plan
+        return DenseJacobian(made.dense().matrix.detach()), plan
     return made, replace(plan, jacobian="traced") if traced is not None else plan

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -18,10 +18,14 @@ class MovingParameters:
         By their names in the model.
     rates
         Learning rate of each, positive.
+    dtype, device
+        Those of every parameter of the model that trains.
     """
 
     tensors: dict[str, nn.Parameter]
     rates: tuple[float, ...]
+    dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def of(cls, model: nn.Module, groups: list[dict[str, Any]]) -> "MovingParameters":
@@ -46,22 +50,12 @@ class MovingParameters:
         _check_kind(*named[0])
         rates = {name: _rate(groups_of[id(parameter)]) for name, parameter in named}
         moving = {name: parameter for name, parameter in named if rates[name] > 0}
-        return cls(moving, tuple(rates[name] for name in moving))
+        return cls(moving, tuple(rates[name] for name in moving), named[0][1].dtype, named[0][1].device)
 
     @property
     def rate(self) -> float:
         """The largest learning rate; 0 where nothing moves."""
         return max(self.rates, default=0.0)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of every parameter."""
-        return next(iter(self.tensors.values())).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of every parameter."""
-        return next(iter(self.tensors.values())).device
 
     @property
     def count(self) -> int:
@@ -85,10 +79,14 @@ class MovingParameters:
         ]
         return torch.cat(pieces)
 
-    def scalars(self) -> Float[Tensor, " P"]:
-        """|θ| of parameters that are one number, 0 of all others."""
-        sizes = [tensor.detach().reshape(-1).abs() for tensor in self.tensors.values()]
-        return torch.cat([size if len(size) == 1 else torch.zeros_like(size) for size in sizes])
+    def single(self) -> Bool[Tensor, " P"]:
+        """Which entries are parameters of one number."""
+        counts = [tensor.numel() for tensor in self.tensors.values()]
+        return torch.cat([torch.full((count,), count == 1, device=self.device) for count in counts])
+
+    def flat(self) -> Float[Tensor, " P"]:
+        """All of them in one vector."""
+        return torch.cat([tensor.detach().reshape(-1) for tensor in self.tensors.values()])
 
     def norm(self) -> float:
         """‖θ‖."""

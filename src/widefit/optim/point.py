@@ -39,15 +39,10 @@ class StartingPoint:
         Raises
         ------
         ValueError
-            Complex outputs, or a loss that is not finite.
+            A loss that is not finite.
         """
         values = moving.values()
         outputs = system.outputs(values)
-        if any(output.is_complex() for output in outputs):
-            raise ValueError(
-                "the outputs are complex, but a sum of squares needs real ones: return torch.view_as_real(output), "
-                "whose squares add up to |output|²"
-            )
         expansion = system.expand(outputs)
         if not math.isfinite(expansion.loss):
             bad = [int((~torch.isfinite(output).all(dim=1)).sum()) for output in outputs]

@@ -25,7 +25,7 @@ class Residual:
     function
         `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`.
     data
-        Tensors that hold one sample an entry of their first dimension, all with as many.
+        Tensors (or NumPy arrays) that hold one sample an entry of their first dimension, all with as many.
     weight
         The block contributes weight · ½ mean(residual²) to the loss.
 
@@ -35,7 +35,7 @@ class Residual:
         No data, sizes that do not match, a weight that is not positive.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *data: Tensor, weight: float = 1.0):
+    def __init__(self, function: Callable[..., Tensor], *data: Any, weight: float = 1.0):
         if not callable(function):
             raise ValueError(
                 f"the first argument of Residual is a function(model, *sample), got {type(function).__name__}"
@@ -61,7 +61,16 @@ class _Bound(nn.Module):
         output = self.function(self.model, *sample)
         if not isinstance(output, Tensor):
             raise ValueError(f"residual must return a tensor, got {type(output).__name__}")
-        return output.reshape(-1)
+        return _real(output).reshape(-1)
+
+
+def _real(output: Tensor) -> Tensor:
+    if output.is_complex():
+        raise ValueError(
+            "the outputs are complex, but a sum of squares needs real ones: return torch.view_as_real(output), whose "
+            "squares add up to |output|²"
+        )
+    return output
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class Block:
                     f"the model must return one output a sample: {len(batch[0])} samples gave shape "
                     f"{tuple(outputs.shape)}"
                 )
-            return outputs.reshape(len(outputs), -1)
+            return _real(outputs).reshape(len(outputs), -1)
 
         return cls(PerSample(function, inputs, batched), loss, targets, model)
 
