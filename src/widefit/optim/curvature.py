@@ -63,6 +63,10 @@ class Curvature(ABC):
         """J̃ v."""
 
     @abstractmethod
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        """J̃ᵀ w."""
+
+    @abstractmethod
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         """d and J̃ d for the given right-hand side and λ."""
 
@@ -102,6 +106,9 @@ class Spectral(Curvature):
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         return (self.matrix @ (direction.to(torch.float64) / self.sizes)).to(self.dtype)
+
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        return (self.matrix.T @ weights.to(torch.float64) / self.sizes).to(self.dtype)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         known = weights is self.residual  # its projection came out of the QR, more accurate than the normal equations
@@ -157,6 +164,9 @@ class Primal(Curvature):
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
+
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        return self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(weights.dtype)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         if self.prepared is None or self.prepared[0] != damping:
@@ -218,6 +228,10 @@ class SampleSpace(Curvature):
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         measured = direction if self.sizes is None else direction / self.sizes
         return self.jacobian.matvec(measured.to(self.jacobian.dtype)).to(direction.dtype)
+
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        measured = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(weights.dtype)
+        return measured if self.sizes is None else measured / self.sizes
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         if self.prepared is None or self.prepared[0] != damping:

@@ -2,17 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from widefit.gram.jacobian import DenseJacobian
+from widefit.gram.jacobian import DenseJacobian, Jacobian
 from widefit.gram.khatri_rao import FactorCost
 from widefit.losses.base import output_loss
 from widefit.optim.batch import as_batch
+from widefit.optim.bounds import BoundedCurvature, Bounds, masked
 from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.linearization import JacobianRequest, make_jacobian
@@ -71,6 +73,9 @@ class GaussNewton(torch.optim.Optimizer):
         each step.
     max_norm
         Upper bound on the norm of a step; None: none.
+    bounds
+        {name: (lower, upper)} for parameters that are to stay within bounds: numbers, tensors in the shape of the
+        parameter, or None for no bound. `bounds={"log_k": (0, None)}` keeps model.log_k from falling below 0.
     memory
         Bytes the step may use; "auto": half of what is free when the step begins.
     seed
@@ -102,6 +107,7 @@ class GaussNewton(torch.optim.Optimizer):
         damping: float | Literal["auto"] = "auto",
         momentum: float | Literal["auto"] = "auto",
         max_norm: float | None = None,
+        bounds: Mapping[str, Any] | None = None,
         memory: int | Literal["auto"] = "auto",
         seed: int = 0,
     ):
@@ -129,7 +135,10 @@ class GaussNewton(torch.optim.Optimizer):
         self._checked = False
         self._promise: float | None = None
         self._forget()
-        MovingParameters.of(model, self.param_groups)
+        moving = MovingParameters.of(model, self.param_groups)
+        self._bounds = None if bounds is None else Bounds(bounds, moving)
+        if bounds is not None and momentum not in ("auto", 0):
+            raise ValueError(f"momentum={momentum} may carry parameters over their bounds: leave one of the two out")
 
     def _forget(self) -> None:
         """Drop what is only remembered to save time, or to recognize the data of the step before."""
@@ -311,9 +320,23 @@ class GaussNewton(torch.optim.Optimizer):
         plan = plan_step(request.shape(point), request.dtype, memory, name, self._state.products)
         with torch.enable_grad():
             jacobian, self.plan = make_jacobian(point, request, plan, self._traces, memory)
-        scaling = self._scaling(point)
+        build = partial(self._curvature_of, point, request, plan)
+        curvature = build(jacobian, self._scaling(point))
+        if self._bounds is None:
+            return curvature
+        fixed = replace(self._scaling(point), given=curvature.sizes)
+        return BoundedCurvature(
+            curvature,
+            lambda held: build(masked(jacobian, held), fixed),
+            point.residual,
+            *self._bounds.limits(point.moving),
+        )
+
+    def _curvature_of(
+        self, point: StartingPoint, request: JacobianRequest, plan: StepPlan, jacobian: Jacobian, scaling: Scaling
+    ) -> Curvature:
         if isinstance(jacobian, DenseJacobian) and plan.solver == "svd":
-            return Spectral(jacobian, point.expansion.residual, scaling)
+            return Spectral(jacobian, point.residual, scaling)
         solver = self.solver if isinstance(self.solver, Solver) else None
         solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance)
         if plan.solver == "primal":
@@ -326,7 +349,7 @@ class GaussNewton(torch.optim.Optimizer):
             largest=point.moving.kept(self.state, "column_norm"),
             single=point.moving.single(),
             scalars=point.moving.flat().abs(),
-            residual=float(torch.linalg.vector_norm(point.expansion.residual)),
+            residual=float(torch.linalg.vector_norm(point.residual)),
             metric=point.moving.metric(),
             plain=self.damping != "auto",
         )
@@ -349,7 +372,7 @@ class GaussNewton(torch.optim.Optimizer):
         return self._costs[key]
 
     def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:
-        few = changes and _FEW * len(point.expansion.residual) < point.moving.count
+        few = changes and _FEW * len(point.residual) < point.moving.count
         state = self._state
         state.pace, state.trend = (
             self.policy.pace(state.pace, state.trend, point.expansion.loss) if few else (1.0, math.inf)
@@ -358,11 +381,13 @@ class GaussNewton(torch.optim.Optimizer):
             evaluate=point.outputs_after,
             loss=point.system.loss,
             expansion=point.expansion,
+            residual=point.residual,
             curvature=curvature,
             policy=self.policy,
             rate=point.moving.rate * state.pace,
             momentum=self._previous_step(point, curvature, changes),
             max_norm=self.max_norm,
+            limits=None if self._bounds is None else self._bounds.limits(point.moving),
             resampled=changes,
             fresh=few,
             nearby=torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
@@ -370,7 +395,8 @@ class GaussNewton(torch.optim.Optimizer):
         return search.run(state.level, fixed=self.damping != "auto")
 
     def _previous_step(self, point: StartingPoint, curvature: Curvature, changes: bool) -> Momentum | None:
-        rate = (_MOMENTUM if changes else 0.0) if self.momentum == "auto" else float(self.momentum)
+        automatic = _MOMENTUM if changes and self._bounds is None else 0.0
+        rate = automatic if self.momentum == "auto" else float(self.momentum)
         change = point.moving.kept(self.state, "change")
         if rate == 0 or change is None:
             return None
@@ -381,6 +407,8 @@ class GaussNewton(torch.optim.Optimizer):
         state = self._state
         if result.change is not None:
             point.moving.move(result.change)
+            if self._bounds is not None:
+                self._bounds.settle(point.moving)
             point.moving.keep(self.state, "change", result.change / state.pace)
         if curvature.column_norms is not None:
             point.moving.keep(self.state, "column_norm", curvature.column_norms.to(point.moving.dtype))

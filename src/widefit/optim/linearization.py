@@ -37,7 +37,7 @@ class JacobianRequest:
     def shape(self, point: StartingPoint) -> StepShape:
         """The sizes that decide what a step costs."""
         return StepShape(
-            rows=len(point.expansion.residual),
+            rows=len(point.residual),
             parameters=point.moving.count,
             itemsize=self.dtype.itemsize,
             factor_flops=None if self.cost is None else self.cost.flops,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,11 @@ class StartingPoint:
     moving: MovingParameters
     values: dict[str, Tensor]
     expansion: Expansion
+
+    @cached_property
+    def residual(self) -> Float[Tensor, " M"]:
+        """r̃, one tensor for all who ask."""
+        return self.expansion.residual
 
     @classmethod
     def of(cls, system: System, moving: MovingParameters) -> "StartingPoint":

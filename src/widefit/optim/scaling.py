@@ -41,6 +41,8 @@ class Scaling:
         √(rate / largest rate) of every parameter, shape (P,); None where the rates are one.
     plain
         Whether D is to be the identity, but for the rates.
+    given
+        1/D where it is known already, shape (P,).
     """
 
     largest: Float[Tensor, " P"] | None
@@ -49,6 +51,7 @@ class Scaling:
     residual: float
     metric: Float[Tensor, " P"] | None = None
     plain: bool = False
+    given: Float[Tensor, " P"] | None = None
 
     def norms(self, norms: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """The largest norms of the columns so far, those at the present point among them."""
@@ -56,6 +59,8 @@ class Scaling:
 
     def sizes(self, norms: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """1/D for such norms: what each parameter is measured in."""
+        if self.given is not None:
+            return self.given
         sizes = torch.ones_like(norms) if self.plain else 1 / self._weights(norms)
         sizes = torch.where(torch.isfinite(sizes), sizes, 1.0)
         return sizes if self.metric is None else sizes * self.metric

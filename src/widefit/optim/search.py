@@ -129,6 +129,8 @@ class Search:
         Loss of such outputs.
     expansion
         The problem at θ.
+    residual
+        r̃ there.
     curvature
         Solves it.
     policy
@@ -139,6 +141,8 @@ class Search:
         Where the step starts from; None: from θ.
     max_norm
         Upper bound on the norm of a step.
+    limits
+        Smallest and largest change of every parameter; None: none.
     resampled
         Whether every step sees other data. Points are then not corrected: that would fit what is peculiar to a batch.
     fresh
@@ -150,11 +154,13 @@ class Search:
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
     loss: Callable[[list[Float[Tensor, "_ _"]]], float]
     expansion: Expansion
+    residual: Float[Tensor, " M"]
     curvature: Curvature
     policy: DampingPolicy
     rate: float = 1.0
     momentum: Momentum | None = None
     max_norm: float | None = None
+    limits: tuple[Float[Tensor, " P"], Float[Tensor, " P"]] | None = None
     resampled: bool = False
     fresh: bool = False
     nearby: float = 0.0
@@ -244,7 +250,7 @@ class Search:
     @property
     def _rounding(self) -> float:
         """Decrease of the loss that its own precision cannot show."""
-        return torch.finfo(self.expansion.residual.dtype).eps * self.expansion.loss
+        return torch.finfo(self.residual.dtype).eps * self.expansion.loss
 
     def _noise(self, first: ParameterStep) -> float:
         """Decrease of the loss that is lost in the rounding of the outputs.
@@ -255,12 +261,12 @@ class Search:
         reach = min(1.0, self.nearby / length) if length > 0 else 1.0
         missed = self._change(self.evaluate(reach * first.value)) - reach * first.image
         noise = float(torch.linalg.vector_norm(missed))
-        return noise * (noise + float(torch.linalg.vector_norm(self.expansion.residual)))
+        return noise * (noise + float(torch.linalg.vector_norm(self.residual)))
 
     def _promised(self, first: ParameterStep, length: float) -> float:
         """Decrease of the loss by the linear model."""
         image = length * self.rate * first.image.double()
-        return -float(torch.dot(self.expansion.residual.double(), image) + 0.5 * torch.dot(image, image))
+        return -float(torch.dot(self.residual.double(), image) + 0.5 * torch.dot(image, image))
 
     def _following(self, level: float, length: float, first: ParameterStep, attempt: int) -> float:
         """The relative λ that the next step starts from."""
@@ -270,10 +276,9 @@ class Search:
 
     def _direction(self, damping: float) -> ParameterStep:
         """d, from θ or from where momentum carries it."""
-        residual = self.expansion.residual
         if self.momentum is None:
-            return self.curvature.direction(residual, damping)
-        inner = self.curvature.direction(residual + self.momentum.image, damping)
+            return self.curvature.direction(self.residual, damping)
+        inner = self.curvature.direction(self.residual + self.momentum.image, damping)
         return ParameterStep(
             inner.value + self.momentum.offset,
             inner.image + self.momentum.image,
@@ -324,7 +329,7 @@ class Search:
         if self.resampled:
             return point, 0.0, 0
         missed = self._change(point.outputs) - path.image(reach)
-        size = torch.linalg.vector_norm(self.expansion.residual)
+        size = torch.linalg.vector_norm(self.residual)
         defect = float(torch.linalg.vector_norm(missed) / size) if size > 0 else 0.0
         if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
             return point, defect, 0
@@ -338,6 +343,8 @@ class Search:
         return min(point, corrected, key=lambda found: found.loss), defect, correction.iterations
 
     def _point(self, change: Float[Tensor, " P"], length: float) -> Point:
+        if self.limits is not None:
+            change = torch.minimum(torch.maximum(change, self.limits[0]), self.limits[1])
         outputs = self.evaluate(change)
         return Point(change, outputs, self.loss(outputs), length)
 
@@ -348,8 +355,8 @@ class Search:
 
     def _left_over(self, first: ParameterStep) -> float:
         """The part of the squared residual that a full step would leave, were the model linear."""
-        before = torch.linalg.vector_norm(self.expansion.residual.double())
-        after = torch.linalg.vector_norm((self.expansion.residual + first.image).double())
+        before = torch.linalg.vector_norm(self.residual.double())
+        after = torch.linalg.vector_norm((self.residual + first.image).double())
         return float((after / before) ** 2) if before > 0 else 1.0
 
     def _gain_ratio(self, first: ParameterStep, length: float, loss: float) -> float | None:
