@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from widefit.gram.jacobian import DenseJacobian, Jacobian
@@ -15,6 +16,7 @@ from widefit.gram.khatri_rao import FactorCost
 from widefit.losses.base import output_loss
 from widefit.optim.batch import as_batch
 from widefit.optim.bounds import BoundedCurvature, Bounds, masked
+from widefit.optim.covariance import system_covariance
 from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.linearization import JacobianRequest, make_jacobian
@@ -143,6 +145,7 @@ class GaussNewton(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop what is only remembered to save time, or to recognize the data of the step before."""
         self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
+        self._latest: System | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
         self._traces = Traces()
 
@@ -216,6 +219,40 @@ class GaussNewton(torch.optim.Optimizer):
         """
         return Minimization(self, self.model, data, max_iter, tol, metric, callbacks).run(resume)
 
+    def covariance(self, *data: Any, absolute: bool = False) -> Float[Tensor, "P P"]:
+        """Covariance matrix of the parameters, s² (JᵀJ)⁻¹ at their present values, for least squares.
+
+        Parameters
+        ----------
+        data
+            What `step` takes; nothing: the data of the latest step.
+        absolute
+            The residuals are in units of their standard deviations, s² = 1; otherwise s² is estimated from them, as the
+            sum of squares over M − P, and blocks of residuals count by their weights.
+
+        Returns
+        -------
+        Tensor
+            In the order of the model's trainable parameters, each flattened; float64.
+
+        Raises
+        ------
+        ValueError
+            A loss other than squares, no data, parameters that the residuals do not determine (named), a matrix J
+            beyond the memory budget.
+        """
+        moving = MovingParameters.of(self.model, self.param_groups)
+        with torch.inference_mode(False), torch.no_grad():
+            system = self._system(data, moving) if data else self._latest
+            if system is None:
+                raise ValueError("covariance needs data: give it what step takes, or take a step first")
+            return system_covariance(system, moving, self._budget(moving.device), absolute)
+
+    def standard_errors(self, *data: Any, absolute: bool = False) -> dict[str, Tensor]:
+        """Standard errors of the parameters by their names, in their shapes: roots of the diagonal of `covariance`."""
+        moving = MovingParameters.of(self.model, self.param_groups)
+        return moving.split(self.covariance(*data, absolute=absolute).diagonal().sqrt())
+
     @property
     def stationary(self) -> bool:
         """Whether the latest step found nothing left to gain beyond rounding."""
@@ -258,7 +295,7 @@ class GaussNewton(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # torch's optimizers keep their groups and states only; a copy of this one must step as the original does.
         hooks = {name for name in vars(self) if name.startswith("_optimizer_")} | {"step"}
-        passing = hooks | {"_last", "_costs", "_traces"}
+        passing = hooks | {"_last", "_latest", "_costs", "_traces"}
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -274,6 +311,7 @@ class GaussNewton(torch.optim.Optimizer):
             system.check_samples(moving.values())
             self._checked = True
         changes = self._changes(system)
+        self._latest = system
         with few_threads(system.samples * moving.count):
             point, curvature = self._linearized(system, moving, changes)
             if not self.history.steps:
@@ -315,7 +353,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _curvature(self, point: StartingPoint, changes: bool) -> Curvature:
         request = self._request(point, changes)
-        memory = available_bytes(point.moving.device) // 2 if self.memory == "auto" else int(self.memory)
+        memory = self._budget(point.moving.device)
         name = self.solver if isinstance(self.solver, str) else self.solver.name
         plan = plan_step(request.shape(point), request.dtype, memory, name, self._state.products)
         with torch.enable_grad():
@@ -343,6 +381,9 @@ class GaussNewton(torch.optim.Optimizer):
             return Primal(jacobian, solver, scaling)
         form = plan.solver == "cholesky"
         return SampleSpace(jacobian, solver, form, plan.dtype, request.metric, self._preconditioner)
+
+    def _budget(self, device: torch.device) -> int:
+        return available_bytes(device) // 2 if self.memory == "auto" else int(self.memory)
 
     def _scaling(self, point: StartingPoint) -> Scaling:
         return Scaling(
