@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from widefit.files import load, save
     from widefit.finetuning import LowRankDelta, finetune
     from widefit.optim import GaussNewton, Residual
+    from widefit.optim.curve_fit import curve_fit
+    from widefit.optim.kernel import ntk
     from widefit.training.history import History, StepInfo
     from widefit.training.train import train
     from widefit.training.train_stream import train_stream
@@ -24,8 +26,10 @@ _HOME = {
     "StepInfo": "widefit.training.history",
     "WideClassifier": "widefit.estimators",
     "WideRegressor": "widefit.estimators",
+    "curve_fit": "widefit.optim.curve_fit",
     "finetune": "widefit.finetuning",
     "load": "widefit.files",
+    "ntk": "widefit.optim.kernel",
     "save": "widefit.files",
     "train": "widefit.training.train",
     "train_stream": "widefit.training.train_stream",
@@ -42,12 +46,14 @@ __all__ = [
     "WideRegressor",
     "__version__",
     "callbacks",
+    "curve_fit",
     "files",
     "finetune",
     "gram",
     "load",
     "losses",
     "nn",
+    "ntk",
     "pinn",
     "plan",
     "rules",

@@ -45,6 +45,16 @@ def one_a_sample(outputs: Any, samples: int) -> Tensor:
         raise ValueError(
             f"the model must return one output a sample: {samples} samples gave shape {tuple(outputs.shape)}"
         )
+    return real(outputs)
+
+
+def real(outputs: Tensor) -> Tensor:
+    """The same outputs, or a ValueError where they are complex."""
+    if outputs.is_complex():
+        raise ValueError(
+            "the outputs are complex, but a sum of squares needs real ones: return torch.view_as_real(output), whose "
+            "squares add up to |output|²"
+        )
     return outputs
 
 

@@ -1,5 +1,6 @@
-"""d = −(J̃ᵀJ̃ + λI)⁻¹ J̃ᵀ w for several λ and w, by one factorization or in sample space."""
+"""d = −S(S J̃ᵀJ̃ S + λI)⁻¹ S J̃ᵀ w for several λ and w, by one factorization or in sample space."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -9,13 +10,18 @@ from torch import Tensor
 
 from widefit.gram.base import DenseGram, Jacobian, Operator
 from widefit.gram.jacobian import DenseJacobian, JacobianGram
+from widefit.optim.scaling import Scaling
 from widefit.solvers import Preconditioner, Reusing, Solver
 from widefit.solvers.primal import normal_matrix
 
 
+class NonFiniteDerivativeError(ArithmeticError):
+    """J̃ is not finite, or its squares are not."""
+
+
 @dataclass(frozen=True)
-class Direction:
-    """A direction in parameter space, what it does to the outputs, and how well its system was solved."""
+class ParameterStep:
+    """A step in parameter space, what it does to the outputs, and how well its system was solved."""
 
     value: Float[Tensor, " P"]
     image: Float[Tensor, " M"]
@@ -25,61 +31,87 @@ class Direction:
 
 
 class Curvature(ABC):
-    """The Gauss-Newton matrix of one step.
+    """The damped Gauss-Newton matrix of one step, in parameters that are measured in sizes S.
 
     Attributes
     ----------
-    scale
-        ‖J̃‖²_F, the sum of its eigenvalues: what a relative λ is relative to.
+    sizes
+        Diagonal of S, shape (P,); None: the identity. λ multiplies S⁻², a step is long where ‖S⁻¹d‖ is large.
+    trace
+        ‖J̃S‖²_F, the sum of its eigenvalues: what a relative λ is relative to.
     floor
         The smallest relative λ that its precision supports.
+    column_norms
+        Norms of the columns of J̃, the largest so far, shape (P,); None where they are not known.
     """
 
-    scale: float
+    trace: float
     floor: float
+    sizes: Float[Tensor, " P"] | None = None
+    column_norms: Float[Tensor, " P"] | None = None
 
     @property
     def preconditioner(self) -> Preconditioner | None:
         """What the next step's curvature may start from."""
         return None
 
+    def norm(self, change: Float[Tensor, " P"]) -> float:
+        """‖S⁻¹ change‖."""
+        return float(torch.linalg.vector_norm(change if self.sizes is None else change / self.sizes))
+
     @abstractmethod
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         """J̃ v."""
 
     @abstractmethod
-    def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        """J̃ᵀ w."""
+
+    @abstractmethod
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         """d and J̃ d for the given right-hand side and λ."""
 
 
 class Spectral(Curvature):
-    """Singular values of a stored J̃, through the QR of its tall side: the most accurate, and any further λ for free.
+    """Singular values of a stored J̃S, through the QR of its tall side: the most accurate, and any further λ for free.
 
     Costs about 2 M P min(M, P) + 20 min(M, P)³ flops in float64.
+
+    Raises
+    ------
+    NonFiniteDerivativeError
+        As it says.
     """
 
-    def __init__(self, jacobian: DenseJacobian, residual: Float[Tensor, " M"]):
-        self.dtype = jacobian.dtype
-        self.matrix = jacobian.matrix.to(torch.float64)
+    def __init__(self, jacobian: DenseJacobian, residual: Float[Tensor, " M"], scaling: Scaling):
+        self.dtype = residual.dtype
+        norms = torch.linalg.vector_norm(jacobian.matrix, dim=0, dtype=torch.float64)
+        self.column_norms = scaling.norms(_finite(norms))
+        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
         self.residual = residual
-        rows, columns = self.matrix.shape
-        target = residual.to(torch.float64)
+        rows, columns = jacobian.shape
+        # The residual rides along as one more column, so that Qᵀ r̃ comes out and Q need not be formed.
+        augmented = torch.empty(rows, columns + 1, dtype=torch.float64, device=jacobian.device)
+        self.matrix = torch.mul(jacobian.matrix, self.sizes, out=augmented[:, :columns])
+        augmented[:, columns] = residual
         if rows >= columns:
-            # The residual rides along as one more column, so that Qᵀ r̃ comes out and Q need not be formed.
-            factor = torch.linalg.qr(torch.cat([self.matrix, target[:, None]], dim=1), mode="r")[1]
+            factor = torch.linalg.qr(augmented, mode="r")[1]
             left, self.singular, right = torch.linalg.svd(factor[:columns, :columns])
             self.projected = left.T @ factor[:columns, columns]
         else:
             factor = torch.linalg.qr(self.matrix.T, mode="r")[1]
             _, self.singular, right = torch.linalg.svd(factor)
         self.right = right
-        self.scale = float(self.singular.square().sum())
+        self.trace = float(self.singular.square().sum())
         self.floor = 10 * torch.finfo(torch.float64).eps ** 2 + 1e-17
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return (self.matrix @ direction.to(torch.float64)).to(self.dtype)
+        return (self.matrix @ (direction.to(torch.float64) / self.sizes)).to(self.dtype)
 
-    def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        return (self.matrix.T @ weights.to(torch.float64) / self.sizes).to(self.dtype)
+
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         known = weights is self.residual  # its projection came out of the QR, more accurate than the normal equations
         weights = weights.to(torch.float64)
         denominator = self.singular.square() + damping
@@ -90,10 +122,11 @@ class Spectral(Curvature):
         else:
             value = -self.right.T @ ((self.right @ (self.matrix.T @ weights)) / denominator)
         image = self.matrix @ value
-        # (J̃ᵀJ̃ + λI) d + J̃ᵀw in the basis of the singular vectors: what rounding left of the equations.
-        return Direction(value.to(self.dtype), image.to(self.dtype), self._defect(weights, value, damping), 0, "svd")
+        defect = self._defect(weights, value, damping)
+        return ParameterStep((self.sizes * value).to(self.dtype), image.to(self.dtype), defect, 0, "svd")
 
     def _defect(self, weights: Float[Tensor, " M"], value: Float[Tensor, " P"], damping: float) -> float:
+        """(SJ̃ᵀJ̃S + λI) q + SJ̃ᵀw in the basis of the singular vectors: what rounding left of the equations."""
         gradient = self.matrix.T @ weights
         if self.matrix.shape[0] >= self.matrix.shape[1]:
             image = self.right.T @ (self.singular.square() * (self.right @ value))
@@ -104,67 +137,105 @@ class Spectral(Curvature):
 
 
 class Primal(Curvature):
-    """J̃ᵀJ̃ summed from blocks of rows, factored by Cholesky in float64: for fewer parameters than rows.
+    """SJ̃ᵀJ̃S summed from blocks of rows, factored by Cholesky in float64: for fewer parameters than rows.
 
     M P² + P³/3 flops; memory P² numbers whatever M is.
+
+    Raises
+    ------
+    NonFiniteDerivativeError
+        As it says.
     """
 
-    def __init__(self, jacobian: Jacobian, solver: Solver):
+    def __init__(self, jacobian: Jacobian, solver: Solver, scaling: Scaling):
         self.jacobian = jacobian
         self.solver = Reusing(solver)
         total = normal_matrix(jacobian)
+        self.column_norms = scaling.norms(_finite(total.diagonal().sqrt()))
+        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        total.mul_(self.sizes).mul_(self.sizes[:, None])
         self.normal = DenseGram(total)
-        self.scale = float(total.diagonal().sum())
+        self.trace = float(total.diagonal().sum())
         self.floor = 10 * torch.finfo(torch.float64).eps
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return self.jacobian.matvec(direction)
+        return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
 
-    def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
-        gradient = self.jacobian.rmatvec(weights).to(torch.float64)
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        return self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(weights.dtype)
+
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
+        gradient = self.sizes * self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
         solution = self.solver.solve(self.normal, gradient, damping)
-        value = -solution.value.to(self.jacobian.dtype)
-        image = self.jacobian.matvec(value)
-        return Direction(value, image, solution.residual_norm, solution.iterations, f"primal-{solution.solver}")
+        value = -(self.sizes * solution.value).to(weights.dtype)
+        name = f"primal-{solution.solver}"
+        return ParameterStep(value, self.image(value), solution.residual_norm, solution.iterations, name)
 
 
 class SampleSpace(Curvature):
-    """d = −J̃ᵀ (H + λI)⁻¹ w with H = J̃ J̃ᵀ: for more parameters than rows, by any solver.
+    """d = −S(SJ̃ᵀ)(H + λI)⁻¹ w with H = J̃S SJ̃ᵀ: for more parameters than rows, by any solver.
 
     Parameters
     ----------
     jacobian
-        J̃, stored or not.
+        J̃S, stored or not.
     solver
         Solves in sample space.
     form
         Form H (the solver needs its entries) or leave it as products with J̃.
     dtype
         In which a formed H is summed.
+    sizes
+        S.
     previous
         What the solver left from an earlier step.
+
+    Raises
+    ------
+    NonFiniteDerivativeError
+        As it says.
     """
 
     def __init__(
-        self, jacobian: Jacobian, solver: Solver, form: bool, dtype: torch.dtype, previous: Preconditioner | None = None
+        self,
+        jacobian: Jacobian,
+        solver: Solver,
+        form: bool,
+        dtype: torch.dtype,
+        sizes: Float[Tensor, " P"] | None = None,
+        previous: Preconditioner | None = None,
     ):
         self.jacobian = jacobian
+        self.solver = Reusing(solver, previous)
+        self.sizes = sizes
         self.operator: Operator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
-        self.scale = float(self.operator.diagonal().sum())
+        self.trace = float(_finite(self.operator.diagonal()).sum())
         # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
         self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
-        self.solver = Reusing(solver, previous)
 
     @property
     def preconditioner(self) -> Preconditioner | None:
         return self.solver.preconditioner
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
+        measured = direction if self.sizes is None else direction / self.sizes
+        return self.jacobian.matvec(measured.to(self.jacobian.dtype)).to(direction.dtype)
 
-    def direction(self, weights: Float[Tensor, " M"], damping: float) -> Direction:
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        measured = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(weights.dtype)
+        return measured if self.sizes is None else measured / self.sizes
+
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         solution = self.solver.solve(self.operator, weights.to(self.operator.dtype), damping)
         value = -self.jacobian.rmatvec(solution.value.to(self.jacobian.dtype)).to(weights.dtype)
         # J̃ d = −H g, which the solver has already found.
         image = -solution.image.to(weights.dtype)
-        return Direction(value, image, solution.residual_norm, solution.iterations, solution.solver)
+        moved = value if self.sizes is None else self.sizes * value
+        return ParameterStep(moved, image, solution.residual_norm, solution.iterations, solution.solver)
+
+
+def _finite(norms: Float[Tensor, " _"]) -> Float[Tensor, " _"]:
+    """Norms or their squares, refused where their sum is not finite."""
+    if not math.isfinite(float(norms.sum())):
+        raise NonFiniteDerivativeError("the derivative of the outputs by the parameters is not finite")
+    return norms

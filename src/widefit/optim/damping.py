@@ -33,6 +33,8 @@ class DampingPolicy:
         Such a part that the next, smaller α aims at.
     least
         The smallest α that is tried before λ rises.
+    trusted
+        Gain ratio from which the straight step is taken although the path bends too much to be followed.
     long, short
         α of a step after which λ falls, and below which it rises.
     rise, fall
@@ -58,6 +60,7 @@ class DampingPolicy:
     farthest: float = 4.0
     missed: float = 0.7
     least: float = 0.05
+    trusted: float = 0.75
     long: float = 0.5
     short: float = 0.25
     rise: float = 3.0
@@ -138,7 +141,7 @@ class DampingPolicy:
         return min(self.loosest, max(self.tightest, wanted))
 
     def after_failure(self, level: float, failures: int) -> float:
-        """The next relative λ when the step was too short or raised the loss, for the so-manieth time in a row.
+        """Return the next relative λ after a step that was too short or raised the loss, the n-th in a row.
 
         From the third failure on λ rises faster and faster: the start may be many powers of ten away from where it
         works.

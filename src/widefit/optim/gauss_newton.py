@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,20 +12,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from widefit.gram.base import Jacobian
-from widefit.gram.factored import FactoredJacobian
+from widefit.gram.jacobian import DenseJacobian
 from widefit.gram.recording import FactorCost
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
-from widefit.optim.curvature import Curvature, Primal, SampleSpace, Spectral
+from widefit.optim.batch import as_batch
+from widefit.optim.bounds import BoundedCurvature, Bounds, masked
+from widefit.optim.covariance import system_covariance
+from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
-from widefit.optim.memory import StepMemory
+from widefit.optim.linearization import JacobianRequest, make_jacobian
 from widefit.optim.minimization import minimize
-from widefit.optim.modules import check_module, trainable_parameters
-from widefit.optim.options import check_options
-from widefit.optim.search import Momentum, Outcome, Search
-from widefit.optim.system import Expansion, Residual, System, describe_blocks
+from widefit.optim.modules import check_module
+from widefit.optim.options import check_model, check_options
+from widefit.optim.parameters import MovingParameters
+from widefit.optim.point import StartingPoint
+from widefit.optim.scaling import Scaling
+from widefit.optim.search import Momentum, Search, SearchResult
+from widefit.optim.state import StepState
+from widefit.optim.system import Residual, System, describe_blocks
+from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
-from widefit.plan.step import StepPlan, StepShape, available_bytes, named_solver, plan_step
+from widefit.plan.step import StepPlan, available_bytes, named_solver, plan_step
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 from widefit.training.callback import Callback
@@ -33,9 +42,11 @@ from widefit.training.loop import State
 
 # μ where every step sees other data.
 _MOMENTUM = 0.9
-# Residuals are few where there are so many parameters for each: a batch of them says little about the others.
-# (Poisson 5d: leaving a part of the residual over gains at 0.17 residuals a parameter and loses at 0.29.)
-_PARAMETERS_A_RESIDUAL = 5
+# So many times fewer residuals than parameters are few: a batch of them says little about the others. (Poisson 5d:
+# leaving a part of the residual over gains at 0.17 residuals a parameter and loses at 0.29.)
+_FEW = 5
+# Times that a step towards a point without a finite derivative is halved, before it is taken back.
+_HALVINGS = 12
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -68,6 +79,9 @@ class GaussNewton(torch.optim.Optimizer):
         each step.
     max_norm
         Upper bound on the norm of a step; None: none.
+    bounds
+        {name: (lower, upper)} for parameters that are to stay within bounds: numbers, tensors in the shape of the
+        parameter, or None for no bound. `bounds={"log_k": (0, None)}` keeps model.log_k from falling below 0.
     memory
         Bytes the step may use; "auto": half of what is free when the step begins.
     seed
@@ -99,9 +113,11 @@ class GaussNewton(torch.optim.Optimizer):
         damping: float | Literal["auto"] = "auto",
         momentum: float | Literal["auto"] = "auto",
         max_norm: float | None = None,
+        bounds: Mapping[str, Any] | None = None,
         memory: int | Literal["auto"] = "auto",
         seed: int = 0,
     ):
+        check_model(model)
         check_options(lr, damping, momentum, max_norm, memory)
         check_module(model)
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -120,18 +136,28 @@ class GaussNewton(torch.optim.Optimizer):
         self.policy = DampingPolicy()
         self.history = History()
         self.plan: StepPlan | None = None
-        self._memory = StepMemory(level=self.policy.start if damping == "auto" else float(damping))
-        self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
+        self._state = StepState(level=self.policy.start if damping == "auto" else float(damping))
         self._preconditioner: Preconditioner | None = None
+        self._checked = False
+        self._promise: float | None = None
+        self._forget()
+        moving = MovingParameters.of(model, self.param_groups)
+        self._bounds = None if bounds is None else Bounds(bounds, moving)
+        if bounds is not None and momentum not in ("auto", 0):
+            raise ValueError(f"momentum={momentum} may carry parameters over their bounds: leave one of the two out")
+
+    def _forget(self) -> None:
+        """Drop what is only remembered to save time, or to recognize the data of the step before."""
+        self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
+        self._latest: System | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
         self._traces = Traces()
-        self._checked = False
-        self._names()
 
-    def step(self, *data: Tensor | Residual) -> StepInfo:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, *data: Any) -> StepInfo:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step on a batch.
 
-        `step(x, y)` with a loss, `step(*data)` with `residual`, or `step(Residual(...), Residual(...))`.
+        `step(x, y)` with a loss, `step(*data)` with `residual`, or `step(Residual(...), Residual(...))`. NumPy arrays
+        are taken too, and floating-point data in another precision than the parameters' are converted.
 
         Returns
         -------
@@ -140,43 +166,22 @@ class GaussNewton(torch.optim.Optimizer):
         """
         began = time.perf_counter()
         check_module(self.model)
-        system, names = System(describe_blocks(self.model, self.loss, self.residual, data, self._traces)), self._names()
-        parameters = {name: parameter.detach() for name, (parameter, _) in names.items()}
-        if not self._checked:
-            system.check_samples(parameters)
-            self._checked = True
-        expansion = self._expand(system, parameters)
-        if not self.history.steps:
-            self.history.steps.append(StepInfo(step=self._memory.step, loss=expansion.loss))
-        outcome = self._search(system, parameters, expansion, self._changes(data))
-        if outcome.change is not None:
-            self._apply(outcome.change, parameters, names)
-        self._memory.level = outcome.level
-        self._memory.tolerance = self.policy.tolerance(
-            self._memory.tolerance, outcome.change is not None, outcome.loss / max(expansion.loss, 1e-300)
-        )
-        if outcome.iterations:
-            self._memory.products = 0.5 * (self._memory.products + outcome.iterations)
-        self._memory.step += 1
-        self._memory.seconds += time.perf_counter() - began
-        info = StepInfo(
-            self._memory.step,
-            outcome.loss,
-            damping=outcome.damping,
-            gain_ratio=outcome.gain_ratio,
-            accepted=outcome.change is not None,
-            solver=outcome.direction.solver,
-            solver_iterations=outcome.iterations,
-            residual_norm=outcome.direction.residual_norm,
-            seconds=self._memory.seconds,
-        )
+        moving = MovingParameters.of(self.model, self.param_groups)
+        # The derivatives are the step's own: what is around it makes no difference, and it leaves no graph.
+        with torch.inference_mode(False), torch.no_grad():
+            system = self._system(data, moving)
+            info = self._step(system, moving) if moving.rate > 0 else self._rest(system)
+        self._state.seconds += time.perf_counter() - began
+        info = replace(info, seconds=self._state.seconds)
         self.history.steps.append(info)
         return info
 
-    def evaluate(self, *data: Tensor | Residual) -> float:
+    def evaluate(self, *data: Any) -> float:
         """The loss on what `step` takes, without a step."""
-        system = System(describe_blocks(self.model, self.loss, self.residual, data, self._traces))
-        return system.loss(system.outputs({name: found.detach() for name, (found, _) in self._names().items()}))
+        moving = MovingParameters.of(self.model, self.param_groups)
+        with torch.inference_mode(False):
+            system = self._system(data, moving)
+            return system.loss(system.outputs(moving.values()))
 
     def minimize(
         self,
@@ -209,7 +214,7 @@ class GaussNewton(torch.optim.Optimizer):
         -------
         History
             `self.history`; `stop_reason` is "tol", "max_iter", "stalled" (rounding has won), "interrupted" or
-            "callback".
+            "callback". `status` says whether the run ended at a stationary point.
 
         Raises
         ------
@@ -220,11 +225,62 @@ class GaussNewton(torch.optim.Optimizer):
             self, self.model, data, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, resume=resume
         )
 
+    def covariance(self, *data: Any, absolute: bool = False) -> Float[Tensor, "P P"]:
+        """Covariance matrix of the parameters, s² (JᵀJ)⁻¹ at their present values, for least squares.
+
+        Parameters
+        ----------
+        data
+            What `step` takes; nothing: the data of the latest step.
+        absolute
+            The residuals are in units of their standard deviations, s² = 1; otherwise s² is estimated from them, as the
+            sum of squares over M − P, and blocks of residuals count by their weights.
+
+        Returns
+        -------
+        Tensor
+            In the order of the model's trainable parameters, each flattened; float64.
+
+        Raises
+        ------
+        ValueError
+            A loss other than squares, no data, parameters that the residuals do not determine (named), a matrix J
+            beyond the memory budget.
+        """
+        moving = MovingParameters.of(self.model, self.param_groups)
+        with torch.inference_mode(False), torch.no_grad():
+            system = self._system(data, moving) if data else self._latest
+            if system is None:
+                raise ValueError("covariance needs data: give it what step takes, or take a step first")
+            return system_covariance(system, moving, self._budget(moving.device), absolute)
+
+    def standard_errors(self, *data: Any, absolute: bool = False) -> dict[str, Tensor]:
+        """Standard errors of the parameters by their names, in their shapes: roots of the diagonal of `covariance`."""
+        moving = MovingParameters.of(self.model, self.param_groups)
+        return moving.split(self.covariance(*data, absolute=absolute).diagonal().sqrt())
+
+    @property
+    def stationary(self) -> bool:
+        """Whether the latest step found nothing left to gain beyond rounding."""
+        return self._promise == 0.0
+
+    @property
+    def status(self) -> str:
+        """One sentence on how far from a stationary point the latest step was; after "max_iter" above all."""
+        if self._promise is None:
+            return "no step has been taken"
+        if self.stationary:
+            return "stationary: no step lowers the loss by more than rounding"
+        return (
+            f"not stationary: the linear model of the latest step promised to lower the loss by {self._promise:.1%}; "
+            "take more steps"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later step depends on."""
         state = super().state_dict()
         state["widefit"] = {
-            **asdict(self._memory),
+            **asdict(self._state),
             "preconditioner": None if self._preconditioner is None else vars(self._preconditioner),
             "history": self.history.to_dict(),
         }
@@ -236,158 +292,191 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError("this is not the state of a widefit.GaussNewton: it has no entry 'widefit'")
         own = state_dict["widefit"]
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "widefit"})
-        self._memory = StepMemory(**{field.name: own[field.name] for field in fields(StepMemory)})
+        self._state = StepState(**{field.name: own[field.name] for field in fields(StepState)})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
         self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
         self._last = None
 
-    def _search(self, system: System, parameters: dict[str, Tensor], expansion: Expansion, changes: bool) -> Outcome:
-        flat = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
-        rate, scale = self._rates(parameters)
-        sizes = [tensor.numel() for tensor in parameters.values()]
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's optimizers keep their groups and states only; a copy of this one must step as the original does.
+        hooks = {name for name in vars(self) if name.startswith("_optimizer_")} | {"step"}
+        passing = hooks | {"_last", "_latest", "_costs", "_traces"}
+        return {name: value for name, value in vars(self).items() if name not in passing}
 
-        def moved(change: Float[Tensor, " P"]) -> list[Float[Tensor, "_ _"]]:
-            pieces = (flat + (change if scale is None else scale * change)).split(sizes)
-            return system.outputs(
-                {name: piece.view_as(old) for (name, old), piece in zip(parameters.items(), pieces, strict=True)}
-            )
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
 
-        curvature = self._curvature(system, parameters, expansion, scale, changes)
-        few = changes and _PARAMETERS_A_RESIDUAL * len(expansion.residual) < len(flat)
-        memory = self._memory
-        memory.pace, memory.trend = (
-            self.policy.pace(memory.pace, memory.trend, expansion.loss) if few else (1.0, math.inf)
+    def _system(self, data: tuple[Any, ...], moving: MovingParameters) -> System:
+        batch = as_batch(data, moving.dtype, moving.device)
+        return System(describe_blocks(self.model, self.loss, self.residual, batch, self._traces))
+
+    def _step(self, system: System, moving: MovingParameters) -> StepInfo:
+        if not self._checked:
+            system.check_samples(moving.values())
+            self._checked = True
+        changes = self._changes(system)
+        self._latest = system
+        with few_threads(system.samples * moving.count):
+            point, curvature = self._linearized(system, moving, changes)
+            if not self.history.steps:
+                self.history.steps.append(StepInfo(step=self._state.step, loss=point.expansion.loss))
+            result = self._search(point, curvature, changes)
+        self._keep(point, curvature, result)
+        return StepInfo(
+            self._state.step,
+            result.loss,
+            damping=result.damping,
+            gain_ratio=result.gain_ratio,
+            accepted=result.change is not None,
+            solver=result.step.solver,
+            solver_iterations=result.iterations,
+            residual_norm=result.step.residual_norm,
         )
-        search = Search(
-            evaluate=moved,
-            loss=system.loss,
-            expansion=expansion,
-            curvature=curvature,
-            policy=self.policy,
-            rate=rate * memory.pace,
-            momentum=self._previous_step(curvature, changes),
-            max_norm=self.max_norm,
-            resampled=changes,
-            fresh=few,
-        )
-        outcome = search.run(memory.level, fixed=self.damping != "auto")
-        self._preconditioner = curvature.preconditioner
-        return outcome
 
-    def _curvature(
-        self,
-        system: System,
-        parameters: dict[str, Tensor],
-        expansion: Expansion,
-        scale: Float[Tensor, " P"] | None,
-        changes: bool,
+    def _rest(self, system: System) -> StepInfo:
+        """The step of a schedule that has come to a rate of 0."""
+        self._state.step += 1
+        return StepInfo(self._state.step, system.loss(system.outputs({})), accepted=False)
+
+    def _linearized(self, system: System, moving: MovingParameters, changes: bool) -> tuple[StartingPoint, Curvature]:
+        """The present point and its curvature; a point where the derivative is not finite is left for a nearer one."""
+        for part in range(_HALVINGS):
+            point = StartingPoint.of(system, moving)
+            try:
+                return point, self._curvature(point, changes)
+            except NonFiniteDerivativeError as error:
+                change = moving.kept(self.state, "change")
+                if change is None or part == _HALVINGS - 1:
+                    raise ValueError(f"{error} at the start: begin elsewhere, or scale inputs and outputs") from error
+                # Half of the step that led here is taken back, or in the end all of it.
+                back = 0.5 if part < _HALVINGS - 2 else 1.0
+                moving.move(-back * self._state.pace * change)
+                moving.keep(self.state, "change", (1 - back) * change)
+                self._state.level = self.policy.after_failure(self._state.level, 3)
+        raise AssertionError("unreachable")
+
+    def _curvature(self, point: StartingPoint, changes: bool) -> Curvature:
+        request = self._request(point, changes)
+        memory = self._budget(point.moving.device)
+        plan = plan_step(request.shape(point), request.dtype, memory, self.solver, self._state.products)
+        with torch.enable_grad():
+            jacobian, self.plan = make_jacobian(point, request, plan, self._traces, memory)
+        build = partial(self._curvature_of, point, request, plan)
+        curvature = build(jacobian, self._scaling(point))
+        if self._bounds is None:
+            return curvature
+        fixed = replace(self._scaling(point), given=curvature.sizes)
+        return BoundedCurvature(
+            curvature,
+            lambda held: build(masked(jacobian, held), fixed),
+            point.residual,
+            *self._bounds.limits(point.moving),
+        )
+
+    def _curvature_of(
+        self, point: StartingPoint, request: JacobianRequest, plan: StepPlan, jacobian: Jacobian, scaling: Scaling
     ) -> Curvature:
-        residual = expansion.residual
-        # Where every step sees other data, what a batch leaves out is far more than what float32 does.
-        narrow = changes and scale is None and system.traceable(parameters, self._traces)
-        dtype = torch.float32 if narrow else residual.dtype
-        free = available_bytes(residual.device) // 2 if self.memory == "auto" else int(self.memory)
-        cost = self._factor_cost(system, parameters) if scale is None else None
-        shape = StepShape(
-            rows=len(residual),
-            parameters=sum(parameter.numel() for parameter in parameters.values()),
-            itemsize=dtype.itemsize,
-            factor_flops=cost.flops if cost is not None else None,
-            factor_numbers=cost.numbers if cost is not None else 0.0,
-        )
-        self.plan = plan = plan_step(shape, dtype, free, self.solver, self._memory.products)
+        if isinstance(jacobian, DenseJacobian) and plan.solver == "svd":
+            return Spectral(jacobian, point.residual, scaling)
         solver = self.solver if isinstance(self.solver, Solver) else None
-        jacobian: Jacobian
-        if plan.jacobian == "factors":
-            jacobian = system.factored(parameters, expansion)
-        else:
-            made = None
-            if scale is None:
-                made = system.traced(parameters, expansion, self._traces, plan.row_bytes, free // 2, dtype)
-            if made is None:
-                made = system.jacobian(parameters, expansion, plan.row_bytes, scale)
-            if plan.solver == "svd":
-                return Spectral(made.dense(), residual)
-            # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
-            summed = plan.solver == "cholesky" and isinstance(made, FactoredJacobian)
-            stored = plan.jacobian == "dense" and not summed
-            jacobian = made.dense() if stored else made
-            if isinstance(jacobian, FactoredJacobian):
-                self.plan = plan = plan.traced()
-        solver = solver or named_solver(plan.solver, self.seed, self._memory.tolerance)
+        solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance)
         if plan.solver == "primal":
-            return Primal(jacobian, solver)
-        return SampleSpace(jacobian, solver, plan.solver == "cholesky", plan.dtype, self._preconditioner)
+            return Primal(jacobian, solver, scaling)
+        form = plan.solver == "cholesky"
+        return SampleSpace(jacobian, solver, form, plan.dtype, request.metric, self._preconditioner)
 
-    def _factor_cost(self, system: System, parameters: dict[str, Tensor]) -> FactorCost | None:
+    def _budget(self, device: torch.device) -> int:
+        return available_bytes(device) // 2 if self.memory == "auto" else int(self.memory)
+
+    def _scaling(self, point: StartingPoint) -> Scaling:
+        return Scaling(
+            largest=point.moving.kept(self.state, "column_norm"),
+            single=point.moving.single(),
+            scalars=point.moving.flat().abs(),
+            residual=float(torch.linalg.vector_norm(point.residual)),
+            metric=point.moving.metric(),
+            plain=self.damping != "auto",
+        )
+
+    def _request(self, point: StartingPoint, changes: bool) -> JacobianRequest:
+        metric = point.moving.metric()
+        # Where every step sees other data, what a batch leaves out is far more than what float32 does.
+        narrow = changes and metric is None and point.system.traceable(point.values, self._traces)
+        dtype = torch.float32 if narrow else point.moving.dtype
+        cost = self._factor_cost(point) if metric is None else None
+        return JacobianRequest(dtype, cost, metric)
+
+    def _factor_cost(self, point: StartingPoint) -> FactorCost | None:
         """Asked once for every shape of a sample and choice of parameters."""
-        shapes = tuple(tensor.shape[1:] for block in system.blocks for tensor in block.outputs.data)
-        key = (system.module is None, shapes, tuple(parameters))
+        shapes = tuple(tensor.shape[1:] for block in point.system.blocks for tensor in block.outputs.data)
+        key = (point.system.module is None, shapes, tuple(point.values))
         if key not in self._costs:
-            self._costs[key] = system.factor_cost(parameters)
+            with torch.enable_grad():
+                self._costs[key] = point.system.factor_cost(point.values)
         return self._costs[key]
 
-    def _expand(self, system: System, parameters: dict[str, Tensor]) -> Expansion:
-        expansion = system.expand(system.outputs(parameters))
-        if not math.isfinite(expansion.loss):
-            bad = [int((~torch.isfinite(output).all(dim=1)).sum()) for output in expansion.outputs]
-            raise ValueError(
-                f"the loss is {expansion.loss} before the step: outputs are not finite in {sum(bad)} of "
-                f"{sum(map(len, expansion.outputs))} samples (per block: {bad}); check the parameters and the residual "
-                "function"
-            )
-        return expansion
+    def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:
+        few = changes and _FEW * len(point.residual) < point.moving.count
+        state = self._state
+        state.pace, state.trend = (
+            self.policy.pace(state.pace, state.trend, point.expansion.loss) if few else (1.0, math.inf)
+        )
+        search = Search(
+            evaluate=point.outputs_after,
+            loss=point.system.loss,
+            expansion=point.expansion,
+            residual=point.residual,
+            curvature=curvature,
+            policy=self.policy,
+            rate=point.moving.rate * state.pace,
+            momentum=self._previous_step(point, curvature, changes),
+            max_norm=self.max_norm,
+            limits=None if self._bounds is None else self._bounds.limits(point.moving),
+            resampled=changes,
+            fresh=few,
+            nearby=torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
+        )
+        return search.run(state.level, fixed=self.damping != "auto")
 
-    def _names(self) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
-        return trainable_parameters(self.model, self.param_groups)
-
-    def _apply(
-        self,
-        change: Float[Tensor, " P"],
-        parameters: dict[str, Tensor],
-        names: dict[str, tuple[nn.Parameter, dict[str, Any]]],
-    ) -> None:
-        scale = self._rates(parameters)[1]
-        sizes = [parameter.numel() for parameter, _ in names.values()]
-        moves = (change if scale is None else scale * change).split(sizes)
-        with torch.no_grad():
-            for (parameter, _), move, piece in zip(names.values(), moves, change.split(sizes), strict=True):
-                parameter.add_(move.view_as(parameter))
-                self.state[parameter]["change"] = piece.view_as(parameter) / self._memory.pace
-
-    def _rates(self, parameters: dict[str, Tensor]) -> tuple[float, Float[Tensor, " P"] | None]:
-        """The largest rate, and √(rate / largest) per parameter where groups differ.
-
-        Groups with different rates are a metric: J's columns are scaled, so that the step still goes down the loss.
-        """
-        rates = [float(group["lr"]) for _, group in self._names().values()]
-        largest = max(rates)
-        if min(rates) == largest:
-            return largest, None
-        pieces = [
-            torch.full_like(tensor, (rate / largest) ** 0.5).reshape(-1)
-            for tensor, rate in zip(parameters.values(), rates, strict=True)
-        ]
-        return largest, torch.cat(pieces)
-
-    def _previous_step(self, curvature: Curvature, changes: bool) -> Momentum | None:
-        rate = (_MOMENTUM if changes else 0.0) if self.momentum == "auto" else float(self.momentum)
-        pieces = [self.state[parameter].get("change") for parameter, _ in self._names().values()]
-        if rate == 0 or any(piece is None for piece in pieces):
+    def _previous_step(self, point: StartingPoint, curvature: Curvature, changes: bool) -> Momentum | None:
+        automatic = _MOMENTUM if changes and self._bounds is None else 0.0
+        rate = automatic if self.momentum == "auto" else float(self.momentum)
+        change = point.moving.kept(self.state, "change")
+        if rate == 0 or change is None:
             return None
-        offset = rate * torch.cat([piece.reshape(-1) for piece in pieces])
-        return Momentum(offset, curvature.image(offset))
+        return Momentum(rate * change, curvature.image(rate * change))
 
-    def _changes(self, data: tuple[Tensor | Residual, ...]) -> bool:
+    def _keep(self, point: StartingPoint, curvature: Curvature, result: SearchResult) -> None:
+        """Move the parameters, and note what the next step begins from."""
+        state = self._state
+        if result.change is not None:
+            point.moving.move(result.change)
+            if self._bounds is not None:
+                self._bounds.settle(point.moving)
+            point.moving.keep(self.state, "change", result.change / state.pace)
+        if curvature.column_norms is not None:
+            point.moving.keep(self.state, "column_norm", curvature.column_norms.to(point.moving.dtype))
+        self._preconditioner = curvature.preconditioner
+        self._promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
+        state.level = result.level
+        fell = result.loss / max(point.expansion.loss, 1e-300)
+        state.tolerance = self.policy.tolerance(state.tolerance, result.change is not None, fell)
+        if result.iterations:
+            state.products = 0.5 * (state.products + result.iterations)
+        state.step += 1
+
+    def _changes(self, system: System) -> bool:
         """Whether steps see different data, as mini-batches and resampled points do."""
-        current = tuple(t for item in data for t in (item.data if isinstance(item, Residual) else (item,)))
-        versions = tuple(t._version for t in current)
+        current = system.data
+        # Tensors of inference mode count no changes in place.
+        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in current)
         if self._last is not None:
             last, last_versions = self._last
-            self._memory.changing = len(last) != len(current) or not all(
+            self._state.changing = len(last) != len(current) or not all(
                 (a is b and v == w) or (a.shape == b.shape and a is not b and torch.equal(a, b))
                 for a, b, v, w in zip(current, last, versions, last_versions, strict=True)
             )
         self._last = (current, versions)
-        return self._memory.changing
+        return self._state.changing

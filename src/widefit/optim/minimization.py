@@ -25,6 +25,9 @@ class Optimizer(Protocol):
 
     history: History
 
+    @property
+    def stationary(self) -> bool: ...
+
     def step(self, *data: Any) -> StepInfo: ...
 
     def evaluate(self, *data: Any) -> float: ...
@@ -66,8 +69,8 @@ class OptimizerSteps:
         self._waiting = None
         info = self._optimizer.step(*data)
         latest = self._optimizer.history[-_PATIENCE:]
-        stalled = self._fixed and not any(entry.accepted for entry in latest)
-        return info, StopReason.STALLED if stalled else None
+        stuck = self._optimizer.stationary or not any(entry.accepted for entry in latest)
+        return info, StopReason.STALLED if self._fixed and stuck else None
 
     def record(self, info: StepInfo) -> None:
         """Add an entry, or the metric to the entry that the optimizer has added."""

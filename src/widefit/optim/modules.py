@@ -1,6 +1,4 @@
-"""What trains of a module, and what the module may not do while its Jacobian is taken sample by sample."""
-
-from typing import Any
+"""What a module may not do while its Jacobian is taken sample by sample."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,30 +24,3 @@ def check_module(model: nn.Module) -> None:
                 f"{where} draws random numbers in the forward pass, so a step cannot be compared with its prediction: "
                 "call model.eval() or set its p to 0"
             )
-
-
-def trainable_parameters(
-    model: nn.Module, groups: list[dict[str, Any]]
-) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
-    """The parameters of some groups that train, by their name in the model, with their group.
-
-    Raises
-    ------
-    ValueError
-        Parameters that are not the model's, none that trains, several types or devices.
-    """
-    owners = {id(parameter): group for group in groups for parameter in group["params"]}
-    named = {
-        name: (parameter, owners.pop(id(parameter)))
-        for name, parameter in model.named_parameters()
-        if id(parameter) in owners
-    }
-    if owners:
-        raise ValueError(f"{len(owners)} of the parameters given do not belong to the model")
-    named = {name: (parameter, group) for name, (parameter, group) in named.items() if parameter.requires_grad}
-    if not named:
-        raise ValueError("no trainable parameter: set requires_grad_(True) on what should be trained")
-    kinds = {(parameter.dtype, parameter.device) for parameter, _ in named.values()}
-    if len(kinds) > 1:
-        raise ValueError(f"trainable parameters must share one type and device, got {sorted(map(str, kinds))}")
-    return named

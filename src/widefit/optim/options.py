@@ -1,7 +1,18 @@
-"""What an optimizer may be asked for."""
+"""Arguments of the optimizer, checked."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
+
+
+def check_model(model: Any) -> None:
+    """Refuse parameters where the model is wanted."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            "GaussNewton takes the model itself, for it has to see the derivative of every sample: write "
+            f"GaussNewton(model), not GaussNewton(model.parameters()); got {type(model).__name__}"
+        )
 
 
 def check_options(

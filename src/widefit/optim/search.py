@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.jacobian import apply_root
-from widefit.optim.curvature import Curvature, Direction
+from widefit.optim.curvature import Curvature, ParameterStep
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.system import Expansion
 
@@ -31,8 +31,8 @@ class Momentum:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the search found.
+class SearchResult:
+    """The change that a search settled on, or none.
 
     Attributes
     ----------
@@ -46,8 +46,15 @@ class Outcome:
         λ of the step taken (or of the last one tried).
     gain_ratio
         Actual over predicted decrease; None when no step was evaluated.
-    direction
-        The solve behind the step; its `iterations` are those of the whole search.
+    step
+        The solve behind it.
+    iterations
+        Products with H of the whole search.
+    promised
+        Decrease of the loss by the linear model of the step taken, or of the last one tried.
+    stationary
+        Whether nothing was lower because nothing more can be gained: the linear model itself promises no decrease
+        beyond rounding.
     """
 
     change: Float[Tensor, " P"] | None
@@ -56,8 +63,10 @@ class Outcome:
     level: float
     damping: float
     gain_ratio: float | None
-    direction: Direction
+    step: ParameterStep
     iterations: int
+    promised: float
+    stationary: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ class Path:
         Of the solves for it.
     """
 
-    first: Direction
-    second: Direction | None
+    first: ParameterStep
+    second: ParameterStep | None
     curve: Float[Tensor, " M"] | None
     bend: float
     iterations: int
@@ -120,6 +129,8 @@ class Search:
         Loss of such outputs.
     expansion
         The problem at θ.
+    residual
+        r̃ there.
     curvature
         Solves it.
     policy
@@ -130,60 +141,145 @@ class Search:
         Where the step starts from; None: from θ.
     max_norm
         Upper bound on the norm of a step.
+    limits
+        Smallest and largest change of every parameter; None: none.
     resampled
         Whether every step sees other data. Points are then not corrected: that would fit what is peculiar to a batch.
     fresh
         Whether that are few data for the number of parameters as well.
+    nearby
+        Norm of a change of the parameters whose second-order effect is lost in rounding.
     """
 
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
     loss: Callable[[list[Float[Tensor, "_ _"]]], float]
     expansion: Expansion
+    residual: Float[Tensor, " M"]
     curvature: Curvature
     policy: DampingPolicy
     rate: float = 1.0
     momentum: Momentum | None = None
     max_norm: float | None = None
+    limits: tuple[Float[Tensor, " P"], Float[Tensor, " P"]] | None = None
     resampled: bool = False
     fresh: bool = False
+    nearby: float = 0.0
 
-    def run(self, level: float, fixed: bool = False) -> Outcome:
+    def run(self, level: float, fixed: bool = False) -> SearchResult:
         """Search from the relative damping `level`; `fixed` keeps it, and shortens the step instead."""
-        policy, iterations = self.policy, 0
-        level = max(level, self.curvature.floor)
-        shortest = 2.0**-10 if fixed else policy.shortest
+        policy, floor = self.policy, self.curvature.floor
+        level = max(level, floor)
+        iterations = 0
+        lowered = fixed
         for attempt in range(1 if fixed else policy.attempts):
-            damping = level * self.curvature.scale
-            path = self._path(damping)
-            length = max(policy.length(path.bend * self.rate), shortest if fixed else 0.0)
-            found, corrections = None, 0
-            # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
-            if length >= shortest or level >= policy.largest:
-                found, corrections = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
-            iterations += path.iterations + corrections
+            damping = level * self.curvature.trace
+            first = self._direction(damping)
+            iterations += first.iterations
+            if self._lost(first, self._rounding):
+                # A larger λ promises less still. A smaller one may promise more, where λ had been raised before.
+                if lowered or level <= 10 * floor:
+                    return self._nothing(level, damping, first, iterations, stationary=True)
+                level = floor
+                lowered = True
+                continue
+            found, spent = self._along(first, level, damping, fixed)
+            iterations += spent
             if found is not None:
-                gain = self._gain_ratio(path.first, found.length, found.loss)
-                following = level if fixed else self._following(level, found.length, path.first, attempt)
-                return Outcome(
-                    found.change, found.outputs, found.loss, following, damping, gain, path.first, iterations
+                gain = self._gain_ratio(first, found.length, found.loss)
+                following = level if fixed else self._following(level, found.length, first, attempt)
+                return SearchResult(
+                    found.change,
+                    found.outputs,
+                    found.loss,
+                    level=following,
+                    damping=damping,
+                    gain_ratio=gain,
+                    step=first,
+                    iterations=iterations,
+                    promised=self._promised(first, 1.0),
                 )
+            if attempt == 0 and not fixed and self._lost(first, self._noise(first)):
+                return self._nothing(level, damping, first, iterations, stationary=True)
             level = level if fixed else policy.after_failure(level, attempt + 1)
-        loss, outputs = self.expansion.loss, self.expansion.outputs
-        return Outcome(None, outputs, loss, level, damping, None, path.first, iterations)
+        return self._nothing(level, damping, first, iterations)
 
-    def _following(self, level: float, length: float, first: Direction, attempt: int) -> float:
+    def _along(self, first: ParameterStep, level: float, damping: float, fixed: bool) -> tuple[Point | None, int]:
+        """A lower point on or near the path that begins with d, and the iterations of the solves for it."""
+        policy = self.policy
+        shortest = 2.0**-10 if fixed else policy.shortest
+        path = self._path(first, damping)
+        length = max(policy.length(path.bend * self.rate), shortest if fixed else 0.0)
+        # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
+        if length >= shortest or level >= policy.largest:
+            found, spent = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
+            return found, path.iterations + spent
+        return self._straight(first), path.iterations
+
+    def _straight(self, first: ParameterStep) -> Point | None:
+        """The end of d itself, where the outputs bend as measured nearby but the loss falls as the linear model says.
+
+        Kinks, those of rectifiers above all, look like a second derivative to a probe.
+        """
+        if self.max_norm is not None:
+            return None
+        point = self._point(self.rate * first.value, 1.0)
+        gain = self._gain_ratio(first, 1.0, point.loss)
+        return point if gain is not None and gain >= self.policy.trusted else None
+
+    def _nothing(
+        self, level: float, damping: float, first: ParameterStep, iterations: int, stationary: bool = False
+    ) -> SearchResult:
+        """The result of a search in which no point was lower."""
+        return SearchResult(
+            None,
+            self.expansion.outputs,
+            self.expansion.loss,
+            level=level,
+            damping=damping,
+            gain_ratio=None,
+            step=first,
+            iterations=iterations,
+            promised=self._promised(first, 1.0),
+            stationary=stationary,
+        )
+
+    def _lost(self, first: ParameterStep, noise: float) -> bool:
+        """Whether what d promises cannot be told from noise; a step with momentum need not promise anything."""
+        return self.momentum is None and self._promised(first, 1.0) <= noise
+
+    @property
+    def _rounding(self) -> float:
+        """Decrease of the loss that its own precision cannot show."""
+        return torch.finfo(self.residual.dtype).eps * self.expansion.loss
+
+    def _noise(self, first: ParameterStep) -> float:
+        """Decrease of the loss that is lost in the rounding of the outputs.
+
+        Measured: how far the outputs are off their tangent, so near on d that only rounding can tell them apart.
+        """
+        length = float(torch.linalg.vector_norm(first.value))
+        reach = min(1.0, self.nearby / length) if length > 0 else 1.0
+        missed = self._change(self.evaluate(reach * first.value)) - reach * first.image
+        noise = float(torch.linalg.vector_norm(missed))
+        return noise * (noise + float(torch.linalg.vector_norm(self.residual)))
+
+    def _promised(self, first: ParameterStep, length: float) -> float:
+        """Decrease of the loss by the linear model."""
+        image = length * self.rate * first.image.double()
+        return -float(torch.dot(self.residual.double(), image) + 0.5 * torch.dot(image, image))
+
+    def _following(self, level: float, length: float, first: ParameterStep, attempt: int) -> float:
         """The relative λ that the next step starts from."""
         policy, floor = self.policy, self.curvature.floor
         following = policy.after_success(level, length, floor, attempt == 0)
         return policy.after_fresh(level, following, self._left_over(first)) if self.fresh else following
 
-    def _direction(self, damping: float) -> Direction:
+    def _direction(self, damping: float) -> ParameterStep:
         """d, from θ or from where momentum carries it."""
-        residual = self.expansion.residual
         if self.momentum is None:
-            return self.curvature.direction(residual, damping)
-        inner = self.curvature.direction(residual + self.momentum.image, damping)
-        return Direction(
+            return self.curvature.direction(self.residual, damping)
+        inner = self.curvature.direction(self.residual + self.momentum.image, damping)
+        return ParameterStep(
             inner.value + self.momentum.offset,
             inner.image + self.momentum.image,
             inner.residual_norm,
@@ -191,21 +287,20 @@ class Search:
             inner.solver,
         )
 
-    def _path(self, damping: float) -> Path:
-        """The parabola for one λ, its bend measured from the outputs a little way along d."""
-        first = self._direction(damping)
-        size = float(torch.linalg.vector_norm(first.value))
+    def _path(self, first: ParameterStep, damping: float) -> Path:
+        """The parabola along d, its bend measured from the outputs a little way along it."""
+        size = self.curvature.norm(first.value)
         if size == 0:
-            return Path(first, None, None, 0.0, first.iterations)
+            return Path(first, None, None, 0.0, 0)
         probe = self.policy.probe
         change = self._change(self.evaluate(probe * first.value))
         # (f(θ + h d) − f(θ))/h = J d + (h/2) f″(d, d) + O(h²)
         half_second = (change / probe - first.image) / probe
         if not bool(torch.isfinite(half_second).all()):
-            return Path(first, None, None, math.inf, first.iterations)
+            return Path(first, None, None, math.inf, 0)
         second = self.curvature.direction(half_second, damping)
-        bend = 2 * float(torch.linalg.vector_norm(second.value)) / size
-        return Path(first, second, second.image + half_second, bend, first.iterations + second.iterations)
+        bend = 2 * self.curvature.norm(second.value) / size
+        return Path(first, second, second.image + half_second, bend, second.iterations)
 
     def _follow(self, path: Path, length: float, shortest: float, damping: float) -> tuple[Point | None, int]:
         """The first point near the path, going back from `length`, that lowers the loss; iterations of corrections."""
@@ -234,20 +329,22 @@ class Search:
         if self.resampled:
             return point, 0.0, 0
         missed = self._change(point.outputs) - path.image(reach)
-        size = torch.linalg.vector_norm(self.expansion.residual)
+        size = torch.linalg.vector_norm(self.residual)
         defect = float(torch.linalg.vector_norm(missed) / size) if size > 0 else 0.0
         if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
             return point, defect, 0
         correction = self.curvature.direction(missed, damping)
         change = point.change + correction.value
-        longest = policy.shortest * reach * torch.linalg.vector_norm(path.first.value)
-        too_far = bool(torch.linalg.vector_norm(correction.value) > longest)
+        longest = policy.shortest * reach * self.curvature.norm(path.first.value)
+        too_far = self.curvature.norm(correction.value) > longest
         if too_far or (self.max_norm is not None and bool(torch.linalg.vector_norm(change) > self.max_norm)):
             return point, defect, correction.iterations
         corrected = self._point(change, length)
         return min(point, corrected, key=lambda found: found.loss), defect, correction.iterations
 
     def _point(self, change: Float[Tensor, " P"], length: float) -> Point:
+        if self.limits is not None:
+            change = torch.minimum(torch.maximum(change, self.limits[0]), self.limits[1])
         outputs = self.evaluate(change)
         return Point(change, outputs, self.loss(outputs), length)
 
@@ -256,14 +353,13 @@ class Search:
         pairs = zip(self.expansion.roots, outputs, self.expansion.outputs, strict=True)
         return torch.cat([apply_root(root, after - before).reshape(-1) for root, after, before in pairs])
 
-    def _left_over(self, first: Direction) -> float:
+    def _left_over(self, first: ParameterStep) -> float:
         """The part of the squared residual that a full step would leave, were the model linear."""
-        before = torch.linalg.vector_norm(self.expansion.residual.double())
-        after = torch.linalg.vector_norm((self.expansion.residual + first.image).double())
+        before = torch.linalg.vector_norm(self.residual.double())
+        after = torch.linalg.vector_norm((self.residual + first.image).double())
         return float((after / before) ** 2) if before > 0 else 1.0
 
-    def _gain_ratio(self, first: Direction, length: float, loss: float) -> float | None:
+    def _gain_ratio(self, first: ParameterStep, length: float, loss: float) -> float | None:
         """Actual decrease over that of the linear model; None where that predicts no decrease."""
-        image = length * self.rate * first.image.double()
-        predicted = -float(torch.dot(self.expansion.residual.double(), image) + 0.5 * torch.dot(image, image))
-        return (self.expansion.loss - loss) / predicted if predicted > 0 else None
+        promised = self._promised(first, length)
+        return (self.expansion.loss - loss) / promised if promised > 0 else None

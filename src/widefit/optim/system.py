@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from widefit.gram.factored import FactoredJacobian
 from widefit.gram.jacobian import FunctionJacobian, PerSample
-from widefit.gram.recording import FactorCost, factor_cost, factored_jacobian, module_outputs, one_a_sample
+from widefit.gram.recording import FactorCost, factor_cost, factored_jacobian, module_outputs, one_a_sample, real
 from widefit.losses.base import LocalLeastSquares, OutputLoss
 from widefit.losses.squared import HalfSquare
+from widefit.optim.arrays import as_tensor
 from widefit.optim.tracing import Traces
 
 
@@ -27,7 +28,7 @@ class Residual:
         `function(model, *sample)` gives a tensor of any shape; it is vectorized over the samples by `torch.vmap`, or
         called sample by sample where that cannot follow it.
     data
-        Tensors that hold one sample an entry of their first dimension, all with as many.
+        Tensors (or NumPy arrays) that hold one sample an entry of their first dimension, all with as many.
     weight
         The block contributes weight · ½ mean(residual²) to the loss.
 
@@ -37,13 +38,14 @@ class Residual:
         No data, sizes that do not match, a weight that is not positive.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *data: Tensor, weight: float = 1.0):
+    def __init__(self, function: Callable[..., Tensor], *data: Any, weight: float = 1.0):
         if not callable(function):
             raise ValueError(
                 f"the first argument of Residual is a function(model, *sample), got {type(function).__name__}"
             )
         if not weight > 0 or weight == float("inf"):
             raise ValueError(f"weight must be positive and finite, got {weight}")
+        data = tuple(as_tensor(item, f"Residual: argument {place}") for place, item in enumerate(data))
         check_data(data, "Residual")
         self.function = function
         self.data = data
@@ -62,7 +64,7 @@ class _Bound(nn.Module):
         output = self.function(self.model, *sample)
         if not isinstance(output, Tensor):
             raise ValueError(f"residual must return a tensor, got {type(output).__name__}")
-        return output.reshape(-1)
+        return real(output).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,17 @@ class System:
     def module(self) -> nn.Module | None:
         """The model whose plain outputs the system is; None for residual functions and for several blocks."""
         return self.blocks[0].model if len(self.blocks) == 1 else None
+
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """Inputs and targets of all blocks."""
+        pairs = [(*block.outputs.data, block.targets) for block in self.blocks]
+        return tuple(tensor for tensors in pairs for tensor in tensors if tensor is not None)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all blocks."""
+        return sum(block.outputs.samples for block in self.blocks)
 
     def factor_cost(self, parameters: dict[str, Tensor]) -> FactorCost | None:
         """Cost of J as layer inputs and backward signals; None where the system has no such form."""

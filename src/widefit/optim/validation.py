@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from widefit.optim.memory import StepMemory
+from widefit.optim.state import StepState
 from widefit.records import FileError, read
 from widefit.training.history import History
 
@@ -90,10 +90,10 @@ def _check_groups(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> 
 
 
 def _check_own(own: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    names = {field.name for field in fields(StepMemory)}
+    names = {field.name for field in fields(StepState)}
     if own.keys() != names | {"preconditioner", "history"}:
         raise FileError("the checkpoint does not say what the optimizer remembers")
-    memory = read(StepMemory, {name: own[name] for name in names}, "the checkpoint")
+    memory = read(StepState, {name: own[name] for name in names}, "the checkpoint")
     if not all(value >= 0 for value in asdict(memory).values()) or not memory.step < 2**53:
         raise FileError(f"the checkpoint remembers {memory}")
     read(History, own["history"], "the history of the checkpoint")

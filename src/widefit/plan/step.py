@@ -19,8 +19,12 @@ _BYTE = 5.0
 # Values of λ a step tries on average, each a factorization; and solves per value.
 _TRIES = 1.2
 _SOLVES = 3.0
+# Numbers held for every input and signal: they themselves, the graph that signals come from, and a forward pass.
+_HELD = 3.0
 # H of fewer flops than this is summed in float64 even for a float32 network.
 _WIDEN = 4e9
+# Up to so many parameters steps go through singular values.
+_FEW_PARAMETERS = 128
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,12 @@ def plan_step(
         raise ValueError(_too_large(shape, dtype, free, solver))
     # Direct solvers answer to rounding however small λ becomes. In float32 λ stays above rounding, so that a few dozen
     # products behind a low-rank preconditioner do as well; in float64 iterations are for what does not fit otherwise.
+    # For few parameters singular values cost next to nothing more and answer to rounding whatever the condition of J.
+    exact = [plan for plan in fitting if plan.solver == "svd" and shape.parameters <= _FEW_PARAMETERS]
     trusted = ("primal", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
-    best = min([plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops_per_step)
+    best = min(
+        exact or [plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops_per_step
+    )
     others = min((plan.flops_per_step for plan in plans if plan is not best), default=math.inf)
     against = f", the next best way {others:.2g}" if others < math.inf else ""
     asked = "as asked for: " if solver != "auto" else ""
@@ -144,10 +152,10 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float
     stored = rows * columns * item
     row_bytes = max(min(free // 4, 3 * stored), 1)
     make = (6.0 + _BYTE * item) * rows * columns
-    factor = _DOUBLE * _TRIES * small**3 / 3
+    factor, factor_dual = (_DOUBLE * _TRIES * size**3 / 3 for size in (columns, rows))
     applied = 4.0 * _SOLVES * _TRIES * rows * columns
     # The matrix, its damped copy and the factor; a solve in float64 whatever H is summed in.
-    squares = 16 * small * small + (8 if wide else item) * small * small
+    squares, squares_dual = (16 * size * size + (8 if wide else item) * size * size for size in (columns, rows))
     remade = make * max(1.0, 0.5 * stored / row_bytes)
 
     def plan(solver: str, jacobian: str, numbers: float, flops: float) -> StepPlan:
@@ -169,15 +177,16 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float
             plan("primal", "function", row_bytes * 3 + squares, make + normal + 3 * applied),
         ]
     dual: list[tuple[str, float, float]] = [
-        ("dense", row_bytes + stored + squares, make + rate * gram_flops + factor + applied),
-        ("function", 3 * row_bytes + squares, remade + rate * gram_flops + factor + 3 * applied),
+        ("dense", row_bytes + stored + squares_dual, make + rate * gram_flops + factor_dual + applied),
+        ("function", 3 * row_bytes + squares_dual, remade + rate * gram_flops + factor_dual + 3 * applied),
     ]
     if shape.factor_flops is not None:
         dual.append(
             (
                 "factors",
-                shape.factor_numbers * rows * item + squares,
-                shape.factor_flops * rows**2 / 2 + factor + applied,
+                # The products of inputs and of signals, before they are multiplied entry by entry.
+                _HELD * shape.factor_numbers * rows * item + squares_dual + 2 * (8 if wide else item) * rows**2,
+                shape.factor_flops * rows**2 / 2 + factor_dual + applied,
             )
         )
     plans += [plan("cholesky", *way) for way in dual]
@@ -206,7 +215,7 @@ def _iterative(shape: StepShape, name: str, products: float) -> list[tuple[str, 
         ("function", 40 * rows * item + extra_bytes, remade),
     ]
     if shape.factor_flops is not None:
-        held = shape.factor_numbers * rows * item + extra_bytes
+        held = _HELD * shape.factor_numbers * rows * item + extra_bytes
         known = products * 12.0 * rows * columns + _TRIES * rank * shape.factor_flops * rows + extra
         ways.append(("factors", held, known))
     return ways

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 
 @dataclass
-class StepMemory:
-    """All of it is in the state dict.
+class StepState:
+    """Everything but tensors that a later step depends on; all of it is in the state dict.
 
     Attributes
     ----------
@@ -17,9 +17,9 @@ class StepMemory:
     changing
         Whether steps see different data.
     tolerance
-        To which an iteration solves the next equations.
+        Accuracy to which an iteration solves the next equations.
     products
-        With H that an iteration takes a step, half of it from the latest one.
+        Products with H that an iteration takes a step, half of it from the latest one.
     pace, trend
         Part of a step that is taken, and trend of the losses before it, where every step sees few, other data.
     """

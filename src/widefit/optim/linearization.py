@@ -1,0 +1,66 @@
+"""J̃ at a point, in the form that the plan of the step asks for."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from widefit.gram.base import Jacobian
+from widefit.gram.jacobian import DenseJacobian
+from widefit.gram.recording import FactorCost
+from widefit.optim.point import StartingPoint
+from widefit.optim.tracing import Traces
+from widefit.plan.step import StepPlan, StepShape
+
+# Solvers that take the columns of J̃ as they are.
+IN_PARAMETERS = ("svd", "primal")
+
+
+@dataclass(frozen=True)
+class JacobianRequest:
+    """What is known of J̃ before it is made.
+
+    Attributes
+    ----------
+    dtype
+        Of J̃.
+    cost
+        Of its factored form, layer inputs and backward signals of a model's own outputs; None where there is none.
+    metric
+        What the columns are multiplied by, shape (P,); None: nothing.
+    """
+
+    dtype: torch.dtype
+    cost: FactorCost | None
+    metric: Float[Tensor, " P"] | None
+
+    def shape(self, point: StartingPoint) -> StepShape:
+        """The sizes that decide what a step costs."""
+        return StepShape(
+            rows=len(point.residual),
+            parameters=point.moving.count,
+            itemsize=self.dtype.itemsize,
+            factor_flops=None if self.cost is None else self.cost.flops,
+            factor_numbers=0.0 if self.cost is None else self.cost.numbers,
+        )
+
+
+def make_jacobian(
+    point: StartingPoint, request: JacobianRequest, plan: StepPlan, traces: Traces, memory: int
+) -> tuple[Jacobian, StepPlan]:
+    """J̃ and the plan, which then names the form that it has."""
+    system, values, expansion = point.system, point.values, point.expansion
+    if plan.jacobian == "factors":
+        return system.factored(values, expansion), plan
+    # In parameter space the columns are scaled afterwards, together with the sizes of the parameters.
+    metric = None if plan.solver in IN_PARAMETERS else request.metric
+    traced = None
+    if metric is None:
+        traced = system.traced(values, expansion, traces, plan.row_bytes, memory // 2, request.dtype)
+    made = traced or system.jacobian(values, expansion, plan.row_bytes, metric)
+    # H is summed from layer inputs and signals without J; whatever else asks for rows asks for them again.
+    summed = plan.solver == "cholesky" and traced is not None
+    if plan.solver == "svd" or (plan.jacobian == "dense" and not summed):
+        return DenseJacobian(made.dense().matrix.detach()), plan
+    return made, plan.traced() if traced is not None else plan
