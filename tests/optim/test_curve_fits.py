@@ -6,7 +6,7 @@ from nist import MODELS, Curve, reference
 
 from widefit import GaussNewton
 
-# MINPACK fails from the same start: exp(b2 / (x + b3)) is off by fifteen powers of ten there.
+# exp(b2 / (x + b3)) is off by seven powers of ten there. (MINPACK, with tolerances of 1e-14, fails from BoxBOD's.)
 _BEYOND = ("MGH10", 0)
 
 
