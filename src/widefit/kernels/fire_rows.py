@@ -55,6 +55,12 @@ def fired_samples(rows, row, samples, out):
 
 
 @njit(nogil=True, cache=True)
+def list_fired(rows, row, samples, out):
+    """Do as `fired_samples`, for callers in Python."""
+    return fired_samples(rows, row, samples, out)
+
+
+@njit(nogil=True, cache=True)
 def row_limit(words, samples):
     """Return the largest number of samples that a row holds as indices: the words of a bitset."""
     return (samples + 8 * words.itemsize - 1) // (8 * words.itemsize)

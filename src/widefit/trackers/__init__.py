@@ -17,7 +17,7 @@ from widefit.trackers.certificate import Certificate
 from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
-from widefit.trackers.layer import features_squared
+from widefit.trackers.layer import features_squared, refuse_unstored
 from widefit.trackers.minibatches import Adversary, Minibatches, attack
 from widefit.trackers.trees.data_tree import DataTree
 from widefit.trackers.trees.weight_tree import WeightTree

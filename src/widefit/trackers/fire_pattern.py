@@ -120,7 +120,7 @@ class FirePattern:
                 return np.empty(0, np.int32)
             row = place
         out = np.empty(self.samples + 1, np.int32)
-        k = kernels.fired_samples(self.rows, row, self.samples, out)
+        k = kernels.list_fired(self.rows, row, self.samples, out)
         return out[:k]
 
     def rows_of(self, neurons: Int[np.ndarray, " q"]) -> Int[np.ndarray, " q"]:

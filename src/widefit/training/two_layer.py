@@ -111,6 +111,7 @@ class TwoLayerModel:
     def start(self, state: dict[str, np.ndarray] | None = None) -> None:
         """Find out who fires."""
         if self._objective.alpha > 0 and self._anchor is None and not self._tracker.defers_weights:
+            trackers.refuse_unstored(self._tracker.name, self._iterate)
             self._anchor = self._iterate.weight.detach().numpy().copy()
         self._tracking = self._tracker.start(
             self._iterate,

@@ -93,24 +93,33 @@ def _sum_over_row(words, first, length, h):
 
 
 @borrowing
-def update_counts(low, high, pairs, rows, squares, half):
-    """Bring rows `low` to `high` of half up to date with flips; `pairs.flipped` is set to 0.
+def _update_row(j, pairs, rows, squares, half):
+    """Bring row j of half up to date with flips; `pairs.flipped` is set to 0 there.
 
     squares : (slots,) weight of a co-firing
     """
     start, slot, _, _, flipped = pairs
     first, length, words = rows
-    for j in range(low, high):
-        for p in range(start[j], start[j + 1]):
-            if flipped[p] == 0:
-                continue
-            s = slot[p]
-            square = half.dtype.type(flipped[p] * squares[s])
-            for t in range(first[s], first[s] + length[s]):
-                half[j, words[t]] += square
-            # The pair itself counts once, half of it here: it stands in its row when it fires.
-            half[j, j] += half.dtype.type(-0.5 if flipped[p] > 0 else 0.5) * square
-            flipped[p] = 0
+    for p in range(start[j], start[j + 1]):
+        if flipped[p] == 0:
+            continue
+        s = slot[p]
+        square = half.dtype.type(flipped[p] * squares[s])
+        for t in range(first[s], first[s] + length[s]):
+            half[j, words[t]] += square
+        # The pair itself counts once, half of it here: it stands in its row when it fires.
+        half[j, j] += half.dtype.type(-0.5 if flipped[p] > 0 else 0.5) * square
+        flipped[p] = 0
+
+
+@njit(nogil=True, cache=True)
+def update_counts(pairs, rows, squares, half):
+    """Bring half up to date with flips; `pairs.flipped` is set to 0.
+
+    squares : (slots,) weight of a co-firing
+    """
+    for j in range(half.shape[0]):
+        _update_row(j, pairs, rows, squares, half)
 
 
 @njit(nogil=True, cache=True)
@@ -135,7 +144,7 @@ def evaluate(edges, pairs, rows, coefficients, squares, g, similarity, half, aft
     for part in range(edges.size - 1):
         for j in range(edges[part], edges[part + 1]):
             # While the row is at hand.
-            update_counts(j, j + 1, pairs, rows, squares, half)
+            _update_row(j, pairs, rows, squares, half)
             _image(half, similarity, g, j, h, images[part])
             bend = 0.0
             for p in range(start[j], start[j + 1]):

@@ -129,7 +129,7 @@ class OutputSteps:
 
     def updated_counts(self) -> Float[np.ndarray, "n n"]:
         """Return `half`, up to date."""
-        kernels.update_counts(0, len(self.half), self._pairs, self._rows, self._squares, self.half)
+        kernels.update_counts(self._pairs, self._rows, self._squares, self.half)
         return self.half
 
     def pending(self) -> "PendingUpdate":
