@@ -56,10 +56,13 @@ def operator_of(
 
 
 def readout_gram(stage: Stage, weight: float, outputs: int) -> IdenticalBlocks:
-    """Return H of a readout with equal weights w, K = w² (A Aᵀ + 1) for every output; by its factor, if narrower."""
+    """Return H of a readout with equal weights w: K = w² (A Aᵀ + 1) for every output.
+
+    With many more rows than inputs K is known by its factor alone: below that A Aᵀ is at hand, and factored sooner.
+    """
     layer = stage.boundary[0]
-    if len(layer.inputs) <= layer.inputs.shape[1]:
-        return IdenticalBlocks(DenseGram(weight**2 * layer.gram), outputs)
+    if layer.overlap is not None:
+        return IdenticalBlocks(DenseGram(weight**2 * layer.overlap), outputs)
     inputs = layer.inputs
     if layer.module.bias is not None:
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
