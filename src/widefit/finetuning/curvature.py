@@ -20,6 +20,8 @@ FACTORED = 1000
 # A step is one of several: a loose solution takes a third of the products of a tight one and generalizes as well.
 _TOLERANCE = 0.4
 _PRODUCTS = 60
+# Residual up to which a solution in the space of the weights is refined.
+_REFINED = 1e-3
 # Random signs of the outputs that the mean over them is estimated from.
 _DRAWS = 2
 
@@ -133,7 +135,7 @@ class StageSolver(Solver):
 def _solver_for(operator: Operator) -> Solver:
     block = operator.kernel if isinstance(operator, IdenticalBlocks) else operator
     if block.factor is not None and block.factor.shape[1] < block.size:
-        return Primal()
+        return Primal(tolerance=_REFINED)
     if isinstance(block, DenseGram):
         return Cholesky()
     if isinstance(operator, ImplicitGram):
