@@ -420,3 +420,18 @@ def test_bad_input(name: str):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_readout_with_many_rows_is_refined_no_further_than_a_step_needs():
+    model, x = perceptron(4, 30, 9, 3, dtype=torch.float32), rows_for("", 400).float()
+    stage = stage_of(model, ["4"], x)
+    point = stage.start()
+    local = Squared().expand(point.outputs, torch.ones_like(point.outputs))
+    operator = operator_of(stage, point, stage.jacobian(point, local.root), local.root)
+    damping = 0.01 * operator.trace() / operator.size
+    solution = StageSolver().solve(operator, local.residual.reshape(-1), damping)
+    assert solution.solver == "primal"
+    J = local.root.double() * dense_jacobian(copy.deepcopy(model).double(), ["4"], x.double())
+    assert solution.residual_norm <= 1e-3
+    left = J @ (J.T @ solution.value.double()) + damping * solution.value - local.residual.reshape(-1)
+    assert torch.linalg.vector_norm(left) <= 1.1e-3 * torch.linalg.vector_norm(local.residual)

@@ -20,6 +20,8 @@ FACTORED = 1000
 # A step is one of several: a loose solution takes a third of the products of a tight one and generalizes as well.
 _TOLERANCE = 0.4
 _PRODUCTS = 60
+# Residual up to which a solution in the space of the weights is refined.
+_REFINED = 1e-3
 # Random signs of the outputs that the mean over them is estimated from.
 _DRAWS = 2
 
@@ -56,10 +58,13 @@ def operator_of(
 
 
 def readout_gram(stage: Stage, weight: float, outputs: int) -> IdenticalBlocks:
-    """Return H of a readout with equal weights w, K = w² (A Aᵀ + 1) for every output; by its factor, if narrower."""
+    """Return H of a readout with equal weights w: K = w² (A Aᵀ + 1) for every output.
+
+    With many more rows than inputs K is known by its factor alone: below that A Aᵀ is at hand, and factored sooner.
+    """
     layer = stage.boundary[0]
-    if len(layer.inputs) <= layer.inputs.shape[1]:
-        return IdenticalBlocks(DenseGram(weight**2 * layer.gram), outputs)
+    if layer.overlap is not None:
+        return IdenticalBlocks(DenseGram(weight**2 * layer.overlap), outputs)
     inputs = layer.inputs
     if layer.module.bias is not None:
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
@@ -130,7 +135,7 @@ class StageSolver(Solver):
 def _solver_for(operator: Operator) -> Solver:
     block = operator.kernel if isinstance(operator, IdenticalBlocks) else operator
     if block.factor is not None and block.factor.shape[1] < block.size:
-        return Primal()
+        return Primal(tolerance=_REFINED)
     if isinstance(block, DenseGram):
         return Cholesky()
     if isinstance(operator, ImplicitGram):

@@ -25,6 +25,8 @@ class Primal(Solver):
     ----------
     max_jitter
         Largest multiple of the mean of diag JᵀJ that may be added to make the factorization succeed.
+    tolerance
+        ‖(H + λI) g − e‖ / ‖e‖ at which refinement ends; 0: when it no longer helps.
 
     Raises
     ------
@@ -35,13 +37,14 @@ class Primal(Solver):
     """
 
     max_jitter: float = Cholesky.max_jitter
+    tolerance: float = 0.0
     name: str = "primal"
 
     def _prepare(self, operator: Operator, damping: float) -> Prepared:
         jacobian = factor_of(operator)
         normal = normal_matrix(jacobian)
         found = damped_factor(DenseGram(normal), damping, self.max_jitter)
-        return Empty(self.name) if found is None else _Primal(operator, jacobian, damping, *found, self.name)
+        return Empty(self.name) if found is None else _Primal(operator, jacobian, damping, *found, self)
 
 
 def normal_matrix(jacobian: Jacobian) -> Float[Tensor, "P P"]:
@@ -61,21 +64,24 @@ class _Primal(Prepared):
     damping: float
     jitter: float
     factor: Float[Tensor, "P P"]
-    name: str
+    solver: Primal
 
     def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
         columns = rhs.reshape(len(rhs), -1)
         value, image = torch.zeros_like(columns), torch.zeros_like(columns)
-        found = solution(value, image, columns, self.damping, 0, self.name, self.jitter)
+        found = solution(value, image, columns, self.damping, 0, self.solver.name, self.jitter)
         for _ in range(1 + _REFINEMENTS):
             value = found.value + self._once(columns - found.image - self.damping * found.value)
-            better = solution(value, self.operator.matvec(value), columns, self.damping, 0, self.name, self.jitter)
+            better = solution(
+                value, self.operator.matvec(value), columns, self.damping, 0, self.solver.name, self.jitter
+            )
             if not better.residual_norm < 0.5 * found.residual_norm:
                 break
             found = better
-        return solution(
-            found.value.reshape(rhs.shape), found.image.reshape(rhs.shape), rhs, self.damping, 0, self.name, self.jitter
-        )
+            if found.residual_norm <= self.solver.tolerance:
+                break
+        value, image = found.value.reshape(rhs.shape), found.image.reshape(rhs.shape)
+        return solution(value, image, rhs, self.damping, 0, self.solver.name, self.jitter)
 
     def _once(self, columns: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         inner = torch.cholesky_solve(self.jacobian.rmatvec(columns).to(torch.float64), self.factor)
