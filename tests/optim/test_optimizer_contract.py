@@ -1,4 +1,4 @@
-"""What a torch optimizer is expected to bear: copies, contexts, types, schedulers; and what is refused with advice."""
+"""The contract of a torch optimizer: copies, contexts, types, schedulers; and refusals that say what to write."""
 
 import copy
 import pickle

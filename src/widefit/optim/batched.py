@@ -17,7 +17,7 @@ _OWN_SIZE = 0.1
 
 @dataclass(frozen=True)
 class BatchedSolution:
-    """Where the fits of a batch have come to.
+    """The ends of a batch of fits.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class BatchedSolution:
     converged
         Whether no step promises to lower the sum of squares by more than rounding, shape (B,).
     steps
-        Of the slowest one.
+        Steps that the slowest one took.
     """
 
     parameters: Float[Tensor, "B P"]

@@ -1,4 +1,4 @@
-"""The covariance of a least-squares estimate: how sure its parameters are."""
+"""The covariance of a least-squares estimate."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def covariance(
     Parameters
     ----------
     names
-        Of the parameters, for what is said where they are not determined.
+        Names of the parameters, for the error message.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def system_covariance(
     Raises
     ------
     ValueError
-        As `GaussNewton.covariance`.
+        The same as for `GaussNewton.covariance`.
     """
     if not all(isinstance(block.loss, HalfSquare | Squared) for block in system.blocks):
         raise ValueError("covariance is that of a least-squares estimate: it needs loss='mse' or residuals")

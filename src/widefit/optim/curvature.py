@@ -38,7 +38,7 @@ class Curvature(ABC):
     sizes
         Diagonal of S, shape (P,); None: the identity. λ multiplies S⁻², a step is long where ‖S⁻¹d‖ is large.
     trace
-        ‖J̃S‖²_F, the sum of its eigenvalues: what a relative λ is relative to.
+        ‖J̃S‖²_F, the sum of its eigenvalues; a relative λ is a part of it.
     floor
         The smallest relative λ that its precision supports.
     column_norms
@@ -52,7 +52,7 @@ class Curvature(ABC):
 
     @property
     def preconditioner(self) -> Preconditioner | None:
-        """What the next step's curvature may start from."""
+        """Preconditioner that the curvature of the next step may start from."""
         return None
 
     def norm(self, change: Float[Tensor, " P"]) -> float:
@@ -80,7 +80,7 @@ class Spectral(Curvature):
     Raises
     ------
     NonFiniteDerivativeError
-        As it says.
+        The derivative overflows.
     """
 
     def __init__(self, jacobian: DenseJacobian, residual: Float[Tensor, " M"], scaling: Scaling):
@@ -144,7 +144,7 @@ class Primal(Curvature):
     Raises
     ------
     NonFiniteDerivativeError
-        As it says.
+        The derivative overflows.
     """
 
     def __init__(self, jacobian: Jacobian, solver: Solver, scaling: Scaling):
@@ -184,16 +184,16 @@ class SampleSpace(Curvature):
     form
         Form H (the solver needs its entries) or leave it as products with J̃.
     dtype
-        In which a formed H is summed.
+        Precision in which a formed H is summed.
     sizes
         S.
     previous
-        What the solver left from an earlier step.
+        Preconditioner of an earlier step.
 
     Raises
     ------
     NonFiniteDerivativeError
-        As it says.
+        The derivative overflows.
     """
 
     def __init__(

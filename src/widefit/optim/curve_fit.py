@@ -36,7 +36,7 @@ class CurveFit:
     steps
         Taken, by the slowest fit.
     starts
-        Where each of several starts led, shape (S, P); None without several.
+        Ends that several starts led to, the best first, shape (S, P); None: there was one start.
     """
 
     parameters: Float[Tensor, "*B P"]
@@ -73,7 +73,7 @@ def curve_fit(
     function
         function(x, *parameters) of torch operations, one value an observation. Its parameters are scalars.
     x
-        Where y was observed: shape (M,), or (k, M) for k variables; with y of shape (B, M) also (B, M).
+        Places at which y was observed: shape (M,), or (k, M) for k variables; with y of shape (B, M) also (B, M).
     y
         Shape (M,), or (B, M) for B fits of the same function at once.
     p0
@@ -174,7 +174,7 @@ class _Problem:
         return CurveFit(solution.parameters, torch.stack(spreads), squares, solution.converged, solution.steps)
 
     def from_starts(self, max_iter: int) -> Float[Tensor, "S P"]:
-        """Where the starts lead, the best first."""
+        """The ends that the starts lead to, the best first."""
         solution = self._solve(self.start, max_iter)
         squares = solution.residual.square().sum(dim=1)
         return solution.parameters[torch.where(torch.isfinite(squares), squares, math.inf).argsort(stable=True)]

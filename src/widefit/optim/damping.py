@@ -1,4 +1,4 @@
-"""How far to trust the linear model: the damping and the length of a step."""
+"""Trust in the linear model: the damping and the length of a step."""
 
 import math
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class DampingPolicy:
     largest
         Upper bound of the relative λ.
     probe
-        Where the second derivative is measured, as a part of d.
+        Place on d at which the second derivative is measured, as a part of it.
     attempts
         Most values of λ tried in one step.
     overfit
@@ -123,7 +123,7 @@ class DampingPolicy:
         return slower, trend**0.9 * loss**0.1
 
     def tolerance(self, previous: float, accepted: bool, ratio: float) -> float:
-        """How exactly the next step's equations are to be solved by an iteration, as a part of the right-hand side.
+        """Return the accuracy to which an iteration is to solve the next equations, as a part of the right-hand side.
 
         A tenth of the factor by which the residual has just fallen, so that the solve is never what holds a step back
         (Eisenstat and Walker, SIAM J. Sci. Comput. 17, 1996); tighter after a step that did not lower the loss.

@@ -92,7 +92,7 @@ class GaussNewton(torch.optim.Optimizer):
     history
         One StepInfo a step.
     plan
-        What "auto" chose for the latest step, why, and what it takes.
+        The choice of "auto" for the latest step, its reason, and its predicted cost.
 
     Raises
     ------

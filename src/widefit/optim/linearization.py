@@ -19,16 +19,16 @@ IN_PARAMETERS = ("svd", "primal")
 
 @dataclass(frozen=True)
 class JacobianRequest:
-    """What is known of J̃ before it is made.
+    """Everything that is known of J̃ before it is made.
 
     Attributes
     ----------
     dtype
-        Of J̃.
+        Precision of J̃.
     cost
-        Of its factored form, layer inputs and backward signals of a model's own outputs; None where there is none.
+        Cost of its factored form, layer inputs and backward signals; None: there is no such form.
     metric
-        What the columns are multiplied by, shape (P,); None: nothing.
+        Factors of the columns, shape (P,); None: 1.
     """
 
     dtype: torch.dtype

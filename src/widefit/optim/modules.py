@@ -1,4 +1,4 @@
-"""What a module may not do while its Jacobian is taken sample by sample."""
+"""Layers that a step cannot take, because their outputs are not functions of one sample each."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm

@@ -106,7 +106,7 @@ class MovingParameters:
                 self.tensors[name].add_(piece)
 
     def kept(self, state: dict[Any, Any], key: str) -> Float[Tensor, " P"] | None:
-        """What `keep` left under a key; None where a parameter has nothing."""
+        """The vector that `keep` left under a key; None where a parameter has nothing."""
         pieces = [state[tensor].get(key) for tensor in self.tensors.values()]
         if any(piece is None for piece in pieces):
             return None

@@ -1,4 +1,4 @@
-"""Where a step begins: the system, the parameters, and the least-squares problem there."""
+"""The starting point of a step: the system, the parameters, and the least-squares problem there."""
 
 import math
 from dataclasses import dataclass

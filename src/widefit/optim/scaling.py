@@ -1,4 +1,4 @@
-"""What each parameter is measured in: damping that does not depend on the units of parameters and data."""
+"""Sizes of parameters: damping that does not depend on the units of parameters and data."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class Scaling:
         return norms if self.largest is None else torch.maximum(norms, self.largest.to(norms))
 
     def sizes(self, norms: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """1/D for such norms: what each parameter is measured in."""
+        """Return 1/D for such norms."""
         if self.given is not None:
             return self.given
         sizes = torch.ones_like(norms) if self.plain else 1 / self._weights(norms)

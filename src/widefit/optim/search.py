@@ -39,7 +39,7 @@ class SearchResult:
     change
         To be added to the parameters; None when nothing lowered the loss.
     outputs, loss
-        Of every block and in total, at the point that was kept.
+        Outputs of every block and the loss, at the point that was kept.
     level
         Relative λ for the next step.
     damping
@@ -82,7 +82,7 @@ class Path:
     bend
         2‖a‖/‖d‖.
     iterations
-        Of the solves for it.
+        Products with H that the solves for it took.
     """
 
     first: ParameterStep
@@ -102,7 +102,7 @@ class Path:
         return change if self.second is None else change + reach * reach * self.second.value
 
     def image(self, reach: float) -> Float[Tensor, " M"]:
-        """What the outputs should change by."""
+        """Predicted change of the outputs."""
         image = reach * self.first.image
         return image if self.curve is None else image + reach * reach * self.curve
 
@@ -138,7 +138,7 @@ class Search:
     rate
         Learning rate: the part of a full step that is taken.
     momentum
-        Where the step starts from; None: from θ.
+        Starting point of the step; None: θ.
     max_norm
         Upper bound on the norm of a step.
     limits
@@ -349,7 +349,7 @@ class Search:
         return Point(change, outputs, self.loss(outputs), length)
 
     def _change(self, outputs: list[Float[Tensor, "_ _"]]) -> Float[Tensor, " M"]:
-        """How far outputs are from those at θ, weighted as the rows of J̃ are."""
+        """Difference between outputs and those at θ, weighted as the rows of J̃ are."""
         pairs = zip(self.expansion.roots, outputs, self.expansion.outputs, strict=True)
         return torch.cat([apply_root(root, after - before).reshape(-1) for root, after, before in pairs])
 

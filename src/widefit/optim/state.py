@@ -1,4 +1,4 @@
-"""What one step hands to the next."""
+"""The state of the optimizer that one step hands to the next."""
 
 import math
 from dataclasses import dataclass

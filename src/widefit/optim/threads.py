@@ -11,7 +11,7 @@ _SMALL = 1 << 19
 
 @contextmanager
 def few_threads(numbers: int) -> Iterator[None]:
-    """Let torch use one thread while J has few numbers; afterwards as many as before."""
+    """Keep torch to one thread while J has few numbers; afterwards it has as many as before."""
     before = torch.get_num_threads()
     if numbers >= _SMALL or before == 1:
         yield
