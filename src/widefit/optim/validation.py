@@ -14,7 +14,7 @@ from widefit.training.history import History
 
 @dataclass(frozen=True)
 class _Preconditioner:
-    """Of the solver, without its factor."""
+    """Preconditioner of a solver, without its factor."""
 
     factor: None
     damping: float

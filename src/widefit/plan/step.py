@@ -1,4 +1,4 @@
-"""What "auto" chooses for a step: which factorization, on which form of J, and what it takes."""
+"""Choices of "auto" for a step: the factorization, the form of J, and the predicted cost."""
 
 import math
 from dataclasses import dataclass, fields, replace
