@@ -255,7 +255,7 @@ class TestTypesOfTraining:
         record = TableEncoding.learn(mixed(), "flag").to_dict()
         entry = record["target"] if part == "target" else record["columns"][0]
         entry[field] = value
-        with pytest.raises(ValueError, match="not the record of a TableEncoding"):
+        with pytest.raises(ValueError, match="the encoding"):
             TableEncoding.from_dict(record)
 
 

@@ -497,6 +497,9 @@ class Wide(BaseEstimator, ABC):
         """
         check_parts(tensors, document, cls().get_params())
         model = cls(**{name: from_plain(value, name) for name, value in document["parameters"].items()})
+        if document.get("sgd") is not None:
+            # Version 0.1 wrote the settings of a rule apart.
+            model.rule = from_plain({"type": "SGD", "settings": document["sgd"]}, "rule")
         model.network_ = network_from_parts(tensors, document["network"])
         model.sphere_ = SphereMap.from_arrays(
             {name: tensor.numpy() for name, tensor in tensors.items()}, document["sphere_constant"]

@@ -43,6 +43,10 @@ class Record:
     classes: Labels | None = None
     class_dtype: str | None = None
     sharpness: float | None = None
+    offset: list[float] | None = None
+    samples: int | None = None
+    # Settings of the rule in version 0.1.
+    sgd: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,8 @@ def _check_classes(record: Record, outputs: int) -> None:
         raise FileError(f"it has {len(labels)} classes and {outputs} outputs")
     if record.sharpness is None or not math.isfinite(record.sharpness):
         raise FileError(f"its sharpness is {record.sharpness}")
+    if record.offset is not None and (len(record.offset) != outputs or not np.isfinite(record.offset).all()):
+        raise FileError(f"its offset must be {outputs} finite numbers")
     labels_array(labels, dtype)
 
 

@@ -19,10 +19,6 @@ class WeightChange(Protocol):
         """
         ...
 
-    def check_fits(self, width: int, features: int, outputs: int) -> None:
-        """Raise a ValueError where it belongs to a network of another size."""
-        ...
-
     def state(self) -> dict[str, np.ndarray]:
         """Return everything it is made of, as arrays."""
         ...
@@ -40,8 +36,9 @@ _OWN = {"CertificateDelta": "widefit.trackers.certificate.weight_change"}
 def restorable(cls: Class) -> Class:
     """Register a class with `from_state(state)`, the inverse of `state()`, so that networks can load it.
 
-    `from_state` must refuse a state that is not one of `state()`. Files name the class; a class of widefit may say
-    another name, `file_name`, than its own.
+    `from_state` must refuse a state that is not one of `state()`. A class may have a method `check_fits(width,
+    in_features, out_features)` that raises a ValueError where a change belongs to another network. Files name the class;
+    a class of widefit may say another name, `file_name`, than its own.
 
     Raises
     ------

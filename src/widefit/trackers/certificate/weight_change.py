@@ -89,7 +89,7 @@ class CertifiedChange:
         if last > width or self.inputs.shape[1] != features or self.scale.size != outputs:
             found = f"{last:,} neurons, {self.inputs.shape[1]:,} features and {self.scale.size:,} outputs"
             raise FileError(f"the displacement belongs to a network with {found}")
-        if self.before is not None:
+        if isinstance(self.before, CertifiedChange):
             self.before.check_fits(width, features, outputs)
 
     def state(self) -> dict[str, np.ndarray]:
