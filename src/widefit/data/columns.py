@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from widefit.data.notation import is_number
 from widefit.data.words import TableError, listing, plural, shell
+from widefit.records import FileError
 
 Kind = Literal["number", "boolean", "category"]
 
@@ -69,27 +70,11 @@ class Column:
         record = {"name": self.name, "kind": self.kind, "categories": list(self.categories), "fill": self.fill}
         return record | ({"indicator": True} if self.indicator else {})
 
-    @classmethod
-    def from_dict(cls, record: dict) -> "Column":
-        """The inverse of `to_dict`; files of version 0.1 know no indicator.
-
-        Raises
-        ------
-        KeyError, TypeError
-            The record is not one of `to_dict`.
-        """
-        column = cls(
-            record["name"],
-            record["kind"],
-            tuple(record["categories"]),
-            record["fill"],
-            record.get("indicator", False),
-        )
-        texts = isinstance(column.name, str) and all(isinstance(category, str) for category in column.categories)
-        filled = column.fill is None or isinstance(column.fill, str if column.kind == "category" else int | float)
-        if not texts or not filled or column.kind not in get_args(Kind) or not isinstance(column.indicator, bool):
-            raise TypeError(f"no column is described by {record!r}")
-        return column
+    def checked(self) -> "Column":
+        """The column itself, or a FileError where what stands in for a gap is of another kind than the column."""
+        if self.fill is not None and isinstance(self.fill, str) != (self.kind == "category"):
+            raise FileError(f"the encoding fills the gaps of column {self.name!r} with {self.fill!r}")
+        return self
 
     def read(self, values: pl.Series, gaps: pl.Series) -> np.ndarray | pl.Series:
         """Return the values as training read its own: float64 with NaN, or text with null, where they are missing.

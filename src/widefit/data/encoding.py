@@ -218,6 +218,8 @@ class TableEncoding:
         found = read(cls, record, "the encoding")
         if found.target.task == "classification" and len(found.target.labels) < 2:
             raise FileError("the encoding has a target of less than two classes")
+        for column in found.columns:
+            column.checked()
         return found
 
 

@@ -37,8 +37,8 @@ def restorable(cls: Class) -> Class:
     """Register a class with `from_state(state)`, the inverse of `state()`, so that networks can load it.
 
     `from_state` must refuse a state that is not one of `state()`. A class may have a method `check_fits(width,
-    in_features, out_features)` that raises a ValueError where a change belongs to another network. Files name the class;
-    a class of widefit may say another name, `file_name`, than its own.
+    in_features, out_features)` that raises a ValueError where a change belongs to another network. Files name the
+    class; a class of widefit may say another name, `file_name`, than its own.
 
     Raises
     ------
