@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -65,6 +66,17 @@ NaValueOption = Annotated[
         rich_help_panel=READING,
         help="What stands for a missing value, besides NA, NaN, ? and the like; may be repeated.",
     ),
+]
+FILES = "Files"
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=FILES, help="Keep the state of the training in this file."),
+]
+CheckpointEveryOption = Annotated[
+    float, typer.Option(min=0.0, metavar="SECONDS", rich_help_panel=FILES, help="How often to do so.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=FILES, help="Go on from the state in --checkpoint.")
 ]
 
 

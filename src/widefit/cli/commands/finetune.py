@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
-from widefit.cli.commands.train import CheckpointEveryOption, CheckpointOption, ResumeOption
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
+    CheckpointEveryOption,
+    CheckpointOption,
     DataArgument,
     DecimalOption,
     HeaderOption,
     JsonOption,
     NaValueOption,
     QuietOption,
+    ResumeOption,
     ThreadsOption,
     examples,
     limit_threads,

@@ -8,12 +8,16 @@ from typer.models import OptionInfo
 
 from widefit.cli.failure import guarded
 from widefit.cli.options import (
+    FILES,
+    CheckpointEveryOption,
+    CheckpointOption,
     DataArgument,
     DecimalOption,
     HeaderOption,
     JsonOption,
     NaValueOption,
     QuietOption,
+    ResumeOption,
     ThreadsOption,
     auto_or_number,
     examples,
@@ -36,7 +40,8 @@ EXAMPLES = examples(
 )
 
 
-TABLE, MODEL, FILES = "The table", "The model", "Files"
+TABLE = "The table"
+MODEL = "The model"
 
 
 def auto_or_number_option(text: str) -> OptionInfo:
@@ -151,16 +156,6 @@ ReportOption = Annotated[
     Path | None, typer.Option(metavar="FILE", rich_help_panel=FILES, help="The report; by default NAME.html here.")
 ]
 NoReportOption = Annotated[bool, typer.Option("--no-report", rich_help_panel=FILES, help="Write no report.")]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", rich_help_panel=FILES, help="Keep the state of the training in this file."),
-]
-CheckpointEveryOption = Annotated[
-    float, typer.Option(min=0.0, metavar="SECONDS", rich_help_panel=FILES, help="How often to do so.")
-]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", rich_help_panel=FILES, help="Go on from the state in --checkpoint.")
-]
 
 
 @guarded
