@@ -80,7 +80,7 @@ def run(size: str, widths: str = "", layers: str = "", threshold: float = 0.0, k
 
 
 def _kept(name: str, layers: int, width: int, threshold: float, keep: str) -> dict[str, float]:
-    """What a process of its own measures, or has measured before."""
+    """Measure in a process of its own, or read the file in `keep` that an earlier run left."""
     place = Path(keep) / f"deep-{name}-{layers}-{width}-{threshold:g}.json" if keep else None
     if place is not None and place.exists():
         return json.loads(place.read_text())

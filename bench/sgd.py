@@ -87,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a contestant takes, in seconds.
+    """Time and memory of a contestant; times in seconds.
 
     Attributes
     ----------

@@ -238,7 +238,7 @@ def slope(points: list[list[float]]) -> float:
 
 
 def _peak_memory(exponent: int, tracker: str) -> float:
-    """In a process of its own: the peak of a process never falls."""
+    """Peak memory of a fit in a process of its own, since the peak of a process never falls."""
     command = [sys.executable, __file__, "--one", str(exponent), tracker]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(printed.splitlines()[-1])

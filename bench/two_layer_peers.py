@@ -97,7 +97,7 @@ class DenseNetwork:
 
 @dataclass
 class Timed:
-    """What a run of a peer came to.
+    """Outcome of a run of a peer.
 
     Attributes
     ----------

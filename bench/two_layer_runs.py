@@ -20,12 +20,12 @@ from widefit.plan.base import Plan
 from widefit.rules import SGD, Rule
 from widefit.trackers import Minibatches, Tracker, TrackerReport
 from widefit.training.history import History, StepInfo
-from widefit.training.train import Training
+from widefit.training.loop import Loop
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a run came to.
+    """Outcome of a run of widefit.
 
     Attributes
     ----------
@@ -77,15 +77,15 @@ class Watch(Callback):
         self.report: TrackerReport | None = None
         self.plan = Plan()
 
-    def start(self, run: Training) -> None:
-        self.begun, self.plan = time.perf_counter(), run.plan
+    def start(self, run: Loop) -> None:
+        self.begun, self.plan = time.perf_counter(), run.stepper.model.plan
         self.say(run.history[-1])
 
-    def step(self, run: Training, info: StepInfo) -> bool:
+    def step(self, run: Loop, info: StepInfo) -> bool:
         self.say(info)
         return time.perf_counter() - self.begun > self.limit
 
-    def finish(self, run: Training, history: History) -> None:
+    def finish(self, run: Loop, history: History) -> None:
         self.report = run.stepper.model.report
 
     def say(self, info: StepInfo) -> None:

@@ -1,4 +1,4 @@
-"""The peers that benches hold beside widefit do the same work as widefit, or a bench would measure nothing."""
+"""Benches keep what a run of widefit leaves, and their peers do the same work, or a bench would measure nothing."""
 
 from pathlib import Path
 
@@ -10,9 +10,12 @@ from problems import digits_parity
 import widefit
 from widefit.cli.benches import load
 from widefit.nn import TwoLayer
-from widefit.rules import GradientDescent
+from widefit.rules import SGD, GradientDescent
 
-peers = load(Path(__file__).parents[1] / "bench" / "two_layer_peers.py")
+BENCHES = Path(__file__).parents[1] / "bench"
+peers = load(BENCHES / "two_layer_peers.py")
+problems = load(BENCHES / "two_layer_problems.py")
+runs = load(BENCHES / "two_layer_runs.py")
 
 
 @pytest.fixture
@@ -57,3 +60,27 @@ def test_dense_sgd_is_that_of_autograd(problem):
     outputs = exact(inputs.double()).detach().numpy()[:, 0]
     assert found.losses[-1] == pytest.approx(np.mean((outputs - targets.numpy()) ** 2), rel=1e-4)
     assert found.losses[-1] < found.losses[0]
+
+
+def test_a_fit_keeps_what_the_run_leaves():
+    network = TwoLayer(64, 1000, seed=3)
+    found = runs.fit(network, problems.digits_parity(200))
+    assert found.steps[-1].loss < 1e-10
+    assert not found.cut
+    assert [what for what, _, _ in found.plan.rows()] == ["tracker", "solver"]
+    assert found.report.bytes_held > 0
+
+
+def test_a_limit_ends_a_fit():
+    found = runs.fit(TwoLayer(64, 1000, seed=3), problems.digits_parity(200), limit=0.0)
+    assert found.cut
+    assert len(found.steps) == 2
+    assert found.seconds_for(3) == pytest.approx(found.seconds + 2 * found.loop_seconds)
+
+
+def test_a_recording_rule_gives_the_batches_that_it_took():
+    rule, seen = runs.recording(SGD, lr=1e-3, batch_size=32)
+    runs.fit(TwoLayer(64, 1000, seed=3), problems.digits_parity(200), rule=rule, max_iter=2)
+    batches = runs.batches_of(seen)
+    assert [len(batch) for batch in batches] == 2 * [32, 32, 32, 32, 32, 32, 8]
+    assert torch.equal(torch.cat(batches[:7]).sort().values, torch.arange(200))

@@ -144,7 +144,7 @@ class TestTrain:
 
 @pytest.fixture(scope="module")
 def said(houses: Path) -> dict[str, Result]:
-    """What predict, evaluate and info say of the two models."""
+    """Answers of predict, evaluate and info for the two models."""
     frame = pl.read_csv(houses / "new.csv")
     frame.select(*reversed(frame.columns)).write_parquet(houses / "shuffled.parquet")
     (houses / "rome.csv").write_text((houses / "new.csv").read_text().replace("Bonn", "Rome"))

@@ -169,7 +169,7 @@ class Model:
 
 
 class Delta:
-    """What fine-tuning has added."""
+    """Low-rank changes of layers from fine-tuning."""
 
     kind = "delta"
 

@@ -1,4 +1,4 @@
-"""What every operator must do: a new one inherits `OperatorCase` and says how it is made, and what it is."""
+"""Contract of every operator: a new one inherits `OperatorCase` and says how it is made, and what it is."""
 
 from abc import ABC, abstractmethod
 

@@ -131,7 +131,7 @@ def test_where_nothing_slopes_nothing_moves():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_robust_accuracy_of_a_linear_network_is_known(norm):
-    """Where every neuron fires f is linear, and the worst point of a ball is f − ρ ‖∇f‖ with the dual norm."""
+    """With every neuron firing f is linear, and the worst point of a ball is f − ρ ‖∇f‖ with the dual norm."""
     generator = np.random.default_rng(0)
     network = TwoLayer(4, 50, threshold=-100.0, dtype=torch.float64)
     x, y = generator.standard_normal((200, 4)), np.where(generator.random(200) < 0.5, -1.0, 1.0)[:, None]

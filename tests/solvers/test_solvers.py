@@ -101,7 +101,7 @@ def system(solver: Solver, name: str, kind: str) -> tuple[Operator, Tensor]:
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 class TestSolver:
-    """What any solver must do; a new one joins by its place in SOLVERS."""
+    """Contract of every solver; a new one joins by its place in SOLVERS."""
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("name", OPERATORS)

@@ -87,6 +87,12 @@ def reading_of(header: bool | None, decimal: DecimalChoice | None, na_values: li
     return Reading(header, None if decimal is None else decimal.value, tuple(na_values or ()))
 
 
+def refuse_resume_without_checkpoint(resume: bool, checkpoint: Path | None) -> None:
+    """Raise a BadParameter where --resume has no file to go on from."""
+    if resume and checkpoint is None:
+        raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
+
+
 def examples(*lines: str) -> str:
     """The end of a help page: commands as one types them, a line each."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])

@@ -21,6 +21,7 @@ from widefit.cli.options import (
     limit_threads,
     one_of,
     reading_of,
+    refuse_resume_without_checkpoint,
 )
 from widefit.plan.names import LAYERS, TORCH_LOSSES
 
@@ -91,8 +92,7 @@ def command(
     are numbered from 0, text in alphabetical order. Ctrl-C ends the training after the step in progress and keeps the
     best weights so far.
     """
-    if resume and checkpoint is None:
-        raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
+    refuse_resume_without_checkpoint(resume, checkpoint)
     limit_threads(threads)
     from widefit.cli.output import Output
     from widefit.cli.run.finetune import Job, run

@@ -25,6 +25,7 @@ from widefit.cli.options import (
     limit_threads,
     one_of,
     reading_of,
+    refuse_resume_without_checkpoint,
 )
 from widefit.plan.names import ACTIVATIONS, DEEP_SOLVERS, RULES, STREAM_TRACKERS, TRACKERS
 
@@ -199,8 +200,7 @@ def command(
     """
     if no_report and report is not None:
         raise typer.BadParameter("--report and --no-report exclude each other")
-    if resume and checkpoint is None:
-        raise typer.BadParameter("--resume needs --checkpoint FILE, the state to go on from")
+    refuse_resume_without_checkpoint(resume, checkpoint)
     if stream and tracker not in ("auto", *STREAM_TRACKERS):
         raise typer.BadParameter(f"--stream takes --tracker auto, {' or '.join(STREAM_TRACKERS)}, not {tracker}")
     if stream and alpha not in ("auto", 0):
