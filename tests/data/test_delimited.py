@@ -161,6 +161,9 @@ WRITTEN: dict[str, tuple[str, dict[str, list]]] = {
     "euros": ("a;b\n1;1.900,00 €\n2;5 EUR\n", {"a": [1, 2], "b": [1900, 5]}),
     "per cent": ("a,b\n1,12%\n2,7.5 %\n", {"a": [1, 2], "b": [0.12, 0.075]}),
     "per cent of some": ("a,b\n1,12%\n2,0.5\n", {"a": [1, 2], "b": ["12%", "0.5"]}),
+    "accountants' negatives": ('a,b\n1,(2.50)\n2,"1,016"\n3,($3)\n', {"a": [1, 2, 3], "b": [-2.5, 1016, -3]}),
+    "labels in parentheses": ("a,b\n1,(2)\n2,(3)\n", {"a": [1, 2], "b": ["(2)", "(3)"]}),
+    "typeset minus signs": ("a,b\n1,\u22122.5\n2,3e2\n", {"a": [1, 2], "b": [-2.5, 300]}),
     "dashes among numbers": ("a,b\n1,2\n-,3\n4,--\n", {"a": [1, None, 4], "b": [2, 3, None]}),
     "a dash among words": ("a,b\n1,x\n2,-\n", {"a": [1, 2], "b": ["x", "-"]}),
     "pandas' marks": ("a,b\n1,x\n1.#QNAN,#N/A\n", {"a": [1, None], "b": ["x", None]}),
@@ -174,6 +177,13 @@ def test_ways_to_write_a_table(name: str, tmp_path: Path) -> None:
     assert read(content, tmp_path).frame.to_dict(as_series=False) == expected
     blocks = [block.frame for block in TableBlocks(tmp_path / "t.csv", 100)]
     assert [block.to_dict(as_series=False) for block in blocks] == [expected]
+
+
+@pytest.mark.parametrize("text", ["a b c\n1 2 3\n4 5 6\n", "1.5   2\n3  -4\n"])
+def test_numbers_with_blanks_between_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"numbers a line with blanks between them; .* tr -s ' ' , < "):
+        read(text, tmp_path)
+    assert read("town\nNew York\nLos Angeles\n", tmp_path).frame["town"].to_list() == ["New York", "Los Angeles"]
 
 
 def test_what_was_decided_is_said(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files by their names and bytes: a name is a name, and whatever cannot be opened is said in one sentence."""
 
 import bz2
+import gc
 import gzip
 import io
 import lzma
@@ -257,3 +258,20 @@ def test_damaged_members_are_arrays_or_an_error_in_words(
     except TableError:
         return
     assert table.frame.height > 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    """Refused or read: a file left to the garbage collector would be a warning there, and locked on Windows."""
+    contents = {
+        "refused.csv": "\ufeff".encode("utf-16") + CSV,
+        "t.csv.xz": lzma.compress(CSV),
+        "t.zip": zipped(**{"t.csv": CSV}),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    refusal(tmp_path / "refused.csv")
+    for name in ("t.csv.xz", "t.zip"):
+        assert read_table(tmp_path / name).frame.equals(FRAME)
+        assert len(list(TableBlocks(tmp_path / name, 100))) == 1
+    gc.collect()

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from widefit.data.notation import MISSING, MISSING_AMONG_NUMBERS, is_number
 from widefit.data.reading import Reading
 from widefit.data.rows import parse_rows
-from widefit.data.words import TableError, plural
+from widefit.data.words import TableError, plural, shell
 
 SEPARATORS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(\t|[^\w\s"])"?\s*', re.IGNORECASE)
@@ -71,6 +72,7 @@ class Dialect:
         if separator is None:
             separator = _tabs_or_refusal(body[0], path) if tabs else _separator(body)
         rows = _rows(body, separator)
+        _refuse_blanks(rows, path)
         if comments:
             rows = [row for row in rows if not row[0].startswith("#")]
         if not rows:
@@ -118,6 +120,19 @@ def _separator(lines: Sequence[str]) -> str:
         # "3,5;4,1" is two numbers with decimal commas, not three fields.
         return ";"
     return (even or several or [","])[0]
+
+
+def _refuse_blanks(rows: list[list[str]], path: Path) -> None:
+    """Refuse what seems to be one column, and is several of numbers with blanks between."""
+    if len(rows) < 2 or any(len(row) > 1 for row in rows):
+        return
+    fields = [row[0].split() for row in rows if row and row[0]]
+    widths = {len(row) for row in fields}
+    if len(widths) == 1 and widths != {1} and all(map(is_number, chain.from_iterable(fields[1:]))):
+        raise TableError(
+            f"{path}: {widths.pop()} numbers a line with blanks between them; widefit reads commas, semicolons, tabs "
+            f"and bars: tr -s ' ' , < {shell(str(path))} > table.csv makes commas of them"
+        )
 
 
 def _rows(lines: Sequence[str], separator: str) -> list[list[str]]:

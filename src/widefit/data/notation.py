@@ -20,7 +20,7 @@ MISSING_AMONG_NUMBERS = (
     *("-", "--", "---", "–", "—", ".", "..", "...", "na", "n.a.", "N.A.", "missing", "Missing", "none", "Null"),
     *("#DIV/0!", "#VALUE!", "#REF!", "#NUM!", "#NAME?", "#NULL!"),
 )
-_SIGN = r"[+-]?"
+_SIGN = "[+\u2212-]?"
 _EXPONENT = r"([eE][+-]?[0-9]+)?"
 _CURRENCY = r"(?:[$€£¥₹₩]|USD|EUR|GBP|CHF|JPY)"
 _SPACE = "[ '’\u00a0\u202f]"
@@ -32,6 +32,8 @@ _GRAMMARS = {
 _DRESSED = re.compile(
     rf"{_SIGN}{_CURRENCY}?\s*{_SIGN}([0-9][0-9.,' \u00a0\u202f]*|[.,][0-9]+){_EXPONENT}\s*(?:{_CURRENCY}|%)?"
 )
+# Accountants write -1.50 as (1.50), typesetters with a sign of its own.
+_NEGATIVE = r"^\(([^-+()\u2212]+)\)$"
 # Rows that show what most columns are not.
 _FIRST = 1000
 _NOT_FINITE = r"(?i)^[+-]?(inf(inity)?|nan)$"
@@ -40,8 +42,8 @@ Kind = Literal["number", "boolean", "time", "text"]
 
 
 def is_number(field: str) -> bool:
-    """Return whether a field looks like a number in some notation: 3, -1.5e3, 3,5, 1,016.00, $900, 12%."""
-    return _DRESSED.fullmatch(field) is not None
+    """Return whether a field looks like a number in some notation: 3, -1.5e3, 3,5, 1,016.00, $900, 12%, (3)."""
+    return _DRESSED.fullmatch(re.sub(_NEGATIVE, r"-\1", field)) is not None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,9 @@ def _look(text: pl.Series, kind: str | None) -> _Appearance:
     present = text.drop_nulls()
     values = present.filter(~present.is_in(list(MISSING_AMONG_NUMBERS)))
     fits = tuple(mark for mark in (".", ",") if _all_fit(values, mark)) if len(values) else ()
+    if fits and kind is None and values.str.starts_with("(").all():
+        # "(1)", "(2)": labels rather than negative numbers.
+        return _Appearance("text")
     if fits:
         # Where one mark alone fits, no example is needed.
         marked = values.filter(_bare(values).str.contains("[.,]")) if len(fits) == 2 else values[:0]
@@ -199,9 +204,11 @@ def _question(name: str, example: str) -> str:
 
 
 def _bare(text: pl.Series) -> pl.Series:
-    """Numbers without the percent sign or the currency."""
+    """Numbers without the percent sign or the currency, negative ones with a hyphen in front."""
     return (
-        text.str.replace(r"\s*%$", "")
+        text.str.replace(_NEGATIVE, "-${1}")
+        .str.replace_all("\u2212", "-", literal=True)
+        .str.replace(r"\s*%$", "")
         .str.replace(rf"^({_SIGN}){_CURRENCY}\s*({_SIGN})", "${1}${2}")
         .str.replace(rf"\s*{_CURRENCY}$", "")
     )

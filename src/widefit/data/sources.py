@@ -159,7 +159,11 @@ def open_table(source: str | Path) -> TableFile:
         file = path.open("rb")
     count = bool(compression) + bool(kind)
     name = path.name[: -len("".join(path.suffixes[-count:]))]
-    return _resolved(path, name, kind, compression, file)
+    try:
+        return _resolved(path, name, kind, compression, file)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _refuse_missing(path: Path) -> None:
@@ -185,8 +189,8 @@ def _resolved(path: Path, name: str, kind: str, compression: str, file: io.Buffe
         if compression == "zip":
             kind, compression = "npz", ""
     if compression:
-        kind, file = _decompressed(path, kind, compression, start, file)
-        start, file = _peeked(file, path)
+        kind, plain = _decompressed(path, kind, compression, start, file)
+        start, file = _peeked(plain, path, below=file)
         if not start:
             raise TableError(f"{path} is empty once decompressed")
     kind = _from_content(start, kind)
@@ -194,22 +198,26 @@ def _resolved(path: Path, name: str, kind: str, compression: str, file: io.Buffe
     return TableFile(path, name, kind, bool(compression), file)
 
 
-def _peeked(file: io.BufferedIOBase, path: Path) -> tuple[bytes, io.BufferedIOBase]:
-    """The first bytes, and a file that has them still."""
+def _peeked(
+    file: io.BufferedIOBase, path: Path, below: io.BufferedIOBase | None = None
+) -> tuple[bytes, io.BufferedIOBase]:
+    """The first bytes, and a file that has them still; closing it closes the one below, which decompressors leave."""
     with damage_in_words(path):
         start = file.read(_START)
     # Decompressors say that they can seek, whether what they read from can or not.
     if isinstance(file, io.BufferedReader) and file.seekable():
         file.seek(0)
         return start, file
-    return start, io.BufferedReader(_Rejoined(start, file), _START)
+    return start, io.BufferedReader(_Rejoined(start, file, below), _START)
 
 
 class _Rejoined(io.RawIOBase):
     """Bytes that were read already, followed by the rest of their file."""
 
-    def __init__(self, start: bytes, file: io.BufferedIOBase):
-        self._start, self._file = memoryview(start), file
+    def __init__(self, start: bytes, file: io.BufferedIOBase, below: io.BufferedIOBase | None):
+        self._start = memoryview(start)
+        self._file = file
+        self._below = below
 
     def readable(self) -> bool:
         return True
@@ -219,6 +227,12 @@ class _Rejoined(io.RawIOBase):
         self._start = self._start[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+        if self._below is not None:
+            self._below.close()
 
 
 def _decompressed(

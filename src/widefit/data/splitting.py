@@ -32,7 +32,8 @@ def split_rows(y: np.ndarray, fraction: float, seed: int, *, stratify: bool) -> 
         return everything, everything[:0]
     generator = np.random.default_rng(seed)
     groups = [np.flatnonzero(y == label) for label in np.unique(y)] if stratify else [everything]
-    wanted = max(1, round(fraction * n))
+    # A lone held-out row of a regression has no R².
+    wanted = max(1 if stratify else 2, round(fraction * n))
     counts = _apportion([len(group) for group in groups], fraction, wanted)
     held_out = np.sort(
         np.concatenate([generator.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)])

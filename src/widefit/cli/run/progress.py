@@ -28,7 +28,7 @@ class Lines(Callback):
         self._metric_name = metric_name
         self._lines = 0
         self._printed_at = 0.0
-        self._printed: StepInfo | None = None
+        self._printed: tuple[int, float] | None = None
 
     def start(self, run: Run) -> None:
         self._print(run.history[-1])
@@ -38,11 +38,13 @@ class Lines(Callback):
             self._print(info)
 
     def finish(self, run: Run, history: History) -> None:
-        if history[-1] is not self._printed:
-            self._print(history[-1])
+        self._print(history[-1])
 
     def _print(self, info: StepInfo) -> None:
+        # The first block of a stream is its start, and the last step of a run its end.
+        if (info.step, info.loss) == self._printed:
+            return
         self._console.print(describe(info, self._metric_name), soft_wrap=True, highlight=False, markup=False)
         self._lines += 1
-        self._printed = info
+        self._printed = (info.step, info.loss)
         self._printed_at = time.monotonic()
