@@ -32,6 +32,7 @@ lint: $(VENV)/.dev ## check style, format and types
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@! grep -rlE '<(script|img|iframe)[^>]+src="?https?:' site --include='*.html' || { echo "these pages load from elsewhere" >&2; exit 1; }
 	@echo "the documentation is in site/index.html"
 
 package: ## build wheel and sdist, and try the wheel in an empty environment

@@ -39,7 +39,7 @@ def worst_rows(report: Report) -> list[list[str]]:
         order = np.argsort(-(finite / np.where(scale > 0, scale, 1.0)).max(axis=1, initial=0.0), kind="stable")[:_ROWS]
         return [
             [_name(report, row), *(", ".join(number(v) for v in values[row]) for values in (truth, prediction, errors))]
-            for row in order
+            for row in order.tolist()
         ]
     truth, prediction = report.codes()
     wrong = np.flatnonzero(truth != prediction)
@@ -49,7 +49,7 @@ def worst_rows(report: Report) -> list[list[str]]:
     probable = ["–" if report.probabilities is None else share(float(sure[row])) for row in order]
     return [
         [_name(report, row), *(escape(str(labels[codes[row]])) for codes in (truth, prediction)), chance]
-        for row, chance in zip(order, probable, strict=True)
+        for row, chance in zip(order.tolist(), probable, strict=True)
     ]
 
 

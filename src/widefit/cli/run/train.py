@@ -16,6 +16,7 @@ from widefit.cli.run.progress import Lines
 from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, save
+from widefit.kernels.clock import seconds_compiling
 from widefit.losses.family import RULE_LOSSES
 from widefit.report import Report, Source, this_machine, write
 
@@ -38,7 +39,11 @@ def run(job: Job, prepared: Prepared, output: Output) -> int:
     """Train, measure, write model and report; returns the exit code."""
     started = time.perf_counter()
     model = _fit(job, prepared, output)
-    clock = {"read": prepared.seconds, "train": time.perf_counter() - started}
+    compiled = seconds_compiling()
+    if compiled >= 1:
+        output.remark(f"kernels were compiled in {seconds(compiled)}, once on this machine; training does not count it")
+    spent = time.perf_counter() - started - compiled
+    clock = {"read": prepared.seconds, "compile": compiled, "train": spent}
     interrupted = model.history_.stop_reason == "interrupted"
 
     # The model first: whatever happens to the report, the training is not lost.
