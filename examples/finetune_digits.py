@@ -31,9 +31,8 @@ for rows in SIZES:
     adapted = widefit.finetune(model, turned[:rows], y[:rows], loss="cross_entropy")
     reached.append(accuracy(adapted, turned))
     record = adapted.finetuning_
-    print(
-        f"{rows} turned digits: {reached[-1]:.1%}, {record.history[-1].seconds:.2f} s, {' then '.join(record.stages)}"
-    )
+    stages = " then ".join(" and ".join(names) for names in record.stages)
+    print(f"{rows} turned digits: {reached[-1]:.1%}, {record.history[-1].seconds:.2f} s, layer {stages}")
 
 figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
 panel.semilogx(SIZES, reached, "o-", label="adapted")

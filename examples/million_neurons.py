@@ -14,7 +14,7 @@ parity = torch.from_numpy(digit % 2 * 2.0 - 1)
 network = widefit.nn.TwoLayer(in_features=64, width=WIDTH, seed=0)
 history = widefit.train(network, X[:ROWS], parity[:ROWS], tol=1e-10)
 for info in history:
-    looked = "a pass over all neurons" if info.rebased else "certificates alone"
+    looked = "a pass over all neurons" if info.rebased or not info.step else "certificates alone"
     print(f"step {info.step}: loss {info.loss:.1e}, {info.flips or 0:,} flips, {looked}, {info.seconds:.1f} s")
 right = torch.sign(network(X[ROWS:])[:, 0]) == parity[ROWS:]
 print(f"{right.double().mean():.1%} of the other digits; {history.why}")

@@ -3,10 +3,12 @@
 import ast
 import contextlib
 import io
+import json
 import os
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot
 import pytest
 import torch
 
@@ -69,6 +71,23 @@ def test_examples_run(path: Path, tmp_path: Path, monkeypatch) -> None:
         torch.set_default_dtype(default)
         mpl.pyplot.close("all")
     assert os.path.getsize(f"{path.stem}.png") > 1000
+
+
+NOTEBOOKS = {"tables": {"WIDTH": 512}, "equations": {"POINTS": 20, "STEPS": 2}}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run_and_carry_no_output(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    cells = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(with_constants(code, NOTEBOOKS[name]), name, "exec"), {"__name__": "__main__"})
+    finally:
+        mpl.pyplot.close("all")
 
 
 def test_the_gallery_shows_every_example() -> None:

@@ -9,11 +9,13 @@ import shlex
 import traceback
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from command_line import call
 
+import widefit
 from widefit.cli.benches import find
 from widefit.rules import StopReason
 
@@ -33,8 +35,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def shown(page: Path) -> dict[str, str]:
     """Examples of a page whose output stands below them, with that output."""
-    pairs = r"^```python\n((?:(?!^```).*\n)*)```\n\n```text\n(.*?)^```$"
-    return dict(re.findall(pairs, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    lines = r"((?:(?!```)[^\n]*\n)*)"
+    pairs = rf"^```python\n{lines}```\n\n```text\n{lines}```$"
+    return dict(re.findall(pairs, page.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def same(found: str, expected: str) -> bool:
@@ -141,7 +144,17 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     named = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    public = {name for name in widefit.__all__ if not isinstance(getattr(widefit, name), ModuleType)} - {"__version__"}
+    for name in widefit.__all__:
+        public |= set(getattr(getattr(widefit, name), "__all__", ()))
+    assert public <= documented
 
 
 def test_the_documentation_says_why_runs_stop_as_they_do() -> None:

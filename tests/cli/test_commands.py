@@ -50,8 +50,8 @@ def test_help_needs_nothing_heavy_and_has_examples(tmp_path: Path) -> None:
 
 def test_every_command_says_what_it_wrote_alike() -> None:
     for command in (train, predict, finetune, bench):
-        options = inspect.get_annotations(command.command)
-        assert options["out"].__metadata__[0].param_decls == ("--out", "-o")
+        option = inspect.get_annotations(command.command)["out"].__metadata__[0]
+        assert {option.default, *option.param_decls} == {"--out", "-o"}
     for command in (train, predict, evaluate, info, finetune, bench):
         assert {"json", "quiet"} <= inspect.signature(command.command).parameters.keys()
 
