@@ -10,7 +10,7 @@ PIN     = $$(grep '^torch==' constraints.txt)
 RECENT := import sys; print(sys.version_info >= (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean FORCE
+.PHONY: help demo test lint docs package bench clean FORCE
 
 help: ## what can be made
 	@echo "make <target>, each alone on a fresh clone:"
@@ -32,7 +32,11 @@ lint: $(VENV)/.dev ## check style, format and types
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@! grep -rlE '<(script|img|iframe)[^>]+src="?https?:' site --include='*.html' || { echo "these pages load from elsewhere" >&2; exit 1; }
 	@echo "the documentation is in site/index.html"
+
+package: ## build wheel and sdist, and try the wheel in an empty environment
+	PYTHON="$(PYTHON)" .ci/package
 
 bench: $(VENV)/.bench ## measure on this machine, in under a minute; BENCH=name for another one
 	$(BIN)/widefit bench $(BENCH) --quick

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from drawing import drawn
 from harness import describe_machine, entry, main
 from pinn_problems import PROBLEMS, Problem
 from torch import nn
@@ -24,9 +26,17 @@ from torch.func import functional_call, vmap
 from widefit import GaussNewton, Residual
 
 Curve = list[tuple[float, float]]  # (seconds, error) after every step
+LABELS = {"widefit": "widefit, defaults", "adam": "Adam, tuned", "l-bfgs": "L-BFGS, tuned"}
+TITLES = {"poisson-2d": "Poisson's equation on the square, 257 parameters"}
 
 
-def train(problem: Problem, seed: int, make: Callable[[nn.Module], Callable[..., None]], seconds: float) -> Curve:
+def train(
+    problem: Problem,
+    seed: int,
+    make: Callable[[nn.Module], Callable[..., None]],
+    seconds: float,
+    now: Callable[[], float],
+) -> Curve:
     """Errors over time of one method; a few steps on a throw-away network come first, so that times are warm."""
     step = make(problem.network(seed))
     for _ in range(2):
@@ -39,11 +49,11 @@ def train(problem: Problem, seed: int, make: Callable[[nn.Module], Callable[...,
     curve: Curve = []
     spent = 0.0
     while spent < seconds:
-        began = time.perf_counter()
+        began = now()
         step(*blocks)
         if problem.resampled:
             blocks = problem.blocks(generator)
-        spent += time.perf_counter() - began
+        spent += now() - began
         curve.append((spent, problem.error(network, test)))
         if curve[-1][1] < problem.goals[-1]:
             break
@@ -118,12 +128,12 @@ def lbfgs(history: int) -> Callable[[nn.Module], Callable[..., None]]:
 GRIDS = {"adam": (adam, (1e-3, 3e-3, 1e-2)), "l-bfgs": (lbfgs, (20, 100))}
 
 
-def tuned(problem: Problem, method: str, seconds: float) -> tuple[float, Curve]:
+def tuned(problem: Problem, method: str, seconds: float, now: Callable[[], float]) -> tuple[float, Curve]:
     """The best value of a method's grid and its curve."""
     make, grid = GRIDS[method]
-    short = {value: train(problem, 0, make(value), seconds / 5) for value in grid}
+    short = {value: train(problem, 0, make(value), seconds / 5, now) for value in grid}
     best = min(grid, key=lambda value: min((error for _, error in short[value]), default=float("inf")))
-    return best, train(problem, 0, make(best), seconds)
+    return best, train(problem, 0, make(best), seconds, now)
 
 
 def reached(curve: Curve, goal: float) -> float:
@@ -138,7 +148,9 @@ def peer_curves(python: str, name: str, seconds: float) -> dict[str, Curve]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def run(size: str, peers: str = "", problems: str = "", seeds: int = 0) -> dict:
+def run(
+    size: str, peers: str = "", problems: str = "", seeds: int = 0, seconds: float = 0.0, clock: str = "wall"
+) -> dict:
     """Time every method on every problem.
 
     Parameters
@@ -152,7 +164,12 @@ def run(size: str, peers: str = "", problems: str = "", seeds: int = 0) -> dict:
         Comma-separated names instead of those of the size: poisson-2d, heat-1d, conductivity, poisson-5d, poisson-10d.
     seeds
         Number of seeds; 0: by size and problem.
+    seconds
+        Given to every method on every problem; 0: by problem.
+    clock
+        "wall", or "cpu": the processor time of this process, which other work on the machine does not lengthen.
     """
+    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     names = (
         problems.split(",")
         if problems
@@ -163,17 +180,18 @@ def run(size: str, peers: str = "", problems: str = "", seeds: int = 0) -> dict:
     count = seeds or (3 if size == "quick" else 10)
     figures, curves, skipped = [], {}, []
     settings = {"size": size, "dtype": "float64", "seeds": count, "problems": names, "peers": bool(peers)}
+    settings["clock"] = clock
     for name in names:
         problem = PROBLEMS[name]
         repeats = seeds or (count if problem.seconds < 25 else 3 if problem.seconds < 60 else 1)
-        limit = min(5.0, problem.seconds) if size == "quick" else problem.seconds
-        ours = [train(problem, seed, gauss_newton, limit) for seed in range(repeats)]
+        limit = seconds or (min(5.0, problem.seconds) if size == "quick" else problem.seconds)
+        ours = [train(problem, seed, gauss_newton, limit, now) for seed in range(repeats)]
         theirs: dict[str, Curve] = {}
         for method in () if size == "quick" else GRIDS:
             if method == "l-bfgs" and problem.resampled:
                 skipped.append({"name": f"{name}, l-bfgs", "reason": "it needs the same points in every step"})
                 continue
-            settings[f"{method} on {name}"], theirs[method] = tuned(problem, method, limit)
+            settings[f"{method} on {name}"], theirs[method] = tuned(problem, method, limit, now)
         if peers and name == "poisson-2d":
             theirs |= peer_curves(peers, name, 4 * limit)
         for goal in problem.goals:
@@ -188,25 +206,33 @@ def run(size: str, peers: str = "", problems: str = "", seeds: int = 0) -> dict:
         last = statistics.median(curve[-1][1] for curve in ours)
         figures.append(entry(f"{name} error at the end, median", last, ""))
         figures += [entry(f"{name} error at the end of {method}", curve[-1][1], "") for method, curve in theirs.items()]
-        curves[name] = {"widefit": ours[0]} | theirs
+        curves[name] = {method: thinned(curve) for method, curve in ({"widefit": ours[0]} | theirs).items()}
     result = {"machine": describe_machine(), "settings": settings, "figures": figures, "skipped": skipped}
     return result | {"curves": curves}
 
 
 def draw(result: dict, path: Path) -> None:
-    """Error over time, one panel a problem."""
-    import matplotlib.pyplot as plt
-
+    """Error over time, one panel a problem; widefit's line is the thick one."""
     curves = result["curves"]
-    figure, panels = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), squeeze=False)
-    for panel, (name, methods) in zip(panels[0], curves.items(), strict=True):
-        for method, curve in methods.items():
-            panel.loglog([max(seconds, 1e-3) for seconds, _ in curve], [error for _, error in curve], label=method)
-        panel.set(title=name, xlabel="seconds", ylabel="RMS error")
-        panel.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    time_of = {"wall": "seconds", "cpu": "seconds of processor time"}[result["settings"]["clock"]]
+    with drawn(path, len(curves), (1.6 + 4.8 * len(curves), 3.4)) as panels:
+        for panel, (name, methods) in zip(np.atleast_2d(panels)[0], curves.items(), strict=True):
+            for method, curve in methods.items():
+                times, errors = zip(*curve, strict=True)
+                width = 2.5 if method == "widefit" else 1.3
+                (line,) = panel.loglog(times, errors, label=LABELS.get(method, method), linewidth=width)
+                panel.plot(times[-1:], errors[-1:], "o", color=line.get_color(), markersize=4)
+            panel.set(title=TITLES.get(name, name), xlabel=time_of, ylabel="RMS error")
+            panel.legend()
+
+
+def thinned(curve: Curve, count: int = 120) -> Curve:
+    """Points of a curve that lie apart on a logarithmic axis of time, the first and the last among them."""
+    if len(curve) <= count:
+        return curve
+    times = np.array([seconds for seconds, _ in curve])
+    kept = np.unique(np.searchsorted(times, np.geomspace(times[0], times[-1], count)))
+    return [(float(f"{curve[i][0]:.4g}"), float(f"{curve[i][1]:.4g}")) for i in kept]
 
 
 if __name__ == "__main__":

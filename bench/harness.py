@@ -61,7 +61,7 @@ def main(name: str, run: Callable[..., dict], draw: Callable[[dict, Path], None]
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="size", action="store_const", const="quick", help="under a minute")
     size.add_argument("--full", dest="size", action="store_const", const="full", help="the largest sizes too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    parser.add_argument("--out", "-o", type=Path, metavar="FILE", help="write the result here, as JSON")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the figure here")
     options = [p for p in inspect.signature(run).parameters.values() if p.name != "size"]
     for option in options:
@@ -74,20 +74,18 @@ def main(name: str, run: Callable[..., dict], draw: Callable[[dict, Path], None]
         print(_readable(line))
     for line in result.get("skipped", []):
         print(f"skipped {line['name']}: {line['reason']}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.figure and draw is not None:
         draw(result, arguments.figure)
 
 
 def _readable(line: dict) -> str:
+    from widefit.cli.benches import compared
+
     value = "not reached" if line["value"] is None else f"{line['value']:.4g} {line['unit']}"
-    text = f"{line['name']}: {value}"
-    if line["ratio"] is not None:
-        text += f"  ({line['ratio']:.3g} x better than {line['against']})"
-    elif line["against"] is not None:
-        text += f"  (against {line['against']})"
-    return text
+    beside = compared(line)
+    return f"{line['name']}: {value}" + (f"  ({beside})" if beside else "")
 
 
 def _processor_name() -> str:

@@ -9,6 +9,8 @@ from torch import nn
 import widefit
 from widefit import pinn
 
+STEPS = 100
+
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 LOW, HIGH, VISCOSITY = [-1, 0], [1, 1], 0.01  # (x, t)
@@ -36,7 +38,7 @@ blocks = [
     widefit.Residual(ends, pinn.boundary(LOW, HIGH, 60, axes=[0])),
 ]
 optimizer = widefit.GaussNewton(network)
-for _ in range(100):
+for _ in range(STEPS):
     info = optimizer.step(*blocks)
     if info.step % 10 == 0:
         print(f"step {info.step}: loss {info.loss:.2e}, {info.seconds:.1f} s")
@@ -53,4 +55,4 @@ for column in (0, 25, 50, 100):
 right.set(xlabel="x", ylabel="u")
 right.legend()
 figure.tight_layout()
-figure.savefig("burgers.png")
+figure.savefig("burgers.png", dpi=80)

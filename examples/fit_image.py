@@ -63,4 +63,4 @@ figure, panels = plt.subplots(1, len(SHOWN) + 1, figsize=(15, 2.6), layout="cons
 for panel, (title, image) in zip(panels, {**shown, "original": picture}.items(), strict=True):
     panel.imshow(image)
     panel.set(title=title, xticks=[], yticks=[])
-figure.savefig("fit_image.png")
+figure.savefig("fit_image.png", dpi=80)

@@ -9,6 +9,8 @@ from torch import nn
 import widefit
 from widefit import pinn
 
+STEPS = 120
+
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 LOW, HIGH = [0, 0], [1, 1]  # (x, t)
@@ -33,7 +35,7 @@ blocks = [
     widefit.Residual(ends, pinn.boundary(LOW, HIGH, 80, axes=[0])),
 ]
 optimizer = widefit.GaussNewton(network)
-for _ in range(120):
+for _ in range(STEPS):
     info = optimizer.step(*blocks)
     if info.step % 20 == 0:
         print(f"step {info.step}: loss {info.loss:.2e}, {info.seconds:.1f} s")
@@ -50,4 +52,4 @@ for column in range(0, 101, 20):
 panel.set(xlabel="x", ylabel="u")
 panel.legend()
 figure.tight_layout()
-figure.savefig("heat_1d.png")
+figure.savefig("heat_1d.png", dpi=80)

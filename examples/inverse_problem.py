@@ -9,6 +9,8 @@ from torch import nn
 import widefit
 from widefit import pinn
 
+STEPS = 60
+
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 KAPPA, NOISE = 2.5, 1e-3
@@ -50,7 +52,7 @@ blocks = [
 body = Body()
 optimizer = widefit.GaussNewton(body)
 path = []
-for _ in range(60):
+for _ in range(STEPS):
     optimizer.step(*blocks)
     path.append(float(body.log_kappa.detach().exp()))
 print(f"conductivity {path[-1]:.4f}, truth {KAPPA}")
@@ -61,4 +63,4 @@ panel.axhline(KAPPA, color="black", linestyle=":", label="truth")
 panel.set(xlabel="step", ylabel="conductivity", ylim=(0, 2 * KAPPA))
 panel.legend()
 figure.tight_layout()
-figure.savefig("inverse_problem.png")
+figure.savefig("inverse_problem.png", dpi=80)

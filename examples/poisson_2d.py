@@ -9,6 +9,8 @@ from torch import nn
 import widefit
 from widefit import pinn
 
+STEPS = 120
+
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 
@@ -30,7 +32,7 @@ inside = widefit.Residual(interior, pinn.box([0, 0], [1, 1], 900))
 edge = widefit.Residual(boundary, pinn.boundary([0, 0], [1, 1], 120))
 
 optimizer = widefit.GaussNewton(network)
-for _ in range(120):
+for _ in range(STEPS):
     info = optimizer.step(inside, edge)
     if info.step % 20 == 0:
         print(f"step {info.step}: loss {info.loss:.2e}, damping {info.damping:.1e}, {info.seconds:.1f} s")
@@ -46,4 +48,4 @@ left.set(title="loss", xlabel="step")
 figure.colorbar(right.pcolormesh(axis, axis, error.T), ax=right)
 right.set(title="error")
 figure.tight_layout()
-figure.savefig("poisson_2d.png")
+figure.savefig("poisson_2d.png", dpi=80)

@@ -1,5 +1,7 @@
 """Every example of the README and of the documentation runs as it stands, in an empty folder."""
 
+import contextlib
+import math
 import multiprocessing
 import os
 import re
@@ -7,11 +9,13 @@ import shlex
 import traceback
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from command_line import call
 
+import widefit
 from widefit.cli.benches import find
 from widefit.rules import StopReason
 
@@ -29,6 +33,22 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def shown(page: Path) -> dict[str, str]:
+    """Examples of a page whose output stands below them, with that output."""
+    lines = r"((?:(?!```)[^\n]*\n)*)"
+    pairs = rf"^```python\n{lines}```\n\n```text\n{lines}```$"
+    return dict(re.findall(pairs, page.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def same(found: str, expected: str) -> bool:
+    """Whether two texts say the same, numbers up to what other processors round differently."""
+    number = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?")
+    if number.sub("#", found).split() != number.sub("#", expected).split():
+        return False
+    pairs = zip(map(float, number.findall(found)), map(float, number.findall(expected)), strict=True)
+    return all(math.isclose(one, other, rel_tol=0.2, abs_tol=1e-5) for one, other in pairs)
+
+
 def commands(page: Path) -> list[str]:
     lines = [line for block in blocks(page, "console") for line in block.splitlines() if line.strip()]
     # Where prompts are shown, the lines without one are output.
@@ -44,10 +64,11 @@ def processes() -> BaseContext:
 
 
 def run_in(folder: Path, block: str, errors: Path) -> None:
-    """Run an example in a folder; what goes wrong is written to a file."""
+    """Run an example in a folder; what goes wrong is written to a file, and what it prints to one beside it."""
     os.chdir(folder)
     try:
-        exec(compile(block, "<example>", "exec"), {"__name__": "__main__"})
+        with open(errors.with_name("printed"), "w", encoding="utf-8") as printed, contextlib.redirect_stdout(printed):
+            exec(compile(block, "<example>", "exec"), {"__name__": "__main__"})
     except BaseException:
         errors.write_text(traceback.format_exc())
         raise
@@ -69,6 +90,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+OUTPUTS = {block: output for page in PAGES for block, output in shown(page).items()}
 EXAMPLES = [
     pytest.param(block, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -83,6 +105,9 @@ def test_python_examples_run(block: str, folder: Path, processes: BaseContext, t
     process.start()
     process.join()
     assert process.exitcode == 0, errors.read_text()
+    printed = errors.with_name("printed").read_text(encoding="utf-8")
+    if block in OUTPUTS:
+        assert same(printed, OUTPUTS[block]), f"the page shows\n{OUTPUTS[block]}and the example prints\n{printed}"
 
 
 @pytest.mark.slow  # trains at the default width, as the pages do
@@ -118,8 +143,18 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    named = re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    named = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    public = {name for name in widefit.__all__ if not isinstance(getattr(widefit, name), ModuleType)} - {"__version__"}
+    for name in widefit.__all__:
+        public |= set(getattr(getattr(widefit, name), "__all__", ()))
+    assert public <= documented
 
 
 def test_the_documentation_says_why_runs_stop_as_they_do() -> None:

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from sklearn import metrics
 
 import widefit
-from widefit.cli.benches import find, load
+from widefit.cli.benches import compared, find, load
+from widefit.cli.commands import bench, evaluate, finetune, info, predict, train
 from widefit.cli.commands import train as train_command
 from widefit.cli.output import Output, number, plain, seconds
 from widefit.cli.run import scores
@@ -45,6 +46,19 @@ def test_help_needs_nothing_heavy_and_has_examples(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert "loaded: []" in ran.stdout
     assert ran.stdout.count("Examples") == 1 + len(COMMANDS)
+
+
+def test_every_command_says_what_it_wrote_alike() -> None:
+    for command in (train, predict, finetune, bench):
+        option = inspect.get_annotations(command.command)["out"].__metadata__[0]
+        assert {option.default, *option.param_decls} == {"--out", "-o"}
+    for command in (train, predict, evaluate, info, finetune, bench):
+        assert {"json", "quiet"} <= inspect.signature(command.command).parameters.keys()
+
+
+def test_shells_complete(tmp_path: Path) -> None:
+    ran = run("--show-completion", "bash", folder=tmp_path)
+    assert "_WIDEFIT_COMPLETE" in ran.stdout
 
 
 def test_version(tmp_path: Path) -> None:
@@ -332,6 +346,40 @@ class TestBench:
         before = list(sys.path)
         assert load(found["two-layer"].path).run("quick") == {"size": "quick", "n": 7}
         assert sys.path == before
+
+    @pytest.fixture
+    def benches(self, tmp_path: Path, monkeypatch) -> Path:
+        (tmp_path / "harmless_bench.py").write_text(
+            '"""A pass."""\ndef run(size):\n'
+            '    line = {"name": "pass", "value": 0.5, "unit": "s", "against": "bare product", "ratio": 0.25}\n'
+            '    return {"figures": [line], "machine": {"cores": 2}}\n'
+        )
+        monkeypatch.setattr("widefit.cli.benches.folder_of_benches", lambda: tmp_path)
+        return tmp_path
+
+    def test_results_read_one_way_and_go_where_those_of_other_commands_go(self, benches: Path) -> None:
+        shown = call("bench", "harmless-bench", "-o", "result.json", folder=benches)
+        assert shown.code == 0, shown.stderr
+        assert "4 × slower than bare product" in shown.stdout
+        document = json.loads(call("bench", "harmless-bench", "--json", "--quiet", folder=benches).stdout)
+        assert document["figures"] == json.loads((benches / "result.json").read_text())["figures"]
+        assert document["command"] == "bench"
+        assert json.loads(call("bench", "--json", folder=benches).stdout)["benches"] == {"harmless-bench": "A pass."}
+
+    @pytest.mark.parametrize(
+        ("ratio", "unit", "words"),
+        [
+            (34.2, "s", "34.2 × faster than dense"),
+            (0.5, "processor s", "2 × slower than dense"),
+            (0.37, "MB", "2.7 × dense"),
+            (4.0, "GB", "1/4 of dense"),
+            (0.5, "of the labels", "2 × worse than dense"),
+            (1.001, "s", "as dense"),
+            (None, "s", "beside dense"),
+        ],
+    )
+    def test_comparisons(self, ratio: float | None, unit: str, words: str) -> None:
+        assert compared({"ratio": ratio, "unit": unit, "against": "dense"}) == words
 
     def test_unknown_name(self, tmp_path: Path) -> None:
         code, _, stderr = call("bench", "no-such", folder=tmp_path)

@@ -10,6 +10,7 @@ from nist import Curve
 from small_systems import mlp, regression
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
 
 from widefit import GaussNewton, Residual, pinn
 from widefit.optim.options import check_model
@@ -230,3 +231,14 @@ class TestRefusals:
         model = nn.Linear(3, 1, dtype=torch.complex64)
         with pytest.raises(ValueError, match=r"'weight' is torch\.complex64, but a Gauss-Newton step needs real"):
             GaussNewton(model)
+
+
+def test_a_rate_meant_for_another_optimizer_is_remarked_on():
+    with pytest.warns(UserWarning, match=r"lr=0.001 takes 0.1% of every step: .* leave it out"):
+        GaussNewton(nn.Linear(2, 1), lr=1e-3)
+
+
+def test_a_loader_is_refused_with_the_loop_to_write():
+    loader = DataLoader(TensorDataset(torch.rand(8, 2), torch.rand(8, 1)), batch_size=4)
+    with pytest.raises(ValueError, match=r"DataLoader: write `for x, y in loader: optimizer.step\(x, y\)`"):
+        GaussNewton(nn.Linear(2, 1)).minimize(loader, max_iter=1)

@@ -50,16 +50,16 @@ def test_every_plan_can_be_read_and_kept(make, decided: list[str]) -> None:
     assert all(chosen and reason for _, chosen, reason in plan.rows())
     kept = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert kept == Plan(plan.choices, plan.bytes_needed, plan.flops_per_step)
-    lines = str(plan).splitlines()
-    assert lines[: len(decided)] == [f"{what}: {chosen} ({reason})" for what, chosen, reason in plan.rows()]
+    printed = " ".join(str(plan).split())
+    assert all(f"{what} {chosen} ({reason})" in printed for what, chosen, reason in plan.rows())
 
 
 def test_a_plan_is_read_line_by_line() -> None:
     assert str(PLAN).splitlines() == [
-        "tracker: dense (few neurons)",
-        "solver: cg (little memory)",
-        "memory: about 0.003 GB",
-        "work: about 2e+07 flops a step",
+        "tracker  dense (few neurons)",
+        "solver   cg (little memory)",
+        "memory   0.003 GB (at the peak, beyond what the process held)",
+        "work     2e+07 flops (a step)",
     ]
     assert str(Plan()) == ""
 
@@ -88,3 +88,17 @@ def test_sentences_of_a_fine_tuning_follow_from_its_plan() -> None:
     record = widefit.finetune(model, torch.randn(30, 3), torch.randn(30), max_iter=2, batch_size=10).finetuning_
     assert record.plan.rows()[-1] == ("rows", "10 rows a step beyond the readout", "batch_size=10")
     assert record.decisions[-1] == "rows: batch_size=10, so 10 rows a step beyond the readout"
+
+
+def test_a_plan_prints_one_decision_a_line_and_as_a_table() -> None:
+    reason = "a long reason " * 20
+    plan = Plan(
+        (Choice("tracker", "dense", "it is <faster>"), Choice("solver", "cholesky", reason)), bytes_needed=10**9
+    )
+    lines = str(plan).splitlines()
+    assert lines[0] == "tracker  dense (it is <faster>)"
+    assert lines[1].startswith("solver   cholesky (a long reason")
+    assert lines[2].startswith("         ")
+    assert max(map(len, lines)) <= 110
+    assert lines[-1] == "memory   1 GB (at the peak, beyond what the process held)"
+    assert "<td>it is &lt;faster&gt;</td>" in plan._repr_html_()

@@ -80,6 +80,7 @@ def _nasty(report: Report, **labels) -> Report:
         settings={NASTY: NASTY},
         machine={NASTY: NASTY},
         notes=[NASTY],
+        importances={NASTY: 1.0},
         created=NASTY,
         **labels,
     )
@@ -129,6 +130,50 @@ def test_headline_shows_the_part_and_its_rivals() -> None:
     metrics = {"train": {"R²": 0.99}, "held out": {"R²": 0.8125, "RMSE": 2.5}, "mean": {"R²": 0.0}}
     text = Page(render(regression(metrics=metrics))).text
     assert "held out R² 0.8125 train 0.99 · mean 0" in text
+
+
+def test_the_error_is_told_against_the_baseline() -> None:
+    metrics = {"held out": {"RMSE": 0.5}, "baseline (always the mean)": {"RMSE": 2.0}}
+    assert "error against baseline 25.0%" in Page(render(regression(metrics=metrics))).text
+    metrics = {"held out": {"accuracy": 0.9}, "baseline (always a)": {"accuracy": 0.6}}
+    assert "error against baseline 25.0%" in Page(render(classification(metrics=metrics))).text
+    perfect = {"held out": {"RMSE": 0.0}, "baseline": {"RMSE": 0.0}}
+    assert "error against baseline" not in Page(render(regression(metrics=perfect))).text
+
+
+def test_columns_and_rows_that_matter_are_shown_and_the_rest_is_folded() -> None:
+    report = regression(importances={f"column {k}": 2.0**-k for k in range(1, 13)})
+    report = dataclasses.replace(report, rows=range(501, 701))
+    text = Page(render(report)).text
+    assert "column 1 50.0%" in text
+    assert "column 11" not in text
+    assert "2 other columns together 0.1%" in text
+    worst = int(np.abs(np.asarray(report.truth) - np.asarray(report.prediction)).argmax())
+    assert re.search(rf"row true predicted error {501 + worst} ", text)
+    assert [entry for entry, _ in Page(render(report)).elements].count("details") == 2
+    with pytest.raises(ValueError, match="rows names 3 rows, and there are 200"):
+        dataclasses.replace(report, rows=[1, 2, 3])
+
+
+def test_rows_that_are_wrong_and_sure_come_first() -> None:
+    report = classification()
+    text = Page(render(report)).text
+    truth, prediction = report.codes()
+    sure = np.asarray(report.probabilities).max(axis=1)
+    row = max(np.flatnonzero(truth != prediction), key=lambda place: sure[place])
+    assert f"probability {row + 1} class {truth[row]} class {prediction[row]} {100 * sure[row]:.1f}%" in text
+    right = dataclasses.replace(report, prediction=report.truth)
+    assert "wrong and sure" not in Page(render(right)).text
+
+
+def test_intervals_are_held_to_the_rows() -> None:
+    report = regression()
+    truth = np.asarray(report.truth)
+    half = np.where(np.arange(200) < 150, 1.0, -1.0)
+    text = Page(render(dataclasses.replace(report, interval=(truth - half, truth + half)))).text
+    assert "Intervals for 90.0% of new rows hold 75.0% of the held out ones; half of them are wider than ± 1." in text
+    with pytest.raises(ValueError, match=r"shape of truth, \(200,\)"):
+        dataclasses.replace(report, interval=(truth[:3], truth))
 
 
 def test_step_table_is_complete_or_says_what_it_leaves_out() -> None:

@@ -281,3 +281,11 @@ def test_readouts_that_couple_outputs_are_refused():
     network.readout.data += 1
     with pytest.raises(ValueError, match="readout must let neurons"):
         widefit.train(network, problem.inputs, problem.targets)
+
+
+def test_other_modules_are_refused_with_what_trains_them():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    with pytest.raises(
+        ValueError, match=r"got Sequential; use widefit.GaussNewton.*GaussNewton\(network\).minimize\(X, y\)"
+    ):
+        widefit.train(network, torch.rand(4, 2), torch.rand(4))

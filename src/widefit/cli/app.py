@@ -8,7 +8,6 @@ from widefit.cli.commands import bench, evaluate, finetune, info, predict, train
 from widefit.cli.options import examples
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -109,6 +109,11 @@ class TableEncoding:
             raise TableError(f"no feature column is left: {reasons or f'the table has only {found.target.name!r}'}")
         return cls(found.target, tuple(columns), tuple(left_out))
 
+    @classmethod
+    def of_numbers(cls, names: Sequence[str], target: Target) -> "TableEncoding":
+        """Return the encoding of a model that was fitted in Python to columns of numbers with these names."""
+        return cls(target, tuple(Column(name, "number") for name in names))
+
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the columns of the encoded matrix."""

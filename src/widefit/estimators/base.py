@@ -5,8 +5,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from widefit.callbacks import Callback, Log, Progress
+from widefit.data.words import listing, plural
 from widefit.estimators.arrays import dense, plain, refuse_missing
 from widefit.estimators.importances import column_importances
 from widefit.estimators.networks import (
@@ -47,6 +49,9 @@ from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
 
+if TYPE_CHECKING:
+    from widefit.data.encoding import TableEncoding
+
 
 class Wide(BaseEstimator, ABC):
     """Base of the two estimators."""
@@ -67,6 +72,7 @@ class Wide(BaseEstimator, ABC):
     target_mean_: np.ndarray
     target_scale_: np.ndarray
     stream_: StreamState | None = None
+    encoding_: "TableEncoding | None" = None
     _sample: TrainingSample | None = None
     _uncertainty: Uncertainty | None = None
 
@@ -405,9 +411,17 @@ class Wide(BaseEstimator, ABC):
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
-        rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
+        rows = validate_data(self, self._encoded(X), reset=False, accept_sparse="csr", dtype=np.float64)
         distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
         return distinct, group.reshape(-1)
+
+    def _encoded(self, X: Any) -> Any:
+        """Return a data frame as the table of training was encoded, by the names of its columns; the rest as it is."""
+        if self.encoding_ is None:
+            return plain(X)
+        from widefit.data.frames import is_frame, polars_of  # Polars, which only such a model needs
+
+        return self.encoding_.encode(polars_of(X)) if is_frame(X) else plain(X)
 
     # Checks.
 
@@ -431,7 +445,9 @@ class Wide(BaseEstimator, ABC):
         y = plain(y)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        X = plain(X)
+        if reset:
+            self.encoding_ = None
+        X = self._encoded(X)
         for name, values in (("X", X), ("y", y)):
             refuse_missing(name, values)
         rows, targets = validate_data(
@@ -448,6 +464,35 @@ class Wide(BaseEstimator, ABC):
         if not np.any(weight > 0):
             raise ValueError("sample_weight must not be all zero")
         return dense(rows), np.asarray(targets), weight
+
+    # Display.
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self._in_words()}" if hasattr(self, "history_") else repr(self)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle:
+            bundle["text/html"] += self._fit_html()
+        return bundle
+
+    def _repr_html_inner(self) -> str:
+        return super()._repr_html_inner() + self._fit_html()
+
+    def _in_words(self) -> str:
+        """Return a sentence about the fit."""
+        last = self.history_[-1]
+        encoding = self.encoding_
+        what = "" if encoding is None else f"predicts {encoding.target.name!r} from the columns "
+        names = "" if encoding is None else listing([column.name for column in encoding.columns]) + "; "
+        ended = f", ended because {self.history_.why}" if self.history_.why else ""
+        return f"{what}{names}{plural(last.step, 'step')}, training loss {last.loss:.3g}{ended}"
+
+    def _fit_html(self) -> str:
+        """Return what a notebook shows below scikit-learn's own diagram."""
+        if not hasattr(self, "history_"):
+            return ""
+        return f"<p>{escape(self._in_words())}</p><details><summary>plan_</summary>{self.plan_._repr_html_()}</details>"
 
     # Files.
 

@@ -31,7 +31,8 @@ def save(model: Any, path: str | Path, *, encoding: Mapping[str, Any] | None = N
     path
         Where to; by custom the name ends in .widefit.
     encoding
-        `TableEncoding.to_dict()` of the table that the model was trained on, kept beside it.
+        `TableEncoding.to_dict()` of the table that the model was trained on, kept beside it; None: the one that the
+        model was loaded with, if it was.
 
     Raises
     ------
@@ -45,6 +46,9 @@ def save(model: Any, path: str | Path, *, encoding: Mapping[str, Any] | None = N
     known = _storable()
     if type(model) not in known.values():
         raise TypeError(f"model must be a fitted {' or '.join(sorted(known))}, got {type(model).__name__}")
+    known_columns = getattr(model, "encoding_", None)
+    if encoding is None and known_columns is not None:
+        encoding = known_columns.to_dict()
     tensors, document = model.to_parts()
     write_container(path, tensors, {"model": document, "encoding": encoding}, "model")
 
@@ -52,12 +56,19 @@ def save(model: Any, path: str | Path, *, encoding: Mapping[str, Any] | None = N
 def load(path: str | Path) -> Any:
     """Return the WideRegressor or WideClassifier in a model file; no code of the file is run.
 
+    A model that was trained in the shell takes data frames of pandas and Polars like the table it was trained on:
+    columns are found by name, and text is encoded. Arrays are taken as they are, encoded already.
+
     Raises
     ------
     FileError
         No such file, or one that is not a model file, truncated, altered, or of a newer version.
     """
-    return load_parts(path)[0]
+    model, record = load_parts(path)
+    if record is not None:
+        with altered(path):
+            model.encoding_ = import_module("widefit.data.encoding").TableEncoding.from_dict(record)
+    return model
 
 
 def load_parts(path: str | Path) -> tuple[Any, dict[str, Any] | None]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from widefit.optim.arrays import as_tensor
 from widefit.optim.system import Residual
@@ -42,6 +43,10 @@ def _converted(item: Any, position: int, dtype: torch.dtype, device: torch.devic
 
 def _tensor(item: Any, where: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     item = as_tensor(item, where)
+    if isinstance(item, DataLoader):
+        raise ValueError(
+            f"{where} is a DataLoader: write `for x, y in loader: optimizer.step(x, y)`, or give all rows at once"
+        )
     if not isinstance(item, Tensor):
         raise ValueError(f"{where} must be a tensor, a NumPy array or a Residual, got {type(item).__name__}")
     if item.device != device:

@@ -1,9 +1,13 @@
 """Arguments of the optimizer, checked."""
 
 import math
+import warnings
 from typing import Any, Literal
 
 from torch import nn
+
+# A rate that nobody wants of second-order steps: it was meant for another optimizer.
+RATE_OF_ADAM = 0.01
 
 
 def check_model(model: Any) -> None:
@@ -25,6 +29,12 @@ def check_options(
     """Refuse options out of range."""
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr must be positive and finite, got {lr}")
+    if lr <= RATE_OF_ADAM:
+        warnings.warn(
+            f"lr={lr:g} takes {lr:.1%} of every step: lr is the part of a full step here, 1 by default, not the rate "
+            "of a gradient; leave it out",
+            stacklevel=3,
+        )
     if damping != "auto" and not (float(damping) >= 0 and math.isfinite(float(damping))):
         raise ValueError(f"damping must be 'auto' or a number >= 0, got {damping}")
     if momentum != "auto" and not 0 <= float(momentum) < 1:

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any
+
+from widefit.data.markup import html_table
+
+# The longest line of a printed plan.
+LINE = 110
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,20 @@ class Plan:
         return Plan(choices, record["bytes_needed"], record["flops_per_step"])
 
     def __str__(self) -> str:
-        lines = [*map(str, self.choices)]
+        """Return one decision a line, what was chosen with the reason; what is too long goes on below itself."""
+        rows = self._all_rows()
+        start = max((len(what) for what, _, _ in rows), default=0) + 2
+        hanging = {"width": LINE, "subsequent_indent": start * " ", "break_on_hyphens": False}
+        return "\n".join(fill(f"{what:<{start}}{chosen} ({reason})", **hanging) for what, chosen, reason in rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(("what", "chosen", "why"), self._all_rows())
+
+    def _all_rows(self) -> list[tuple[str, str, str]]:
+        """Return the decisions, and what the work takes where somebody has predicted it."""
+        rows = self.rows()
         if self.bytes_needed:
-            lines.append(f"memory: about {self.bytes_needed / 1e9:.2g} GB")
+            rows.append(("memory", f"{self.bytes_needed / 1e9:.2g} GB", "at the peak, beyond what the process held"))
         if self.flops_per_step:
-            lines.append(f"work: about {self.flops_per_step:.2g} flops a step")
-        return "\n".join(lines)
+            rows.append(("work", f"{self.flops_per_step:.2g} flops", "a step"))
+        return rows

@@ -1,6 +1,6 @@
 """The page: a record in, one self-contained HTML document out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -9,8 +9,9 @@ import widefit
 from widefit.files.atomic import replacing
 from widefit.report import tables
 from widefit.report.figures import of_quality, of_training
+from widefit.report.figures_of_rows import importances, intervals
 from widefit.report.record import Report
-from widefit.report.text import duration, number, plural, safe
+from widefit.report.text import duration, number, plural, safe, share
 
 # The button turns the theme; a print shows the step table as well.
 SCRIPT = """
@@ -60,9 +61,15 @@ def render(report: Report) -> str:
             _header(report),
             "<main>",
             _section("How well it predicts", _quality(report)),
-            _section("How it was trained", _grid(figure.html() for figure in of_training(report))),
-            _section("What was decided, and why", tables.plan(report.plan)),
-            _section("Settings and machine", _grid(facts, "grid pair")),
+            _section(
+                "Columns and rows", _grid([*(figure.html() for figure in importances(report)), tables.worst(report)])
+            ),
+            _folded(
+                "How it was trained",
+                _grid(figure.html() for figure in of_training(report)),
+                _section("What was decided, and why", tables.plan(report.plan)),
+                _section("Settings and machine", _grid(facts, "grid pair")),
+            ),
             tables.steps(report.history, report.metric_name),
             "</main>",
             f"<footer>Written by widefit {escape(widefit.__version__)} · {escape(report.created)}</footer>",
@@ -81,6 +88,11 @@ def render(report: Report) -> str:
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _folded(title: str, *parts: str) -> str:
+    content = "".join(parts)
+    return f"<details><summary>{title}</summary>{content}</details>" if content else ""
 
 
 def _grid(boxes: Iterable[str], style: str = "grid") -> str:
@@ -113,6 +125,7 @@ def _cards(report: Report) -> Iterable[str]:
             if part != report.part and name in measured
         ]
         yield _card(f"{escape(report.part)} {escape(name)}", number(value), " · ".join(others))
+        yield from _against_baseline(report, name, value)
     steps = report.history.steps
     if steps:
         last, rejected = steps[-1], sum(not info.accepted for info in steps)
@@ -120,6 +133,16 @@ def _cards(report: Report) -> Iterable[str]:
         yield _card("steps", number(last.step), f"{number(rejected)} rejected" if rejected else "none rejected")
         each = f"{duration(last.seconds / last.step)} a step" if last.step else ""
         yield _card("time", duration(last.seconds), each)
+
+
+def _against_baseline(report: Report, name: str, value: float) -> Iterator[str]:
+    """The error as a part of what a constant prediction has."""
+    constant = next((found for part, found in report.metrics.items() if part.startswith("baseline")), {}).get(name)
+    if constant is None:
+        return
+    error, reference = (1 - value, 1 - constant) if name in ("accuracy", "R²") else (value, constant)
+    if reference > 0:
+        yield _card("error against baseline", share(error / reference), "of what a constant prediction has")
 
 
 def _card(name: str, value: str, below: str) -> str:
@@ -130,7 +153,9 @@ def _quality(report: Report) -> str:
     """The figures with the metrics after the last; the matrix of a classification has them at its side."""
     first, *others = [figure.html() for figure in of_quality(report)] or [""]
     if report.task == "regression":
-        return _grid([first, *others, tables.metrics(report.metrics)])
+        said = intervals(report)
+        sure = f'<div class="card"><h3>Intervals</h3><p>{said}</p></div>' if said else ""
+        return _grid([first, *others, f'<div class="stack">{tables.metrics(report.metrics)}{sure}</div>'])
     return _grid(
         [first, f'<div class="stack">{"".join(others)}{tables.metrics(report.metrics)}</div>', tables.classes(report)]
     )

@@ -58,6 +58,14 @@ class Report:
         What "auto" decided: (what, chosen, why).
     settings, machine
         Names and values, shown as they are.
+    importances
+        Share of every column in the prediction; shown as bars.
+    rows
+        Numbers of the rows in their table, from 1, for the list of those that are furthest off; by default 1, 2, ….
+    interval
+        Regression only: lower and upper ends of prediction intervals, each in the shape of `truth`.
+    coverage
+        The share of new rows that the intervals are for.
     notes
         Things the reader should know: imputed cells, dropped rows, a run that was interrupted.
     created
@@ -86,6 +94,10 @@ class Report:
     plan: Sequence[tuple[str, str, str]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    importances: Mapping[str, float] = field(default_factory=dict)
+    rows: Sequence[int] = ()
+    interval: tuple[ArrayLike, ArrayLike] | None = None
+    coverage: float = 0.9
     notes: Sequence[str] = ()
     created: str = field(default_factory=lambda: datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
 
@@ -95,6 +107,10 @@ class Report:
         truth, prediction = np.asarray(self.truth), np.asarray(self.prediction)
         if truth.shape != prediction.shape:
             raise ValueError(f"truth has shape {truth.shape} but prediction has shape {prediction.shape}")
+        if len(self.rows) not in (0, len(truth)):
+            raise ValueError(f"rows names {len(self.rows)} rows, and there are {len(truth)}")
+        if self.interval is not None and any(np.shape(end) != truth.shape for end in self.interval):
+            raise ValueError(f"the ends of interval must have the shape of truth, {truth.shape}")
         if self.task == "regression":
             if truth.ndim not in (1, 2):
                 raise ValueError(f"truth must have shape (n,) or (n, k), got {truth.shape}")

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from widefit.report.figures_of_classes import scores
+from widefit.report.figures_of_rows import worst_rows
 from widefit.report.record import Report
 from widefit.report.text import number, safe
 from widefit.training.history import History, StepInfo
@@ -36,6 +37,18 @@ def _metered(part: float) -> str:
     """A number between 0 and 1 with a bar beside it."""
     width = 0 if math.isnan(part) else 100 * part
     return f'{number(part, 3)}<span class="meter" aria-hidden="true"><i style="width:{width:.0f}%"></i></span>'
+
+
+def worst(report: Report) -> str:
+    """The rows that are furthest off."""
+    rows = worst_rows(report)
+    if not rows:
+        return ""
+    regression = report.task == "regression"
+    head = ["row", "true", "predicted", "error" if regression else "probability"]
+    return _boxed(
+        "Rows that are furthest off" if regression else "Rows that are wrong and sure", _table(head, rows), "span2"
+    )
 
 
 def plan(decisions: Sequence[tuple[str, str, str]]) -> str:

@@ -1,11 +1,18 @@
 """The record of a training run: one StepInfo a step, in a History."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import overload
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, overload
 
+from widefit.data.markup import html_table
 from widefit.records import read
 from widefit.rules.stop_reason import StopReason
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# Steps that a notebook shows at each end of a long run.
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,77 @@ class History(Sequence[StepInfo]):
     def losses(self) -> list[float]:
         """Training loss before the first step and after each."""
         return [info.loss for info in self.steps]
+
+    def to_frame(self) -> "pl.DataFrame":
+        """Return one row a step with the attributes of `StepInfo` as columns.
+
+        Examples
+        --------
+        >>> history = History([StepInfo(0, 1.0), StepInfo(1, 0.01, flips=7)], stop_reason="max_iter")
+        >>> history.to_frame().select("step", "loss", "flips").rows()
+        [(0, 1.0, None), (1, 0.01, 7)]
+        """
+        import polars as pl
+
+        kinds = {"step": pl.Int64, "accepted": pl.Boolean, "rebased": pl.Boolean, "solver": pl.String}
+        kinds |= dict.fromkeys(("solver_iterations", "flips", "samples"), pl.Int64)
+        schema = {field.name: kinds.get(field.name, pl.Float64) for field in fields(StepInfo)}
+        return pl.DataFrame([asdict(info) for info in self.steps], schema=schema)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the loss of every step on a logarithmic axis, with a cross where a step was taken back.
+
+        Parameters
+        ----------
+        ax
+            Axes of matplotlib to draw into; None: new ones.
+
+        Returns
+        -------
+        The axes.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError("plot needs the package matplotlib: pip install 'widefit[bench]'") from error
+        axes = plt.subplots()[1] if ax is None else ax
+        steps = [info.step for info in self.steps]
+        axes.plot(steps, self.losses, marker="o" if len(steps) <= 50 else None, label="training loss")
+        rejected = [info for info in self.steps if not info.accepted]
+        if rejected:
+            at = ([info.step for info in rejected], [info.loss for info in rejected])
+            axes.plot(*at, "x", color="tab:red", label="taken back")
+        axes.set(xlabel="step", ylabel="loss", yscale="log" if any(loss > 0 for loss in self.losses) else "linear")
+        metrics = [(info.step, info.metric) for info in self.steps if info.metric is not None]
+        if metrics:
+            right = axes.twinx()
+            right.plot(*zip(*metrics, strict=True), color="tab:green", linestyle="--", label="metric")
+            right.set_ylabel("metric")
+        axes.legend()
+        return axes
+
+    def _repr_html_(self) -> str:
+        head = ("step", "loss", "metric", "damping", "flips", "kept", "seconds")
+        infos = self.steps if len(self.steps) <= 2 * _SHOWN else [*self.steps[:_SHOWN], *self.steps[-_SHOWN:]]
+        rows = [
+            (
+                info.step,
+                f"{info.loss:.3e}",
+                "" if info.metric is None else f"{info.metric:.4f}",
+                f"{info.damping:.1e}",
+                "" if info.flips is None else f"{info.flips:,}",
+                "yes" if info.accepted else "no",
+                f"{info.seconds:.2f}",
+            )
+            for info in infos
+        ]
+        left_out = f"; the first and the last {_SHOWN} of {len(self.steps):,} steps" if len(infos) < len(self) else ""
+        return html_table(head, rows, f"ended because {self.why}{left_out}" if self.why else left_out.strip("; "))
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""

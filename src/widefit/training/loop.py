@@ -1,6 +1,5 @@
 """The loop: callbacks, Ctrl-C, goals, metric, resume, and why a run ends. Everything that trains goes through it."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -8,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from widefit.kernels import clock
 from widefit.rules.stop_reason import StopReason
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
@@ -132,7 +132,7 @@ class Loop:
     def _begin(self, resume: State | None) -> StopReason | None:
         """Make ready; why nothing is left to do, if so."""
         before = self.history[-1].seconds if self.history.steps else 0.0
-        self._started = time.perf_counter() - before
+        self._started = clock.now() - before
         if resume is None:
             if not self.history.steps:
                 self._add(self.stepper.begin())
@@ -180,6 +180,6 @@ class Loop:
         if self._metric is not None:
             with self.stepper.phases("metric"), self.stepper.network() as network:
                 info = replace(info, metric=float(self._metric(network)))
-        info = replace(info, seconds=time.perf_counter() - self._started)
+        info = replace(info, seconds=clock.now() - self._started)
         self._record(info)
         return info

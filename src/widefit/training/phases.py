@@ -1,8 +1,9 @@
 """Seconds spent in each phase of the work."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from widefit.kernels import clock
 
 
 class Phases:
@@ -20,10 +21,10 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time spent inside to the phase."""
-        begun = time.perf_counter()
+        begun = clock.now()
         inner = sum(self.seconds.values())
         try:
             yield
         finally:
-            spent = time.perf_counter() - begun - (sum(self.seconds.values()) - inner)
+            spent = clock.now() - begun - (sum(self.seconds.values()) - inner)
             self.seconds[name] = self.seconds.get(name, 0.0) + spent

@@ -2,17 +2,34 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from widefit import gram, trackers
 from widefit.losses.family import RULE_LOSSES
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.names import RULES, resolve
 from widefit.rules import NetworkProblem, Objective, Rule
+
+
+def check_network(network: Any) -> None:
+    """Refuse other modules, with the line that serves them.
+
+    Raises
+    ------
+    ValueError
+        The network is not one of widefit's.
+    """
+    if not isinstance(network, TwoLayer | Deep):
+        instead = ", which steps any module: widefit.GaussNewton(network).minimize(X, y)"
+        raise ValueError(
+            f"network must be a widefit.nn.TwoLayer or widefit.nn.Deep, got {type(network).__name__}; use "
+            f"widefit.GaussNewton{instead if isinstance(network, nn.Module) else ' for other modules'}"
+        )
 
 
 def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:

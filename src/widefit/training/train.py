@@ -19,7 +19,7 @@ from widefit.training.deep import DeepModel
 from widefit.training.history import History
 from widefit.training.loop import Loop, State
 from widefit.training.phases import Phases
-from widefit.training.problem import checked_problem, rule_for
+from widefit.training.problem import check_network, checked_problem, rule_for
 from widefit.training.steps import NetworkSteps
 from widefit.training.two_layer import TwoLayerModel
 
@@ -58,6 +58,7 @@ class Training:
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
                 raise ValueError(f"{name} must be a finite number ≥ {least}, got {value!r}")
+        check_network(network)
         chosen = rule_for(rule, loss, network.out_features)
         inputs, objective = checked_problem(network, X, y, sample_weight, float(alpha), chosen.loss)
         phases = Phases()

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from widefit.cli.failure import guarded
-from widefit.cli.options import QuietOption, ThreadsOption, examples, limit_threads
+from widefit.cli.options import JsonOption, QuietOption, ThreadsOption, examples, limit_threads
 
 EXAMPLES = examples(
     "widefit bench",
     "widefit bench two-layer --quick",
     "widefit bench finetune --data mnist.npz",
-    "widefit bench two-layer --json result.json --figure result.png",
+    "widefit bench two-layer -o result.json --figure result.png",
+    "widefit bench memory --json --quiet > result.json",
 )
 
 
@@ -30,26 +31,30 @@ def command(
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Measure on this data, where the bench takes some.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the result to this file, as JSON.")
+    ] = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the result: .png, .svg or .pdf.")] = None,
     threads: ThreadsOption = None,
+    json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
     """Measure widefit beside what one would otherwise use, on this machine."""
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
+    from widefit import __version__
     from widefit.cli.benches import find, folder_of_benches, load
     from widefit.cli.output import Output
     from widefit.cli.run.places import refuse_unwritable
 
-    output = Output(quiet=quiet)
+    output = Output(json, quiet)
     found = find(folder_of_benches())
     if name is None:
         _list(found, output)
         return 0
     if name not in found:
         raise ValueError(f"there is no bench {name!r}; there are {', '.join(found) or 'none in this installation'}")
-    refuse_unwritable({"--json": json, "--figure": figure}, {})
+    refuse_unwritable({"--out": out, "--figure": figure}, {})
     limit_threads(threads)
     module = load(found[name].path)
     draw = getattr(module, "figure", None) or getattr(module, "draw", None)
@@ -63,9 +68,10 @@ def command(
     with output.warnings():
         result = module.run("quick" if quick else "full" if full else "default", **options)
     _show(result, output)
-    if json is not None:
-        _write(result, json)
-        output.remark(f"result in {json}")
+    output.document({"command": "bench", "widefit": __version__, "bench": name} | result)
+    if out is not None:
+        _write(result, out)
+        output.remark(f"result in {out}")
     if figure is not None and draw is not None:
         draw(result, figure)
         output.remark(f"figure in {figure}")
@@ -83,25 +89,20 @@ def _list(found: dict, output: Any) -> None:
     for name, entry in found.items():
         table.add_row(name, entry.summary)
     output.show(table)
+    output.document({"command": "bench", "benches": {name: entry.summary for name, entry in found.items()}})
 
 
 def _show(result: dict[str, Any], output: Any) -> None:
     from rich.markup import escape
 
+    from widefit.cli.benches import compared
     from widefit.cli.output import columns, number
 
-    table = columns("figure", "value", "unit", "ratio", "against")
-    for index in (2, 4):
+    table = columns("figure", "value", "unit", "")
+    for index in (0, 2, 3):
         table.columns[index].justify, table.columns[index].no_wrap = "left", False
     for line in result["figures"]:
-        ratio = line.get("ratio")
-        table.add_row(
-            line["name"],
-            number(line["value"]),
-            line["unit"],
-            f"{ratio:.3g} ×" if ratio is not None else "",
-            line.get("against") or "",
-        )
+        table.add_row(line["name"], number(line["value"]), line["unit"], compared(line))
     output.show(table)
     for line in result.get("skipped", []):
         output.show(escape(f"skipped {line['name']}: {line['reason']}"))

@@ -71,7 +71,9 @@ def command(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws the held-out rows, and batches.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The new state dict, .safetensors or .pt; by default WEIGHTS.tuned.*"),
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The new state dict, .safetensors or .pt; by default WEIGHTS.tuned.*"
+        ),
     ] = None,
     delta: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the low-rank factors of the change alone.")

@@ -151,10 +151,13 @@ TolOption = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", rich_help_panel=FILES, help="The model file; by default NAME.widefit here."),
+    typer.Option(
+        "--out", "-o", metavar="FILE", rich_help_panel=FILES, help="The model file; by default NAME.widefit here."
+    ),
 ]
 ReportOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", rich_help_panel=FILES, help="The report; by default NAME.html here.")
+    Path | None,
+    typer.Option(metavar="FILE", rich_help_panel=FILES, help="The report; by default beside the model, with .html."),
 ]
 NoReportOption = Annotated[bool, typer.Option("--no-report", rich_help_panel=FILES, help="Write no report.")]
 

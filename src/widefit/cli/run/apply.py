@@ -15,12 +15,14 @@ from widefit.cli.run.places import refuse_unwritable
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
+from widefit.data.target import Target
 from widefit.data.words import listing, plural
 from widefit.files import FileError, load_parts
 from widefit.files.atomic import replacing
 from widefit.files.container import altered
 
 PREDICTION = "prediction"
+TARGET = "target"
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
@@ -137,11 +139,27 @@ def _in_words(value: Any) -> str:
 
 def _open(model_path: str) -> tuple[Any, TableEncoding]:
     model, record = load_parts(model_path)
-    if record is None:
+    if record is not None:
+        return model, _encoding(model_path, record)
+    names = getattr(model, "feature_names_in_", None)
+    if names is None:
         raise FileError(
-            f"{model_path} was saved without the columns of a table; open it with widefit.load and pass arrays"
+            f"{model_path} was fitted to an array, whose columns have no names; fit the model to a data frame, or open "
+            "it with widefit.load and pass arrays"
         )
-    return model, _encoding(model_path, record)
+    if model.target_mean_.size > 1 and not hasattr(model, "classes_"):
+        raise FileError(f"{model_path} predicts several columns; open it with widefit.load")
+    labels = [_whole(label) for label in getattr(model, "classes_", np.empty(0)).tolist()]
+    task = "classification" if labels else "regression"
+    # In Python the target has no name; TARGET is the one that a table is most likely to have.
+    target = Target(TARGET, task, tuple(labels), "fitted in Python")
+    del model.feature_names_in_  # the encoding finds the columns
+    return model, TableEncoding.of_numbers([str(name) for name in names], target)
+
+
+def _whole(label: Any) -> Any:
+    """Return a label that is a whole floating-point number as the integer that tables write."""
+    return int(label) if isinstance(label, float) and label.is_integer() else label
 
 
 def _encoding(model_path: str, record: dict[str, Any]) -> TableEncoding:

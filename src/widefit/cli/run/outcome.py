@@ -65,7 +65,8 @@ def document(data: Source, encoding: TableEncoding, model: Any, files: dict[str,
 def _decisions(plan: Plan) -> Table:
     table = columns("decision", "", "why")
     table.columns[1].justify = table.columns[2].justify = "left"
-    table.columns[2].no_wrap = False
+    table.columns[1].no_wrap = table.columns[2].no_wrap = False
+    table.columns[2].min_width = 24  # on a narrow terminal both give way
     for row in plan.rows():
         table.add_row(*row)
     return table

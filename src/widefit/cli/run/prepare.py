@@ -96,7 +96,7 @@ def prepare(job: Job) -> Prepared:
     started = time.perf_counter()
     table = read_table(job.data, job.reading)
     model_path = job.out or Path(f"{table.name}.widefit")
-    report_path = (job.report or Path(f"{table.name}.html")) if job.wants_report else None
+    report_path = (job.report or model_path.with_suffix(".html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
     found = look(job, table)
     y = found.target.values(table.frame)

@@ -147,7 +147,7 @@ def stream(job: Job, output: Output) -> int:
     refuse_places(job, job.out, job.report)
     blocks = TableBlocks(job.data, job.block_rows, job.reading)
     model_path = job.out or Path(f"{blocks.name}.widefit")
-    report_path = (job.report or Path(f"{blocks.name}.html")) if job.wants_report else None
+    report_path = (job.report or model_path.with_suffix(".html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
     started = time.perf_counter()
     steps, resume = _prepare(job, blocks)

@@ -16,8 +16,13 @@ from widefit.cli.run.progress import Lines
 from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, save
+from widefit.kernels.clock import seconds_compiling
 from widefit.losses.family import RULE_LOSSES
 from widefit.report import Report, Source, this_machine, write
+
+COVERAGE = 0.9
+# Intervals take an inverse of the size of the training rows.
+MOST_ROWS_FOR_INTERVALS = 3000
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,11 @@ def run(job: Job, prepared: Prepared, output: Output) -> int:
     """Train, measure, write model and report; returns the exit code."""
     started = time.perf_counter()
     model = _fit(job, prepared, output)
-    clock = {"read": prepared.seconds, "train": time.perf_counter() - started}
+    compiled = seconds_compiling()
+    if compiled >= 1:
+        output.remark(f"kernels were compiled in {seconds(compiled)}, once on this machine; training does not count it")
+    spent = time.perf_counter() - started - compiled
+    clock = {"read": prepared.seconds, "compile": compiled, "train": spent}
     interrupted = model.history_.stop_reason == "interrupted"
 
     # The model first: whatever happens to the report, the training is not lost.
@@ -106,7 +115,26 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
         settings={name: str(value) for name, value in (job.settings | rows).items()},
         machine=this_machine(),
         notes=notes,
+        importances=_importances(model, prepared),
+        rows=(prepared.parts[measured.part] + 1).tolist(),
+        interval=_interval(model, prepared, measured.part),
+        coverage=COVERAGE,
     )
+
+
+def _importances(model: Any, prepared: Prepared) -> dict[str, float]:
+    """Shares of the columns of the table: a category's are those of all its values together."""
+    widths = [column.width for column in prepared.encoding.columns]
+    starts = np.cumsum([0, *widths[:-1]])
+    shares = np.add.reduceat(model.feature_importances_, starts)
+    return {column.name: float(part) for column, part in zip(prepared.encoding.columns, shares, strict=True)}
+
+
+def _interval(model: Any, prepared: Prepared, part: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Prediction intervals of held-out quantities, where they cost less than the training."""
+    if prepared.task != "regression" or part != HELD_OUT or len(prepared.training) > MOST_ROWS_FOR_INTERVALS:
+        return None
+    return model.predict_interval(prepared.X[prepared.parts[part]], COVERAGE)
 
 
 def _show(output: Output, model: Any, prepared: Prepared, measured: Measured, files: dict[str, Path]) -> None:
