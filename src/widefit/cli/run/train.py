@@ -16,7 +16,7 @@ from widefit.cli.run.progress import Lines
 from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, save
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.report import Report, Source, this_machine, write
 
 
@@ -99,7 +99,7 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
         metrics=measured.metrics,
         probabilities=measured.probabilities,
         classes=() if target.task == "regression" else model.classes_.tolist(),
-        loss_name=RULE_LOSSES[model.loss_].title,
+        loss_name=rule_loss(model.loss_).title,
         metric_name=f"{HELD_OUT} {'R²' if target.task == 'regression' else 'accuracy'}",
         tol=job.settings["tol"],
         plan=model.plan_.rows(),
