@@ -5,8 +5,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,11 +15,20 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    _check_y,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
 from widefit.callbacks import Callback, Log, Progress
-from widefit.estimators.arrays import dense, plain, refuse_missing
+from widefit.estimators.arrays import dense, matrix_of, needs_encoding, plain, refuse_missing
 from widefit.estimators.importances import column_importances
+from widefit.estimators.nearest import nearest
 from widefit.estimators.networks import (
     draw,
     initial_network,
@@ -37,15 +47,21 @@ from widefit.estimators.training_sample import TrainingSample
 from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
 from widefit.kernels.surroundings import insulated
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
-from widefit.plan.base import Plan
-from widefit.rules import SGD, Rule
+from widefit.plan.base import Choice, Plan
+from widefit.rules import SGD, GaussNewton, Rule
 from widefit.training.history import History
 from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
+
+if TYPE_CHECKING:
+    # Polars is imported where a table needs it.
+    from widefit.data.features import Feature, FeatureEncoding
+
+    Table = np.ndarray | tuple[Feature, ...]
 
 
 class Wide(BaseEstimator, ABC):
@@ -69,6 +85,8 @@ class Wide(BaseEstimator, ABC):
     stream_: StreamState | None = None
     _sample: TrainingSample | None = None
     _uncertainty: Uncertainty | None = None
+    _encoding: "FeatureEncoding | None" = None
+    _target_choices: tuple[Choice, ...] = ()
 
     def __init__(
         self,
@@ -86,6 +104,7 @@ class Wide(BaseEstimator, ABC):
         warm_start=False,
         random_state=0,
         verbose=False,
+        categorical_features="auto",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -101,10 +120,12 @@ class Wide(BaseEstimator, ABC):
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
+        self.categorical_features = categorical_features
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = True
         return tags
 
     # Hooks: the meaning of y, which each of the two estimators has its own.
@@ -132,6 +153,17 @@ class Wide(BaseEstimator, ABC):
     def _loss(self) -> str:
         """Return the loss that the rule descends."""
         return "squared"
+
+    def _transform_targets(
+        self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, merged: MergedRows, layers: HiddenLayers
+    ) -> bool:
+        """Learn another encoding of y where the rows show that it predicts better; return whether it was."""
+        return False
+
+    def _choose_loss(self, tuning: Tuning) -> None:
+        """Set `loss_` and the factor between its ridge and that of the squared loss."""
+        self.loss_ = self._loss()
+        self._loss_ridge = rule_loss(self.loss_).curvature
 
     def _loss_targets(self, y: np.ndarray) -> np.ndarray:
         """Return targets as `loss_` takes them, shape (n, k)."""
@@ -174,7 +206,8 @@ class Wide(BaseEstimator, ABC):
         Parameters
         ----------
         X
-            Shape (n, d): array, data frame of numbers, tensor or sparse matrix (made dense).
+            Shape (n, d): data frame of pandas or polars, array, tensor or sparse matrix (made dense). Gaps are filled
+            by medians or the most frequent value, and told by a 0/1 column; see `categorical_features`.
         y
             Shape (n,), or (n, k) for a regressor.
         sample_weight
@@ -195,16 +228,22 @@ class Wide(BaseEstimator, ABC):
         """
         layers = self._check_parameters()
         continues = bool(self.warm_start) and hasattr(self, "network_")
-        rows, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
+        table, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
         weight = self._weigh(y, weight)
-        metric = None if validation is None else self._metric_on(*validation)
         if not continues:
             self._learn_targets(y, weight)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         encoded = self._encode(y)
+        rows = self._learn_columns(table, encoded, weight, reset=not continues)
+        metric = None if validation is None else self._metric_on(*validation)
         merged = merge_duplicates(rows, encoded, weight)
+        if not continues and self._transform_targets(rows, y, weight, merged, layers):
+            encoded = self._encode(y)
+            merged = merge_duplicates(rows, encoded, weight)
         self._forget_stream()
-        self.loss_ = self._loss()
         tuning = None if continues else self._tune(merged, layers, self.alpha)
+        if tuning is not None:
+            self._choose_loss(tuning)
         self._calibrate(tuning)
         if tuning is not None:
             self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
@@ -217,7 +256,9 @@ class Wide(BaseEstimator, ABC):
             floor = 0.0
         inputs = self.sphere_(problem.rows)
         self._train(inputs, problem, floor, metric, callbacks, resume)
-        self._sample = TrainingSample.draw(merged, encoded[kept], weight[kept], self.sphere_, self._seed)
+        self._sample = TrainingSample.draw(
+            merged, encoded[kept], weight[kept], np.flatnonzero(kept), self.sphere_, self._seed
+        )
         self._build_predictor()
         if self.refit_readout and isinstance(self.network_, TwoLayer):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
@@ -225,7 +266,6 @@ class Wide(BaseEstimator, ABC):
 
     def _tune(self, merged: MergedRows, layers: HiddenLayers, alpha: float | str) -> Tuning:
         """Decide what is "auto": the input map, the ridge and the readout scale."""
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         tuning = tune(
             merged,
             threshold=layers.thresholds[0],
@@ -239,7 +279,7 @@ class Wide(BaseEstimator, ABC):
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (layers.choice, *tuning.choices)
+        self._choices = (layers.choice, *tuning.choices, *self._target_choices)
         return tuning
 
     def _train(
@@ -261,7 +301,7 @@ class Wide(BaseEstimator, ABC):
             solver=self.solver,
             max_iter=int(self.max_iter),
             tol=float(self.tol),
-            alpha=self._ridge * RULE_LOSSES[self.loss_].curvature,
+            alpha=self._ridge * self._loss_ridge,
             sample_weight=problem.sample_weight,
             metric=metric,
             callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
@@ -283,8 +323,13 @@ class Wide(BaseEstimator, ABC):
         if len(layers.widths) > 1:
             raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
         first = not hasattr(self, "network_")
-        rows, y, weight = self._check_data(X, y, sample_weight, reset=first)
+        table, y, weight = self._check_data(X, y, sample_weight, reset=first)
         weight = self._weigh(y, weight)
+        if first:
+            self._learn_stream_targets(y, weight)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        # Later batches see the effects of categories of the first.
+        rows = self._learn_columns(table, self._encode(y), weight, reset=True) if first else self._encoded(table)
         kept = weight > 0
         rows = rows[kept]
         y = y[kept]
@@ -317,8 +362,8 @@ class Wide(BaseEstimator, ABC):
         self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, layers: HiddenLayers, loss: str
     ) -> None:
         """Tune on the first batch of a stream, and draw the network."""
-        self._learn_stream_targets(y, weight)
         self.loss_ = loss
+        self._loss_ridge = rule_loss(loss).curvature
         share = weight[:TUNING_ROWS] / weight[:TUNING_ROWS].sum()
         encoded = self._encode(y[:TUNING_ROWS])
         merged = merge_duplicates(rows[:TUNING_ROWS], encoded - share @ encoded, weight[:TUNING_ROWS])
@@ -340,7 +385,9 @@ class Wide(BaseEstimator, ABC):
         rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
         if isinstance(rule, SGD):
             return replace(rule, loss=self.loss_, seed=self._seed if rule.seed is None else rule.seed)
-        return replace(rule, loss=self.loss_) if getattr(rule, "loss", self.loss_) != self.loss_ else rule
+        if isinstance(rule, str) and rule == "gauss-newton":
+            return GaussNewton(loss=self.loss_)
+        return replace(rule, loss=self.loss_) if isinstance(rule, Rule) and rule.loss != self.loss_ else rule
 
     def _set_history(self, history: History) -> None:
         self.history_ = history
@@ -367,7 +414,41 @@ class Wide(BaseEstimator, ABC):
     def feature_importances_(self) -> np.ndarray:
         """Shares of the columns in the average gradient outer product of the network, shape (d,), with sum 1."""
         inputs = self._known_sample().inputs
-        return column_importances(self.network_, inputs, self.sphere_.constant * math.sqrt(self.sphere_.center.size))
+        last = self.sphere_.constant * math.sqrt(self.sphere_.center.size)
+        found = column_importances(self.network_, inputs, last, self.sphere_.mixing)
+        if self._encoding is None:
+            return found
+        return np.bincount(self._encoding.sources, found, self.n_features_in_)
+
+    def nearest_rows(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Return the training rows that the network takes for most like some rows: reasons for a prediction.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d).
+        k
+            How many for each row.
+
+        Returns
+        -------
+        Places in the training table and likenesses, each of shape (n, k), the nearest first. The likeness is the entry
+        of the Gram matrix at infinite width over that of a row with itself: 1 for equal rows, about 0 where no neuron
+        fires on both. Of more than 1,000 rows as many were drawn; among fewer than k all are given.
+
+        Raises
+        ------
+        ValueError
+            k < 1.
+        NotFittedError
+            The model has only seen a stream.
+        """
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+            raise ValueError(f"k must be an integer ≥ 1, got {k!r}")
+        sample = self._known_sample()
+        distinct, group = self._distinct_rows(X)
+        places, likeness = nearest(sample, self.sphere_(distinct), *limit_settings(self.network_), int(k))
+        return places[group], likeness[group]
 
     def _known_sample(self) -> TrainingSample:
         """Return the training rows that a fit has kept.
@@ -405,8 +486,8 @@ class Wide(BaseEstimator, ABC):
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
-        rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
-        distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
+        rows = self._encoded(self._check_rows(X))
+        distinct, group = np.unique(rows, axis=0, return_inverse=True)
         return distinct, group.reshape(-1)
 
     # Checks.
@@ -416,6 +497,11 @@ class Wide(BaseEstimator, ABC):
         for number in NUMBERS:
             number.check(getattr(self, number.name))
         layers = HiddenLayers.of(self)
+        if isinstance(self.categorical_features, str) and self.categorical_features != "auto":
+            raise ValueError(
+                'categorical_features must be "auto", None, or names, places or a mask of columns, got '
+                f"{self.categorical_features!r}"
+            )
         loss = getattr(self.rule, "loss", "squared")
         if loss not in self._losses:
             raise ValueError(
@@ -426,28 +512,83 @@ class Wide(BaseEstimator, ABC):
 
     def _check_data(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, reset: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, targets as they are, and weights, all finite and of one length."""
+    ) -> tuple["Table", np.ndarray, np.ndarray]:
+        """Return rows as they were read, targets as they are, and weights, all of one length."""
         y = plain(y)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        refuse_missing("y", y)
         X = plain(X)
-        for name, values in (("X", X), ("y", y)):
-            refuse_missing(name, values)
-        rows, targets = validate_data(
-            self,
-            X,
-            y,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=np.float64,
-            multi_output=True,
-            y_numeric=self._numeric_targets,
-        )
-        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+        matrix = matrix_of(X)
+        if needs_encoding(matrix, self.categorical_features) if reset else self._encoding is not None:
+            X = matrix
+            y = _check_y(y, multi_output=True, y_numeric=self._numeric_targets, estimator=self)
+            table = self._learn_features(X) if reset else self._check_rows(X)
+            check_consistent_length(X, y)
+        else:
+            refuse_missing("X", X)
+            rows, y = validate_data(
+                self,
+                X,
+                y,
+                reset=reset,
+                accept_sparse="csr",
+                dtype=np.float64,
+                multi_output=True,
+                y_numeric=self._numeric_targets,
+            )
+            table = dense(rows)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not np.any(weight > 0):
             raise ValueError("sample_weight must not be all zero")
-        return dense(rows), np.asarray(targets), weight
+        return table, np.asarray(y), weight
+
+    def _learn_features(self, X: Any) -> "Table":
+        """Read the columns of a first table."""
+        from widefit.estimators.frames import frame_of, read_features
+
+        _check_feature_names(self, X, reset=True)
+        _check_n_features(self, X, reset=True)
+        return read_features(frame_of(X), self.categorical_features)
+
+    def _check_rows(self, X: Any) -> "Table":
+        """Return rows like those of the training, as numbers or as columns that were read."""
+        X = plain(X)
+        if self._encoding is None:
+            return dense(validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float64))
+        from widefit.estimators.frames import frame_of, in_order, positional
+
+        frame = frame_of(dense(matrix_of(X)))
+        names = list(getattr(self, "feature_names_in_", positional(self.n_features_in_)))
+        frame = in_order(frame, names)
+        named = hasattr(self, "feature_names_in_")
+        _check_feature_names(self, frame if named and hasattr(X, "columns") else X, reset=False)
+        _check_n_features(self, frame, reset=False)
+        if frame.height == 0:
+            raise ValueError("X has 0 rows; at least one is needed")
+        return self._encoding.read(frame.rename(dict(zip(frame.columns, names, strict=True))))
+
+    def _learn_columns(self, table: "Table", encoded: np.ndarray, weight: np.ndarray, reset: bool) -> np.ndarray:
+        """Return training rows as numbers, having learnt how; no row sees its own target."""
+        if reset:
+            self._encoding = None
+        if isinstance(table, np.ndarray):
+            return table
+        from widefit.estimators.frames import Outcomes, learn_encoding
+
+        outcomes = Outcomes(encoded, weight)
+        if self._encoding is None:
+            self._encoding = learn_encoding(table, outcomes)
+        rows = self._encoding.matrix(table, weight.size)
+        self._encoding.write_out_of_fold(table, np.arange(weight.size), outcomes, rows)
+        return rows
+
+    def _encoded(self, table: "Table") -> np.ndarray:
+        """Return rows as numbers."""
+        if isinstance(table, np.ndarray):
+            return table
+        assert self._encoding is not None
+        return self._encoding.matrix(table, len(table[0].gaps))
 
     # Files.
 
@@ -473,6 +614,7 @@ class Wide(BaseEstimator, ABC):
             "sphere_constant": self.sphere_.constant,
             "alpha": self.alpha_,
             "ridge": self._ridge,
+            "loss_ridge": self._loss_ridge,
             "history": self.history_.to_dict(),
             "plan": self.plan_.to_dict(),
             "loss": self.loss_,
@@ -481,6 +623,7 @@ class Wide(BaseEstimator, ABC):
             "samples": None if self._sample is None else self._sample.samples,
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
+            "encoding": None if self._encoding is None else self._encoding.to_dict(),
             **self._target_document(),
         }
         return tensors, document
@@ -510,10 +653,15 @@ class Wide(BaseEstimator, ABC):
         model._ridge = document["ridge"]
         model._choices = ()
         model.loss_ = document.get("loss", "squared")
+        model._loss_ridge = document.get("loss_ridge", rule_loss(model.loss_).curvature)
         model._seed = document.get("seed", 0)
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:
             model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
+        if document.get("encoding") is not None:
+            from widefit.data.features import FeatureEncoding
+
+            model._encoding = FeatureEncoding.from_dict(document["encoding"])
         model._restore_targets(document)
         model._predictor = _predictor_of(model.network_)
         model.plan_ = Plan.from_dict(document["plan"])

@@ -80,6 +80,7 @@ class WideClassifier(ClassifierMixin, Wide):
         warm_start=False,
         random_state=0,
         verbose=False,
+        categorical_features="auto",
         class_weight=None,
     ):
         super().__init__(
@@ -97,6 +98,7 @@ class WideClassifier(ClassifierMixin, Wide):
             warm_start=warm_start,
             random_state=random_state,
             verbose=verbose,
+            categorical_features=categorical_features,
         )
         self.class_weight = class_weight
 

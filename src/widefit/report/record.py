@@ -46,6 +46,8 @@ class Report:
         Classification only: shape (n, c), columns in the order of `classes`.
     classes
         Labels in order; needed for classification.
+    importances
+        Shares of the columns of the table in the predictions, by name; none: not shown.
     outputs
         Names of the k outputs of a regression; numbered when empty.
     loss_name
@@ -79,6 +81,7 @@ class Report:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     probabilities: ArrayLike | None = None
     classes: Sequence[Any] = ()
+    importances: Mapping[str, float] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     loss_name: str = "mean squared residual"
     metric_name: str = "validation metric"

@@ -98,6 +98,7 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
         part=measured.part,
         metrics=measured.metrics,
         probabilities=measured.probabilities,
+        importances=_importances(model, prepared),
         classes=() if target.task == "regression" else model.classes_.tolist(),
         loss_name=rule_loss(model.loss_).title,
         metric_name=f"{HELD_OUT} {'R²' if target.task == 'regression' else 'accuracy'}",
@@ -107,6 +108,13 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
         machine=this_machine(),
         notes=notes,
     )
+
+
+def _importances(model: Any, prepared: Prepared) -> dict[str, float]:
+    """Shares of the columns of the table in the predictions."""
+    names = [column.name for column in prepared.encoding.columns]
+    shares = np.bincount(prepared.encoding.sources, model.feature_importances_, len(names))
+    return dict(zip(names, shares.tolist(), strict=True))
 
 
 def _show(output: Output, model: Any, prepared: Prepared, measured: Measured, files: dict[str, Path]) -> None:
