@@ -43,6 +43,7 @@ from widefit.estimators.parts import check_parts
 from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
+from widefit.estimators.settled import Settled
 from widefit.estimators.training_sample import TrainingSample
 from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
@@ -50,7 +51,7 @@ from widefit.kernels.surroundings import insulated
 from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.base import Choice, Plan
-from widefit.rules import SGD, GaussNewton, Rule
+from widefit.rules import SGD, GaussNewton, Rule, StopReason
 from widefit.training.history import History
 from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
@@ -62,6 +63,9 @@ if TYPE_CHECKING:
     from widefit.data.features import Feature, FeatureEncoding
 
     Table = np.ndarray | tuple[Feature, ...]
+
+# Mean squared residual at which interpolation is good enough.
+_TOL = 1e-6
 
 
 class Wide(BaseEstimator, ABC):
@@ -99,7 +103,7 @@ class Wide(BaseEstimator, ABC):
         tracker="auto",
         solver="auto",
         max_iter=20,
-        tol=1e-6,
+        tol="auto",
         refit_readout=False,
         warm_start=False,
         random_state=0,
@@ -255,7 +259,8 @@ class Wide(BaseEstimator, ABC):
             problem = WeightedRows(rows[kept], self._loss_targets(y)[kept], weight[kept])
             floor = 0.0
         inputs = self.sphere_(problem.rows)
-        self._train(inputs, problem, floor, metric, callbacks, resume)
+        error = tuning.error if tuning is not None and self.loss_ == "squared" else None
+        self._train(inputs, problem, floor, metric, callbacks, resume, error)
         self._sample = TrainingSample.draw(
             merged, encoded[kept], weight[kept], np.flatnonzero(kept), self.sphere_, self._seed
         )
@@ -290,21 +295,25 @@ class Wide(BaseEstimator, ABC):
         metric: Callable[[Any], float] | None,
         callbacks: Sequence[Callback],
         resume: str | Path | None,
+        error: float | None,
     ) -> None:
-        """Train the network, in place."""
+        """Train the network, in place; until it has settled, where the leave-one-out error is known."""
+        rule = self._rule()
+        may_settle = self.tol == "auto" and error is not None and isinstance(rule, GaussNewton)
+        settled = [Settled(error, floor)] if may_settle else []
         training = Training(
             self.network_,
             inputs,
             problem.targets,
-            rule=self._rule(),
+            rule=rule,
             tracker=self.tracker,
             solver=self.solver,
             max_iter=int(self.max_iter),
-            tol=float(self.tol),
+            tol=_TOL if self.tol == "auto" else float(self.tol),
             alpha=self._ridge * self._loss_ridge,
             sample_weight=problem.sample_weight,
             metric=metric,
-            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
+            callbacks=(*callbacks, *settled, Log(), *([Progress()] if self.verbose else [])),
             loss_floor=floor,
         )
         plan = training.plan.after(self._choices)
@@ -313,6 +322,8 @@ class Wide(BaseEstimator, ABC):
         tuned = bytes_needed(*inputs.shape)
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
+        if settled and settled[0].reached and self.history_.stop_reason == StopReason.CALLBACK:
+            self.history_.stop_reason = str(StopReason.CONVERGED)
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
 

@@ -75,7 +75,7 @@ class WideClassifier(ClassifierMixin, Wide):
         tracker="auto",
         solver="auto",
         max_iter=20,
-        tol=1e-6,
+        tol="auto",
         refit_readout=False,
         warm_start=False,
         random_state=0,

@@ -55,8 +55,9 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     max_iter : int, default 20
         Largest number of steps. With rule="sgd" a step is an epoch, as for scikit-learn's stochastic solvers; rules of
         first order want hundreds where "gauss-newton" wants a handful.
-    tol : float, default 1e-6
-        Training stops when the mean squared residual of the standardized targets is no larger.
+    tol : float or "auto", default "auto"
+        Training stops when the mean squared residual of the standardized targets is no larger. "auto": 1e-6, or earlier
+        when the loss or its change in a step is below a hundredth of the squared leave-one-out error.
     refit_readout : bool, default False
         Fit the second layer of a two-layer network by ridge regression after the first.
     warm_start : bool, default False
@@ -119,7 +120,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         tracker="auto",
         solver="auto",
         max_iter=20,
-        tol=1e-6,
+        tol="auto",
         refit_readout=False,
         warm_start=False,
         random_state=0,
