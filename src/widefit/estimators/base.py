@@ -299,8 +299,9 @@ class Wide(BaseEstimator, ABC):
     ) -> None:
         """Train the network, in place; until it has settled, where the leave-one-out error is known."""
         rule = self._rule()
-        may_settle = self.tol == "auto" and error is not None and isinstance(rule, GaussNewton)
-        settled = [Settled(error, floor)] if may_settle else []
+        settled: list[Settled] = []
+        if self.tol == "auto" and error is not None and isinstance(rule, GaussNewton):
+            settled.append(Settled(error, floor))
         training = Training(
             self.network_,
             inputs,
@@ -396,9 +397,9 @@ class Wide(BaseEstimator, ABC):
         rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
         if isinstance(rule, SGD):
             return replace(rule, loss=self.loss_, seed=self._seed if rule.seed is None else rule.seed)
-        if isinstance(rule, str) and rule == "gauss-newton":
-            return GaussNewton(loss=self.loss_)
-        return replace(rule, loss=self.loss_) if isinstance(rule, Rule) and rule.loss != self.loss_ else rule
+        if isinstance(rule, str):
+            return GaussNewton(loss=self.loss_) if rule == "gauss-newton" else rule
+        return rule if getattr(rule, "loss", self.loss_) == self.loss_ else replace(rule, loss=self.loss_)
 
     def _set_history(self, history: History) -> None:
         self.history_ = history

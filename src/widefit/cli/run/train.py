@@ -102,7 +102,7 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
         classes=() if target.task == "regression" else model.classes_.tolist(),
         loss_name=rule_loss(model.loss_).title,
         metric_name=f"{HELD_OUT} {'R²' if target.task == 'regression' else 'accuracy'}",
-        tol=job.settings["tol"],
+        tol=None if job.settings["tol"] == "auto" else job.settings["tol"],
         plan=model.plan_.rows(),
         settings={name: str(value) for name, value in (job.settings | rows).items()},
         machine=this_machine(),
