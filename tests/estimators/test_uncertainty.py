@@ -105,7 +105,7 @@ def test_left_out_residuals_are_those_of_kernel_regression_without_the_row():
     weight = generator.uniform(0.5, 2, 30)
     merged = merge_duplicates(rows, targets, weight)
     sphere = SphereMap.fit(rows, weight, scaling="columns", constant=1.0)
-    sample = TrainingSample.draw(merged, targets, weight, sphere, 0)
+    sample = TrainingSample.draw(merged, targets, weight, np.arange(len(weight)), sphere, 0)
     network = widefit.nn.TwoLayer(4, 4096, 1, threshold=1.0, seed=3)
     found = Uncertainty.of(sample, network, alpha=0.1, thresholds=(1.0,), input_share=0.5)
     fires = (network.weight.detach().double().numpy() @ sample.inputs.T > 1.0).astype(float)
@@ -118,7 +118,7 @@ def test_left_out_residuals_are_those_of_kernel_regression_without_the_row():
         predicted = kernel[index, kept] @ np.linalg.solve(system, sample.targets[kept, 0])
         left_out[index] = sample.targets[index, 0] - predicted
         others = merge_duplicates(merged.rows[kept], merged.targets[kept], merged.sample_weight[kept])
-        part = TrainingSample.draw(others, merged.targets[kept], merged.sample_weight[kept], sphere, 0)
+        part = TrainingSample.draw(others, merged.targets[kept], merged.sample_weight[kept], kept, sphere, 0)
         without = Uncertainty.of(part, network, alpha=0.1, thresholds=(1.0,), input_share=0.5)
         variance = (without.spread(sample.inputs[index : index + 1])[0] ** 2 - without.noise) / without.scale
         spread[index] = np.sqrt(variance * found.scale + found.noise)
@@ -134,7 +134,7 @@ def test_left_out_observations_of_rows_that_repeat():
     weight = generator.uniform(0.5, 2, 24)
     merged = merge_duplicates(rows, targets, weight)
     sphere = SphereMap.fit(rows, weight, scaling="columns", constant=1.0)
-    sample = TrainingSample.draw(merged, targets, weight, sphere, 0)
+    sample = TrainingSample.draw(merged, targets, weight, np.arange(len(weight)), sphere, 0)
     found = Uncertainty.of(sample, None, alpha=0.3, thresholds=(0.5,), input_share=0.5)
     drawn = np.random.default_rng(0).permutation(24)
     gram = limit_gram(sphere(rows), 0.5)

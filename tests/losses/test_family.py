@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import mean_pinball_loss, mean_poisson_deviance
 from torch import nn
 from torch.nn import functional
 
@@ -13,15 +14,20 @@ from widefit.gram.jacobian import apply_root_transposed
 from widefit.losses.base import OutputLoss
 from widefit.losses.custom import Custom
 from widefit.losses.envelopes import Envelope
-from widefit.losses.family import RULE_LOSSES, TORCH_LOSSES, check_rule_loss, output_loss
+from widefit.losses.family import RULE_LOSSES, TORCH_LOSSES, check_rule_loss, output_loss, rule_loss
 from widefit.losses.huber import Huber
 from widefit.losses.logistic import Logistic
+from widefit.losses.poisson import Poisson
+from widefit.losses.quantile import Quantile
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import Squared
 
 FAMILY: dict[str, OutputLoss] = {
     "squared": Squared(),
     "huber": Huber(0.7),
+    "poisson": Poisson(),
+    "quantile": Quantile(0.9, 0.3),
+    "median": Quantile(0.5, 1e-3),
     "logistic of signs": Logistic(),
     "logistic of probabilities": Logistic(negative=0.0),
     "softmax": Softmax(),
@@ -38,7 +44,7 @@ def targets_for(loss: OutputLoss, raw: torch.Tensor) -> torch.Tensor:
         return torch.softmax(raw, dim=1)
     if isinstance(inner, Logistic):
         return torch.sign(raw) if inner.negative else torch.sigmoid(raw)
-    return raw.exp() if isinstance(inner, Custom) else raw
+    return raw.exp() if isinstance(inner, Custom | Poisson) else raw
 
 
 @st.composite
@@ -96,11 +102,11 @@ class TestEveryLoss:
             loss.scale = 3.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("name", [*RULE_LOSSES, "huber"])
+@pytest.mark.parametrize("name", [*RULE_LOSSES, "huber", "huber(0.3)", "quantile(0.9, 0.01)", "poisson"])
 @given(points())
 @settings(max_examples=25)
 def test_numpy_and_torch_agree(name: str, point) -> None:
-    loss = (RULE_LOSSES | TORCH_LOSSES)[name]
+    loss = rule_loss(name)
     outputs, raw = point
     targets = targets_for(loss, raw)
     for method in (loss.values, loss.gradients):
@@ -202,7 +208,10 @@ def test_probabilities_may_be_rounded() -> None:
 
 
 def test_unknown_losses_of_rules() -> None:
-    with pytest.raises(ValueError, match="loss must be one of 'squared', 'logistic', 'softmax', got 'mse'"):
+    with pytest.raises(
+        ValueError,
+        match="loss must be one of 'squared', 'logistic', 'softmax', 'huber', 'poisson', 'quantile', got 'mse'",
+    ):
         check_rule_loss("mse")
 
 
@@ -273,3 +282,46 @@ def test_cross_entropy_of_several_places() -> None:
     before = float(functional.cross_entropy(model(x).detach(), y))
     assert optimizer.evaluate(x, y) == pytest.approx(before, rel=1e-12)
     assert optimizer.step(x, y).loss < before
+
+
+@given(points(), st.floats(0.01, 0.99))
+@settings(max_examples=50)
+def test_parabolas_lie_above_losses_with_kinks_and_above_the_softmax_loss(point, level: float) -> None:
+    outputs, raw = point
+    for loss in (Quantile(level, 0.05), Huber(0.3), Softmax()):
+        targets = targets_for(loss, raw)
+        local = loss.separable(outputs, targets)
+        shift = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        bound = loss.values(outputs, targets) + (local.root * local.residual * shift).sum(1)
+        bound += 0.5 * (local.root * shift).square().sum(1)
+        curved = 0.5 * 2 * shift.square().sum(1) if isinstance(loss, Softmax) else 0.0
+        # The softmax loss is bounded by its curvature near the point, and by the largest one farther away.
+        assert bool((loss.values(outputs + shift, targets) <= bound + curved + 1e-9).all())
+
+
+def test_the_separable_softmax_majorizes_its_hessian() -> None:
+    outputs = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    targets = torch.softmax(outputs.flip(0), dim=1)
+    full, apart = Softmax().local(outputs, targets), Softmax().separable(outputs, targets)
+    difference = torch.diag_embed(apart.root**2) - full.root @ full.root.mT
+    assert float(torch.linalg.eigvalsh(difference).min()) > -1e-6
+    torch.testing.assert_close(apart.root * apart.residual, Softmax().gradients(outputs, targets))
+
+
+def test_the_quantile_loss_is_that_of_scikit_learn() -> None:
+    y, f = np.random.default_rng(0).standard_normal((2, 50))
+    for level in (0.1, 0.5, 0.9):
+        found = Quantile(level, 1e-9).values(f[:, None], y[:, None]).mean()
+        assert found == pytest.approx(mean_pinball_loss(y, f, alpha=level), rel=1e-6)
+    counts = np.random.default_rng(0).poisson(1.5, 50).astype(float)
+    found = 2 * Poisson().values(f[:, None], counts[:, None]).mean()
+    assert found == pytest.approx(mean_poisson_deviance(counts, np.exp(f)), rel=1e-9)
+    assert np.isfinite(Poisson().values(np.full((1, 1), 1e5), np.ones((1, 1)))).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["quantile(2, 0.1)", "quantile(0.5, 0)", "huber(-1)", "huber(1, 2)", "poisson(1)", "l1"]
+)
+def test_names_with_wrong_numbers(name: str) -> None:
+    with pytest.raises(ValueError, match="loss"):
+        check_rule_loss(name)

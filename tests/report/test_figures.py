@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import HISTORIES, classification
+from pages import HISTORIES, classification, regression
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from widefit.report.canvas import Frame, linear, logarithmic, thinned
 from widefit.report.figures_of_classes import SPREAD, counts_of, scores, shade, wilson
+from widefit.report.figures_of_columns import importances
 from widefit.report.figures_of_outputs import density, residuals
 from widefit.report.figures_of_training import flips, loss_per_step, phases
 from widefit.report.text import duration, number, shortened
@@ -220,3 +221,13 @@ def test_colours_contrast_enough_to_be_read(theme: int) -> None:
         for part in np.linspace(0, 1, 41):
             cell = shade(part) * colour[fill] + (1 - shade(part)) * colour["card"]
             assert _contrast(colour["on-shade" if part >= 0.5 else "ink"], cell) >= 4.5, (fill, part)
+
+
+def test_columns_that_matter_are_largest_first() -> None:
+    shares = {f"c{place}": place / 105 for place in range(15)}
+    (figure,) = importances(regression(importances=shares))
+    assert figure.body.index("c14") < figure.body.index("c13") < figure.body.index("c3")
+    assert "c2<" not in figure.body
+    assert "3 further columns: 2.9%" in figure.caption
+    assert importances(regression(importances={"a": 1.0})) == importances(regression()) == []
+    assert "&lt;b&gt;" in importances(regression(importances={"<b>": 0.5, "c": 0.5}))[0].body

@@ -391,13 +391,6 @@ def test_targets_that_a_loss_cannot_take(loss, message):
         widefit.train(problem.fresh(), problem.inputs, problem.targets, rule=SGD(loss=loss))
 
 
-def test_gauss_newton_refuses_a_loss_that_couples_outputs_with_neurons_of_their_own():
-    problem = make("three outputs", torch.float32)
-    one_hot = np.eye(3)[problem.targets.argmax(1)]
-    with pytest.raises(ValueError, match="softmax loss for deep networks only"):
-        widefit.train(problem.fresh(), problem.inputs, one_hot, loss="cross_entropy")
-
-
 def test_gauss_newton_takes_the_logistic_loss_output_by_output():
     problem = make("three outputs", torch.float64)
     signs = np.where(problem.targets > 0, 1.0, -1.0)

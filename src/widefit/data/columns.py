@@ -8,20 +8,31 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
+from widefit.data import moments
+from widefit.data.moments import Part, seconds_of
 from widefit.data.notation import is_number
 from widefit.data.words import TableError, listing, plural, shell
 from widefit.records import FileError
 
-Kind = Literal["number", "boolean", "category"]
+Kind = Literal["number", "boolean", "category", "moment", "time", "duration"]
 
 MAX_CATEGORIES = 1000
+# Categories of a column, up to which each becomes a 0/1 column where there is a choice.
+MOST_INDICATORS = 30
 # Whole numbers up to here are floating-point numbers of their own.
 EXACT = 2**53
 # Beyond this, squares and their sums overflow.
 LARGEST = 1e100
 # A text column is taken for numbers with mistakes in it when at least this share of its values are numbers.
 MOSTLY_NUMBERS = 0.5
-_SAW = {"number": "numbers", "boolean": "true or false", "category": "categories"}
+_SAW: dict[Kind, str] = {
+    "number": "numbers",
+    "boolean": "true or false",
+    "category": "categories",
+    "moment": "dates",
+    "time": "times of day",
+    "duration": "durations",
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +44,19 @@ class Column:
     name
         The column.
     kind
-        "number", "boolean" (0 or 1) or "category" (one 0/1 column per category).
+        "number", "boolean" (0 or 1), "category" (one 0/1 column per category, or its `effects`), "moment" (dates, by
+        `parts`), "time" (of day, by `parts`) or "duration" (days).
     categories
         The categories in order; empty for the other kinds.
     fill
-        What stands in for a missing value; None where missing values are an error. A category that is missing stays
-        none of the categories where `indicator` is True.
+        What stands in for a missing value, in seconds for dates and times; None where missing values are an error. A
+        category that is missing stays none of the categories where `indicator` is True.
     indicator
         Whether one more 0/1 column says that the value is missing.
+    effects
+        Numbers that stand for each category, and in the last row for none of them; empty: 0/1 columns do.
+    parts
+        Parts of dates and times that become numbers; empty for the other kinds.
     """
 
     name: str
@@ -48,16 +64,31 @@ class Column:
     categories: tuple[str, ...] = ()
     fill: float | str | None = None
     indicator: bool = False
+    effects: tuple[tuple[float, ...], ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def values_width(self) -> int:
+        """The count of numbers that a value becomes, without the indicator."""
+        if self.kind == "category":
+            return len(self.effects[0]) if self.effects else len(self.categories)
+        return moments.width_of(self.parts) if self.parts else 1
 
     @property
     def width(self) -> int:
         """The count of numbers that a value becomes."""
-        return (len(self.categories) if self.kind == "category" else 1) + self.indicator
+        return self.values_width + self.indicator
 
     @property
     def names(self) -> tuple[str, ...]:
         """A name for each of those numbers."""
-        names = tuple(f"{self.name}={category}" for category in self.categories) or (self.name,)
+        if self.effects:
+            several = self.values_width > 1
+            names = tuple(f"{self.name} by its mean target" + several * f" {i}" for i in range(self.values_width))
+        elif self.kind == "category":
+            names = tuple(f"{self.name}={category}" for category in self.categories)
+        else:
+            names = moments.names_of(self.name, self.parts) or (self.name,)
         return (*names, f"{self.name} is missing") if self.indicator else names
 
     @property
@@ -67,13 +98,26 @@ class Column:
 
     def to_dict(self) -> dict:
         """Plain Python values, ready for JSON."""
-        record = {"name": self.name, "kind": self.kind, "categories": list(self.categories), "fill": self.fill}
-        return record | ({"indicator": True} if self.indicator else {})
+        record: dict = {"name": self.name, "kind": self.kind, "categories": list(self.categories), "fill": self.fill}
+        record |= {"indicator": True} if self.indicator else {}
+        record |= {"effects": [list(row) for row in self.effects]} if self.effects else {}
+        return record | ({"parts": list(self.parts)} if self.parts else {})
 
     def checked(self) -> "Column":
-        """The column itself, or a FileError where what stands in for a gap is of another kind than the column."""
+        """The column itself, or a FileError where its fields do not belong together."""
         if self.fill is not None and isinstance(self.fill, str) != (self.kind == "category"):
             raise FileError(f"the encoding fills the gaps of column {self.name!r} with {self.fill!r}")
+        if isinstance(self.fill, float) and not np.isfinite(self.fill):
+            raise FileError(f"the encoding fills the gaps of column {self.name!r} with {self.fill}")
+        if len(set(self.categories)) < len(self.categories) or (self.categories and self.kind != "category"):
+            raise FileError(f"the encoding has wrong categories for column {self.name!r}")
+        if (self.kind in ("moment", "time")) != bool(self.parts) or len(set(self.parts)) < len(self.parts):
+            raise FileError(f"the encoding has the parts {self.parts!r} of column {self.name!r}")
+        if self.effects:
+            widths = {len(row) for row in self.effects}
+            finite = all(np.isfinite(row).all() for row in self.effects)
+            if len(self.effects) != len(self.categories) + 1 or len(widths) > 1 or widths == {0} or not finite:
+                raise FileError(f"the encoding has wrong effects for column {self.name!r}")
         return self
 
     def read(self, values: pl.Series, gaps: pl.Series) -> np.ndarray | pl.Series:
@@ -84,9 +128,7 @@ class Column:
         TableError
             Values of another kind than in training, or infinite ones.
         """
-        if self.kind == "category":
-            return as_text(values, gaps, self.categories)
-        return read_numbers(values, gaps, self.kind)
+        return read_as(self.kind, values, gaps, self.categories)
 
     def write(
         self, values: np.ndarray | pl.Series, gaps: pl.Series, out: Float64[np.ndarray, "n width"]
@@ -104,54 +146,73 @@ class Column:
 
         Returns
         -------
-        The values that training did not see; their rows stay zero.
+        The values that training did not see, whose rows stay zero; none where effects stand for them.
         """
         if self.indicator:
             out[:, -1] = gaps.to_numpy()
         if not isinstance(values, pl.Series):
-            out[:, 0] = np.where(np.isnan(values), 0.0 if self.fill is None else self.fill, values)
+            filled = np.where(np.isnan(values), 0.0 if self.fill is None else self.fill, values)
+            if self.parts:
+                moments.write_parts(filled, self.parts, out[:, : self.values_width])
+            else:
+                out[:, 0] = filled
             return ()
+        codes = self.codes(values)
+        if self.effects:
+            out[:, : self.values_width] = np.array(self.effects)[codes]
+            return ()
+        known = codes >= 0
+        out[np.flatnonzero(known), codes[known]] = 1.0
+        unseen = values.filter(pl.Series(~known)).drop_nulls()
+        return tuple(unseen.unique(maintain_order=True).to_list())
+
+    def codes(self, values: pl.Series) -> np.ndarray:
+        """The place of each text among the categories, after gaps are filled; −1 for those that are none."""
         text = values if self.fill is None else values.fill_null(self.fill)
-        count = len(self.categories)
-        codes = text.replace_strict(list(self.categories), list(range(count)), default=None, return_dtype=pl.Int64)
-        known = codes.is_not_null().to_numpy()
-        out[np.flatnonzero(known), codes.drop_nulls().to_numpy()] = 1.0
-        return tuple(text.filter(~known).drop_nulls().unique(maintain_order=True).to_list())
+        known = list(self.categories)
+        return text.replace_strict(known, list(range(len(known))), default=-1, return_dtype=pl.Int64).to_numpy()
 
 
-def kind_of(values: pl.Series, gaps: pl.Series) -> Kind:
+def read_as(kind: Kind, values: pl.Series, gaps: pl.Series, categories: Sequence[str] = ()) -> np.ndarray | pl.Series:
+    """Return values as what they are in training: float64 with NaN, or text with null, where they are missing.
+
+    Raises
+    ------
+    TableError
+        Values of another kind, or infinite ones.
+    """
+    return as_text(values, gaps, categories) if kind == "category" else read_numbers(values, gaps, kind)
+
+
+def kind_of(values: pl.Series) -> Kind:
     """The kind of feature that a column is.
 
     Raises
     ------
     TableError
-        Dates and times, lists and other nested types, text that is numbers with mistakes in it.
+        Lists and other nested types.
     """
     name, dtype = values.name, values.dtype
     if dtype.is_temporal():
-        raise TableError(
-            f"column {name!r} holds {described(values)}; turn it into numbers (year, month, days since a fixed day) or "
-            f"leave it out with --drop {shell(name)}"
-        )
+        return "duration" if dtype == pl.Duration else "time" if dtype == pl.Time else "moment"
     if dtype.is_numeric():
         return "number"
     if dtype == pl.Boolean:
         return "boolean"
-    if dtype in (pl.Categorical, pl.Enum):
+    if dtype in (pl.Categorical, pl.Enum, pl.String):
         return "category"
-    if dtype != pl.String:
-        raise TableError(
-            f"column {name!r} holds {dtype} values, which are not one number or text; use --drop {shell(name)}"
-        )
-    _refuse_broken_numbers(values, gaps)
-    return "category"
+    raise TableError(
+        f"column {name!r} holds {dtype} values, which are not one number or text; leave it out "
+        f"(in the shell: --drop {shell(name)})"
+    )
 
 
-def refuse_many(text: pl.Series) -> None:
+def refuse_many(text: pl.Series, many_allowed: bool = False) -> None:
     """Refuse a category per row (names, identifiers, free text), or more than `MAX_CATEGORIES`."""
     present = text.drop_nulls()
     categories = present.unique().sort().to_list()
-    if len(categories) > MAX_CATEGORIES or (len(categories) >= 10 and 2 * len(categories) > len(present)):
+    too_many = len(categories) > MAX_CATEGORIES and not many_allowed
+    if too_many or (len(categories) >= 10 and 2 * len(categories) > len(present)):
         raise TableError(
             f"column {text.name!r} has {len(categories):,} different texts in {plural(len(present), 'row')} (such as "
             f"{listing(categories[:2])}), too many to be categories; leave it out with --drop {shell(text.name)}"
@@ -183,7 +244,7 @@ def described(values: pl.Series) -> str:
 
 
 def refuse_type(values: pl.Series, gaps: pl.Series, kind: Kind) -> None:
-    """Refuse a type of which no value can be what training saw: dates, lists, true and false for numbers.
+    """Refuse a type of which no value can be what training saw: dates or true and false for numbers, lists.
 
     Raises
     ------
@@ -191,8 +252,11 @@ def refuse_type(values: pl.Series, gaps: pl.Series, kind: Kind) -> None:
         The column with its first row.
     """
     dtype = values.dtype
-    fits = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
-    fits |= dtype == pl.Boolean and kind != "number"
+    if dtype.is_temporal() or kind in ("moment", "time", "duration"):
+        fits = dtype.is_temporal() and kind_of(values) == kind
+    else:
+        fits = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
+        fits |= dtype == pl.Boolean and kind != "number"
     if fits or gaps.all():
         return
     row = int((~gaps).arg_true()[0])
@@ -209,7 +273,7 @@ def shown(value: object) -> str:
 
 
 def read_numbers(values: pl.Series, gaps: pl.Series, kind: Kind) -> Float64[np.ndarray, " n"]:
-    """Numbers, or 0 and 1 for "boolean"; NaN where missing.
+    """Numbers, 0 and 1 for "boolean", seconds for dates and times, days for durations; NaN where missing.
 
     Raises
     ------
@@ -219,6 +283,10 @@ def read_numbers(values: pl.Series, gaps: pl.Series, kind: Kind) -> Float64[np.n
     refuse_type(values, gaps, kind)
     if kind == "boolean":
         return _as_booleans(values, gaps)
+    if kind in ("moment", "time", "duration"):
+        if gaps.all():
+            return np.full(len(values), np.nan)
+        return seconds_of(values) / (moments.DAY if kind == "duration" else 1.0)
     numbers = _cast(values, gaps)
     wrong = numbers.is_null() & ~gaps
     if wrong.any():
@@ -259,11 +327,10 @@ def as_text(values: pl.Series, gaps: pl.Series, categories: Sequence[str] = ()) 
     refuse_type(values, gaps, "category")
     if gaps.all():
         return pl.Series(values.name, [None] * len(values), dtype=pl.String)
-    if values.dtype.is_float():
-        present = values.filter(~gaps)
-        if bool(((present % 1 == 0) & (present.abs() <= EXACT)).all()):
-            values = values.set(gaps, None).cast(pl.Int64)
     text = values.cast(pl.String)
+    if values.dtype.is_float():
+        whole = ((values % 1 == 0) & (values.abs() <= EXACT)).fill_null(False)
+        text = values.set(~whole, None).cast(pl.Int64).cast(pl.String).zip_with(whole, text)
     if values.dtype == pl.Boolean:
         written = {spelling.lower(): spelling for spelling in categories}
         text = text.replace({"true": written.get("true", "true"), "false": written.get("false", "false")})
@@ -301,7 +368,8 @@ def _as_booleans(values: pl.Series, gaps: pl.Series) -> np.ndarray:
     return found.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
-def _refuse_broken_numbers(values: pl.Series, gaps: pl.Series) -> None:
+def refuse_broken_numbers(values: pl.Series, gaps: pl.Series) -> None:
+    """Refuse text that is numbers with mistakes in it."""
     present = values.filter(~gaps)
     wrong = [text for text in present.unique(maintain_order=True).to_list() if not is_number(text.strip())]
     if not wrong or present.n_unique() <= 20:

@@ -1,59 +1,18 @@
 """A table looked through before its rows are split: the target, the kind of each column, and all that is wrong."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from widefit.data.columns import Column, Kind, as_text, kind_of, missing, read_numbers, refuse_many
+from widefit.data.columns import kind_of, missing, read_as, refuse_broken_numbers, refuse_many
+from widefit.data.features import Feature, missing_message, refuse_duplicates
 from widefit.data.target import Target, learn_target
-from widefit.data.words import Refusals, TableError, listing, plural
+from widefit.data.words import Refusals, TableError, listing
 
 DROPPED = "dropped as asked"
 _ROW_NUMBERS = ("", "index", "Unnamed: 0", "__index_level_0__", "rownames")
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A column that can be a feature, read as its kind.
-
-    Attributes
-    ----------
-    name, kind
-        The column and its kind.
-    values
-        float64 with NaN where missing, shape (n,), for numbers and booleans; text with null where missing for
-        categories.
-    gaps
-        True where a value is missing.
-    """
-
-    name: str
-    kind: Kind
-    values: np.ndarray | pl.Series
-    gaps: pl.Series
-
-    def learn(self, rows: np.ndarray | None, *, impute: bool, indicate: bool) -> Column | None:
-        """The column as the training rows show it, or None where they hold a single value."""
-        # Every column gets a fill, so that a gap that first shows up in new data is filled as well.
-        indicator = indicate and bool(self.gaps.any())
-        fill: float | str | None = None
-        if isinstance(self.values, pl.Series):
-            text = (self.values if rows is None else self.values[rows]).drop_nulls()
-            categories = tuple(text.unique().sort().to_list())
-            if impute and len(text) and not indicator:
-                fill = text.mode().sort()[0]
-            column = Column(self.name, self.kind, categories, fill, indicator)
-            return column if len(categories) > 1 or (categories and indicator) else None
-        numbers = self.values if rows is None else self.values[rows]
-        numbers = numbers[~np.isnan(numbers)]
-        distinct, counts = np.unique(numbers, return_counts=True)
-        if impute and len(numbers):
-            fill = float(np.median(numbers) if self.kind == "number" else distinct[counts.argmax()])
-        column = Column(self.name, self.kind, (), fill, indicator)
-        return column if len(distinct) > 1 or (len(distinct) and indicator) else None
 
 
 @dataclass(frozen=True)
@@ -99,6 +58,7 @@ def survey(
     task: str | None = None,
     drop: Sequence[str] = (),
     gaps_allowed: bool = False,
+    many_allowed: bool = False,
     doubts: Mapping[str, str] | None = None,
 ) -> Survey:
     """Look through all rows of a table, so that errors name rows of the table as it is.
@@ -115,6 +75,8 @@ def survey(
         Columns to leave out.
     gaps_allowed
         Whether features may have missing values.
+    many_allowed
+        Whether a column may have more than `MAX_CATEGORIES` of them, if only they repeat.
     doubts
         Columns that could be read in two ways, each with the question.
 
@@ -122,7 +84,7 @@ def survey(
     ------
     TableError
         Everything that is wrong with it, at once: what `learn_target` raises, unknown names in `drop`, missing values,
-        infinite values, dates, a category per row, columns in doubt.
+        infinite values, a category per row, columns in doubt.
     """
     refuse_duplicates(frame.columns)
     name = target if isinstance(target, str) else target.name
@@ -135,7 +97,7 @@ def survey(
             raise TableError(doubts[name])
         target = learn_target(frame, target, task) if isinstance(target, str) else target
     candidates = [column for column in frame if column.name != name and column.name not in drop]
-    features, left_out = _features(candidates, frame.columns[0], doubts, refusals)
+    features, left_out = _features(candidates, frame.columns[0], doubts, refusals, many_allowed)
     absent = {feature.name: feature.gaps for feature in features if feature.gaps.any()}
     if absent and not gaps_allowed:
         refusals.messages.append(
@@ -148,23 +110,6 @@ def survey(
     refusals.raise_any()
     assert isinstance(target, Target)
     return Survey(target, tuple(features), (*((dropped, DROPPED) for dropped in drop), *left_out), tuple(frame.columns))
-
-
-def refuse_duplicates(columns: Sequence[str]) -> None:
-    """Refuse several columns of one name."""
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise TableError(f"several columns are called {listing(repeated)}; give each a name of its own")
-
-
-def missing_message(absent: Mapping[str, pl.Series], advice: str) -> str:
-    """The gaps of some columns in a sentence, with the first row of each."""
-    parts = [
-        f"column {name!r} has {plural(int(gaps.sum()), 'missing value')} (first in row {int(gaps.arg_true()[0]) + 1})"
-        for name, gaps in list(absent.items())[:5]
-    ]
-    rest = len(absent) - len(parts)
-    return "; ".join(parts) + (f"; so do {rest} more columns" if rest > 0 else "") + advice
 
 
 def _refuse_drop(frame: pl.DataFrame, target: str, drop: Sequence[str]) -> None:
@@ -189,7 +134,7 @@ def _unusable(values: pl.Series, gaps: pl.Series, *, first: bool) -> str:
 
 
 def _features(
-    columns: Sequence[pl.Series], first: str, doubts: Mapping[str, str], refusals: Refusals
+    columns: Sequence[pl.Series], first: str, doubts: Mapping[str, str], refusals: Refusals, many_allowed: bool
 ) -> tuple[list[Feature], list[tuple[str, str]]]:
     """The columns that can be features, and the others, each with the reason; `first` is the first of the table."""
     features: list[Feature] = []
@@ -202,17 +147,18 @@ def _features(
         with refusals.collected():
             if column.name in doubts:
                 raise TableError(doubts[column.name])
-            features.append(_feature(column, gaps))
+            features.append(_feature(column, gaps, many_allowed))
     return features, left_out
 
 
-def _feature(values: pl.Series, gaps: pl.Series) -> Feature:
-    kind = kind_of(values, gaps)
-    if kind != "category":
-        return Feature(values.name, kind, read_numbers(values, gaps, kind), gaps)
-    text = as_text(values, gaps)
-    refuse_many(text)
-    return Feature(values.name, kind, text, gaps)
+def _feature(values: pl.Series, gaps: pl.Series, many_allowed: bool) -> Feature:
+    kind = kind_of(values)
+    if values.dtype == pl.String:
+        refuse_broken_numbers(values, gaps)
+    found = read_as(kind, values, gaps)
+    if isinstance(found, pl.Series):
+        refuse_many(found, many_allowed)
+    return Feature(values.name, kind, found, gaps)
 
 
 def _numbers_rows(values: np.ndarray) -> bool:

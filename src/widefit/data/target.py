@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from widefit.data.columns import EXACT, LARGEST, Kind, as_text, flags, missing, refuse_type
+from widefit.data.effects import Outcomes
 from widefit.data.table import Table
 from widefit.data.words import TableError, listing, plural
 
@@ -84,6 +85,12 @@ class Target:
         if self.task == "regression":
             return _numbers(column)
         return self._labelled(column)
+
+    def outcomes(self, y: np.ndarray) -> Outcomes:
+        """Numbers from which effects of categories are learnt: y, or 0/1 for every class but the first of two."""
+        labels = self.labels[1:] if len(self.labels) == 2 else self.labels
+        values = np.stack([y == label for label in labels], axis=1) if labels else y[:, None]
+        return Outcomes(values.astype(np.float64), np.ones(len(y)))
 
     def _labelled(self, column: pl.Series) -> np.ndarray:
         if self.kind == "category":

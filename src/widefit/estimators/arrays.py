@@ -7,6 +7,46 @@ import torch
 from scipy import sparse
 
 
+def matrix_of(X: Any) -> Any:
+    """Return lists of lists as a matrix in which text stands beside numbers; anything else as it is."""
+    if not isinstance(X, list | tuple):
+        return X
+    try:
+        array = np.asarray(X)
+        return np.array(X, dtype=object) if array.dtype.kind == "U" else array
+    except (TypeError, ValueError):
+        # Of several lengths: scikit-learn's checks say so.
+        return X
+
+
+def needs_encoding(X: Any, categorical_features: Any) -> bool:
+    """Return True for data frames, and for matrices with gaps, with text, or with columns that are to be categories."""
+    if hasattr(X, "columns"):
+        return True
+    if not isinstance(X, np.ndarray) or X.ndim != 2 or not X.size:
+        return False
+    if not isinstance(categorical_features, str | None) and np.size(categorical_features):
+        return True
+    if X.dtype.kind == "O":
+        return any(value is None or isinstance(value, str) or value != value for value in X.ravel())
+    if X.dtype.kind == "U":
+        return _numbers(X) is None
+    return X.dtype.kind == "f" and bool(np.isnan(X).any())
+
+
+def text_or_numbers(column: np.ndarray) -> np.ndarray:
+    """Return text that is all numbers as numbers."""
+    found = _numbers(column)
+    return column if found is None else found
+
+
+def _numbers(text: np.ndarray) -> np.ndarray | None:
+    try:
+        return text.astype(np.float64)
+    except ValueError:
+        return None
+
+
 def refuse_missing(name: str, values: Any) -> None:
     """Raise a ValueError that names the first row of some numbers that are not finite."""
     if sparse.issparse(values) or not hasattr(values, "__array__"):

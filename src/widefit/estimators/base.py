@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,12 +16,21 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    _check_y,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
 from widefit.callbacks import Callback, Log, Progress
 from widefit.data.words import listing, plural
-from widefit.estimators.arrays import dense, plain, refuse_missing
+from widefit.estimators.arrays import dense, matrix_of, needs_encoding, plain, refuse_missing
 from widefit.estimators.importances import column_importances
+from widefit.estimators.nearest import nearest
 from widefit.estimators.networks import (
     draw,
     initial_network,
@@ -35,14 +45,15 @@ from widefit.estimators.parts import check_parts
 from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
 from widefit.estimators.readout import refit_readout
+from widefit.estimators.settled import Settled
 from widefit.estimators.training_sample import TrainingSample
 from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
 from widefit.kernels.surroundings import insulated
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
-from widefit.plan.base import Plan
-from widefit.rules import SGD, Rule
+from widefit.plan.base import Choice, Plan
+from widefit.rules import SGD, GaussNewton, Rule, StopReason
 from widefit.training.history import History
 from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
@@ -50,7 +61,14 @@ from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
 
 if TYPE_CHECKING:
+    # Polars is imported where a table needs it.
     from widefit.data.encoding import TableEncoding
+    from widefit.data.features import Feature, FeatureEncoding
+
+    Table = np.ndarray | tuple[Feature, ...]
+
+# Mean squared residual at which interpolation is good enough.
+_TOL = 1e-6
 
 
 class Wide(BaseEstimator, ABC):
@@ -75,6 +93,8 @@ class Wide(BaseEstimator, ABC):
     encoding_: "TableEncoding | None" = None
     _sample: TrainingSample | None = None
     _uncertainty: Uncertainty | None = None
+    _encoding: "FeatureEncoding | None" = None
+    _target_choices: tuple[Choice, ...] = ()
 
     def __init__(
         self,
@@ -87,11 +107,12 @@ class Wide(BaseEstimator, ABC):
         tracker="auto",
         solver="auto",
         max_iter=20,
-        tol=1e-6,
+        tol="auto",
         refit_readout=False,
         warm_start=False,
         random_state=0,
         verbose=False,
+        categorical_features="auto",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -107,10 +128,12 @@ class Wide(BaseEstimator, ABC):
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
+        self.categorical_features = categorical_features
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = True
         return tags
 
     # Hooks: the meaning of y, which each of the two estimators has its own.
@@ -138,6 +161,17 @@ class Wide(BaseEstimator, ABC):
     def _loss(self) -> str:
         """Return the loss that the rule descends."""
         return "squared"
+
+    def _transform_targets(
+        self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, merged: MergedRows, layers: HiddenLayers
+    ) -> bool:
+        """Learn another encoding of y where the rows show that it predicts better; return whether it was."""
+        return False
+
+    def _choose_loss(self, tuning: Tuning) -> None:
+        """Set `loss_` and the factor between its ridge and that of the squared loss."""
+        self.loss_ = self._loss()
+        self._loss_ridge = rule_loss(self.loss_).curvature
 
     def _loss_targets(self, y: np.ndarray) -> np.ndarray:
         """Return targets as `loss_` takes them, shape (n, k)."""
@@ -180,7 +214,8 @@ class Wide(BaseEstimator, ABC):
         Parameters
         ----------
         X
-            Shape (n, d): array, data frame of numbers, tensor or sparse matrix (made dense).
+            Shape (n, d): data frame of pandas or polars, array, tensor or sparse matrix (made dense). Gaps are filled
+            by medians or the most frequent value, and told by a 0/1 column; see `categorical_features`.
         y
             Shape (n,), or (n, k) for a regressor.
         sample_weight
@@ -201,16 +236,22 @@ class Wide(BaseEstimator, ABC):
         """
         layers = self._check_parameters()
         continues = bool(self.warm_start) and hasattr(self, "network_")
-        rows, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
+        table, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
         weight = self._weigh(y, weight)
-        metric = None if validation is None else self._metric_on(*validation)
         if not continues:
             self._learn_targets(y, weight)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         encoded = self._encode(y)
+        rows = self._learn_columns(table, encoded, weight, reset=not continues)
+        metric = None if validation is None else self._metric_on(*validation)
         merged = merge_duplicates(rows, encoded, weight)
+        if not continues and self._transform_targets(rows, y, weight, merged, layers):
+            encoded = self._encode(y)
+            merged = merge_duplicates(rows, encoded, weight)
         self._forget_stream()
-        self.loss_ = self._loss()
         tuning = None if continues else self._tune(merged, layers, self.alpha)
+        if tuning is not None:
+            self._choose_loss(tuning)
         self._calibrate(tuning)
         if tuning is not None:
             self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
@@ -222,8 +263,11 @@ class Wide(BaseEstimator, ABC):
             problem = WeightedRows(rows[kept], self._loss_targets(y)[kept], weight[kept])
             floor = 0.0
         inputs = self.sphere_(problem.rows)
-        self._train(inputs, problem, floor, metric, callbacks, resume)
-        self._sample = TrainingSample.draw(merged, encoded[kept], weight[kept], self.sphere_, self._seed)
+        error = tuning.error if tuning is not None and self.loss_ == "squared" else None
+        self._train(inputs, problem, floor, metric, callbacks, resume, error)
+        self._sample = TrainingSample.draw(
+            merged, encoded[kept], weight[kept], np.flatnonzero(kept), self.sphere_, self._seed
+        )
         self._build_predictor()
         if self.refit_readout and isinstance(self.network_, TwoLayer):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
@@ -231,7 +275,6 @@ class Wide(BaseEstimator, ABC):
 
     def _tune(self, merged: MergedRows, layers: HiddenLayers, alpha: float | str) -> Tuning:
         """Decide what is "auto": the input map, the ridge and the readout scale."""
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         tuning = tune(
             merged,
             threshold=layers.thresholds[0],
@@ -245,7 +288,7 @@ class Wide(BaseEstimator, ABC):
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (layers.choice, *tuning.choices)
+        self._choices = (layers.choice, *tuning.choices, *self._target_choices)
         return tuning
 
     def _train(
@@ -256,21 +299,26 @@ class Wide(BaseEstimator, ABC):
         metric: Callable[[Any], float] | None,
         callbacks: Sequence[Callback],
         resume: str | Path | None,
+        error: float | None,
     ) -> None:
-        """Train the network, in place."""
+        """Train the network, in place; until it has settled, where the leave-one-out error is known."""
+        rule = self._rule()
+        settled: list[Settled] = []
+        if self.tol == "auto" and error is not None and isinstance(rule, GaussNewton):
+            settled.append(Settled(error, floor))
         training = Training(
             self.network_,
             inputs,
             problem.targets,
-            rule=self._rule(),
+            rule=rule,
             tracker=self.tracker,
             solver=self.solver,
             max_iter=int(self.max_iter),
-            tol=float(self.tol),
-            alpha=self._ridge * RULE_LOSSES[self.loss_].curvature,
+            tol=_TOL if self.tol == "auto" else float(self.tol),
+            alpha=self._ridge * self._loss_ridge,
             sample_weight=problem.sample_weight,
             metric=metric,
-            callbacks=(*callbacks, Log(), *([Progress()] if self.verbose else [])),
+            callbacks=(*callbacks, *settled, Log(), *([Progress()] if self.verbose else [])),
             loss_floor=floor,
         )
         plan = training.plan.after(self._choices)
@@ -279,6 +327,8 @@ class Wide(BaseEstimator, ABC):
         tuned = bytes_needed(*inputs.shape)
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
+        if settled and settled[0].reached and self.history_.stop_reason == StopReason.CALLBACK:
+            self.history_.stop_reason = str(StopReason.CONVERGED)
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
 
@@ -289,8 +339,13 @@ class Wide(BaseEstimator, ABC):
         if len(layers.widths) > 1:
             raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
         first = not hasattr(self, "network_")
-        rows, y, weight = self._check_data(X, y, sample_weight, reset=first)
+        table, y, weight = self._check_data(X, y, sample_weight, reset=first)
         weight = self._weigh(y, weight)
+        if first:
+            self._learn_stream_targets(y, weight)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        # Later batches see the effects of categories of the first.
+        rows = self._learn_columns(table, self._encode(y), weight, reset=True) if first else self._encoded(table)
         kept = weight > 0
         rows = rows[kept]
         y = y[kept]
@@ -323,8 +378,8 @@ class Wide(BaseEstimator, ABC):
         self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, layers: HiddenLayers, loss: str
     ) -> None:
         """Tune on the first batch of a stream, and draw the network."""
-        self._learn_stream_targets(y, weight)
         self.loss_ = loss
+        self._loss_ridge = rule_loss(loss).curvature
         share = weight[:TUNING_ROWS] / weight[:TUNING_ROWS].sum()
         encoded = self._encode(y[:TUNING_ROWS])
         merged = merge_duplicates(rows[:TUNING_ROWS], encoded - share @ encoded, weight[:TUNING_ROWS])
@@ -346,7 +401,9 @@ class Wide(BaseEstimator, ABC):
         rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
         if isinstance(rule, SGD):
             return replace(rule, loss=self.loss_, seed=self._seed if rule.seed is None else rule.seed)
-        return replace(rule, loss=self.loss_) if getattr(rule, "loss", self.loss_) != self.loss_ else rule
+        if isinstance(rule, str):
+            return GaussNewton(loss=self.loss_) if rule == "gauss-newton" else rule
+        return rule if getattr(rule, "loss", self.loss_) == self.loss_ else replace(rule, loss=self.loss_)
 
     def _set_history(self, history: History) -> None:
         self.history_ = history
@@ -373,7 +430,41 @@ class Wide(BaseEstimator, ABC):
     def feature_importances_(self) -> np.ndarray:
         """Shares of the columns in the average gradient outer product of the network, shape (d,), with sum 1."""
         inputs = self._known_sample().inputs
-        return column_importances(self.network_, inputs, self.sphere_.constant * math.sqrt(self.sphere_.center.size))
+        last = self.sphere_.constant * math.sqrt(self.sphere_.center.size)
+        found = column_importances(self.network_, inputs, last, self.sphere_.mixing)
+        if self._encoding is None:
+            return found
+        return np.bincount(self._encoding.sources, found, self.n_features_in_)
+
+    def nearest_rows(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Return the training rows that the network takes for most like some rows: reasons for a prediction.
+
+        Parameters
+        ----------
+        X
+            Shape (n, d).
+        k
+            How many for each row.
+
+        Returns
+        -------
+        Places in the training table and likenesses, each of shape (n, k), the nearest first. The likeness is the entry
+        of the Gram matrix at infinite width over that of a row with itself: 1 for equal rows, about 0 where no neuron
+        fires on both. Of more than 1,000 rows as many were drawn; among fewer than k all are given.
+
+        Raises
+        ------
+        ValueError
+            k < 1.
+        NotFittedError
+            The model has only seen a stream.
+        """
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+            raise ValueError(f"k must be an integer ≥ 1, got {k!r}")
+        sample = self._known_sample()
+        distinct, group = self._distinct_rows(X)
+        places, likeness = nearest(sample, self.sphere_(distinct), *limit_settings(self.network_), int(k))
+        return places[group], likeness[group]
 
     def _known_sample(self) -> TrainingSample:
         """Return the training rows that a fit has kept.
@@ -411,17 +502,9 @@ class Wide(BaseEstimator, ABC):
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
-        rows = validate_data(self, self._encoded(X), reset=False, accept_sparse="csr", dtype=np.float64)
-        distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
+        rows = self._encoded(self._check_rows(X))
+        distinct, group = np.unique(rows, axis=0, return_inverse=True)
         return distinct, group.reshape(-1)
-
-    def _encoded(self, X: Any) -> Any:
-        """Return a data frame as the table of training was encoded, by the names of its columns; the rest as it is."""
-        if self.encoding_ is None:
-            return plain(X)
-        from widefit.data.frames import is_frame, polars_of  # Polars, which only such a model needs
-
-        return self.encoding_.encode(polars_of(X)) if is_frame(X) else plain(X)
 
     # Checks.
 
@@ -430,6 +513,11 @@ class Wide(BaseEstimator, ABC):
         for number in NUMBERS:
             number.check(getattr(self, number.name))
         layers = HiddenLayers.of(self)
+        if isinstance(self.categorical_features, str) and self.categorical_features != "auto":
+            raise ValueError(
+                'categorical_features must be "auto", None, or names, places or a mask of columns, got '
+                f"{self.categorical_features!r}"
+            )
         loss = getattr(self.rule, "loss", "squared")
         if loss not in self._losses:
             raise ValueError(
@@ -440,30 +528,93 @@ class Wide(BaseEstimator, ABC):
 
     def _check_data(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, reset: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, targets as they are, and weights, all finite and of one length."""
+    ) -> tuple["Table", np.ndarray, np.ndarray]:
+        """Return rows as they were read, targets as they are, and weights, all of one length."""
         y = plain(y)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        refuse_missing("y", y)
         if reset:
             self.encoding_ = None
-        X = self._encoded(X)
-        for name, values in (("X", X), ("y", y)):
-            refuse_missing(name, values)
-        rows, targets = validate_data(
-            self,
-            X,
-            y,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=np.float64,
-            multi_output=True,
-            y_numeric=self._numeric_targets,
-        )
-        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+        X = self._as_in_the_shell(plain(X))
+        matrix = matrix_of(X)
+        if needs_encoding(matrix, self.categorical_features) if reset else self._encoding is not None:
+            X = matrix
+            y = _check_y(y, multi_output=True, y_numeric=self._numeric_targets, estimator=self)
+            table = self._learn_features(X) if reset else self._check_rows(X)
+            check_consistent_length(X, y)
+        else:
+            refuse_missing("X", X)
+            rows, y = validate_data(
+                self,
+                X,
+                y,
+                reset=reset,
+                accept_sparse="csr",
+                dtype=np.float64,
+                multi_output=True,
+                y_numeric=self._numeric_targets,
+            )
+            table = dense(rows)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not np.any(weight > 0):
             raise ValueError("sample_weight must not be all zero")
-        return dense(rows), np.asarray(targets), weight
+        return table, np.asarray(y), weight
+
+    def _learn_features(self, X: Any) -> "Table":
+        """Read the columns of a first table."""
+        from widefit.estimators.frames import frame_of, read_features
+
+        _check_feature_names(self, X, reset=True)
+        _check_n_features(self, X, reset=True)
+        return read_features(frame_of(X), self.categorical_features)
+
+    def _check_rows(self, X: Any) -> "Table":
+        """Return rows like those of the training, as numbers or as columns that were read."""
+        X = self._as_in_the_shell(plain(X))
+        if self._encoding is None:
+            return dense(validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float64))
+        from widefit.estimators.frames import frame_of, in_order, positional
+
+        frame = frame_of(dense(matrix_of(X)))
+        names = list(getattr(self, "feature_names_in_", positional(self.n_features_in_)))
+        frame = in_order(frame, names)
+        named = hasattr(self, "feature_names_in_")
+        _check_feature_names(self, frame if named and hasattr(X, "columns") else X, reset=False)
+        _check_n_features(self, frame, reset=False)
+        if frame.height == 0:
+            raise ValueError("X has 0 rows; at least one is needed")
+        return self._encoding.read(frame.rename(dict(zip(frame.columns, names, strict=True))))
+
+    def _as_in_the_shell(self, X: Any) -> Any:
+        """Return a data frame as the table of a training in the shell was encoded; the rest as it is."""
+        if self.encoding_ is None or not (hasattr(X, "columns") and hasattr(X, "dtypes")):
+            return X
+        from widefit.estimators.frames import frame_of
+
+        return self.encoding_.encode(frame_of(X))
+
+    def _learn_columns(self, table: "Table", encoded: np.ndarray, weight: np.ndarray, reset: bool) -> np.ndarray:
+        """Return training rows as numbers, having learnt how; no row sees its own target."""
+        if reset:
+            self._encoding = None
+        if isinstance(table, np.ndarray):
+            return table
+        from widefit.estimators.frames import Outcomes, learn_encoding
+
+        outcomes = Outcomes(encoded, weight)
+        if self._encoding is None:
+            self._encoding = learn_encoding(table, outcomes)
+        rows = self._encoding.matrix(table, weight.size)
+        self._encoding.write_out_of_fold(table, np.arange(weight.size), outcomes, rows)
+        return rows
+
+    def _encoded(self, table: "Table") -> np.ndarray:
+        """Return rows as numbers."""
+        if isinstance(table, np.ndarray):
+            return table
+        assert self._encoding is not None
+        return self._encoding.matrix(table, len(table[0].gaps))
 
     # Display.
 
@@ -496,6 +647,23 @@ class Wide(BaseEstimator, ABC):
 
     # Files.
 
+    def detach_encoding(self) -> "FeatureEncoding | None":
+        """Return how the columns of a data frame become numbers, and take these numbers in their place from now on.
+
+        None, and no change, where the model was fitted to an array.
+        """
+        encoding = self._encoding
+        if encoding is None and hasattr(self, "feature_names_in_"):
+            from widefit.data.columns import Column
+            from widefit.data.features import FeatureEncoding
+
+            encoding = FeatureEncoding(tuple(Column(name, "number") for name in self.feature_names_in_.tolist()))
+        if encoding is not None:
+            self._encoding = None
+            vars(self).pop("feature_names_in_", None)
+            self.n_features_in_ = len(encoding.feature_names)
+        return encoding
+
     def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
@@ -518,6 +686,7 @@ class Wide(BaseEstimator, ABC):
             "sphere_constant": self.sphere_.constant,
             "alpha": self.alpha_,
             "ridge": self._ridge,
+            "loss_ridge": self._loss_ridge,
             "history": self.history_.to_dict(),
             "plan": self.plan_.to_dict(),
             "loss": self.loss_,
@@ -526,6 +695,7 @@ class Wide(BaseEstimator, ABC):
             "samples": None if self._sample is None else self._sample.samples,
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
+            "encoding": None if self._encoding is None else self._encoding.to_dict(),
             **self._target_document(),
         }
         return tensors, document
@@ -555,10 +725,15 @@ class Wide(BaseEstimator, ABC):
         model._ridge = document["ridge"]
         model._choices = ()
         model.loss_ = document.get("loss", "squared")
+        model._loss_ridge = document.get("loss_ridge", rule_loss(model.loss_).curvature)
         model._seed = document.get("seed", 0)
         model.n_features_in_ = document["n_features_in"]
         if document["feature_names_in"] is not None:
             model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
+        if document.get("encoding") is not None:
+            from widefit.data.features import FeatureEncoding
+
+            model._encoding = FeatureEncoding.from_dict(document["encoding"])
         model._restore_targets(document)
         model._predictor = _predictor_of(model.network_)
         model.plan_ = Plan.from_dict(document["plan"])

@@ -75,11 +75,12 @@ class WideClassifier(ClassifierMixin, Wide):
         tracker="auto",
         solver="auto",
         max_iter=20,
-        tol=1e-6,
+        tol="auto",
         refit_readout=False,
         warm_start=False,
         random_state=0,
         verbose=False,
+        categorical_features="auto",
         class_weight=None,
     ):
         super().__init__(
@@ -97,6 +98,7 @@ class WideClassifier(ClassifierMixin, Wide):
             warm_start=warm_start,
             random_state=random_state,
             verbose=verbose,
+            categorical_features=categorical_features,
         )
         self.class_weight = class_weight
 

@@ -11,7 +11,10 @@ _ROWS = 256
 
 
 def column_importances(
-    network: TwoLayer | Deep, inputs: Float[np.ndarray, "r d"], constant: float
+    network: TwoLayer | Deep,
+    inputs: Float[np.ndarray, "r d"],
+    constant: float,
+    mixing: Float[np.ndarray, "columns columns"] | None = None,
 ) -> Float[np.ndarray, " d"]:
     """Return the diagonal of the average gradient outer product E[∇f ∇fᵀ] of the columns, summing to 1.
 
@@ -26,9 +29,13 @@ def column_importances(
         Rows on the sphere.
     constant
         Last coordinate of rows before they are put on the sphere.
+    mixing
+        The matrix by which the input map mixes columns, which can be inverted; None for the identity.
     """
     norm = constant / inputs[:, -1:]
     columns = inputs[:, :-1] * norm
+    if mixing is not None:
+        columns = np.linalg.solve(mixing.T, columns.T).T
     x = inputs[:_ROWS]
     points = torch.from_numpy(x).requires_grad_()
     total = np.zeros(columns.shape[1])
@@ -37,6 +44,7 @@ def column_importances(
             (slope,) = torch.autograd.grad(values.sum(), points, retain_graph=True)
             # x = a / ‖a‖, so ∇_a f = (I − x xᵀ) ∇_x f / ‖a‖.
             across = slope.numpy() - np.sum(slope.numpy() * x, axis=1, keepdims=True) * x
-            total += np.mean((across / norm[:_ROWS])[:, :-1] ** 2, axis=0)
+            along = (across / norm[:_ROWS])[:, :-1]
+            total += np.mean((along if mixing is None else along @ mixing.T) ** 2, axis=0)
     importance = total * columns.var(axis=0)
     return importance / max(float(importance.sum()), np.finfo(float).tiny)

@@ -41,7 +41,7 @@ NUMBERS = (
     Number("alpha", least=0.0, auto=True),
     Number("readout_scale", least=1e-6, auto=True),
     Number("max_iter", Integral, least=1),
-    Number("tol", least=0.0),
+    Number("tol", least=0.0, auto=True),
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from widefit.losses.family import rule_loss
 from widefit.plan.two_layer import Plan
 from widefit.records import FileError, read
 from widefit.training.history import History
@@ -37,6 +38,10 @@ class Record:
     n_features_in: int
     feature_names_in: list[str] | None
     loss: str = "squared"
+    loss_ridge: float = 1.0
+    loss_center: list[float] | None = None
+    tuning_mean: list[float] | None = None
+    smearing: list[float] | None = None
     seed: int = 0
     stream: dict[str, Any] | None = None
     flat: bool | None = None
@@ -45,6 +50,7 @@ class Record:
     sharpness: float | None = None
     offset: list[float] | None = None
     samples: int | None = None
+    encoding: dict[str, Any] | None = None
     # Settings of the rule in version 0.1.
     sgd: dict[str, Any] | None = None
 
@@ -102,6 +108,7 @@ def check_parts(tensors: Mapping[str, Tensor], document: dict[str, Any], paramet
         _check_classes(record, outputs)
     elif record.flat is None or (record.flat and outputs != 1):
         raise FileError("its outputs are not those of its targets")
+    _check_loss(record, outputs)
     if record.stream is not None:
         _check_stream(tensors, read(_StreamRecord, record.stream, "its stream"))
 
@@ -170,12 +177,40 @@ def _check_input_map(tensors: Mapping[str, Tensor], record: Record, features: in
     columns = record.n_features_in
     if columns < 1 or (record.feature_names_in is not None and len(record.feature_names_in) != columns):
         raise FileError(f"it has {columns} features, and other names for them")
+    if record.encoding is not None:
+        columns = _encoded_columns(record)
     for name in ("center", "scale"):
         _check(tensors, name, (torch.float64,), (columns,))
+    if "mixing" in tensors:
+        _check(tensors, "mixing", (torch.float64,), (columns, columns))
     if not 0 < record.sphere_constant < math.inf:
         raise FileError(f"its constant is {record.sphere_constant}")
     if features != columns + 1:
         raise FileError(f"its network has {features} features, its table {columns}")
+
+
+def _check_loss(record: Record, outputs: int) -> None:
+    try:
+        rule_loss(record.loss)
+    except ValueError as error:
+        raise FileError(str(error)) from error
+    if not 0 < record.loss_ridge < math.inf:
+        raise FileError(f"the ridge of its loss is {record.loss_ridge}")
+    for center in (record.loss_center, record.tuning_mean, record.smearing):
+        if center is not None and (len(center) != outputs or not np.isfinite(center).all()):
+            raise FileError(f"the means of its loss must be {outputs} finite numbers")
+
+
+def _encoded_columns(record: Record) -> int:
+    """The count of numbers that a row of the table becomes."""
+    from widefit.data.features import FeatureEncoding
+
+    encoding = FeatureEncoding.from_dict(record.encoding or {})
+    names = [column.name for column in encoding.columns]
+    known = record.feature_names_in or [f"x{place}" for place in range(record.n_features_in)]
+    if names != known:
+        raise FileError("its encoding has other columns than its table")
+    return len(encoding.feature_names)
 
 
 def _check_classes(record: Record, outputs: int) -> None:

@@ -27,6 +27,8 @@ class TrainingSample:
         Total weight of equal rows, shape (r,).
     member
         Which of the distinct rows each row of the table is, shape (s,).
+    place
+        Which row of the table that is, shape (s,).
     single, single_weight
         Encoded targets and weights of the rows of the table, shapes (s, k) and (s,).
     within
@@ -39,6 +41,7 @@ class TrainingSample:
     targets: Float[np.ndarray, "r k"]
     sample_weight: Float[np.ndarray, " r"]
     member: Int[np.ndarray, " s"]
+    place: Int[np.ndarray, " s"]
     single: Float[np.ndarray, "s k"]
     single_weight: Float[np.ndarray, " s"]
     within: Float[np.ndarray, " k"]
@@ -50,6 +53,7 @@ class TrainingSample:
         merged: MergedRows,
         encoded: Float[np.ndarray, "N k"],
         sample_weight: Float[np.ndarray, " N"],
+        places: Int[np.ndarray, " N"],
         sphere: SphereMap,
         seed: int,
     ) -> "TrainingSample":
@@ -61,6 +65,8 @@ class TrainingSample:
             All distinct rows.
         encoded, sample_weight
             Targets and weights of the rows of the table, of those of positive weight.
+        places
+            Where these are in the table.
         sphere
             The input map.
         seed
@@ -77,6 +83,7 @@ class TrainingSample:
             merged.targets[distinct],
             merged.sample_weight[distinct],
             member.reshape(-1),
+            places[drawn],
             encoded[drawn],
             sample_weight[drawn],
             within,
@@ -101,6 +108,7 @@ class TrainingSample:
         shapes = {
             "inputs": (rows, made.inputs.shape[1]),
             "sample_weight": (rows,),
+            "place": (made.member.size,),
             "single": (made.member.size, outputs),
             "single_weight": (made.member.size,),
             "within": (outputs,),
@@ -111,6 +119,8 @@ class TrainingSample:
                 raise ValueError(
                     f"{name} of the training rows must be finite and have shape {shape}, got {array.shape}"
                 )
+        if made.place.size and made.place.min() < 0:
+            raise ValueError("place of the training rows must be ≥ 0")
         if np.any((made.member < 0) | (made.member >= rows)) or samples < rows:
             raise ValueError(f"the training rows must be among {rows} distinct ones, those among {samples}")
         return made

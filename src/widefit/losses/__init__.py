@@ -6,6 +6,8 @@ from widefit.losses.envelopes import Envelope
 from widefit.losses.family import output_loss
 from widefit.losses.huber import Huber
 from widefit.losses.logistic import Logistic
+from widefit.losses.poisson import Poisson
+from widefit.losses.quantile import Quantile
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import HalfSquare, Squared
 
@@ -17,6 +19,8 @@ __all__ = [
     "LocalLeastSquares",
     "Logistic",
     "OutputLoss",
+    "Poisson",
+    "Quantile",
     "Softmax",
     "Squared",
     "output_loss",

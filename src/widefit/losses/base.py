@@ -82,6 +82,10 @@ class OutputLoss(ABC):
     def local(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> LocalLeastSquares:
         """Return the local least-squares problem of Σ_i ℓ."""
 
+    def separable(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> LocalLeastSquares:
+        """Return such a problem in which outputs do not meet, which majorizes the loss where they do."""
+        return self.local(outputs, targets)
+
     def wrong(self, targets: Float[Array, "n k"]) -> tuple[Bool[Array, " n"], str] | None:
         """Return which of n rows are no targets of this loss, and what a target is; None where all numbers are."""
         return None

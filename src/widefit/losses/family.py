@@ -1,6 +1,8 @@
 """All losses by name. A loss is one file here and one line below."""
 
+import re
 from collections.abc import Callable
+from functools import cache
 
 from torch import Tensor, nn
 
@@ -8,20 +10,46 @@ from widefit.losses.base import OutputLoss
 from widefit.losses.custom import Custom
 from widefit.losses.huber import Huber
 from widefit.losses.logistic import Logistic
+from widefit.losses.poisson import Poisson
+from widefit.losses.quantile import Quantile
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import Squared
 
 # For rules, which sum; and for the optimizer and fine-tuning, which average as torch does.
 RULE_LOSSES: dict[str, OutputLoss] = {loss.name: loss for loss in (Squared(), Logistic(), Softmax())}
+# Of regressors, for Gauss-Newton; some have numbers, which belong to the name: "huber(1.35)", "quantile(0.9, 0.01)".
+_WITH_NUMBERS: dict[str, Callable[..., OutputLoss]] = {kind.name: kind for kind in (Huber, Poisson, Quantile)}
 TORCH_LOSSES: dict[str, OutputLoss] = {
     loss.torch_name: loss for loss in (Squared(), Softmax(), Logistic(negative=0.0), Huber())
 }
 
 
+def rule_loss(name: str) -> OutputLoss:
+    """Return the loss of a rule by its name, with its numbers in parentheses where it has some.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or numbers that the loss does not take.
+    """
+    return RULE_LOSSES[name] if name in RULE_LOSSES else _parsed(name)
+
+
+@cache
+def _parsed(name: str) -> OutputLoss:
+    parts = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", name)
+    if parts is None or parts[1] not in _WITH_NUMBERS:
+        known = ", ".join(map(repr, (*RULE_LOSSES, *_WITH_NUMBERS)))
+        raise ValueError(f"loss must be one of {known}, got {name!r}")
+    try:
+        return _WITH_NUMBERS[parts[1]](*(float(number) for number in (parts[2] or "").split(",") if number.strip()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"loss {name!r} has wrong numbers: {error}") from error
+
+
 def check_rule_loss(name: str) -> None:
     """Raise a ValueError for a name that is no loss of a rule."""
-    if name not in RULE_LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(map(repr, RULE_LOSSES))}, got {name!r}")
+    rule_loss(name)
 
 
 def output_loss(loss: str | OutputLoss | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:

@@ -47,6 +47,12 @@ class Softmax(CrossEntropy):
         root = torch.diag_embed(half) - floored[:, :, None] * half[:, None, :]
         return LocalLeastSquares((probability - targets) / half, root)
 
+    def separable(self, outputs: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]) -> LocalLeastSquares:
+        # diag p − p pᵀ ≤ 2 diag p (1 − p): rows of the difference are diagonally dominant.
+        probability = torch.softmax(outputs, dim=1)
+        root = (2 * probability * (1 - probability)).clamp_min(FLOOR).sqrt()
+        return LocalLeastSquares((probability - targets) / root, root)
+
     def wrong(self, targets: Float[Array, "n k"]) -> tuple[Bool[Array, " n"], str]:
         # A row of numbers that were rounded misses 1 by so much.
         rounding = max(1e-6, 4 * targets.shape[1] * float(namespace(targets).finfo(targets.dtype).eps))

@@ -9,7 +9,8 @@ import widefit
 from widefit.files.atomic import replacing
 from widefit.report import tables
 from widefit.report.figures import of_quality, of_training
-from widefit.report.figures_of_rows import importances, intervals
+from widefit.report.figures_of_columns import importances
+from widefit.report.figures_of_rows import intervals
 from widefit.report.record import Report
 from widefit.report.text import duration, number, plural, safe, share
 

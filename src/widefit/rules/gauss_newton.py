@@ -43,8 +43,10 @@ class GaussNewton(FullBatch[Damping]):
     increase
         λ is divided by `decrease` after a gain ratio below 0.25, and multiplied by this after a rejected step.
     loss
-        "squared"; "logistic" or "softmax" (deep networks only) as for `SGD`, through the generalized Gauss-Newton
-        matrix L^½ J Jᵀ L^½ with L the second derivative of the loss in the outputs (Schraudolph 2002).
+        "squared"; "logistic" or "softmax" as for `SGD`, "poisson", "huber(δ)" or "quantile(q, δ)", through the
+        generalized Gauss-Newton matrix L^½ J Jᵀ L^½ with L the second derivative of the loss in the outputs
+        (Schraudolph 2002), or a majorant: where the loss has kinks, and for "softmax" in a two-layer network, where
+        every output has neurons of its own.
     """
 
     damping: float = 1e-4
@@ -62,11 +64,6 @@ class GaussNewton(FullBatch[Damping]):
         check_rule_loss(self.loss)
 
     def start(self, problem: NetworkProblem) -> Damping:
-        if problem.objective.kind == "softmax" and problem.outputs.shape[1] > 1:
-            raise ValueError(
-                "GaussNewton takes the softmax loss for deep networks only; for this one use rules.SGD or "
-                "rules.GradientDescent"
-            )
         return Damping(self.damping)
 
     def direction(self, problem: LocalProblem, state: Damping, solver: Solver) -> Direction:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 
 from widefit.losses.base import LocalLeastSquares
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.trackers import Displacement
 
 
@@ -24,7 +24,7 @@ class Objective:
     alpha
         α ≥ 0.
     kind
-        The name of ℓ, one of `widefit.losses.family.RULE_LOSSES`.
+        The name of ℓ, as `widefit.losses.family.rule_loss` takes it.
     """
 
     targets: Float[np.ndarray, "n k"]
@@ -34,13 +34,13 @@ class Objective:
 
     def loss(self, outputs: Float[np.ndarray, "n k"]) -> float:
         """Weighted mean over samples: of the squared residual, or of ℓ for another loss."""
-        loss = RULE_LOSSES[self.kind]
+        loss = rule_loss(self.kind)
         return float(self.sample_weight @ (loss.scale * loss.values(outputs, self.targets)) / self.sample_weight.sum())
 
     @property
     def curvature(self) -> float:
         """The largest second derivative of ℓ in the outputs."""
-        return RULE_LOSSES[self.kind].curvature
+        return rule_loss(self.kind).curvature
 
     def subset(self, samples: slice | Int[np.ndarray, " q"]) -> "Objective":
         """Restrict the objective to some of the samples, with the ridge scaled in proportion."""
@@ -50,15 +50,18 @@ class Objective:
     def value(self, outputs: Float[np.ndarray, "n k"], displacement: Displacement | None) -> float:
         """Q."""
         ridge = self.alpha * float(displacement.squared_norm.sum()) if displacement is not None else 0.0
-        return 2 / RULE_LOSSES[self.kind].scale * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
+        return 2 / rule_loss(self.kind).scale * self.loss(outputs) * float(self.sample_weight.sum()) + ridge
 
     def slope(self, outputs: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
         """∂ℓ/∂f; the residual for the squared loss."""
-        return RULE_LOSSES[self.kind].gradients(outputs, self.targets)
+        return rule_loss(self.kind).gradients(outputs, self.targets)
 
     def expand(self, outputs: Float[np.ndarray, "n k"]) -> LocalLeastSquares:
-        """Q near f without sample weights and ridge: Q(f + δ) ≈ Q(f) − Σ_i ‖r̃_i‖² + Σ_i ‖r̃_i + B_iᵀ δ_i‖²."""
-        return RULE_LOSSES[self.kind].local(torch.from_numpy(outputs), torch.from_numpy(self.targets))
+        """Q near f without sample weights and ridge: Q(f + δ) ≈ Q(f) − Σ_i ‖r̃_i‖² + Σ_i ‖r̃_i + B_iᵀ δ_i‖².
+
+        Outputs do not meet: each has parameters of its own.
+        """
+        return rule_loss(self.kind).separable(torch.from_numpy(outputs), torch.from_numpy(self.targets))
 
     def stacked(self) -> "Stacked":
         """The same objective of one column of outputs, output c of sample i in row i k + c."""
@@ -88,7 +91,8 @@ class Stacked(Objective):
         return self.apart.slope(self._apart(outputs)).reshape(-1, 1)
 
     def expand(self, outputs: Float[np.ndarray, "nk 1"]) -> LocalLeastSquares:
-        local = self.apart.expand(self._apart(outputs))
+        apart = torch.from_numpy(self._apart(outputs))
+        local = rule_loss(self.kind).local(apart, torch.from_numpy(self.apart.targets))
         return LocalLeastSquares(local.residual.reshape(-1, 1), local.root)
 
     def _apart(self, outputs: Float[np.ndarray, "nk 1"]) -> Float[np.ndarray, "n k"]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from widefit.losses.family import RULE_LOSSES, check_rule_loss
+from widefit.losses.family import check_rule_loss, rule_loss
 from widefit.trackers import Adversary, attack
 
 # Numbers in the activations of a block of samples.
@@ -50,7 +50,7 @@ class RobustAccuracy:
                 f"{self.targets.shape[0]}"
             )
         check_rule_loss(self.loss)
-        RULE_LOSSES[self.loss].check(self.targets)
+        rule_loss(self.loss).check(self.targets)
         if self.targets.shape[1] == 1 and np.any(np.abs(self.targets) != 1):
             row = int(np.argmax(np.abs(self.targets[:, 0]) != 1))
             raise ValueError(f"targets must be ±1 for one output, got {self.targets[row, 0]} in row {row}")

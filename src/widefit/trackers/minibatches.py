@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.trackers.averaging import IterateAverage
 
 
@@ -44,7 +44,7 @@ class Minibatches:
     sample_weight
         ω, shape (n,).
     loss
-        The name of ℓ, one of `widefit.losses.family.RULE_LOSSES`.
+        The name of ℓ, as `widefit.losses.family.rule_loss` takes it.
     shrink
         s_t, shape (batches,): pull of all neurons towards their initial weights; None: 0.
     trains_readout
@@ -92,7 +92,7 @@ class Minibatches:
     def g(self, step: int, outputs: Float[np.ndarray, "b k"]) -> Float[np.ndarray, "b k"]:
         """η_t ω_B ∘ ∂ℓ/∂f_B from the outputs of the batch."""
         batch = self.batch(step)
-        slope = RULE_LOSSES[self.loss].gradients(outputs, self.targets[batch])
+        slope = rule_loss(self.loss).gradients(outputs, self.targets[batch])
         return self.rates[step] * self.sample_weight[batch][:, None] * slope
 
     def attacked(
@@ -158,6 +158,6 @@ def attack(
     """
     origin = x
     for _ in range(adversary.steps):
-        x = adversary.move(origin, x, pull_back(RULE_LOSSES[loss].gradients(outputs, targets)))
+        x = adversary.move(origin, x, pull_back(rule_loss(loss).gradients(outputs, targets)))
         outputs = evaluate(x)
     return x, outputs

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit import gram, trackers
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import RULE_LOSSES, rule_loss
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.names import RULES, resolve
 from widefit.rules import NetworkProblem, Objective, Rule
@@ -73,7 +73,7 @@ def checked_problem(
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"{name} contains NaN or infinity (or overflows {dtype}), first in row {row}")
-    RULE_LOSSES[loss].check(targets)
+    rule_loss(loss).check(targets)
     return inputs, Objective(targets, weight, alpha, loss)
 
 

@@ -1,6 +1,7 @@
 """Choice of the input map: a few fixed ones, compared by closed-form leave-one-out, and scales learnt from there."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from widefit.plan.two_layer import Choice
 from widefit.tuning.columns import QuantileMap, heavy_tailed, indicators
 from widefit.tuning.duplicates import MergedRows, WeightedRows
+from widefit.tuning.gradient_outer_product import MOST_MIXED, mix_columns
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.relevance import learn_scales, steps_within_budget
@@ -27,6 +29,8 @@ _SCALINGS = {
 # difference that it has to gain at least.
 _WORTHWHILE = 0.97
 _STANDARD_ERRORS = 1.0
+# Gradient outer products, one after the other, that are tried.
+_ROUNDS = 2
 # Ridges at which maps are compared: all but none, and one a hundred times the other.
 _RIDGES = (1e-4, 1e-2, 1.0)
 
@@ -54,19 +58,65 @@ def choose_map(
     learners = sample.part(slice(learning))
     fixed, name, reason = _best_fixed(merged, learners, threshold)
     choice = Choice("input map", name, f"{reason}, {which_rows(everyone[:learning], merged)}")
+    if learning == everyone.size:
+        return fixed, choice
+    before = _squared_errors(sample, fixed, threshold)[learning:]
     steps = steps_within_budget(*learners.rows.shape)
-    if steps == 0 or learning == everyone.size:
-        return fixed, choice
-    learnt = learn_scales(learners.rows, learners.targets, learners.sample_weight, fixed, threshold, steps)
-    before, after = (_squared_errors(sample, sphere, threshold)[learning:] for sphere in (fixed, learnt))
-    if not _is_confirmed(before, after, weight[learning:]):
-        return fixed, choice
-    varies = fixed.scale > 0
-    factors = learnt.scale[varies] / fixed.scale[varies]
-    learnt_name = f"then times {factors.min():.2g} to {factors.max():.2g}, constant {learnt.constant:.2g}"
-    gain = f"{_spreads(before, weight[learning:]):.3g} → {_spreads(after, weight[learning:]):.3g}"
-    reason = f"scales learnt on {learning} rows: error on other rows {gain} spreads"
-    return learnt, Choice("input map", f"{name.rpartition(',')[0]}, {learnt_name}", reason)
+    found = fixed
+    if steps > 0:
+        learnt = learn_scales(learners.rows, learners.targets, learners.sample_weight, fixed, threshold, steps)
+        after = _squared_errors(sample, learnt, threshold)[learning:]
+        if is_confirmed(before, after, weight[learning:]):
+            varies = fixed.scale > 0
+            factors = learnt.scale[varies] / fixed.scale[varies]
+            learnt_name = f"then times {factors.min():.2g} to {factors.max():.2g}, constant {learnt.constant:.2g}"
+            gain = f"{spreads_of(before, weight[learning:]):.3g} → {spreads_of(after, weight[learning:]):.3g}"
+            reason = f"scales learnt on {learning} rows: error on other rows {gain} spreads"
+            choice = Choice("input map", f"{name.rpartition(',')[0]}, {learnt_name}", reason)
+            found = learnt
+            before = after
+    return _mixed(sample, learning, found, threshold, before, choice)
+
+
+def _mixed(
+    sample: WeightedRows,
+    learning: int,
+    start: SphereMap,
+    threshold: float,
+    before: Float[np.ndarray, " others"],
+    choice: Choice,
+) -> tuple[SphereMap, Choice]:
+    """Mix columns by the average gradient outer product, as long as rows that it was not learnt on confirm it.
+
+    Parameters
+    ----------
+    sample
+        Rows on which the map is learnt, then those that judge it.
+    learning
+        The count of the former.
+    start, choice
+        The map so far.
+    threshold
+        b.
+    before
+        Squared errors of the latter with it.
+    """
+    learners = sample.part(slice(learning))
+    weight = sample.sample_weight[learning:]
+    found = start
+    if not 2 <= np.count_nonzero(start.scale) <= start.scale.size <= MOST_MIXED:
+        return found, choice
+    for rounds in range(1, _ROUNDS + 1):
+        mixed = mix_columns(learners.rows, learners.targets, learners.sample_weight, found, threshold)
+        after = _squared_errors(sample, mixed, threshold)[learning:]
+        if not is_confirmed(before, after, weight):
+            break
+        gain = f"{spreads_of(before, weight):.3g} → {spreads_of(after, weight):.3g}"
+        reason = f"{choice.reason}; with {rounds} of gradient outer products {gain}"
+        choice = replace(choice, chosen=f"{choice.chosen.removesuffix(', mixed')}, mixed", reason=reason)
+        found = mixed
+        before = after
+    return found, choice
 
 
 def which_rows(rows: Int[np.ndarray, " r"], merged: MergedRows) -> str:
@@ -90,7 +140,7 @@ def _best_fixed(merged: MergedRows, learners: WeightedRows, threshold: float) ->
         sphere = SphereMap.fit(
             merged.rows, merged.sample_weight, scaling=scaling, constant=constant, quantiles=quantiles
         )
-        error = _spreads(_squared_errors(learners, sphere, threshold), learners.sample_weight)
+        error = spreads_of(_squared_errors(learners, sphere, threshold), learners.sample_weight)
         # The usual maps stay unless it is clearly better to bend tails or to leave indicators alone.
         handicap = math.sqrt(_WORTHWHILE) if prefix or scaling == "indicators" else 1.0
         found.append((error / handicap, sphere, f"{prefix}{_SCALINGS[scaling]}, constant {constant:g}"))
@@ -100,19 +150,29 @@ def _best_fixed(merged: MergedRows, learners: WeightedRows, threshold: float) ->
 
 def _squared_errors(sample: WeightedRows, sphere: SphereMap, threshold: float) -> Float[np.ndarray, " n"]:
     """Return squared leave-one-out residuals, summed over outputs, with the best of a few ridges."""
-    weight = sample.sample_weight
-    gram = limit_gram(sphere(sample.rows), threshold)
-    mean = max(float(weight @ gram.diagonal()) / weight.size, np.finfo(float).tiny)
-    fits = [leave_one_out(gram, sample.targets, weight, ridge * mean) for ridge in _RIDGES]
-    return (min(fits, key=lambda fit: fit.error).residuals ** 2).sum(axis=1)
+    residuals = left_out_residuals(sphere(sample.rows), sample.targets, sample.sample_weight, threshold)
+    return (residuals**2).sum(axis=1)
 
 
-def _spreads(squared_errors: Float[np.ndarray, " n"], sample_weight: Float[np.ndarray, " n"]) -> float:
+def left_out_residuals(
+    inputs: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n k"],
+    sample_weight: Float[np.ndarray, " n"],
+    threshold: float,
+) -> Float[np.ndarray, "n k"]:
+    """Return leave-one-out residuals of the regression with the limit kernel, with the best of a few ridges."""
+    gram = limit_gram(inputs, threshold)
+    mean = max(float(sample_weight @ gram.diagonal()) / sample_weight.size, np.finfo(float).tiny)
+    fits = [leave_one_out(gram, targets, sample_weight, ridge * mean) for ridge in _RIDGES]
+    return min(fits, key=lambda fit: fit.error).residuals
+
+
+def spreads_of(squared_errors: Float[np.ndarray, " n"], sample_weight: Float[np.ndarray, " n"]) -> float:
     """Return the root of the mean squared error, in units of the spread of the targets."""
     return math.sqrt(float(sample_weight @ squared_errors / sample_weight.sum()))
 
 
-def _is_confirmed(
+def is_confirmed(
     before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], sample_weight: Float[np.ndarray, " n"]
 ) -> bool:
     """Return True when squared errors have fallen by more than chance explains, and enough to matter."""

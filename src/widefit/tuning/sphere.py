@@ -9,11 +9,13 @@ from jaxtyping import Float
 from widefit.tuning.columns import QuantileMap, indicators
 
 _FLOAT = np.finfo(np.float64)
+# Beyond this, sums of two numbers overflow.
+_LARGEST = _FLOAT.max / 4
 
 
 @dataclass(frozen=True)
 class SphereMap:
-    """x ↦ (s ∘ (q(x) − center), c √d) / ‖·‖: the constant coordinate keeps the information in the norm of a row.
+    """x ↦ (Aᵀ (s ∘ (q(x) − center)), c √d) / ‖·‖: the constant coordinate keeps the information in the norm of a row.
 
     Attributes
     ----------
@@ -25,12 +27,15 @@ class SphereMap:
         c > 0.
     quantiles
         q, which maps columns with heavy tails to normal scores and leaves the others alone.
+    mixing
+        A, shape (d, d); None for the identity.
     """
 
     center: Float[np.ndarray, " d"]
     scale: Float[np.ndarray, " d"]
     constant: float
     quantiles: QuantileMap = field(default_factory=QuantileMap.none)
+    mixing: Float[np.ndarray, "d d"] | None = None
 
     @classmethod
     def fit(
@@ -94,7 +99,8 @@ class SphereMap:
         rows = self.quantiles(rows)
         with np.errstate(over="ignore"):
             # Scaled first: the difference of huge numbers stays finite.
-            return np.clip(rows * self.scale - self.center * self.scale, -_FLOAT.max / 4, _FLOAT.max / 4)
+            scaled = np.clip(rows * self.scale - self.center * self.scale, -_LARGEST, _LARGEST)
+            return scaled if self.mixing is None else np.clip(scaled @ self.mixing, -_LARGEST, _LARGEST)
 
     def __call__(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d_plus_one"]:
         """Return rows of norm 1, float64."""
@@ -113,6 +119,7 @@ class SphereMap:
             "quantile_columns": self.quantiles.columns,
             "quantile_values": self.quantiles.values,
             "quantile_scores": self.quantiles.scores,
+            **({} if self.mixing is None else {"mixing": self.mixing}),
         }
 
     @classmethod
@@ -130,7 +137,10 @@ class SphereMap:
             raise ValueError(f"center and scale must have one shape (d,), got {center.shape} and {scale.shape}")
         if not (np.isfinite(center).all() and np.isfinite(scale).all() and 0 < constant < np.inf):
             raise ValueError("center, scale and constant of the input map must be finite, and the constant positive")
+        mixing = arrays.get("mixing")
+        if mixing is not None and (mixing.shape != 2 * center.shape or not np.isfinite(mixing).all()):
+            raise ValueError(f"mixing must be finite and have shape (d, d), got {mixing.shape}")
         if "quantile_columns" not in arrays:
             return cls(center, scale, constant)
         columns, values, scores = (arrays[f"quantile_{name}"] for name in ("columns", "values", "scores"))
-        return cls(center, scale, constant, QuantileMap.of(columns, values, scores, center.size))
+        return cls(center, scale, constant, QuantileMap.of(columns, values, scores, center.size), mixing)

@@ -63,6 +63,12 @@ class Tuning:
     held_out_weight: Float[np.ndarray, " r"]
     choices: tuple[Choice, ...]
 
+    @property
+    def error(self) -> float:
+        """Weighted mean squared leave-one-out residual, summed over outputs."""
+        squares = ((self.held_out_targets - self.held_out) ** 2).sum(1)
+        return float(self.held_out_weight @ squares / self.held_out_weight.sum())
+
 
 def bytes_needed(samples: int, features: int) -> int:
     """Return the peak memory of merging equal rows of a table and of tuning on them, beyond the table itself."""

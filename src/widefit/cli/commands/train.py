@@ -146,9 +146,7 @@ MaxIterOption = Annotated[
         help="Largest number of steps; of epochs with sgd.",
     ),
 ]
-TolOption = Annotated[
-    float, typer.Option(min=0.0, metavar="LOSS", rich_help_panel=MODEL, help="Training loss at which to stop.")
-]
+TolOption = Annotated[object, auto_or_number_option("Training loss at which to stop.")]
 OutOption = Annotated[
     Path | None,
     typer.Option(
@@ -183,7 +181,7 @@ def command(
     tracker: TrackerOption = "auto",
     solver: SolverOption = "auto",
     max_iter: MaxIterOption = 20,
-    tol: TolOption = 1e-6,
+    tol: TolOption = "auto",
     out: OutOption = None,
     report: ReportOption = None,
     no_report: NoReportOption = False,

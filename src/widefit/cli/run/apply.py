@@ -141,8 +141,8 @@ def _open(model_path: str) -> tuple[Any, TableEncoding]:
     model, record = load_parts(model_path)
     if record is not None:
         return model, _encoding(model_path, record)
-    names = getattr(model, "feature_names_in_", None)
-    if names is None:
+    columns = model.detach_encoding()
+    if columns is None:
         raise FileError(
             f"{model_path} was fitted to an array, whose columns have no names; fit the model to a data frame, or open "
             "it with widefit.load and pass arrays"
@@ -153,8 +153,7 @@ def _open(model_path: str) -> tuple[Any, TableEncoding]:
     task = "classification" if labels else "regression"
     # In Python the target has no name; TARGET is the one that a table is most likely to have.
     target = Target(TARGET, task, tuple(labels), "fitted in Python")
-    del model.feature_names_in_  # the encoding finds the columns
-    return model, TableEncoding.of_numbers([str(name) for name in names], target)
+    return model, TableEncoding(columns.columns, target=target)
 
 
 def _whole(label: Any) -> Any:

@@ -284,7 +284,7 @@ def _inputs(frame: pl.DataFrame, name: str) -> np.ndarray:
     absent = {name: where for name, where in gaps.items() if where.any()}
     if absent:
         raise ValueError(missing_message(absent, "; fill them in, or remove those rows"))
-    numbers = [read_numbers(column, gaps[column.name], kind_of(column, gaps[column.name])) for column in frame]
+    numbers = [read_numbers(column, gaps[column.name], kind_of(column)) for column in frame]
     return np.column_stack(numbers)
 
 

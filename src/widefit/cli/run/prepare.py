@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from widefit.cli.run.places import refuse_checkpoint, refuse_unwritable
+from widefit.data.effects import Outcomes
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
@@ -98,17 +99,18 @@ def prepare(job: Job) -> Prepared:
     model_path = job.out or Path(f"{table.name}.widefit")
     report_path = (job.report or model_path.with_suffix(".html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
-    found = look(job, table)
+    found = look(job, table, many_allowed=True)
     y = found.target.values(table.frame)
     training, held_out = split_rows(y, job.test_size, job.seed, stratify=found.target.task == "classification")
-    encoding = learn(job, table, found, training)
-    X = encoding.encode_survey(found)
+    outcomes = found.target.outcomes(y[training])
+    encoding = learn(job, table, found, training, outcomes)
+    X = encoding.encode_survey(found, training, outcomes)
     notes = remarks(job, table, found, encoding)
     spent = time.perf_counter() - started
     return Prepared(table, encoding, X, y, training, held_out, notes, model_path, report_path, spent)
 
 
-def look(job: Job, table: Table) -> Survey:
+def look(job: Job, table: Table, many_allowed: bool = False) -> Survey:
     """Look through a table, or the first block of one, for everything that the job cannot use."""
     return survey(
         table.frame,
@@ -116,13 +118,16 @@ def look(job: Job, table: Table) -> Survey:
         task=job.task,
         drop=job.drop,
         gaps_allowed=job.impute or job.indicate,
+        many_allowed=many_allowed,
         doubts=table.doubts,
     )
 
 
-def learn(job: Job, table: Table, found: Survey, rows: np.ndarray | None = None) -> TableEncoding:
+def learn(
+    job: Job, table: Table, found: Survey, rows: np.ndarray | None = None, outcomes: Outcomes | None = None
+) -> TableEncoding:
     """Learn the encoding from some rows, by default from all, with what another table needs to be read alike."""
-    encoding = TableEncoding.of(found, impute=job.impute, indicate=job.indicate, rows=rows)
+    encoding = TableEncoding.of(found, impute=job.impute, indicate=job.indicate, rows=rows, outcomes=outcomes)
     return replace(encoding, decimal=table.decimal, na_values=job.reading.na_values)
 
 

@@ -23,7 +23,7 @@ from widefit.data.table import TableError, plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, read_checkpoint, save
 from widefit.files.container import altered
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.records import read
 from widefit.report import Report, Source, this_machine, write
 from widefit.rules import StopReason
@@ -235,7 +235,7 @@ def _report(job: Job, blocks: TableBlocks, steps: FileSteps, interrupted: bool) 
         metrics=metrics,
         probabilities=steps.scores.probabilities,
         classes=steps.scores.classes.tolist(),
-        loss_name=RULE_LOSSES[steps.model.loss_].title,
+        loss_name=rule_loss(steps.model.loss_).title,
         metric_name="progressive",
         plan=steps.model.plan_.rows(),
         settings={name: str(value) for name, value in (job.settings | {"rows": steps.rows}).items()},

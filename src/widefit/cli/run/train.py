@@ -17,7 +17,7 @@ from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import Checkpoint, save
 from widefit.kernels.clock import seconds_compiling
-from widefit.losses.family import RULE_LOSSES
+from widefit.losses.family import rule_loss
 from widefit.report import Report, Source, this_machine, write
 
 COVERAGE = 0.9
@@ -108,9 +108,9 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
         metrics=measured.metrics,
         probabilities=measured.probabilities,
         classes=() if target.task == "regression" else model.classes_.tolist(),
-        loss_name=RULE_LOSSES[model.loss_].title,
+        loss_name=rule_loss(model.loss_).title,
         metric_name=f"{HELD_OUT} {'R²' if target.task == 'regression' else 'accuracy'}",
-        tol=job.settings["tol"],
+        tol=None if job.settings["tol"] == "auto" else job.settings["tol"],
         plan=model.plan_.rows(),
         settings={name: str(value) for name, value in (job.settings | rows).items()},
         machine=this_machine(),
@@ -123,11 +123,10 @@ def _report(job: Job, model: Any, prepared: Prepared, measured: Measured, interr
 
 
 def _importances(model: Any, prepared: Prepared) -> dict[str, float]:
-    """Shares of the columns of the table: a category's are those of all its values together."""
-    widths = [column.width for column in prepared.encoding.columns]
-    starts = np.cumsum([0, *widths[:-1]])
-    shares = np.add.reduceat(model.feature_importances_, starts)
-    return {column.name: float(part) for column, part in zip(prepared.encoding.columns, shares, strict=True)}
+    """Shares of the columns of the table in the predictions."""
+    names = [column.name for column in prepared.encoding.columns]
+    shares = np.bincount(prepared.encoding.sources, model.feature_importances_, len(names))
+    return dict(zip(names, shares.tolist(), strict=True))
 
 
 def _interval(model: Any, prepared: Prepared, part: str) -> tuple[np.ndarray, np.ndarray] | None:
