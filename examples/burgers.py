@@ -11,6 +11,7 @@ from widefit import pinn
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
+STEPS = 100
 LOW, HIGH, VISCOSITY = [-1, 0], [1, 1], 0.01  # (x, t)
 
 
@@ -31,12 +32,12 @@ network = nn.Sequential(
     nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1)
 )
 blocks = [
-    widefit.Residual(equation, pinn.box(LOW, HIGH, 1500)),
+    widefit.Residual(equation, pinn.sobol(LOW, HIGH, 2000)),
     widefit.Residual(start, pinn.initial(LOW, HIGH, 100)),
     widefit.Residual(ends, pinn.boundary(LOW, HIGH, 60, axes=[0])),
 ]
 optimizer = widefit.GaussNewton(network)
-for _ in range(100):
+for _ in range(STEPS):
     info = optimizer.step(*blocks)
     if info.step % 10 == 0:
         print(f"step {info.step}: loss {info.loss:.2e}, {info.seconds:.1f} s")

@@ -11,7 +11,7 @@ from widefit import pinn
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
-KAPPA, NOISE = 2.5, 1e-3
+STEPS, KAPPA, NOISE = 60, 2.5, 1e-3
 
 
 class Body(nn.Module):
@@ -50,7 +50,7 @@ blocks = [
 body = Body()
 optimizer = widefit.GaussNewton(body)
 path = []
-for _ in range(60):
+for _ in range(STEPS):
     optimizer.step(*blocks)
     path.append(float(body.log_kappa.detach().exp()))
 print(f"conductivity {path[-1]:.4f}, truth {KAPPA}")

@@ -11,6 +11,7 @@ from widefit import pinn
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
+STEPS = 120
 
 
 def exact(x):
@@ -26,11 +27,11 @@ def boundary(u, x):
 
 
 network = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1))
-inside = widefit.Residual(interior, pinn.box([0, 0], [1, 1], 900))
+inside = widefit.Residual(interior, pinn.sobol([0, 0], [1, 1], 900))
 edge = widefit.Residual(boundary, pinn.boundary([0, 0], [1, 1], 120))
 
 optimizer = widefit.GaussNewton(network)
-for _ in range(120):
+for _ in range(STEPS):
     info = optimizer.step(inside, edge)
     if info.step % 20 == 0:
         print(f"step {info.step}: loss {info.loss:.2e}, damping {info.damping:.1e}, {info.seconds:.1f} s")
