@@ -13,6 +13,7 @@ STEPS = 120
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
+STEPS = 120
 LOW, HIGH = [0, 0], [1, 1]  # (x, t)
 
 
@@ -30,7 +31,7 @@ def ends(u, point):
 
 network = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1))
 blocks = [
-    widefit.Residual(equation, pinn.box(LOW, HIGH, 900)),
+    widefit.Residual(equation, pinn.sobol(LOW, HIGH, 900)),
     widefit.Residual(start, pinn.initial(LOW, HIGH, 60)),
     widefit.Residual(ends, pinn.boundary(LOW, HIGH, 80, axes=[0])),
 ]

@@ -13,7 +13,7 @@ STEPS = 60
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
-KAPPA, NOISE = 2.5, 1e-3
+STEPS, KAPPA, NOISE = 60, 2.5, 1e-3
 
 
 class Body(nn.Module):

@@ -13,6 +13,7 @@ STEPS = 120
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
+STEPS = 120
 
 
 def exact(x):
@@ -28,7 +29,7 @@ def boundary(u, x):
 
 
 network = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1))
-inside = widefit.Residual(interior, pinn.box([0, 0], [1, 1], 900))
+inside = widefit.Residual(interior, pinn.sobol([0, 0], [1, 1], 900))
 edge = widefit.Residual(boundary, pinn.boundary([0, 0], [1, 1], 120))
 
 optimizer = widefit.GaussNewton(network)

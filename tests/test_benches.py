@@ -84,3 +84,44 @@ def test_a_recording_rule_gives_the_batches_that_it_took():
     batches = runs.batches_of(seen)
     assert [len(batch) for batch in batches] == 2 * [32, 32, 32, 32, 32, 32, 8]
     assert torch.equal(torch.cat(batches[:7]).sort().values, torch.arange(200))
+
+
+def test_spectral_solution_is_that_of_cole_and_hopf():
+    spectral = load(BENCHES / "spectral.py")
+    viscosity, time = 0.05, 0.4
+    found = spectral.burgers(viscosity, modes=256, steps=1000)
+    nodes, weights = np.polynomial.hermite.hermgauss(200)
+    places = found.x[:, None] - np.sqrt(4 * viscosity * time) * nodes
+    heat = weights * np.exp(-np.cos(np.pi * places) / (2 * np.pi * viscosity))
+    exact = -(np.sin(np.pi * places) * heat).sum(axis=1) / heat.sum(axis=1)
+    np.testing.assert_allclose(found.values[40], exact, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("korteweg_de_vries", True), ("allen_cahn", False)])
+def test_spectral_solutions_do_not_hang_on_the_resolution(name, kept):
+    solve = getattr(load(BENCHES / "spectral.py"), name)
+    coarse, fine = solve(modes=128, steps=2000), solve(modes=256, steps=4000)
+    np.testing.assert_allclose(coarse.values[20], fine.values[20, ::2], atol=1e-5 if kept else 3e-2)
+    if kept:  # the integral of u²
+        np.testing.assert_allclose((coarse.values**2).mean(axis=1), 0.5, rtol=1e-6)
+
+
+def test_exact_solutions_leave_no_residual():
+    equations = load(BENCHES / "equations.py")
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(5, 2, generator=generator, dtype=torch.float64)
+
+    def flow(p):
+        pressure = 0.5 * (1 - torch.exp(2 * equations.DECAY * p[..., :1]))
+        return torch.cat([equations.velocity(p), pressure], dim=-1)
+
+    waves = {
+        "helmholtz": lambda p: torch.sin(4 * torch.pi * p).prod(dim=-1, keepdim=True),
+        "convection": lambda p: torch.sin(torch.pi * p[..., :1] - 30 * p[..., 1:]),
+        "kovasznay": flow,
+    }
+    for name, exact in waves.items():
+        residual = torch.stack([getattr(equations, name)(exact, point) for point in points])
+        assert float(residual.abs().max()) < 1e-9, name
+        some, values = equations.EQUATIONS[name].truth()
+        torch.testing.assert_close(exact(some)[:, : values.shape[1]], values)

@@ -143,9 +143,9 @@ def test_fresh_points_with_more_residuals_than_parameters() -> None:
 
 @pytest.mark.parametrize("solver", ["svd", "primal", "cholesky", "cg"])
 def test_a_step_into_overflow_is_shortened(solver: str) -> None:
-    # √(θ − 1) at θ = 1 exactly has a value and no derivative.
+    # √|θ − 1| at θ = 1 exactly has a value and no derivative.
     x = torch.linspace(1, 2, 12, dtype=torch.float64)
-    model = Curve(lambda x, a: torch.sqrt((a - 1).clamp_min(0)) * x, [3.0])
+    model = Curve(lambda x, a: torch.sqrt((a - 1).abs()) * x, [3.0])
     optimizer = GaussNewton(model, residual=lambda m, x: m(x), solver=solver)
     parameter = next(model.parameters())
     optimizer.step(x)
@@ -155,7 +155,7 @@ def test_a_step_into_overflow_is_shortened(solver: str) -> None:
         parameter.fill_(1.0)
     info = optimizer.step(x)
     assert np.isfinite(info.loss)
-    assert float(parameter.detach()) > 1
+    assert 0 < abs(float(parameter.detach()) - 1) < 2
 
 
 def test_a_start_without_derivative_is_refused() -> None:

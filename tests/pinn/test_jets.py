@@ -3,14 +3,15 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import hessian, jacfwd, vmap
+from torch.func import hessian, jacfwd, jvp, vmap
 
 from widefit import pinn
-from widefit.pinn.jets import propagate
+from widefit.pinn.jets import Kind, propagate
 
 POINT = torch.tensor([0.4, 1.3, 0.7], dtype=torch.float64)
 W = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
 V = torch.tensor([0.5, -0.3, 1.1], dtype=torch.float64)
+UP_TO_SECOND, SUMMED = Kind((2,)), Kind((1, 1, 1), summed=True)
 
 
 def sequential() -> nn.Module:
@@ -39,7 +40,8 @@ FUNCTIONS = {
     "written": Written().double(),
     "tanh": lambda x: torch.tanh(x), "sigmoid": lambda x: x.sigmoid(), "silu": nn.functional.silu,
     "softplus": lambda x: nn.functional.softplus(x, beta=2.0), "gelu": nn.functional.gelu, "relu": torch.relu,
-    "sin": torch.sin, "cos": torch.cos, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "square": torch.square,
+    "sin": torch.sin, "cos": torch.cos, "sinh": torch.sinh, "cosh": torch.cosh, "erf": torch.erf,
+    "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "square": torch.square,
     "reciprocal": lambda x: 1 / x, "quotient": lambda x: x / (1 + x[0] ** 2), "divided": lambda x: x / V,
     "powers": lambda x: x**3 + x.pow(2.5) - x**1 + x**0, "minus": lambda x: 2 - x - V,
     "subtracted": lambda x: torch.sub(V, x * x, alpha=3),
@@ -57,15 +59,49 @@ FUNCTIONS = {
 def test_agrees_with_nested_derivatives(name: str) -> None:
     function = FUNCTIONS[name]
     value, first, second = function(POINT), jacfwd(function)(POINT), hessian(function)(POINT)
-    jet = propagate(function, POINT, torch.eye(3, dtype=torch.float64), second=True)
+    jet = propagate(function, POINT, torch.eye(3, dtype=torch.float64), SUMMED)
     assert jet is not None
     close = {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(jet.rows[0], value, **close)
     torch.testing.assert_close(jet.rows[1:-1].movedim(0, -1), first, **close)
     torch.testing.assert_close(jet.rows[-1], second.diagonal(dim1=-2, dim2=-1).sum(-1), **close)
-    only_first = propagate(function, POINT, V[None], second=False)
+    only_first = propagate(function, POINT, V[None], Kind((1,)))
     assert only_first is not None
     torch.testing.assert_close(only_first.rows[1], first @ V, **close)
+
+
+def nested(function, axes):
+    """∂ᵏ/∂x_a ∂x_b … by k nested forward derivatives."""
+    for unit in torch.eye(3, dtype=torch.float64)[list(axes)]:
+        function = pushed(function, unit)
+    return function(POINT)
+
+
+def pushed(function, unit):
+    return lambda x: jvp(function, (x,), (unit,))[1]
+
+
+PARTIALS = [
+    (), (0,), (2,), (0, 0), (1, 1, 1), (0, 0, 0, 0), (0, 1), (2, 1), (0, 0, 1), (0, 1, 2), (1, 1, 2, 2), (0, 1, 1, 1),
+    (0, 0, 1, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_partial_derivatives_to_the_fourth_order(name: str) -> None:
+    function = FUNCTIONS[name]
+    found = pinn.partials(function, POINT, *PARTIALS)
+    for axes, derivative in zip(PARTIALS, found, strict=True):
+        expected = nested(function, axes)
+        torch.testing.assert_close(derivative, expected.reshape(derivative.shape), rtol=1e-9, atol=1e-9)
+
+
+def test_series_of_unlike_lengths_need_no_transform() -> None:
+    wanted = pinn.partials(FUNCTIONS["sequential"], POINT, *PARTIALS)
+    refused = lambda x: FUNCTIONS["sequential"](x).cumsum(0).diff(prepend=torch.zeros(1, dtype=x.dtype))  # noqa: E731
+    assert propagate(refused, POINT, V[None], UP_TO_SECOND) is None
+    for one, other in zip(wanted, pinn.partials(refused, POINT, *PARTIALS), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("name", ["sequential", "written"])
@@ -96,7 +132,7 @@ def own_derivative(x):
      lambda x: torch.linalg.vector_norm(x)[None], lambda x: x.prod()[None], lambda x: x**x, lambda x: x @ x],
 )  # fmt: skip
 def test_what_has_no_rule_is_differentiated_by_torch(function) -> None:
-    assert propagate(function, POINT, V[None], second=True) is None
+    assert propagate(function, POINT, V[None], UP_TO_SECOND) is None
     expected = hessian(function)(POINT)
     found = pinn.laplacian(function, POINT)
     torch.testing.assert_close(found, expected.diagonal(dim1=-2, dim2=-1).sum(-1).reshape(found.shape))
@@ -111,10 +147,10 @@ def test_no_rule_for_what_works_in_place_or_approximately() -> None:
         lambda x: (x * 1.0).add_(1),
         lambda x: nn.functional.gelu(x, approximate="tanh"),
         lambda x: torch.div(x, 2, rounding_mode="floor"),
-        lambda x: x * propagate(torch.sin, POINT, V[None], second=False),
+        lambda x: x * propagate(torch.sin, POINT, V[None], Kind((1,))),
         lambda x: V,
     ):
-        assert propagate(function, POINT, V[None], second=True) is None
+        assert propagate(function, POINT, V[None], UP_TO_SECOND) is None
 
 
 def test_errors_of_a_network_are_its_own() -> None:

@@ -54,7 +54,7 @@ class DampingPolicy:
     """
 
     start: float = 1e-8
-    bend: float = 0.6
+    bend: float = 1.25
     shortest: float = 0.5
     near: float = 0.1
     farthest: float = 4.0

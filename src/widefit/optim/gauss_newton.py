@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -30,7 +31,7 @@ from widefit.optim.point import StartingPoint
 from widefit.optim.scaling import Scaling
 from widefit.optim.search import Momentum, Search, SearchResult
 from widefit.optim.state import StepState
-from widefit.optim.system import Residual, System, describe_blocks
+from widefit.optim.system import Residual, System, WeightedResidual, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
 from widefit.plan.step import StepPlan, available_bytes, named_solver, plan_step
@@ -47,6 +48,8 @@ _MOMENTUM = 0.9
 _FEW = 5
 # Times that a step towards a point without a finite derivative is halved, before it is taken back.
 _HALVINGS = 12
+# Residuals a parameter from which a small loss at fixed points speaks for the points between.
+_ENOUGH = 2
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -139,6 +142,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._state = StepState(level=self.policy.start if damping == "auto" else float(damping))
         self._preconditioner: Preconditioner | None = None
         self._checked = False
+        self._warned = False
         self._promise: float | None = None
         self._forget()
         moving = MovingParameters.of(model, self.param_groups)
@@ -191,6 +195,7 @@ class GaussNewton(torch.optim.Optimizer):
         metric: Callable[[nn.Module], float] | None = None,
         callbacks: Sequence[Callback] = (),
         resume: State | None = None,
+        validation: Sequence[Any] | Callable[[], Sequence[Any]] | None = None,
     ) -> History:
         """Step until a goal is reached, with progress and a clean end on Ctrl-C.
 
@@ -204,6 +209,9 @@ class GaussNewton(torch.optim.Optimizer):
             The run ends when the loss, on the data of its step, is no larger.
         metric
             Called with the model after each step; its value is recorded in `StepInfo.metric`.
+        validation
+            What `step` takes, at points that are not trained on, or a function that draws it: the loss there is
+            recorded in place of a metric. A small loss at few points of an equation is not a solution yet.
         callbacks
             See `widefit.callbacks`: `Progress()` for a bar, `Log()` for the logger.
         resume
@@ -219,8 +227,12 @@ class GaussNewton(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            As `step` does; max_iter below 1, tol below 0, a state of something else.
+            As `step` does; max_iter below 1, tol below 0, a state of something else, both metric and validation.
         """
+        if validation is not None:
+            if metric is not None:
+                raise ValueError("metric and validation are both recorded as StepInfo.metric: give one of them")
+            metric = partial(_loss_elsewhere, self, validation)
         return minimize(
             self, self.model, data, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, resume=resume
         )
@@ -266,11 +278,22 @@ class GaussNewton(torch.optim.Optimizer):
 
     @property
     def status(self) -> str:
-        """One sentence on how far from a stationary point the latest step was; after "max_iter" above all."""
+        """One sentence on how far from a stationary point the latest step was, and what to try where it is stuck."""
         if self._promise is None:
             return "no step has been taken"
         if self.stationary:
-            return "stationary: no step lowers the loss by more than rounding"
+            single = any(parameter.dtype == torch.float32 for parameter in self.model.parameters())
+            return (
+                "stationary: no step lowers the loss by more than rounding; a loss that is still too high asks for "
+                + ("float64, " if single else "")
+                + "another start, a wider network or other weights of the blocks"
+            )
+        if not self.history[-1].accepted:
+            return (
+                f"stuck: the linear model promised to lower the loss by {self._promise:.1%}, but no step did, however "
+                "short: the outputs are rougher than their derivative says; try smoother activations, float64, or "
+                "scaled inputs and outputs"
+            )
         return (
             f"not stationary: the linear model of the latest step promised to lower the loss by {self._promise:.1%}; "
             "take more steps"
@@ -320,6 +343,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._latest = system
         with few_threads(system.samples * moving.count):
             point, curvature = self._linearized(system, moving, changes)
+            self._warn_of_few_points(point, changes)
             if not self.history.steps:
                 self.history.steps.append(StepInfo(step=self._state.step, loss=point.expansion.loss))
             result = self._search(point, curvature, changes)
@@ -334,6 +358,25 @@ class GaussNewton(torch.optim.Optimizer):
             solver_iterations=result.iterations,
             residual_norm=result.step.residual_norm,
         )
+
+    def _warn_of_few_points(self, point: StartingPoint, changes: bool) -> None:
+        """Say once that equations at few, fixed points may become small where they are not solved."""
+        if self._warned or changes or self._state.step != 1 or point.system.sources is None:
+            return
+        self._warned = True
+        residuals, parameters = len(point.residual), point.moving.count
+        # A residual with values beside its points fits data, which are what they are.
+        equations = any(
+            len(block.outputs.data) - isinstance(block.source, WeightedResidual) == 1 for block in point.system.blocks
+        )
+        if equations and residuals < _ENOUGH * parameters:
+            warnings.warn(
+                f"{residuals} residuals at the same points in every step for {parameters} parameters: they can become "
+                f"small while the equation is not solved between the points; take {_ENOUGH * parameters} or more "
+                "(pinn.sobol, pinn.grid), draw new points in every step, or watch minimize(validation=…)",
+                UserWarning,
+                stacklevel=5,
+            )
 
     def _rest(self, system: System) -> StepInfo:
         """The step of a schedule that has come to a rate of 0."""
@@ -480,3 +523,10 @@ class GaussNewton(torch.optim.Optimizer):
             )
         self._last = (current, versions)
         return self._state.changing
+
+
+def _loss_elsewhere(
+    optimizer: GaussNewton, validation: Sequence[Any] | Callable[[], Sequence[Any]], _: nn.Module
+) -> float:
+    """The loss on data that are not trained on."""
+    return optimizer.evaluate(*(validation() if callable(validation) else validation))

@@ -15,8 +15,9 @@ from widefit.training.history import History, StepInfo
 from widefit.training.loop import Loop, State
 from widefit.training.phases import Phases
 
-# So many rejected steps in a row on the same data, and rounding has won.
-_PATIENCE = 3
+# So many rejected steps in a row on the same data, and rounding has won. A factorization answers the same again; an
+# iteration is asked for more accuracy.
+_PATIENCE, _PATIENCE_OF_ITERATIONS = 1, 3
 
 
 @runtime_checkable
@@ -27,6 +28,9 @@ class Optimizer(Protocol):
 
     @property
     def stationary(self) -> bool: ...
+
+    @property
+    def status(self) -> str: ...
 
     def step(self, *data: Any) -> StepInfo: ...
 
@@ -68,7 +72,7 @@ class OptimizerSteps:
         data = self._draw() if self._waiting is None else self._waiting
         self._waiting = None
         info = self._optimizer.step(*data)
-        latest = self._optimizer.history[-_PATIENCE:]
+        latest = self._optimizer.history[-(_PATIENCE_OF_ITERATIONS if info.solver_iterations else _PATIENCE) :]
         stuck = self._optimizer.stationary or not any(entry.accepted for entry in latest)
         return info, StopReason.STALLED if self._fixed and stuck else None
 
@@ -143,7 +147,11 @@ def minimize(
         history=history,
         record=steps.record,
     )
-    return loop.run(resume)
+    history.advice = ""
+    found = loop.run(resume)
+    if found.stop_reason == StopReason.STALLED:
+        found.advice = optimizer.status
+    return found
 
 
 def _without_tensors(value: Any, path: str, found: dict[str, Tensor]) -> Any:

@@ -171,6 +171,7 @@ class Search:
         level = max(level, floor)
         iterations = 0
         lowered = fixed
+        noise = 0.0
         for attempt in range(1 if fixed else policy.attempts):
             damping = level * self.curvature.trace
             first = self._direction(damping)
@@ -182,6 +183,8 @@ class Search:
                 level = floor
                 lowered = True
                 continue
+            if attempt > 0 and not fixed and self._lost(first, noise):
+                return self._nothing(level, damping, first, iterations, stationary=True)
             found, spent = self._along(first, level, damping, fixed)
             iterations += spent
             if found is not None:
@@ -198,7 +201,9 @@ class Search:
                     iterations=iterations,
                     promised=self._promised(first, 1.0),
                 )
-            if attempt == 0 and not fixed and self._lost(first, self._noise(first)):
+            # Measured once: a larger λ promises less, and what is lost in rounding need not be tried.
+            noise = noise or self._noise(first)
+            if not fixed and self._lost(first, noise):
                 return self._nothing(level, damping, first, iterations, stationary=True)
             level = level if fixed else policy.after_failure(level, attempt + 1)
         return self._nothing(level, damping, first, iterations)

@@ -30,19 +30,23 @@ class Residual:
     data
         Tensors (or NumPy arrays) that hold one sample an entry of their first dimension, all with as many.
     weight
-        The block contributes weight · ½ mean(residual²) to the loss.
+        The block contributes weight · ½ mean(residual²) to the loss; a tensor of one number a sample: ½ mean(weight ·
+        residual²).
 
     Raises
     ------
     ValueError
-        No data, sizes that do not match, a weight that is not positive.
+        No data, sizes that do not match, a weight that is not positive (of a sample: negative, or all of them 0).
     """
 
-    def __init__(self, function: Callable[..., Tensor], *data: Any, weight: float = 1.0):
+    def __init__(self, function: Callable[..., Tensor], *data: Any, weight: Any = 1.0):
         if not callable(function):
             raise ValueError(
                 f"the first argument of Residual is a function(model, *sample), got {type(function).__name__}"
             )
+        if not isinstance(weight, int | float) and as_tensor(weight, "Residual: weight").ndim > 0:
+            function, data = WeightedResidual(function), (*data, _roots(as_tensor(weight, "Residual: weight")))
+            weight = 1.0
         if not weight > 0 or weight == float("inf"):
             raise ValueError(f"weight must be positive and finite, got {weight}")
         data = tuple(as_tensor(item, f"Residual: argument {place}") for place, item in enumerate(data))
@@ -50,6 +54,22 @@ class Residual:
         self.function = function
         self.data = data
         self.weight = float(weight)
+
+
+@dataclass(frozen=True)
+class WeightedResidual:
+    """A residual function whose last argument is the root of the weight of its sample."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, model: nn.Module, *sample: Tensor) -> Tensor:
+        return sample[-1] * self.function(model, *sample[:-1])
+
+
+def _roots(weights: Tensor) -> Float[Tensor, " n"]:
+    if weights.ndim != 1 or not bool((weights >= 0).all() and torch.isfinite(weights).all() and weights.any()):
+        raise ValueError("weight must be a positive number, or one number >= 0 a sample, not all of them 0")
+    return (weights if weights.is_floating_point() else weights.double()).sqrt()
 
 
 class _Bound(nn.Module):

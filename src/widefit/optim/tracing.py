@@ -85,7 +85,7 @@ class _Recorder(TorchFunctionMode):
         if self.probes is None:
             return output
         moved = result + self.probes[len(self.calls) - 1].view_as(result)
-        return Jet(moved, output.second) if isinstance(output, Jet) else moved
+        return Jet(moved, output.kind) if isinstance(output, Jet) else moved
 
 
 def trace_calls(function: PerSample, parameters: dict[str, Tensor]) -> list[CallShape]:

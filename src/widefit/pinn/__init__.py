@@ -1,6 +1,30 @@
-"""For networks that solve differential equations: derivatives of a network at one point, and samplers of points."""
+"""For networks that solve equations: derivatives at one point, layers that build conditions in, and points."""
 
-from widefit.pinn.derivatives import derivative, divergence, gradient, laplacian
-from widefit.pinn.samplers import boundary, box, initial
+from widefit.pinn.adaptive import adaptive
+from widefit.pinn.derivatives import derivative, divergence, gradient, laplacian, partials
+from widefit.pinn.embeddings import Constrained, Fourier, Periodic
+from widefit.pinn.samplers import boundary, box, grid, initial, slabs, sobol
+from widefit.pinn.shapes import ball, mesh, polygon, polygon_edge, sphere
 
-__all__ = ["boundary", "box", "derivative", "divergence", "gradient", "initial", "laplacian"]
+__all__ = [
+    "Constrained",
+    "Fourier",
+    "Periodic",
+    "adaptive",
+    "ball",
+    "boundary",
+    "box",
+    "derivative",
+    "divergence",
+    "gradient",
+    "grid",
+    "initial",
+    "laplacian",
+    "mesh",
+    "partials",
+    "polygon",
+    "polygon_edge",
+    "slabs",
+    "sobol",
+    "sphere",
+]

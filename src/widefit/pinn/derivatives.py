@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
-from widefit.pinn.jets import Jet, UnsupportedError, propagate
+from widefit.pinn.jets import Jet, Kind, UnsupportedError, propagate
+from widefit.pinn.mixed import Blend, blends
 
 # Up to so many coordinates a gradient is taken forward, along each of them.
 _FORWARD = 8
+# Taylor series of jets end here.
+_HIGHEST = 4
 
 
 def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, " d"]:
@@ -38,7 +41,7 @@ def gradient(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -
         The network has several outputs.
     """
     _check_point(point)
-    jet = propagate(network, point, _units(point), second=False) if len(point) <= _FORWARD else None
+    jet = propagate(network, point, _units(point), _first(point)) if len(point) <= _FORWARD else None
     if jet is not None and jet.numel() == 1:
         return jet.rows[1:].reshape(len(point))
     return grad(_scalar(network))(point)
@@ -70,15 +73,47 @@ def derivative(
         raise ValueError(f"axis {axis} is out of range for a point of {len(point)} coordinates")
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}")
-    unit = torch.zeros_like(point)
-    unit[axis] = 1
-    jet = propagate(network, point, unit[None], second=order == 2) if order <= 2 else None
-    if jet is not None:
-        return _scalar_or_all(jet.rows[order])
-    along = _squeezed(network)
-    for _ in range(order):
-        along = _pushed(along, unit)
-    return along(point)
+    return partials(network, point, (axis,) * order)[0]
+
+
+def partials(
+    network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."], *axes: tuple[int, ...]
+) -> tuple[Float[Tensor, "*k"], ...]:
+    """Partial derivatives of every output, mixed ones too, in one forward pass.
+
+    `u, u_x, u_t, u_xxx = partials(network, point, (), (0,), (1,), (0, 0, 0))`. One pass carries Taylor series along as
+    few directions as tell all of them, up to the fourth order where the network has rules for it; otherwise each is
+    taken by torch's transforms. Mixed ones come from derivatives along sums of coordinates.
+
+    Parameters
+    ----------
+    network
+        u, from (d,) to a tensor; one output comes back as a number.
+    point
+        Where, shape (d,).
+    axes
+        For every derivative the coordinates by which to differentiate, −d … d − 1; () for u itself.
+
+    Raises
+    ------
+    ValueError
+        An axis the point does not have, none asked for.
+    """
+    _check_point(point)
+    if not axes:
+        raise ValueError("partials needs at least one tuple of axes: () for the value, (0,) for ∂/∂x₀, (0, 0), …")
+    size = len(point)
+    for axis in (axis for wanted in axes for axis in wanted):
+        if not -size <= axis < size:
+            raise ValueError(f"axis {axis} is out of range for a point of {size} coordinates")
+    wanted = tuple(tuple(sorted(axis % size for axis in one)) for one in axes)
+    if max(map(len, wanted)) <= _HIGHEST:
+        directions, orders, found = blends(wanted, size)
+        along = torch.tensor(directions, dtype=point.dtype, device=point.device).reshape(-1, size)
+        jet = propagate(network, point, along, Kind(orders))
+        if jet is not None:
+            return tuple(_scalar_or_all(_blended(jet, blend)) for blend in found)
+    return tuple(_nested(_squeezed(network), point, one) for one in wanted)
 
 
 def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, "*k"]:
@@ -95,7 +130,7 @@ def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) 
         Where, shape (d,).
     """
     _check_point(point)
-    jet = propagate(network, point, _units(point), second=True)
+    jet = propagate(network, point, _units(point), Kind((1,) * len(point), summed=True))
     if jet is not None:
         return _scalar_or_all(jet.rows[-1])
     if network(point).numel() == 1:
@@ -119,7 +154,7 @@ def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."])
         The field does not have one component a coordinate.
     """
     _check_point(point)
-    jet = propagate(network, point, _units(point), second=False)
+    jet = propagate(network, point, _units(point), _first(point))
     if jet is not None:
         columns = jet.rows[1:]
     else:
@@ -130,6 +165,27 @@ def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."])
             f"{tuple(columns.shape[1:])}"
         )
     return columns.diagonal().sum()
+
+
+def _blended(jet: Jet, blend: Blend) -> Tensor:
+    """A partial derivative from the rows of a jet."""
+    if blend.order == 0:
+        return jet.rows[0]
+    rows = jet.series()[blend.order]
+    terms = [factor * rows[place] if factor != 1 else rows[place] for place, factor in blend.terms]
+    return sum(terms[1:], terms[0])
+
+
+def _nested(network: Callable[[Tensor], Tensor], point: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """A partial derivative by torch's own transforms."""
+    units = _units(point)
+    for axis in axes:
+        network = _pushed(network, units[axis])
+    return network(point)
+
+
+def _first(point: Tensor) -> Kind:
+    return Kind((1,) * len(point))
 
 
 def _pushed(function: Callable[[Tensor], Tensor], tangent: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,13 +1,16 @@
-"""Jets: a value with its first derivatives along some directions and the sum of its second ones, in one forward pass.
+"""Jets: a value with derivatives along some directions, in one forward pass.
 
 A jet goes through a network in place of a point. Every operation that it meets either has a rule here or ends the
 attempt, and the derivatives are then taken by torch's own transforms: the same numbers, several times slower.
-(Forward Laplacian: Li et al., arXiv 2307.08214, for any network made of the operations below.)
+(Taylor series: Griewank and Walther, Evaluating Derivatives, 2008, chapter 13; the sum of second derivatives alone,
+forward Laplacian: Li et al., arXiv 2307.08214; for any network made of the operations below.)
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import count, cycle, islice, repeat
 from typing import Any
 
 import torch
@@ -22,23 +25,45 @@ class UnsupportedError(Exception):
     """An operation without a rule for jets."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Rows of a jet.
+
+    Attributes
+    ----------
+    orders
+        Order to which the Taylor series along each direction is known, 1 … 4, the highest first.
+    summed
+        Whether the sum of the second derivatives along all directions follows; the orders are then 1.
+    """
+
+    orders: tuple[int, ...]
+    summed: bool = False
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of directions that have a coefficient of order 1, 2, …"""
+        return [sum(order >= k for order in self.orders) for k in range(1, max(self.orders, default=0) + 1)]
+
+
 class Jet:
     """Stand-in for a tensor of some shape.
 
     Parameters
     ----------
     rows
-        Shape (1 + D (+ 1), *shape): the value, its D first derivatives, and the sum of its D second derivatives.
-    second
-        Whether that last row is there.
+        The value, then the Taylor coefficients ∂ᵏ/k! of order 1 along all directions, of order 2 along those that go so
+        far, …, and the sum of the second derivatives where there is one: shape (R, *shape).
+    kind
+        Meaning of the rows.
     """
 
-    __slots__ = ("rows", "second")
+    __slots__ = ("kind", "rows")
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, rows: Tensor, second: bool):
+    def __init__(self, rows: Tensor, kind: Kind):
         self.rows = rows
-        self.second = second
+        self.kind = kind
 
     @property
     def shape(self) -> torch.Size:
@@ -65,19 +90,20 @@ class Jet:
     def numel(self) -> int:
         return self.shape.numel()
 
-    def split_rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Value (1, …), first derivatives (D, …), sum of the second ones (1, …)."""
-        if not self.second:
-            value, first = self.rows.split([1, len(self.rows) - 1])
-            return value, first, None
-        value, first, second = self.rows.split([1, len(self.rows) - 2, 1])
-        return value, first, second
+    def series(self) -> list[Tensor]:
+        """Value (1, …), then the coefficients of every order (D, …)."""
+        sizes = self.kind.sizes
+        return list(self.rows[: 1 + sum(sizes)].split([1, *sizes]))
+
+    def sum_of_seconds(self) -> Tensor:
+        """Sum of the second derivatives, (1, …)."""
+        return self.rows[-1:]
 
     def spread(self, ndim: int) -> "Jet":
         """The same with leading dimensions of one, up to `ndim`."""
         if ndim <= self.ndim:
             return self
-        return Jet(self.rows.reshape(len(self.rows), *(1,) * (ndim - self.ndim), *self.shape), self.second)
+        return Jet(self.rows.reshape(len(self.rows), *(1,) * (ndim - self.ndim), *self.shape), self.kind)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -86,7 +112,7 @@ class Jet:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> "Jet":
-        return Jet(self.rows[(slice(None), *(index if isinstance(index, tuple) else (index,)))], self.second)
+        return Jet(self.rows[(slice(None), *(index if isinstance(index, tuple) else (index,)))], self.kind)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         rule = RULES.get(getattr(Tensor, name, None))
@@ -101,7 +127,7 @@ class Jet:
         raise UnsupportedError("a comparison of jets")
 
     def __neg__(self) -> "Jet":
-        return Jet(-self.rows, self.second)
+        return Jet(-self.rows, self.kind)
 
     def __add__(self, other: Any) -> "Jet":
         return add(self, other)
@@ -143,12 +169,13 @@ class Jet:
 
 
 def propagate(
-    network: Callable[[Any], Any], point: Float[Tensor, " d"], directions: Float[Tensor, "D d"], second: bool
+    network: Callable[[Any], Any], point: Float[Tensor, " d"], directions: Float[Tensor, "D d"], kind: Kind
 ) -> Jet | None:
     """The network's jet at a point; None where something in it has no rule."""
-    rows = [point[None], directions, torch.zeros_like(point)[None]]
+    higher = sum(kind.sizes[1:]) + kind.summed
+    rows = torch.cat([point[None], directions, torch.zeros_like(point).expand(higher, -1)])
     try:
-        found = network(Jet(torch.cat(rows if second else rows[:2]), second))
+        found = network(Jet(rows, kind))
     except Exception:
         # A network may refuse a jet in any way it likes: torch's transforms then answer, or raise what is wrong.
         return None
@@ -166,7 +193,7 @@ def add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
     a = a.spread(b.ndim if isinstance(b, Tensor) else 0)
     value = a.rows[:1] + b
     rest = a.rows[1:]
-    return Jet(torch.cat([value, rest.expand(len(rest), *value.shape[1:])]), a.second)
+    return Jet(torch.cat([value, rest.expand(len(rest), *value.shape[1:])]), a.kind)
 
 
 def subtract(a: Any, b: Any, *, alpha: float = 1) -> Jet:
@@ -177,14 +204,19 @@ def multiply(a: Any, b: Any) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
     if not isinstance(b, Jet):
-        return Jet(a.spread(b.ndim if isinstance(b, Tensor) else 0).rows * b, a.second)
-    second = _common(a, b)
+        return Jet(a.spread(b.ndim if isinstance(b, Tensor) else 0).rows * b, a.kind)
+    kind = _common(a, b)
     ndim = max(a.ndim, b.ndim)
-    (u, du, ddu), (v, dv, ddv) = a.spread(ndim).split_rows(), b.spread(ndim).split_rows()
-    rows = [u * v, u * dv + v * du]
-    if ddu is not None and ddv is not None:
-        rows.append(u * ddv + v * ddu + 2 * (du * dv).sum(dim=0, keepdim=True))
-    return Jet(torch.cat(rows), second)
+    a, b = a.spread(ndim), b.spread(ndim)
+    u, v = a.series(), b.series()
+    rows = [u[0] * v[0]]
+    for order, along in enumerate(kind.sizes, start=1):
+        inner = (u[k][:along] * v[order - k][:along] for k in range(1, order))
+        rows.append(sum(inner, u[0] * v[order] + u[order] * v[0]))
+    if kind.summed:
+        twice = 2 * (u[1] * v[1]).sum(dim=0, keepdim=True)
+        rows.append(u[0] * b.sum_of_seconds() + v[0] * a.sum_of_seconds() + twice)
+    return Jet(torch.cat(rows), kind)
 
 
 def divide(a: Any, b: Any, *, rounding_mode: None = None) -> Jet:
@@ -209,23 +241,24 @@ def linear(given: Any, weight: Tensor, bias: Tensor | None = None) -> Jet:
         only_value = torch.zeros(len(rows), *(1,) * given.ndim, dtype=rows.dtype, device=rows.device)
         only_value[0] = 1
         rows = rows + only_value * bias
-    return Jet(rows, given.second)
+    return Jet(rows, given.kind)
 
 
 def matrix_product(a: Any, b: Any) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
         raise UnsupportedError("a product of two jets of matrices")
     if isinstance(a, Jet):
-        return Jet(vmap(torch.matmul, in_dims=(0, None))(a.rows, b), a.second)
-    return Jet(vmap(torch.matmul, in_dims=(None, 0))(a, b.rows), b.second)
+        return Jet(vmap(torch.matmul, in_dims=(0, None))(a.rows, b), a.kind)
+    return Jet(vmap(torch.matmul, in_dims=(None, 0))(a, b.rows), b.kind)
 
 
 def join(function: Callable[..., Tensor], pieces: Any, dim: int = 0) -> Jet:
     jets = [piece for piece in pieces if isinstance(piece, Jet)]
     first = jets[0]
-    second = all(_common(first, jet) for jet in jets) and first.second
+    for jet in jets:
+        _common(first, jet)
     rows = [piece.rows if isinstance(piece, Jet) else _constant(piece, first) for piece in pieces]
-    return Jet(vmap(lambda *parts: function(parts, dim=dim))(*rows), second)
+    return Jet(vmap(lambda *parts: function(parts, dim=dim))(*rows), first.kind)
 
 
 def _constant(tensor: Tensor, like: Jet) -> Tensor:
@@ -233,106 +266,165 @@ def _constant(tensor: Tensor, like: Jet) -> Tensor:
     return torch.cat([tensor[None], rest.expand(len(like.rows) - 1, *tensor.shape)])
 
 
-def _common(a: Jet, b: Jet) -> bool:
-    if a.second != b.second or len(a.rows) != len(b.rows):
+def _common(a: Jet, b: Jet) -> Kind:
+    if a.kind != b.kind:
         raise UnsupportedError("jets of different kinds in one operation")
-    return a.second
+    return a.kind
 
 
 def _linear_rule(function: Callable[..., Tensor], jet: Any, *args: Any, **options: Any) -> Jet:
     """For functions that are linear in their first argument and take no other jet."""
     if not isinstance(jet, Jet) or any(isinstance(value, Jet) for value in (*args, *options.values())):
         raise UnsupportedError(function.__name__)
-    return Jet(vmap(lambda row: function(row, *args, **options))(jet.rows), jet.second)
+    return Jet(vmap(lambda row: function(row, *args, **options))(jet.rows), jet.kind)
 
 
-def _elementwise(derivatives: Callable[..., tuple[Tensor, Tensor, Tensor | float]], jet: Any, **options: Any) -> Jet:
-    """φ(v), φ′ ∂v and φ′ Σ∂²v + φ″ Σ(∂v)²; `derivatives` gives φ, φ′ and φ″."""
+def _elementwise(derivatives: Callable[..., Iterator[Tensor | float]], jet: Any, **options: Any) -> Jet:
+    """φ of a jet, by Faà di Bruno's formula; `derivatives` yields φ, φ′, φ″, … at a value."""
     if options.pop("inplace", False):
         raise UnsupportedError("an operation in place")
-    value, first, second = jet.split_rows()
-    here, slope, bend = derivatives(value, **options)
-    rows = [here, slope * first]
-    if second is not None:
-        rows.append(slope * second + bend * first.square().sum(dim=0, keepdim=True))
-    return Jet(torch.cat(rows), jet.second)
+    kind, series = jet.kind, jet.series()
+    order = max(len(kind.sizes), 2 if kind.summed else 0)
+    slopes = list(islice(derivatives(series[0], **options), order + 1))
+    scaled = [slope / math.factorial(k) if k > 1 else slope for k, slope in enumerate(slopes)]
+    rows: list[Any] = [scaled[0]]
+    for k, along in enumerate(kind.sizes, start=1):
+        c = [coefficient[:along] for coefficient in series[: k + 1]]
+        rows.append(_coefficient(k, scaled, c))
+    if kind.summed:
+        rows.append(slopes[1] * jet.sum_of_seconds() + slopes[2] * series[1].square().sum(dim=0, keepdim=True))
+    return Jet(torch.cat(rows), kind)
 
 
-def _tanh(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _coefficient(order: int, f: list[Any], c: list[Tensor]) -> Tensor:
+    """The Taylor coefficient of φ(Σ cₖ hᵏ) in h^order, from f_k = φ⁽ᵏ⁾/k!."""
+    if order == 1:
+        return f[1] * c[1]
+    square = c[1] * c[1]
+    if order == 2:
+        return f[1] * c[2] + f[2] * square
+    if order == 3:
+        return f[1] * c[3] + c[1] * (2 * f[2] * c[2] + f[3] * square)
+    if order == 4:
+        return f[1] * c[4] + f[2] * (2 * c[1] * c[3] + c[2] * c[2]) + square * (3 * f[3] * c[2] + f[4] * square)
+    raise UnsupportedError(f"a derivative of order {order}")
+
+
+# Every function below yields φ, φ′, …, φ⁗ at v; what is not asked for is not computed.
+def _tanh(v: Tensor) -> Iterator[Tensor]:
     t = torch.tanh(v)
+    yield t
     slope = 1 - t * t
-    return t, slope, -2 * t * slope
+    yield slope
+    yield -2 * t * slope
+    yield slope * (6 * t * t - 2)
+    yield t * slope * (16 - 24 * t * t)
 
 
-def _sigmoid(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sigmoid(v: Tensor) -> Iterator[Tensor]:
     s = torch.sigmoid(v)
+    yield s
     slope = s * (1 - s)
-    return s, slope, slope * (1 - 2 * s)
+    yield slope
+    yield slope * (1 - 2 * s)
+    yield slope * (1 - 6 * slope)
+    yield slope * (1 - 2 * s) * (1 - 12 * slope)
 
 
-def _silu(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    s, slope, bend = _sigmoid(v)
-    return v * s, s + v * slope, 2 * slope + v * bend
+def _silu(v: Tensor) -> Iterator[Tensor]:
+    before = torch.zeros_like(v)
+    for k, s in enumerate(_sigmoid(v)):
+        yield v * s + k * before
+        before = s
 
 
-def _softplus(v: Tensor, beta: float = 1, threshold: float = 20) -> tuple[Tensor, Tensor, Tensor]:
-    s = torch.sigmoid(beta * v)
+def _softplus(v: Tensor, beta: float = 1, threshold: float = 20) -> Iterator[Tensor]:
+    yield functional.softplus(v, beta, threshold)
     straight = beta * v > threshold
-    bend = torch.where(straight, 0.0, beta * s * (1 - s))
-    return functional.softplus(v, beta, threshold), torch.where(straight, 1.0, s), bend
+    for k, s in enumerate(_sigmoid(beta * v)):
+        yield torch.where(straight, 0.0 if k else 1.0, beta**k * s)
 
 
-def _gelu(v: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+def _gelu(v: Tensor, approximate: str = "none") -> Iterator[Tensor]:
     if approximate != "none":
         raise UnsupportedError("the approximate gelu")
-    density = torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
     below = 0.5 * (1 + torch.erf(v / math.sqrt(2)))
-    return v * below, below + v * density, (2 - v * v) * density
+    yield v * below
+    density = torch.exp(-0.5 * v * v) / math.sqrt(2 * math.pi)
+    yield below + v * density
+    square = v * v
+    yield (2 - square) * density
+    yield v * (square - 4) * density
+    yield (square * (7 - square) - 4) * density
 
 
-def _relu(v: Tensor) -> tuple[Tensor, Tensor, float]:
-    return torch.relu(v), (v > 0).to(v), 0.0
+def _erf(v: Tensor) -> Iterator[Tensor]:
+    yield torch.erf(v)
+    slope = torch.exp(-v * v) * (2 / math.sqrt(math.pi))
+    square = v * v
+    yield slope
+    yield -2 * v * slope
+    yield (4 * square - 2) * slope
+    yield v * (12 - 8 * square) * slope
 
 
-def _sin(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    s = torch.sin(v)
-    return s, torch.cos(v), -s
+def _relu(v: Tensor) -> Iterator[Tensor | float]:
+    yield torch.relu(v)
+    yield (v > 0).to(v)
+    yield from repeat(0.0)
 
 
-def _cos(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    c = torch.cos(v)
-    return c, -torch.sin(v), -c
+def _sin(v: Tensor) -> Iterator[Tensor]:
+    s, c = torch.sin(v), torch.cos(v)
+    yield from cycle((s, c, -s, -c))
 
 
-def _exp(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    e = torch.exp(v)
-    return e, e, e
+def _cos(v: Tensor) -> Iterator[Tensor]:
+    s, c = torch.sin(v), torch.cos(v)
+    yield from cycle((c, -s, -c, s))
 
 
-def _log(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    inverse = 1 / v
-    return torch.log(v), inverse, -inverse * inverse
+def _sinh(v: Tensor) -> Iterator[Tensor]:
+    yield from cycle((torch.sinh(v), torch.cosh(v)))
 
 
-def _sqrt(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    root = torch.sqrt(v)
-    return root, 0.5 / root, -0.25 / (v * root)
+def _cosh(v: Tensor) -> Iterator[Tensor]:
+    yield from cycle((torch.cosh(v), torch.sinh(v)))
 
 
-def _reciprocal(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    inverse = 1 / v
-    square = inverse * inverse
-    return inverse, -square, 2 * square * inverse
+def _exp(v: Tensor) -> Iterator[Tensor]:
+    yield from repeat(torch.exp(v))
 
 
-def _square(v: Tensor) -> tuple[Tensor, Tensor, float]:
-    return v * v, 2 * v, 2.0
+def _log(v: Tensor) -> Iterator[Tensor]:
+    yield torch.log(v)
+    yield from _reciprocal(v)
 
 
-def _power(v: Tensor, exponent: float) -> tuple[Tensor, Tensor, Tensor]:
-    bend = torch.zeros_like(v) if exponent in (0, 1) else exponent * (exponent - 1) * v ** (exponent - 2)
-    slope = torch.zeros_like(v) if exponent == 0 else exponent * v ** (exponent - 1)
-    return v**exponent, slope, bend
+def _sqrt(v: Tensor) -> Iterator[Tensor]:
+    here = torch.sqrt(v)
+    for k in count():
+        yield here
+        here = (0.5 - k) * here / v
+
+
+def _reciprocal(v: Tensor) -> Iterator[Tensor]:
+    here = inverse = 1 / v
+    for k in count(1):
+        yield here
+        here = -k * here * inverse
+
+
+def _square(v: Tensor) -> Iterator[Tensor]:
+    return _power(v, 2)
+
+
+def _power(v: Tensor, exponent: float) -> Iterator[Tensor]:
+    factor: float = 1
+    for k in count():
+        # Powers of 0 below the first would be infinite where the factor is 0.
+        yield factor * v ** (exponent - k) if factor else torch.zeros_like(v)
+        factor *= exponent - k
 
 
 def _rules() -> dict[Any, Rule]:
@@ -349,7 +441,8 @@ def _rules() -> dict[Any, Rule]:
     }  # fmt: skip
     for name, derivatives in {
         "tanh": _tanh, "sigmoid": _sigmoid, "silu": _silu, "softplus": _softplus, "gelu": _gelu, "relu": _relu,
-        "sin": _sin, "cos": _cos, "exp": _exp, "log": _log, "sqrt": _sqrt, "reciprocal": _reciprocal, "square": _square,
+        "sin": _sin, "cos": _cos, "sinh": _sinh, "cosh": _cosh,
+        "erf": _erf, "exp": _exp, "log": _log, "sqrt": _sqrt, "reciprocal": _reciprocal, "square": _square,
     }.items():  # fmt: skip
         named[name] = partial(_elementwise, derivatives)
     rules: dict[Any, Rule] = {}

@@ -1,6 +1,7 @@
-"""Points in a box, on its faces, and at its first moment; draw again to resample."""
+"""Points in a box, on its faces, and at its first moment, at random or evenly spread; draw again to resample."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,89 @@ def box(
     lower, upper = _corners(low, high, dtype)
     _check_count(count)
     return lower + (upper - lower) * torch.rand(count, len(lower), generator=generator, dtype=lower.dtype)
+
+
+def sobol(
+    low: Sequence[float],
+    high: Sequence[float],
+    count: int,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n d"]:
+    """Points of a scrambled Sobol sequence in a box: spread more evenly than at random, without a grid's lines.
+
+    Parameters
+    ----------
+    low, high, count, dtype
+        As for `box`; powers of two of points are spread best.
+    seed
+        Scrambles them.
+
+    Raises
+    ------
+    ValueError
+        As for `box`.
+    """
+    lower, upper = _corners(low, high, dtype)
+    _check_count(count)
+    engine = torch.quasirandom.SobolEngine(len(lower), scramble=True, seed=seed)
+    return lower + (upper - lower) * engine.draw(count, dtype=torch.float64).to(lower.dtype)
+
+
+def grid(
+    low: Sequence[float], high: Sequence[float], shape: Sequence[int], dtype: torch.dtype | None = None
+) -> Float[Tensor, "n d"]:
+    """Midpoints of the cells of a regular grid in a box.
+
+    Parameters
+    ----------
+    low, high, dtype
+        As for `box`.
+    shape
+        Number of cells along each coordinate; n is their product.
+
+    Raises
+    ------
+    ValueError
+        As for `box`; not one number of cells a coordinate.
+    """
+    lower, upper = _corners(low, high, dtype)
+    if len(shape) != len(lower) or any(cells < 1 for cells in shape):
+        raise ValueError(f"shape must hold a number of cells for each of {len(lower)} coordinates, got {list(shape)}")
+    axes = [(torch.arange(cells, dtype=lower.dtype) + 0.5) / cells for cells in shape]
+    return lower + (upper - lower) * torch.cartesian_prod(*axes).reshape(-1, len(lower))
+
+
+def slabs(
+    low: Sequence[float], high: Sequence[float], count: int, axis: int = -1
+) -> list[tuple[list[float], list[float]]]:
+    """Corners of equal slabs of a box along time: one network each, which begins where the last one ends.
+
+    Parameters
+    ----------
+    low, high
+        Corners of the box.
+    count
+        Number of slabs.
+    axis
+        The coordinate that is cut.
+
+    Raises
+    ------
+    ValueError
+        As for `box`; an axis the box does not have.
+    """
+    _corners(low, high, None)
+    _check_count(count)
+    if not -len(low) <= axis < len(low):
+        raise ValueError(f"axis {axis} is out of range for a box of {len(low)} coordinates")
+    cuts = [low[axis] + (high[axis] - low[axis]) * k / count for k in range(count + 1)]
+    boxes = []
+    for begin, end in pairwise(cuts):
+        lower, upper = [float(v) for v in low], [float(v) for v in high]
+        lower[axis], upper[axis] = float(begin), float(end)
+        boxes.append((lower, upper))
+    return boxes
 
 
 def boundary(

@@ -84,6 +84,8 @@ class History(Sequence[StepInfo]):
         for a stream that has come to its end.
     average_loss
         Loss of the average of the iterates, which the network was left with; None for a rule that does not average.
+    advice
+        Where the run was stuck and what to try, in words, where what trains can tell.
     phases
         Seconds spent per phase of the work ("pass", "gram", "solve", …).
     """
@@ -92,6 +94,7 @@ class History(Sequence[StepInfo]):
     stop_reason: str = ""
     phases: dict[str, float] = field(default_factory=dict)
     average_loss: float | None = None
+    advice: str = ""
 
     @overload
     def __getitem__(self, index: int) -> StepInfo: ...
@@ -110,9 +113,10 @@ class History(Sequence[StepInfo]):
     def why(self) -> str:
         """Why training ended, in words; empty while it has not, and the reason itself where it is not one of ours."""
         try:
-            return StopReason(self.stop_reason).sentence
+            sentence = StopReason(self.stop_reason).sentence
         except ValueError:
             return self.stop_reason
+        return f"{sentence}; {self.advice}" if self.advice else sentence
 
     @property
     def losses(self) -> list[float]:
@@ -196,6 +200,7 @@ class History(Sequence[StepInfo]):
             "stop_reason": self.stop_reason,
             "phases": dict(self.phases),
             "average_loss": self.average_loss,
+            "advice": self.advice,
             "steps": [asdict(info) for info in self.steps],
         }
 
