@@ -2,6 +2,8 @@
 
 from widefit.finetuning.adapt import FineTuning, finetune
 from widefit.finetuning.blocks import Block, Structure
-from widefit.finetuning.delta import LayerDelta, LowRankDelta
+from widefit.finetuning.delta import LowRankDelta
+from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
+from widefit.finetuning.named_deltas import NamedDeltas
 
-__all__ = ["Block", "FineTuning", "LayerDelta", "LowRankDelta", "Structure", "finetune"]
+__all__ = ["Block", "FineTuning", "LayerDelta", "LowRankDelta", "NamedDeltas", "Structure", "WholeLayer", "finetune"]
