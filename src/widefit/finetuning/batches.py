@@ -11,9 +11,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 # Entries of `inputs` (rows times their length) that go through a model together.
-_ENTRIES = 4096
-# Most rows of one batch.
-_ROWS = 256
+_ENTRIES = 2048
+# Most rows of one batch, and of a step.
+_ROWS = 64
 # The number of a target that is passed over, as torch has it.
 IGNORED = -100
 _LABELS = "labels"

@@ -65,7 +65,7 @@ def find_blocks(model: nn.Module, batch: Batch) -> tuple[BlockList, ...]:
 
 def _noting(name: str, calls: list[tuple[str, bool]], rows: int) -> Any:
     def note(module: nn.Module, args: tuple, output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) and output else output
+        states: Any = output[0] if isinstance(output, tuple) and output else output
         given = [one for one in args if isinstance(one, Tensor)]
         sound = isinstance(states, Tensor) and states.is_floating_point() and states.ndim >= 2 and len(states) == rows
         calls.append((name, sound and (not given or given[0].shape == states.shape)))
@@ -101,18 +101,16 @@ class KeptStates:
         self._model = model
         self._kept: list[dict[str, Any]] = []
         self._folder: tempfile.TemporaryDirectory | None = None
-        self.skipped: tuple[str, ...] = ()
-        self._last: tuple[str, ...] = ()
-        if first is not None:
-            in_front = _in_front(lists, first)
-            self.skipped = tuple(block for blocks in in_front for block in blocks)
-            self._last = tuple(blocks[-1] for blocks in in_front if blocks)
+        in_front = [] if first is None else _in_front(lists, first)
+        self.skipped = tuple(block for blocks in in_front for block in blocks)
+        # The last of its list gives what the first block that runs takes; those before it give the same, unread.
+        self._last = {block: blocks[-1] for blocks in in_front for block in blocks}
 
     def run(self, batch: Batch) -> Tensor:
         """Return the outputs for one more batch, and keep its states."""
         states: dict[str, Any] = {}
         with ExitStack() as hooks, torch.no_grad():
-            for name in self._last:
+            for name in dict.fromkeys(self._last.values()):
                 hooks.enter_context(self._model.get_submodule(name).register_forward_hook(_keeping(name, states)))
             outputs = batch.call(self._model)
         self._kept.append({name: self._stored(value) for name, value in states.items()})
@@ -124,7 +122,7 @@ class KeptStates:
         blocks = [self._model.get_submodule(name) for name in self.skipped]
         try:
             for name, block in zip(self.skipped, blocks, strict=True):
-                block.forward = _given(self._kept[number][name]) if name in self._last else _unchanged
+                block.forward = _given(self._kept[number][self._last[name]])
             yield
         finally:
             for block in blocks:
@@ -166,8 +164,3 @@ def _keeping(name: str, states: dict[str, Any]) -> Any:
 
 def _given(output: Any) -> Any:
     return lambda *args, **kwargs: output
-
-
-def _unchanged(*args: Any, **kwargs: Any) -> Any:
-    """The hidden states as they came in; nobody reads them but the next block that is skipped."""
-    return args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
