@@ -74,7 +74,8 @@ def test_what_is_required_is_imported() -> None:
 def test_what_is_imported_is_required() -> None:
     required = importable(PROJECT["dependencies"])
     brought = {"llvmlite"}  # by numba, which pins it
-    known = required | brought | sys.stdlib_module_names | {"widefit"}
+    optional = importable(PROJECT["optional-dependencies"]["transformers"])
+    known = required | brought | optional | sys.stdlib_module_names | {"widefit"}
     assert imported_by(ROOT / "src") - known == set()
     # Benches run each other, and peers in environments of their own.
     neighbours = {path.stem for path in (ROOT / "bench").glob("*.py")}

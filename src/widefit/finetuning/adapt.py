@@ -83,7 +83,7 @@ def finetune(
         mean-reduced callable(outputs, targets).
     layers
         Which linear layers to adapt, weights and biases: "auto" (the readout, or the layer before it and then the
-        readout), "readout" (the last layer), "all" or a list of names (the readout, then all of them together).
+        readout; of repeated blocks as many of the last as predict rows that were left out), "readout" (the last layer), "all" or a list of names (the readout, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
     X_val, y_val
@@ -94,8 +94,8 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers. It
-        falls to 0.01 where a step has not gained.
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers, 10 for
+        repeated blocks. It falls to 0.01 where a step has not gained, and rises where an epoch on blocks was far off.
     max_iter
         Most steps, of all stages together; the first of two has half of them at most.
     tol

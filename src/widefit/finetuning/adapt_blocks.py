@@ -27,9 +27,10 @@ from widefit.losses.softmax import Softmax
 from widefit.plan.base import Choice, Plan
 from widefit.training.loop import Loop, State
 
-# λ as a part of the mean of diag H.
-_DAMPING = 2.0
-# Rows of the bases of a layer's change, the rank that it can have.
+# λ as a part of the mean of diag H, which counts each row's answer to itself: so far above it a step follows what the
+# rows of a batch have in common, and rows that were not seen gain with them.
+_DAMPING = 10.0
+# Columns of the bases of a layer's change, and so the largest rank that it can have.
 _RANK = 32
 # Factor of the held-out loss that a lower rank may cost.
 _COSTS = 1.005
