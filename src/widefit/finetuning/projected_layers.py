@@ -14,8 +14,12 @@ from widefit.finetuning.layer_delta import LayerDelta
 
 # Random mixtures a row that bases are found from.
 _MIXTURES = 2
-# Part of the largest singular value below which a direction is none.
+# Part of the largest eigenvalue below which a direction is none.
 _NOTHING = 1e-6
+# Power of the eigenvalues that columns of the bases are divided by: a quarter raises weak directions half of the way to
+# the strong ones, and steps find more of what the rows have in common. None is raised by more than this ratio's power.
+_WHITENING = 0.25
+_RAISED = 1e4
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class ProjectedLayer:
     given
         W₀.
     left, right
-        P, shape (o, p), and Q, shape (i, q), with orthonormal columns.
+        P, shape (o, p), and Q, shape (i, q), with orthogonal columns.
     scale
         s. With 1 / (root of the mean square of the norms of the rows) every layer has the same part in H.
     bias
@@ -119,7 +123,8 @@ def projected(name: str, module: nn.Linear, calls: Sequence[LayerCall], rank: in
     """Return a layer with the bases in which its gradients by single samples are largest.
 
     P spans the largest singular directions of G_i ω for the gradients G_i = Σ_t δ_t ⊗ a_t of a few rows and random ω,
-    Q those of G_iᵀ ω (Halko, Martinsson and Tropp 2011, sample by sample). Layers up to the rank keep all directions.
+    Q those of G_iᵀ ω (Halko, Martinsson and Tropp 2011, sample by sample), their columns longer where they are weaker.
+    Layers up to the rank keep all directions.
     """
     generator = torch.Generator().manual_seed(seed)
     outputs, inputs = module.weight.shape
@@ -144,10 +149,11 @@ def _basis(samples: Float[Tensor, "s d"], rank: int) -> Float[Tensor, "d r"]:
     lengths = torch.linalg.vector_norm(samples, dim=1, keepdim=True)
     unit = (samples / lengths.clamp_min(torch.finfo(samples.dtype).tiny)).double()
     values, vectors = torch.linalg.eigh(unit @ unit.T)
-    kept = vectors[:, values > _NOTHING * values[-1]][:, -rank:]
-    if not kept.shape[1]:
+    sizes = values[values > _NOTHING * values[-1]][-rank:]
+    if not len(sizes):
         return torch.eye(size, 1, dtype=samples.dtype, device=samples.device)
-    return torch.linalg.qr(unit.T @ kept)[0].to(samples)
+    basis = unit.T @ vectors[:, -len(sizes) :] / sizes.sqrt()
+    return (basis * (sizes[-1] / sizes).clamp_max(_RAISED).pow(_WHITENING)).to(samples)
 
 
 def differentiated(
