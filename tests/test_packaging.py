@@ -74,9 +74,10 @@ def test_what_is_required_is_imported() -> None:
 def test_what_is_imported_is_required() -> None:
     required = importable(PROJECT["dependencies"])
     brought = {"llvmlite"}  # by numba, which pins it
+    extras = PROJECT["optional-dependencies"]
+    optional = importable([*extras["bench"], *extras["transformers"]])
     known = required | brought | sys.stdlib_module_names | {"widefit"}
-    drawing = importable(PROJECT["optional-dependencies"]["bench"])
-    assert imported_by(ROOT / "src") - known - drawing == set()
+    assert imported_by(ROOT / "src") - known - optional == set()
     # Benches run each other, and peers in environments of their own.
     neighbours = {path.stem for path in (ROOT / "bench").glob("*.py")}
     foreign = {"jax", "equinox", "optimistix", "torch_levenberg_marquardt"}

@@ -1,6 +1,8 @@
 """Small networks that were trained elsewhere, as far as fine-tuning knows."""
 
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,3 +69,67 @@ class Encoder(nn.Module):
         for block in self.block:
             x = block(x)
         return self.head(x.mean(dim=1))
+
+
+class AttentionBlock(nn.Module):
+    """Attention and a feed-forward part with GELU, each behind a norm; gives a tuple, as blocks of libraries do."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.query, self.value = nn.Linear(features, features), nn.Linear(features, features)
+        self.inner, self.outer = nn.Linear(features, 2 * features), nn.Linear(2 * features, features)
+        self.first, self.second = nn.LayerNorm(features), nn.LayerNorm(features)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
+        h = self.first(hidden_states)
+        scores = self.query(h) @ h.mT / h.shape[-1] ** 0.5
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:, None, :] == 0, torch.finfo(scores.dtype).min)
+        h = hidden_states + self.dropout(scores.softmax(-1) @ self.value(h))
+        return (h + self.outer(functional.gelu(self.inner(self.second(h)))),)
+
+
+@dataclass
+class Answer:
+    """Output object with logits."""
+
+    logits: Tensor
+
+
+class Transformer(nn.Module):
+    """Three such blocks on embedded tokens, called by keyword; by position, or with the mean over the mask."""
+
+    def __init__(self, classes: int = 3, features: int = 8, *, by_position: bool = False) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, features)
+        self.layers = nn.ModuleList([AttentionBlock(features) for _ in range(3)])
+        self.head = nn.Linear(features, classes)
+        self.by_position = by_position
+
+    def forward(self, *, input_ids: Tensor, attention_mask: Tensor | None = None) -> Answer:
+        h = self.tokens(input_ids)
+        for layer in self.layers:
+            (h,) = layer(h, attention_mask=attention_mask)
+        if not self.by_position:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            h = (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return Answer(self.head(h))
+
+
+def sentences(n: int = 90, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    """Padded token numbers with their mask, and which kind of token a row has most of."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 10, (n,), generator=generator)
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    kinds = torch.randint(0, 3, (n,), generator=generator)
+    own = torch.rand(n, 9, generator=generator) < 0.6
+    every = torch.randint(1, 20, (n, 9), generator=generator)
+    tokens = torch.where(own, 1 + kinds[:, None] + 3 * (every // 4), every) * mask
+    return {"input_ids": tokens, "attention_mask": mask}, kinds
+
+
+def transformer(dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> Transformer:
+    """A small transformer with weights of size one."""
+    torch.manual_seed(seed)
+    return Transformer(**options).to(dtype).eval()

@@ -31,7 +31,12 @@ DataArgument = Annotated[
     ),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model file that widefit train wrote.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model file that widefit train wrote, or a folder of finetune --text.",
+        show_default=False,
+    ),
 ]
 
 

@@ -1,8 +1,8 @@
 """`widefit.finetune`: the layers to adapt, their order, and the rows of a step."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from widefit.callbacks import Callback, Progress
+from widefit.finetuning.adapt_blocks import FOLLOWING, Wishes, finetune_blocks
+from widefit.finetuning.batches import is_stream
 from widefit.finetuning.blocks import Structure, observe
 from widefit.finetuning.checks import Data, checked_data, checked_layers, checked_settings
-from widefit.finetuning.delta import LowRankDelta
+from widefit.finetuning.record import FineTuning
 from widefit.finetuning.schedule import Schedule, Settings
 from widefit.finetuning.stage import Products
 from widefit.finetuning.stage_run import Problem
@@ -22,7 +24,6 @@ from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.plan.base import Choice, Plan
-from widefit.training.history import History
 from widefit.training.loop import Loop, State
 
 # Rows a step of more layers than the readout takes, where there are more.
@@ -33,45 +34,15 @@ _SPARSE_WEIGHTS = 1 << 20
 _LOOKED_AT = 64
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """Record of a fine-tuning: the attribute `finetuning_` of what `widefit.finetune` returns.
-
-    Attributes
-    ----------
-    history
-        One StepInfo a step; `metric` is the loss on held-out rows.
-    delta
-        Adapted minus given weights.
-    structure
-        Layers and blocks that were found, and those that were passed over, with the reason.
-    stages
-        The layers that were trained together, stage by stage.
-    plan
-        Decisions, and the reasons for them.
-    """
-
-    history: History
-    delta: LowRankDelta
-    structure: Structure
-    stages: tuple[tuple[str, ...], ...]
-    plan: Plan
-
-    @property
-    def decisions(self) -> tuple[str, ...]:
-        """The plan in sentences."""
-        return tuple(f"{what}: {reason}, so {chosen}" for what, chosen, reason in self.plan.rows())
-
-
 def finetune(
     model: nn.Module,
-    X: ArrayLike | Tensor,
-    y: ArrayLike | Tensor,
+    X: Any,
+    y: ArrayLike | Tensor | None = None,
     *,
     loss: str | OutputLoss | Callable[[Tensor, Tensor], Tensor] = "mse",
     layers: str | Sequence[str] = "auto",
     alpha: float = 0.0,
-    X_val: ArrayLike | Tensor | None = None,
+    X_val: Any = None,
     y_val: ArrayLike | Tensor | None = None,
     validation: float = 0.2,
     patience: int = 2,
@@ -96,18 +67,23 @@ def finetune(
     Parameters
     ----------
     model
-        Any module that maps a batch to a tensor, with `nn.Linear` layers in it; it stays as it is. Dropout and batch
-        statistics are off during training.
+        Any module with `nn.Linear` layers that maps a batch to a tensor, to an object with `.logits` or to a tuple; it
+        stays as it is, in its own precision (steps on half precision are taken in float32). Dropout and batch
+        statistics are off during training, whatever mode it is in.
     X
-        What it takes, one row a sample.
+        What it takes, one row a sample: a tensor or an array, a mapping of them that the model is called with by
+        keyword (what tokenizers give), a tuple of them. Or an iterable such as a DataLoader, without y: of
+        (inputs, targets), or of mappings with "labels", in batches or row by row.
     y
-        Targets: shape (n,) or that of the outputs; class numbers for "cross_entropy".
+        Targets: shape (n,) or that of the outputs; class numbers for "cross_entropy". With outputs for every position a
+        class number for each, -100 where there is none.
     loss
-        "mse", "cross_entropy", "bce" (logits), "huber", a loss of `widefit.losses`, a loss module of torch, or a
-        mean-reduced callable(outputs, targets).
+        "mse", "cross_entropy", "bce" (logits), "huber", "next_token" (y are the tokens themselves), a loss of
+        `widefit.losses`, a loss module of torch, or a mean-reduced callable(outputs, targets).
     layers
         Which linear layers to adapt, weights and biases: "auto" (the readout, or the layer before it and then the
-        readout), "readout" (the last layer), "all" or a list of names (the readout, then all of them together).
+        readout; of repeated blocks as many of the last as predict rows that were left out), "readout" (the last layer),
+        "all" or a list of names (the readout, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
     X_val, y_val
@@ -118,8 +94,8 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers. It
-        falls to 0.01 where a step has not gained.
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers, 10 for
+        repeated blocks. It falls to 0.01 where a step has not gained, and rises where an epoch on blocks was far off.
     max_iter
         Most steps, of all stages together; the first of two has half of them at most.
     tol
@@ -158,6 +134,13 @@ def finetune(
         resume=resume,
     )
     work = _evaluating(model)
+    watch = [*callbacks, *([Progress()] if verbose else [])]
+    wishes = Wishes(loss, layers, validation, patience, damping, max_iter, tol, seed, watch, resume)
+    if _by_blocks(work, X, y, wishes):
+        if alpha:
+            raise ValueError("alpha: repeated blocks are held back by held-out rows and a low rank; leave it at 0")
+        return finetune_blocks(model, _in_single(work), X, y, X_val, y_val, wishes)
+    assert y is not None
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
     surrogate = exact.smoothed()
     structure = observe(work, data.inputs[:_LOOKED_AT])
@@ -171,7 +154,6 @@ def finetune(
     schedule = Schedule(work, data, surrogate, settings, products)
     problem = Problem(exact, surrogate, data.targets, data.held_targets, alpha, patience, batch, seed)
     steps = FineTuningSteps(work, problem, schedule)
-    watch = [*callbacks, *([Progress()] if verbose else [])]
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
     delta = steps.delta()
     result = delta.merged(model)
@@ -197,6 +179,37 @@ def _evaluating(model: nn.Module) -> nn.Module:
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("model has parameters that are not initialized: call it on a batch first")
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _by_blocks(work: nn.Module, X: Any, y: Any, wishes: Wishes) -> bool:
+    """Whether the model is one of repeated blocks, or its data are more than one tensor."""
+    if y is None or wishes.loss == FOLLOWING or isinstance(X, Mapping | tuple) or is_stream(X):
+        return True
+    weights = [own for own in work.parameters() if own.is_floating_point()]
+    if any(own.dtype in (torch.float16, torch.bfloat16) for own in weights):
+        return True
+    lists = [module for module in work.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    if not lists or not weights or not isinstance(wishes.layers, str) or wishes.layers == "readout":
+        return False
+    return not _has_activated_pair(work, X, weights[0])
+
+
+def _has_activated_pair(work: nn.Module, X: Any, like: Tensor) -> bool:
+    """Whether Linear → ReLU → Linear ends in the readout, or nobody can tell."""
+    few = torch.as_tensor(X)[:_LOOKED_AT]
+    try:
+        structure = observe(work, few.to(like) if few.is_floating_point() else few.to(like.device))
+    except (RuntimeError, IndexError, TypeError):
+        return True
+    except ValueError:  # outputs that are no tensor
+        return False
+    return any(block.second == structure.readout for block in structure.blocks)
+
+
+def _in_single(work: nn.Module) -> nn.Module:
+    """The copy with weights of half precision as float32."""
+    half = any(own.dtype in (torch.float16, torch.bfloat16) for own in work.parameters())
+    return work.float() if half else work
 
 
 def _batch(

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from widefit.finetuning.delta import LayerDelta
+from widefit.finetuning.layer_delta import LayerDelta
 from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn import LowRankLinear
 

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from widefit.finetuning.delta import LayerDelta, LowRankDelta
+from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.frozen_input_layer import FrozenInputLayer
 from widefit.finetuning.jacobian import PassJacobian, SignalJacobian, StageJacobian
+from widefit.finetuning.layer_delta import LayerDelta
 from widefit.finetuning.rows import Rows, Values
 from widefit.finetuning.split import split
 from widefit.gram.layer_kinds import LayerCall

@@ -9,7 +9,6 @@ from widefit.cli.failure import guarded
 from widefit.cli.options import (
     CheckpointEveryOption,
     CheckpointOption,
-    DataArgument,
     DecimalOption,
     HeaderOption,
     JsonOption,
@@ -31,6 +30,7 @@ EXAMPLES = examples(
     "widefit finetune my_models:build weights.pt new.csv --layers fc2 --layers fc3 --delta new.delta",
     "widefit finetune my_models:build weights.pt big.parquet --layers all --checkpoint tune.ckpt",
     "widefit finetune my_models:build weights.pt big.parquet --layers all --checkpoint tune.ckpt --resume",
+    "widefit finetune ./minilm questions.csv --text question --target label",
 )
 
 
@@ -39,19 +39,26 @@ def command(
     factory: Annotated[
         str,
         typer.Argument(
-            metavar="MODULE:FACTORY",
-            help="The model: a class or function without arguments, in a module that Python can import "
-            "from here. Its code is run.",
+            metavar="MODEL",
+            help="MODULE:FACTORY, a class or function without arguments in a module that Python can import from here "
+            "(its code is run); with --text the folder of a model of transformers and its tokenizer.",
             show_default=False,
         ),
     ],
     weights: Annotated[
         Path,
         typer.Argument(
-            metavar="WEIGHTS", help="Its state dict: .safetensors, or a file of torch.save.", show_default=False
+            metavar="WEIGHTS",
+            help="Its state dict: .safetensors, or a file of torch.save. A folder has its weights: leave this out.",
+            show_default=False,
         ),
     ],
-    data: DataArgument,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="A table, as for widefit train.", show_default=False)
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of texts, for a model in a folder.")
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="The column to predict; by default one called target, y, label or class."),
@@ -72,11 +79,18 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="The new state dict, .safetensors or .pt; by default WEIGHTS.tuned.*"
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The new state dict, .safetensors or .pt, or a folder; by default WEIGHTS.tuned.*",
         ),
     ] = None,
     delta: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the low-rank factors of the change alone.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the low-rank factors of the change alone; for texts a folder that PEFT loads.",
+        ),
     ] = None,
     checkpoint: CheckpointOption = None,
     checkpoint_every: CheckpointEveryOption = 30.0,
@@ -91,8 +105,9 @@ def command(
     """Adapt a trained PyTorch network to a table, and write its new weights.
 
     The columns of the table, numbers in the order of the file without the target, are the inputs of the model. Classes
-    are numbered from 0, text in alphabetical order. Ctrl-C ends the training after the step in progress and keeps the
-    best weights so far.
+    are numbered from 0, text in alphabetical order. With --text a classifier in a folder is adapted to a column of
+    texts, and written to another folder for predict and evaluate. Ctrl-C ends the training after the step in progress
+    and keeps the best weights so far.
     """
     refuse_resume_without_checkpoint(resume, checkpoint)
     limit_threads(threads)
@@ -101,13 +116,38 @@ def command(
 
     chosen = layers or ["auto"]
     words = chosen[0] if len(chosen) == 1 and chosen[0] in LAYERS else tuple(chosen)
+    settings = {"layers": words, "alpha": alpha, "max_iter": max_iter, "seed": seed}
+    if text is not None:
+        if data is not None:
+            raise ValueError(f"--text: a folder has its weights; give the folder and the table alone, not {data} too")
+        from widefit.cli.run.texts import TextJob
+        from widefit.cli.run.texts import run as run_texts
+
+        text_job = TextJob(
+            model=Path(factory),
+            data=str(weights),
+            text=text,
+            target=target,
+            loss=None if loss == "auto" else loss,
+            settings=settings,
+            out=out,
+            delta=delta,
+            validation=validation,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            reading=reading_of(header, decimal, na_value),
+        )
+        return run_texts(text_job, Output(json, quiet))
+    if data is None:
+        raise ValueError("a table is missing: MODULE:FACTORY WEIGHTS DATA, or FOLDER DATA with --text COLUMN")
     job = Job(
         factory=factory,
         weights=weights,
         data=data,
         target=target,
         loss=None if loss == "auto" else loss,
-        settings={"layers": words, "alpha": alpha, "max_iter": max_iter, "seed": seed},
+        settings=settings,
         out=out,
         delta=delta,
         validation=validation,

@@ -12,6 +12,7 @@ import widefit
 from widefit.cli.output import Output, columns, number, size
 from widefit.cli.run import scores
 from widefit.cli.run.places import refuse_unwritable
+from widefit.cli.run.texts import TextEncoding, open_folder
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
@@ -137,7 +138,9 @@ def _in_words(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _open(model_path: str) -> tuple[Any, TableEncoding]:
+def _open(model_path: str) -> tuple[Any, TableEncoding | TextEncoding]:
+    if Path(model_path).is_dir():
+        return open_folder(Path(model_path))
     model, record = load_parts(model_path)
     if record is not None:
         return model, _encoding(model_path, record)

@@ -1,0 +1,300 @@
+"""Fine-tuning of models with repeated blocks, such as transformers: what is adapted, from where on, and how it ends."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from widefit.callbacks import Callback
+from widefit.finetuning.aim import Aim
+from widefit.finetuning.batches import Batch, read_batches, split_off
+from widefit.finetuning.block_choice import Probe, first_block, probed, spread
+from widefit.finetuning.block_steps import BlockSteps, Rows
+from widefit.finetuning.blocks import Structure
+from widefit.finetuning.checks_of_batches import check_batches
+from widefit.finetuning.head import constant_loss, new_readout
+from widefit.finetuning.kept_states import BlockList, KeptStates, find_blocks
+from widefit.finetuning.layer_delta import WholeLayer
+from widefit.finetuning.linear_calls import LinearCalls, linear_calls
+from widefit.finetuning.projected_layers import ProjectedLayer
+from widefit.finetuning.record import FineTuning
+from widefit.losses.family import output_loss
+from widefit.losses.softmax import Softmax
+from widefit.plan.base import Choice, Plan
+from widefit.training.loop import Loop, State
+
+# λ as a part of the mean of diag H, which counts each row's answer to itself: so far above it a step follows what the
+# rows of a batch have in common, and rows that were not seen gain with them.
+_DAMPING = 10.0
+# Columns of the bases of a layer's change, and so the largest rank that it can have.
+_RANK = 32
+# Factor of the held-out loss that a lower rank may cost.
+_COSTS = 1.005
+# A given readout whose loss is below this part of that of a constant has been trained for these targets.
+_TRAINED = 0.9
+# The fewest held-out rows that tell anything.
+_FEWEST = 5
+# Rows on which the structure is looked at.
+_LOOKED_AT = 3
+FOLLOWING = "next_token"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Arguments of `widefit.finetune` that this way of it heeds; see there."""
+
+    loss: Any
+    layers: str | Sequence[str]
+    validation: float
+    patience: int
+    damping: float | None
+    max_iter: int
+    tol: float
+    seed: int
+    callbacks: Sequence[Callback]
+    resume: State | None
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Training and held-out rows."""
+
+    training: list[Batch]
+    held: list[Batch] | None
+
+
+def finetune_blocks(
+    model: nn.Module, work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, wishes: Wishes
+) -> nn.Module:
+    """Return a copy of a model, adapted; `work` is one in evaluation mode, in float32 or float64."""
+    following = wishes.loss == FOLLOWING
+    aim = Aim(Softmax() if following else output_loss(wishes.loss), following)
+    data = _data(work, X, y, X_val, y_val, wishes)
+    _without_cache(work)
+    every = [*data.training, *(data.held or [])]
+    aim = check_batches(work, every, aim)
+    few = data.training[0].take(torch.arange(min(_LOOKED_AT, data.training[0].rows)))
+    lists = find_blocks(work, few)
+    found = linear_calls(work, lists, few)
+    if not found.places:
+        reasons = "; ".join(f"{name}: {why}" for name, why in found.skipped.items())
+        raise ValueError(f"model has no linear layer that can be adapted ({reasons or 'it has none'})")
+    named = _named(wishes.layers, found)
+    blocks = [block for one in lists for block in one.blocks]
+    probe, fresh, choices = _begun(work, lists, found, named, data, aim)
+    place, why = first_block(probe, found, len(blocks), wishes.layers)
+    names = [name for name in named if found.places[name] >= place]
+    first = blocks[place] if 0 < place < len(blocks) else None
+    steps, started = _prepared(model, work, lists, first, probe, names, found, fresh, data, aim, wishes)
+    choices += [Choice("layers", _in_words(names, place, len(blocks)), why), *started]
+    history = Loop(steps, max_iter=wishes.max_iter, tol=wishes.tol, callbacks=wishes.callbacks).run(wishes.resume)
+    delta, reason = steps.compressed([_RANK // 8, _RANK // 4, _RANK // 2], _COSTS)
+    ranks = sorted({layer.rank for layer in delta.layers.values()}) or [0]
+    choices.append(Choice("rank", " … ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]]))), reason))
+    result = delta.merged(model).eval()
+    structure = Structure(tuple(found.places), found.readout, (), found.skipped, {})
+    record = FineTuning(history, delta, structure, (tuple(names),), Plan(tuple(choices)))
+    result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
+    return result
+
+
+def _data(work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, wishes: Wishes) -> _Data:
+    like = next((own for own in work.parameters() if own.is_floating_point()), None)
+    if like is None:
+        raise ValueError("model has no weights of floating numbers")
+    batches = read_batches(X, y, like)
+    if X_val is not None:
+        return _Data(batches, read_batches(X_val, y_val, like, ("X_val", "y_val")))
+    if y_val is not None:
+        raise ValueError("X_val and y_val belong together: give both, or neither")
+    rows = sum(batch.rows for batch in batches)
+    count = round(wishes.validation * rows)
+    if count < _FEWEST or count >= rows:
+        return _Data(batches, None)
+    order = torch.from_numpy(np.random.default_rng(wishes.seed).permutation(rows))
+    return _Data(*split_off(batches, order[:count]))
+
+
+def _without_cache(work: nn.Module) -> None:
+    """Turn off what decoders keep for the tokens that follow: nothing follows here."""
+    config = getattr(work, "config", None)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _named(layers: str | Sequence[str], found: LinearCalls) -> list[str]:
+    """Layers that may be adapted by the wish of the user."""
+    if layers == "readout":
+        if found.readout is None:
+            raise ValueError('layers="readout": the outputs of the model do not come straight from a linear layer')
+        return [found.readout]
+    if isinstance(layers, str):
+        return list(found.places)
+    unknown = [name for name in layers if name not in found.places]
+    if unknown or not layers:
+        why = f" ({found.skipped[unknown[0]]})" if unknown and unknown[0] in found.skipped else ""
+        known = ", ".join(map(repr, found.places))
+        wrong = f"{unknown[0]!r} cannot be adapted{why}" if unknown else "it must name at least one"
+        raise ValueError(f"layers: {wrong}; the layers that can are {known}")
+    return [name for name in found.places if name in set(layers)]
+
+
+def _begun(
+    work: nn.Module, lists: Sequence[BlockList], found: LinearCalls, named: Sequence[str], data: _Data, aim: Aim
+) -> tuple[Probe, bool, list[Choice]]:
+    """Layers with their bases from a few rows, whether the readout begins anew, and why."""
+    choices = []
+    fresh = False
+    if found.readout is not None and found.readout in named and isinstance(aim.loss, Softmax) and not aim.following:
+        few = spread(data.training)
+        layer = work.get_submodule(found.readout)
+        features, targets, loss = _features(work, layer, few, aim)
+        if len(features):
+            limit = _TRAINED * constant_loss(targets)
+            fresh = loss >= limit
+            if fresh:
+                _set(layer, new_readout(features, targets, _weight(layer), classes=True))
+            chosen = "begins anew, from ridge regression on frozen features" if fresh else "goes on from its weights"
+            reason = f"its loss is {loss:.3g} on a few rows, that of a constant {constant_loss(targets):.3g}"
+            choices.append(Choice("readout", chosen, reason))
+    return probed(work, found, named, data.training, aim, _RANK), fresh, choices
+
+
+def _features(work: nn.Module, layer: nn.Module, batches: Sequence[Batch], aim: Aim) -> tuple[Tensor, Tensor, float]:
+    """Inputs of the readout and targets, of what counts, and the loss there."""
+    seen: list[Tensor] = []
+    features, targets = [], []
+    total, counted = 0.0, 0
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        for batch in batches:
+            seen.clear()
+            with torch.no_grad():
+                outputs = batch.call(work)
+            rows, wanted, _ = aim.counted(outputs, batch.targets)
+            inputs, _, _ = aim.counted(seen[0], batch.targets)
+            features.append(inputs)
+            targets.append(aim.loss.prepared(rows, wanted).to(rows))
+            value, count = aim.value(outputs, batch.targets)
+            total, counted = total + value, counted + count
+    finally:
+        handle.remove()
+    return torch.cat(features), torch.cat(targets), total / max(counted, 1)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear)
+    return layer.weight
+
+
+def _set(layer: nn.Module, weights: WholeLayer) -> None:
+    with torch.no_grad():
+        for kind, value in weights.tensors().items():
+            if getattr(layer, kind, None) is not None:
+                layer.get_parameter(kind).copy_(value)
+
+
+def _prepared(
+    model: nn.Module,
+    work: nn.Module,
+    lists: Sequence[BlockList],
+    first: str | None,
+    probe: Probe,
+    names: Sequence[str],
+    found: LinearCalls,
+    fresh: bool,
+    data: _Data,
+    aim: Aim,
+    wishes: Wishes,
+) -> tuple[BlockSteps, list[Choice]]:
+    """Run what is frozen once, find the readout on all rows where it begins anew, and return the stepper."""
+    given = model.get_submodule(found.readout) if fresh and found.readout else None
+    readout = work.get_submodule(found.readout) if fresh and found.readout else None
+    parts, losses, features, targets = [], [], [], []
+    seen: list[Tensor] = []
+    handle = readout.register_forward_pre_hook(lambda module, args: seen.append(args[0])) if readout else None
+    for batches in (data.training, data.held):
+        if batches is None:
+            continue
+        states = KeptStates(work, lists, first)
+        total, counted = 0.0, 0
+        for batch in batches:
+            seen.clear()
+            outputs = states.run(batch)
+            if given is not None and isinstance(given, nn.Linear):
+                bias = None if given.bias is None else given.bias.detach().to(outputs)
+                outputs = nn.functional.linear(seen[0], given.weight.detach().to(outputs), bias)
+            if given is not None and batches is data.training:
+                rows, wanted, _ = aim.counted(outputs, batch.targets)
+                features.append(aim.counted(seen[0], batch.targets)[0])
+                targets.append(aim.loss.prepared(rows, wanted).to(rows))
+            value, count = aim.value(outputs, batch.targets)
+            total, counted = total + value, counted + count
+        parts.append(Rows(batches, states))
+        losses.append(total / max(counted, 1))
+    if handle is not None:
+        handle.remove()
+    if not np.isfinite(losses).all():
+        raise ValueError(f"model: its loss is {losses[0]:.4g}, fine-tuning needs one that is finite")
+    layers = [probe.layers[name] for name in names]
+    if readout is not None:
+        _set(readout, new_readout(torch.cat(features), torch.cat(targets), _weight(readout), classes=True))
+        layers = [_begun_from(layer, readout) if layer.name == found.readout else layer for layer in layers]
+    damping = _DAMPING if wishes.damping is None else wishes.damping
+    steps = BlockSteps(
+        model,
+        work,
+        layers,
+        found.readout,
+        aim,
+        parts[0],
+        parts[1] if len(parts) > 1 else None,
+        (losses[0], losses[1] if len(losses) > 1 else None),
+        damping,
+        wishes.patience,
+        wishes.seed,
+        _fingerprint(model, data, aim, [damping, wishes.patience, wishes.seed, list(names)]),
+    )
+    return steps, _choices_of(parts, first)
+
+
+def _choices_of(parts: Sequence[Rows], first: str | None) -> list[Choice]:
+    nbytes = sum(part.states.nbytes for part in parts)
+    before = "none" if first is None else f"everything before {first} runs once"
+    why = "adapted layers begin with the first block" if first is None else "no adapted weight reaches it"
+    start = Choice("frozen start", before, why)
+    if first is None:
+        return [start]
+    disk = any(part.states.on_disk for part in parts)
+    return [
+        start,
+        Choice("kept states", "mapped from disk" if disk else "in memory", f"they take {nbytes / 1e6:.3g} MB"),
+    ]
+
+
+def _begun_from(layer: ProjectedLayer, module: nn.Module) -> ProjectedLayer:
+    """The layer with the weights that its module has now."""
+    assert isinstance(module, nn.Linear)
+    bias = None if module.bias is None else module.bias.detach().clone()
+    return replace(layer, given=module.weight.detach().clone(), bias=bias)
+
+
+def _in_words(names: Sequence[str], place: int, blocks: int) -> str:
+    if len(names) == 1:
+        return f"{names[0]} alone"
+    return f"{len(names)} linear layers of the last {blocks - place} of {blocks} blocks, and behind them"
+
+
+def _fingerprint(model: nn.Module, data: _Data, aim: Aim, settings: list) -> str:
+    digest = hashlib.sha256(repr((aim, settings)).encode())
+    held = data.held or []
+    inputs = [tensor for batch in [*data.training, *held] for tensor in (*batch.tensors.values(), batch.targets)]
+    for tensor in [*inputs, *model.state_dict().values()]:
+        if isinstance(tensor, Tensor):
+            digest.update(repr((tensor.dtype, tensor.shape)).encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

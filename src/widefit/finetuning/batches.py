@@ -1,0 +1,276 @@
+"""Samples as models of other libraries take them: batches of positional or keyword tensors, padded, with targets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+# Entries of `inputs` (rows times their length) that go through a model together.
+_ENTRIES = 2048
+# Most rows of one batch, and of a step.
+_ROWS = 64
+# The number of a target that is passed over, as torch has it.
+IGNORED = -100
+_LABELS = "labels"
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that go through a model together.
+
+    Attributes
+    ----------
+    args, kwargs
+        Tensors with one entry a row, as the model is called with them.
+    targets
+        One entry a row.
+    """
+
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+    targets: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.targets)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the inputs by name, positional ones by number."""
+        return {str(number): tensor for number, tensor in enumerate(self.args)} | self.kwargs
+
+    def take(self, rows: Int[Tensor, " r"]) -> "Batch":
+        """Return some of the rows."""
+        args = tuple(tensor[rows] for tensor in self.args)
+        return Batch(args, {name: tensor[rows] for name, tensor in self.kwargs.items()}, self.targets[rows])
+
+    def trimmed(self) -> "Batch":
+        """Return the rows without the last positions, where the attention mask leaves those out in all of them."""
+        mask = self.kwargs.get(_MASK)
+        if mask is None or mask.ndim != 2:
+            return self
+        used = int((mask != 0).any(0).nonzero().max()) + 1 if bool((mask != 0).any()) else mask.shape[1]
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[:, :used] if tensor.ndim >= 2 and tensor.shape[1] == mask.shape[1] else tensor
+
+        args = tuple(map(cut, self.args))
+        return Batch(args, {name: cut(tensor) for name, tensor in self.kwargs.items()}, cut(self.targets))
+
+    def call(self, model: nn.Module) -> Tensor:
+        """Return the outputs of a model in float32 or float64."""
+        outputs = logits_of(model(*self.args, **self.kwargs))
+        return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the outputs that a loss is taken of: a tensor, `.logits`, the entry "logits", or the first of a tuple.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif not isinstance(output, Tensor):
+        found = getattr(output, "logits", None)
+        if found is None and isinstance(output, tuple | list) and output:
+            found = output[0]
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"model must return a tensor, got {type(output).__name__} without logits: wrap it in a module with a head "
+            "that does, such as one of transformers' AutoModelForSequenceClassification"
+        )
+    return found
+
+
+def read_batches(X: Any, y: Any, like: Tensor, names: tuple[str, str] = ("X", "y")) -> list[Batch]:
+    """Return rows as batches in the types and on the device of a model's weights.
+
+    Parameters
+    ----------
+    X
+        A tensor or an array, a mapping or a tuple of them; or, with y None, an iterable of (inputs, targets) or of
+        mappings with "labels": batches, or rows one by one.
+    y
+        Targets, one entry a row.
+    like
+        A weight of the model.
+    names
+        Names of the arguments, for errors.
+
+    Raises
+    ------
+    ValueError
+        Inputs that hold no numbers, lengths that do not match, no rows, numbers that are not finite.
+    """
+    if y is None and isinstance(X, Mapping) and _LABELS in X:
+        y = X[_LABELS]
+        X = {name: values for name, values in X.items() if name != _LABELS}
+    if y is not None:
+        batches = _by_length(_batch(X, y, like, names))
+    else:
+        batches = _from_iterable(X, like, names)
+    if not batches:
+        raise ValueError(f"{names[0]} has no rows")
+    return batches
+
+
+def split_off(batches: Sequence[Batch], held: Int[Tensor, " h"]) -> tuple[list[Batch], list[Batch]]:
+    """Return batches without and with the rows of some numbers, counted through all of them."""
+    chosen = torch.zeros(sum(batch.rows for batch in batches), dtype=torch.bool)
+    chosen[held] = True
+    parts = chosen.split([batch.rows for batch in batches])
+    rest = [batch.take((~part).nonzero()[:, 0]) for batch, part in zip(batches, parts, strict=True)]
+    taken = [batch.take(part.nonzero()[:, 0]) for batch, part in zip(batches, parts, strict=True)]
+    return [batch.trimmed() for batch in rest if batch.rows], [batch.trimmed() for batch in taken if batch.rows]
+
+
+def is_stream(X: Any) -> bool:
+    """Return whether inputs are an iterable of batches or rows with their targets."""
+    return not isinstance(X, Tensor | np.ndarray | Mapping | tuple) and isinstance(X, Iterable) and not _is_array(X)
+
+
+def _is_array(values: Any) -> bool:
+    """Whether a list holds nothing but numbers."""
+    if hasattr(values, "__array__"):
+        return True
+    first = values[0] if isinstance(values, list) and values else None
+    while isinstance(first, list) and first:
+        first = first[0]
+    return isinstance(first, int | float | np.generic)
+
+
+def _batch(X: Any, y: Any, like: Tensor, names: tuple[str, str]) -> Batch:
+    named, numbered = {}, ()
+    if isinstance(X, Mapping):
+        named = {str(name): _tensor(values, like, f"{names[0]}[{name!r}]") for name, values in X.items()}
+    elif isinstance(X, tuple):
+        numbered = tuple(_tensor(values, like, f"{names[0]}[{number}]") for number, values in enumerate(X))
+    else:
+        numbered = (_tensor(X, like, names[0]),)
+    batch = Batch(numbered, named, _tensor(y, like, names[1]))
+    if not batch.tensors:
+        raise ValueError(f"{names[0]} has no inputs")
+    for name, tensor in batch.tensors.items():
+        if len(tensor) != batch.rows:
+            which = f"{names[0]}[{name!r}]" if len(batch.tensors) > 1 else names[0]
+            raise ValueError(f"{which} has {len(tensor)} rows, {names[1]} has {batch.rows}: they must be the same rows")
+    return batch
+
+
+def _tensor(values: Any, like: Tensor, name: str) -> Tensor:
+    if not isinstance(values, Tensor):
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} has rows of several lengths: call the tokenizer with padding=True, return_tensors='pt'"
+            ) from error
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} must hold numbers, got {array.dtype}: texts go through a tokenizer first")
+        values = torch.from_numpy(np.ascontiguousarray(array))
+    if values.ndim == 0:
+        raise ValueError(f"{name} must have one entry a row, it is a single number")
+    tensor = values.detach().to(like.device)
+    if not tensor.is_floating_point():
+        return tensor
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} holds numbers that are not finite")
+    return tensor.to(like.dtype)
+
+
+def _by_length(batch: Batch) -> list[Batch]:
+    """The rows in batches of similar length, so that little of them is padding."""
+    mask = batch.kwargs.get(_MASK)
+    if batch.rows == 0:
+        return []
+    if mask is None or mask.ndim != 2:
+        widest = max(_length(tensor) for tensor in batch.tensors.values())
+        step = max(1, min(_ROWS, _ENTRIES // widest))
+        return [batch.take(rows) for rows in torch.arange(batch.rows).split(step)]
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths = ((mask != 0) * positions).amax(1).cpu()
+    if int(lengths.min()) == 0:
+        raise ValueError(f"attention_mask leaves out all of row {int(lengths.argmin())}: remove that row")
+    order = torch.argsort(lengths, stable=True)
+    found: list[Batch] = []
+    end = batch.rows
+    while end > 0:  # from the longest rows down: each batch is as long as its last row
+        count = max(1, min(_ROWS, _ENTRIES // int(lengths[order[end - 1]]), end))
+        found.append(batch.take(order[end - count : end]).trimmed())
+        end -= count
+    return found
+
+
+def _length(tensor: Tensor) -> int:
+    """Positions of whole numbers, which are embedded; of other inputs a part of them."""
+    return tensor[0].numel() if not tensor.is_floating_point() else max(1, tensor[0].numel() // 64)
+
+
+def _from_iterable(X: Any, like: Tensor, names: tuple[str, str]) -> list[Batch]:
+    items = iter(X) if isinstance(X, Iterable) else None
+    first = next(items, None) if items is not None else None
+    if items is None or not _has_targets(first):
+        raise ValueError(
+            f"{names[1]} is missing: pass targets, an iterable of (inputs, targets), or one of mappings with 'labels'"
+        )
+    found = []
+    singles = []
+    for item in chain([first], items):
+        inputs, targets = _parted(item)
+        if np.ndim(targets) == 0 or _is_one_row(inputs):
+            singles.append((inputs, targets))
+        else:
+            found.append(_batch(inputs, targets, like, names).trimmed())
+    if singles:
+        found += _by_length(_batch(*_collated(singles), like, names))
+    return found
+
+
+def _is_one_row(inputs: Any) -> bool:
+    """Whether tokens come as a single row, as data sets give them."""
+    return isinstance(inputs, Mapping) and _MASK in inputs and np.ndim(inputs[_MASK]) == 1
+
+
+def _has_targets(item: Any) -> bool:
+    return (isinstance(item, Mapping) and _LABELS in item) or (isinstance(item, tuple | list) and len(item) == 2)
+
+
+def _parted(item: Any) -> tuple[Any, Any]:
+    if not _has_targets(item):
+        raise ValueError(f"X must give (inputs, targets) or mappings with 'labels' alone, got a {type(item).__name__}")
+    if isinstance(item, Mapping):
+        return {name: values for name, values in item.items() if name != _LABELS}, item[_LABELS]
+    inputs, targets = item
+    return (tuple(inputs) if isinstance(inputs, list) else inputs), targets
+
+
+def _collated(rows: list[tuple[Any, Any]]) -> tuple[Any, Tensor]:
+    """Rows that came one by one, filled up to the longest."""
+    first = rows[0][0]
+    targets = _filled([targets for _, targets in rows], IGNORED)
+    if isinstance(first, Mapping):
+        return {name: _filled([inputs[name] for inputs, _ in rows], 0) for name in first}, targets
+    return _filled([inputs for inputs, _ in rows], 0), targets
+
+
+def _filled(values: list[Any], filler: int) -> Tensor:
+    tensors = [torch.as_tensor(value) for value in values]
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
+
+
+def replaced_targets(batch: Batch, targets: Tensor) -> Batch:
+    """Return a batch with other targets."""
+    return replace(batch, targets=targets)

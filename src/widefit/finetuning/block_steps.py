@@ -1,0 +1,303 @@
+"""Damped Gauss-Newton steps on the blocks behind kept states, an epoch of batches at a time."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from widefit.finetuning.aim import Aim
+from widefit.finetuning.batches import Batch
+from widefit.finetuning.delta import LowRankDelta
+from widefit.finetuning.kept_states import KeptStates
+from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
+from widefit.finetuning.projected_layers import ProjectedLayer, differentiated
+from widefit.finetuning.stage_run import Progress
+from widefit.records import FileError, read
+from widefit.rules import StopReason
+from widefit.training.history import History, StepInfo
+from widefit.training.loop import State
+from widefit.training.phases import Phases
+from widefit.training.saved import check_tensors
+
+# An epoch after which the loss that is watched stands this part above the best counts as two that did not gain.
+_WORSE = 0.05
+# An epoch that leaves more than this times the best is taken back.
+_FAR = 1.5
+# Factor of λ after that.
+_RISE = 10.0
+_MOST_RISES = 6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Batches, and the states that they have in front of the cut.
+
+    Attributes
+    ----------
+    batches
+        As the model takes them.
+    states
+        Kept for each of them.
+    """
+
+    batches: Sequence[Batch]
+    states: KeptStates
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The document of a run."""
+
+    finetuning: str
+    progress: Progress
+    rises: int
+    history: History
+
+
+class BlockSteps:
+    """Epochs of Gauss-Newton steps; the stepper of `widefit.finetune` for models with repeated blocks.
+
+    A step takes a batch: the outputs' directions, one backward pass for each, rows J of the layers, and
+    M ← M − Jᵀ (J Jᵀ + λ I)⁻¹ r in the space of the samples. The mean of the points in the second half of an epoch is
+    what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992).
+
+    Parameters
+    ----------
+    model
+        As it was given.
+    work
+        Its copy in float32 or float64, in evaluation mode and without gradients.
+    layers
+        What is trained, the readout last where there is one.
+    readout
+        Name of the readout, which is kept whole.
+    aim
+        The loss.
+    training, held
+        Rows to learn from and to watch; None: the training loss is watched.
+    start
+        Losses before any step, on training and on held-out rows.
+    damping
+        λ as a part of the mean of diag H.
+    patience
+        Epochs without a lower watched loss that end the run.
+    seed
+        Orders the batches.
+    fingerprint
+        Of everything that a resumed run must share with the one before it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        work: nn.Module,
+        layers: Sequence[ProjectedLayer],
+        readout: str | None,
+        aim: Aim,
+        training: Rows,
+        held: Rows | None,
+        start: tuple[float, float | None],
+        damping: float,
+        patience: int,
+        seed: int,
+        fingerprint: str,
+    ):
+        self.phases = Phases()
+        self._model = model
+        self._work = work
+        self._layers = list(layers)
+        self._readout = readout
+        self._aim = aim
+        self._training = training
+        self._held = held
+        self._start = start
+        self._patience = patience
+        self._fingerprint = fingerprint
+        self._generator = torch.Generator().manual_seed(seed)
+        self._step = 0
+        self._rises = 0
+        first = self._layers[0].given
+        self._point = first.new_zeros(sum(layer.size for layer in layers))
+        self._best = self._point
+        watched = start[0] if start[1] is None else start[1]
+        self._progress = Progress(damping, 0, watched)
+
+    def begin(self) -> StepInfo:
+        """Return the losses before any step."""
+        return StepInfo(0, *self._start)
+
+    def step(self) -> tuple[StepInfo, StopReason | None]:
+        """Take a step on every batch; the loss is the mean over the batches, each before its step."""
+        self._step += 1
+        number, damping = self._step, self._progress.damping
+        with self.phases("pass"):
+            loss, average = self._epoch(damping)
+            self._put(average)
+            metric = self._held_loss()
+            self._put(self._point)
+        watched = loss if metric is None else metric
+        info = StepInfo(number, loss, metric, damping=damping, solver="cholesky")
+        best = self._progress.best_loss
+        if not (math.isfinite(watched) and math.isfinite(loss) and watched <= _FAR * best):
+            return self._taken_back(info)
+        if watched < best:
+            self._best = average
+            self._progress = Progress(damping, 0, watched)
+            return info, None
+        far = number > 1 and watched > (1 + _WORSE) * best
+        waited = self._progress.waited + (2 if far else 1)
+        self._progress = replace(self._progress, waited=waited)
+        return info, StopReason.CONVERGED if waited >= self._patience else None
+
+    def state(self) -> State:
+        """Return the present and the best point, and how the run stands."""
+        tensors = {"point": self._point, "best": self._best, "generator": self._generator.get_state()}
+        document = {"finetuning": self._fingerprint, "progress": asdict(self._progress), "rises": self._rises}
+        return tensors, document
+
+    def restore(self, state: State) -> StopReason | None:
+        """Go on from a state.
+
+        Raises
+        ------
+        FileError
+            The state is not one of such a fine-tuning, or was altered.
+        ValueError
+            It belongs to another model, other data or other settings.
+        """
+        tensors, document = state
+        if document.get("finetuning", self._fingerprint) != self._fingerprint:
+            raise ValueError(
+                "resume: the checkpoint belongs to another model, other data or other settings; resume with those it "
+                "was made with"
+            )
+        record = read(_Record, document, "the checkpoint")
+        check_tensors(tensors, self.state()[0])
+        for name in ("point", "best"):
+            if not bool(torch.isfinite(tensors[name]).all()):
+                raise FileError(f"{name!r} of the checkpoint is not finite")
+        if not record.history.steps or record.history[-1].step < 0:
+            raise FileError("the checkpoint has no steps")
+        try:
+            self._generator.set_state(tensors["generator"])
+        except RuntimeError as error:
+            raise FileError("'generator' of the checkpoint is no state of a random generator") from error
+        self._point, self._best = tensors["point"], tensors["best"]
+        self._progress = record.progress
+        self._rises = record.rises
+        self._step = record.history[-1].step
+        self._put(self._point)
+        return None
+
+    @contextmanager
+    def network(self) -> Iterator[nn.Module]:
+        """Yield a copy of the module with the best weights so far."""
+        yield self.delta().merged(self._model)
+
+    def finish(self) -> None:
+        """Leave the working copy with the best weights."""
+        self._put(self._best)
+
+    def delta(self) -> LowRankDelta:
+        """Return the best weights so far, minus those that were given; nothing where no epoch was better."""
+        if not bool(self._best.any()):
+            return LowRankDelta({})
+        return self._delta_of({layer.name: change for layer, change in self._parts(self._best)})
+
+    def compressed(self, ranks: Sequence[int], loss_factor: float) -> tuple[LowRankDelta, str]:
+        """Return the change cut to the smallest of some ranks that raises the watched loss by no more than a factor."""
+        whole = self.delta()
+        if self._held is None or not whole.layers:
+            return whole, "no held-out rows to check a lower one"
+        limit = loss_factor * self._progress.best_loss
+        for rank in sorted(ranks):
+            cut = whole.truncated(rank)
+            self._put(self._best)
+            with torch.no_grad():
+                for layer in self._layers:
+                    if layer.name in cut.layers:
+                        layer.module.weight.copy_(layer.given + cut.layers[layer.name].dense())
+            loss = self._held_loss()
+            if loss is not None and loss <= limit:
+                return cut, f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._progress.best_loss:.4g} uncut"
+        return whole, "a lower one would raise the held-out loss"
+
+    def _delta_of(self, changes: dict[str, Tensor]) -> LowRankDelta:
+        layers: dict[str, LayerDelta] = {}
+        whole: dict[str, WholeLayer] = {}
+        for layer in self._layers:
+            delta = layer.delta(changes[layer.name])
+            if layer.name != self._readout:
+                layers[layer.name] = delta
+                continue
+            bias = None if layer.bias is None or delta.bias is None else layer.bias + delta.bias
+            whole[layer.name] = WholeLayer(layer.given + delta.dense(), bias)
+        return LowRankDelta(layers, whole)
+
+    def _epoch(self, damping: float) -> tuple[float, Float[Tensor, " m"]]:
+        """Take the steps of an epoch; its loss, and the mean of the points in its second half."""
+        total, counted = 0.0, 0
+        order = torch.randperm(len(self._training.batches), generator=self._generator).tolist()
+        average, averaged = torch.zeros_like(self._point), 0
+        for place, number in enumerate(order):
+            batch = self._training.batches[number]
+            with self._training.states.behind(number):
+                outputs, directions, calls = differentiated(self._work, self._modules, batch, self._aim)
+            value, count = self._aim.value(outputs, batch.targets)
+            total, counted = total + value, counted + count
+            rows = torch.cat([layer.rows(calls[layer.name]) for layer in self._layers], dim=1)
+            step = damped_solution(rows, directions.residual.reshape(-1), damping)
+            self._point = self._point - rows.T @ step
+            self._put(self._point)
+            if 2 * place + 1 >= len(order):
+                averaged += 1
+                average += (self._point - average) / averaged
+        return total / max(counted, 1), average
+
+    def _held_loss(self) -> float | None:
+        if self._held is None:
+            return None
+        total, counted = 0.0, 0
+        for number, batch in enumerate(self._held.batches):
+            with torch.no_grad(), self._held.states.behind(number):
+                value, count = self._aim.value(batch.call(self._work), batch.targets)
+            total, counted = total + value, counted + count
+        return total / max(counted, 1)
+
+    def _taken_back(self, info: StepInfo) -> tuple[StepInfo, StopReason | None]:
+        """Go back to the best point with more damping."""
+        self._rises += 1
+        self._point = self._best.clone()
+        self._put(self._point)
+        self._progress = replace(self._progress, damping=self._progress.damping * _RISE)
+        best = self._progress.best_loss
+        info = replace(info, loss=best, metric=None if info.metric is None else best, accepted=False)
+        return info, StopReason.STALLED if self._rises >= _MOST_RISES else None
+
+    @property
+    def _modules(self) -> dict[str, nn.Linear]:
+        return {layer.name: layer.module for layer in self._layers}
+
+    def _parts(self, point: Float[Tensor, " m"]) -> list[tuple[ProjectedLayer, Tensor]]:
+        return list(zip(self._layers, point.split([layer.size for layer in self._layers]), strict=True))
+
+    def _put(self, point: Float[Tensor, " m"]) -> None:
+        for layer, change in self._parts(point):
+            layer.put(change)
+
+
+def damped_solution(rows: Float[Tensor, "r m"], residual: Float[Tensor, " r"], damping: float) -> Float[Tensor, " r"]:
+    """Return g of (J Jᵀ + λ I) g = r with λ as a part of the mean of the diagonal, solved in float64."""
+    gram = (rows @ rows.T).double()
+    mean = float(gram.diagonal().mean())
+    if not (mean > 0 and math.isfinite(mean)):
+        return torch.full_like(residual, math.nan) if not math.isfinite(mean) else torch.zeros_like(residual)
+    gram.diagonal().add_(damping * mean)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if int(info):
+        return torch.full_like(residual, math.nan)
+    return torch.cholesky_solve(residual.double()[:, None], factor)[:, 0].to(residual)

@@ -1,0 +1,172 @@
+"""`widefit finetune --text`: a folder of transformers and a table of texts in, such a folder out. And PEFT's format."""
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import call
+from torch import nn
+
+import widefit
+from widefit.files import FileError
+from widefit.finetuning import LayerDelta, LowRankDelta, WholeLayer
+
+GOOD = ["good", "fine", "great", "lovely", "warm"]
+BAD = ["bad", "poor", "awful", "dull", "cold"]
+REST = ["the", "film", "a", "plot", "was", "and", "very", "with", "cast", "scene"]
+
+
+def small_bert(labels: int = 2) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        num_labels=labels,
+        initializer_range=0.3,
+    )
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer, and tables of texts."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    place = tmp_path_factory.mktemp("texts")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *REST]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer: Any = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    )
+    tokenizer.save_pretrained(place / "bert")
+    small_bert().save_pretrained(place / "bert")  # pyright: ignore[reportCallIssue]
+    random.seed(0)
+    for name, rows in (("train.csv", 160), ("test.csv", 60)):
+        lines = ["question,label"]
+        for _ in range(rows):
+            liked = random.random() < 0.5
+            text = random.choices(REST, k=random.randint(2, 6)) + random.choices(GOOD if liked else BAD, k=2)
+            random.shuffle(text)
+            lines.append(f"{' '.join(text)},{'liked' if liked else 'panned'}")
+        (place / name).write_text("\n".join([*lines, ""]))
+    return place
+
+
+def test_a_folder_is_adapted_evaluated_and_applied(folder: Path) -> None:
+    peft = pytest.importorskip("peft")
+    ran = call(
+        *("finetune", "bert", "train.csv", "--text", "question", "--target", "label", "--delta", "adapter", "--json"),
+        folder=folder,
+    )
+    assert ran.code == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    assert document["classes"] == ["liked", "panned"]
+    scored = call("evaluate", "bert.tuned", "test.csv", "--json", folder=folder)
+    assert scored.code == 0, scored.stderr
+    assert json.loads(scored.stdout)["metrics"]["model"]["accuracy"] > 0.65
+    applied = call("predict", "bert.tuned", "test.csv", "--proba", folder=folder)
+    assert applied.stdout.splitlines()[0] == "prediction,probability_liked,probability_panned"
+    assert len(applied.stdout.splitlines()) == 61
+    transformers = pytest.importorskip("transformers")
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    tokens = {"input_ids": torch.tensor([[2, 4, 15, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with torch.no_grad():
+        expected = load(folder / "bert.tuned")(**tokens).logits
+        adapter = peft.PeftModel.from_pretrained(load(folder / "bert"), folder / "adapter")
+        torch.testing.assert_close(adapter(**tokens).logits, expected)
+        torch.testing.assert_close(adapter.merge_and_unload()(**tokens).logits, expected)
+
+
+def test_it_resumes(folder: Path) -> None:
+    arguments = ("finetune", "bert", "train.csv", "--text", "question", "--checkpoint", "run.ckpt")
+    first = call(*arguments, "--max-iter", "1", "--out", "first", folder=folder)
+    assert first.code == 0, first.stderr
+    again = call(*arguments, "--max-iter", "2", "--out", "second", "--resume", "--json", folder=folder)
+    assert again.code == 0, again.stderr
+    assert json.loads(again.stdout)["steps"] == 2
+    refused = call(*arguments, folder=folder)
+    assert refused.code == 2
+    assert "exists; go on from it with --resume" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bert", "train.csv", "--text", "words"), "there is no column 'words' of texts; the columns are"),
+        (("nothing", "train.csv", "--text", "question"), "nothing is not the folder of a model: it has no config.json"),
+        (("bert", "train.csv", "x.csv", "--text", "question"), "give the folder and the table alone"),
+        (("bert", "train.csv", "--text", "question", "--out", "bert"), "--out: bert is the given model"),
+        (("bert", "train.csv", "--text", "question", "--loss", "mse"), "texts are classified, with cross_entropy"),
+        (("m:build", "w.pt"), "a table is missing: MODULE:FACTORY WEIGHTS DATA, or FOLDER DATA with --text COLUMN"),
+    ],
+)
+def test_wrong_arguments_are_refused(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    ran = call("finetune", *arguments, folder=folder)
+    assert ran.code == 2
+    assert message in " ".join(ran.stderr.split())
+
+
+def test_a_folder_without_a_record_is_refused(folder: Path) -> None:
+    ran = call("predict", "bert", "test.csv", folder=folder)
+    assert ran.code == 2
+    assert "is a folder without widefit.json" in ran.stderr
+
+
+def test_peft_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = small_bert(3)
+    tokens = {"input_ids": torch.randint(0, 30, (5, 7)), "attention_mask": torch.ones(5, 7, dtype=torch.long)}
+    query, outer = "bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense"
+    changes = {
+        query: LayerDelta(torch.randn(16, 3), torch.randn(16, 3)),
+        outer: LayerDelta(torch.randn(16, 5), torch.randn(32, 5), torch.randn(16)),
+        "bert.pooler.dense": LayerDelta(torch.randn(16, 16), None),
+    }
+    delta = LowRankDelta(changes, {"classifier": WholeLayer(torch.randn(3, 16), torch.randn(3))})
+    delta.save_peft(tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 16
+    assert config["rank_pattern"] == config["alpha_pattern"] == {query: 3, outer: 5}
+    with torch.no_grad():
+        expected = delta.merged(model)(**tokens).logits
+        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+        torch.testing.assert_close(loaded(**tokens).logits, expected)
+        torch.testing.assert_close(loaded.merge_and_unload()(**tokens).logits, expected)
+        read = widefit.LowRankDelta.load_peft(tmp_path / "ours")
+        torch.testing.assert_close(read.merged(model)(**tokens).logits, expected)
+        delta.save(tmp_path / "delta")
+        assert torch.equal(widefit.LowRankDelta.load(tmp_path / "delta").merged(model)(**tokens).logits, expected)
+        for rslora in (False, True):
+            settings = peft.LoraConfig(
+                r=4,
+                lora_alpha=16,
+                target_modules=["query", "dense"],
+                modules_to_save=["classifier"],
+                init_lora_weights=False,
+                rank_pattern={"query": 2},
+                alpha_pattern={"query": 3},
+                use_rslora=rslora,
+            )
+            theirs = peft.get_peft_model(copy.deepcopy(model), settings).eval()
+            theirs.save_pretrained(tmp_path / f"theirs{rslora}")
+            ours = LowRankDelta.load_peft(tmp_path / f"theirs{rslora}").merged(model)
+            torch.testing.assert_close(ours(**tokens).logits, theirs(**tokens).logits)
+    dora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["query"], use_dora=True))
+    dora.save_pretrained(tmp_path / "dora")
+    with pytest.raises(FileError, match="use_dora=True makes another model than W"):
+        LowRankDelta.load_peft(tmp_path / "dora")
+    with pytest.raises(FileError, match="cannot be read"):
+        LowRankDelta.load_peft(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no adapted layer"):
+        LowRankDelta({}).save_peft(tmp_path / "empty")

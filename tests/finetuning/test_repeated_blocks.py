@@ -1,0 +1,329 @@
+"""Models with repeated blocks: inputs of every kind, kept states, projected steps, and what is refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from networks import Answer, Transformer, sentences, transformer
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+import widefit
+from widefit.files import Checkpoint, read_checkpoint
+from widefit.finetuning import NamedDeltas, kept_states
+from widefit.finetuning.aim import Aim
+from widefit.finetuning.batches import Batch, read_batches
+from widefit.finetuning.block_steps import damped_solution
+from widefit.finetuning.kept_states import KeptStates, find_blocks
+from widefit.finetuning.linear_calls import linear_calls
+from widefit.finetuning.projected_layers import differentiated, projected, whole
+from widefit.losses.family import output_loss
+
+SETTINGS: dict[str, Any] = {"loss": "cross_entropy", "max_iter": 3}
+
+
+def batch(n: int = 6, dtype: torch.dtype = torch.float64) -> Batch:
+    inputs, kinds = sentences(n)
+    return Batch((), inputs, kinds)
+
+
+def test_blocks_are_found_by_running_the_model():
+    model = transformer()
+    lists = find_blocks(model, batch())
+    assert [one.blocks for one in lists] == [("layers.0", "layers.1", "layers.2")]
+    found = linear_calls(model, lists, batch())
+    assert found.places["layers.0.query"] == 0
+    assert found.places["layers.2.outer"] == 2
+    assert found.places["head"] == 3
+    assert found.readout == "head"
+
+
+@pytest.mark.parametrize("first", [None, "layers.1", "layers.2"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_behind_kept_states_the_model_gives_the_same(first: str | None, on_disk: bool, monkeypatch):
+    if on_disk:
+        monkeypatch.setattr(kept_states, "available_memory", lambda: 0)
+    model, batches = transformer(), [batch(5), batch(7)]
+    states = KeptStates(model, find_blocks(model, batches[0]), first)
+    expected = [states.run(one) for one in batches]
+    assert states.on_disk == (on_disk and first is not None)
+    calls: list[nn.Module] = []
+    model.layers[0].query.register_forward_hook(lambda module, args, output: calls.append(module))
+    for number, one in enumerate(batches):
+        with torch.no_grad(), states.behind(number):
+            assert torch.equal(one.call(model), expected[number])
+    assert len(calls) == (2 if first is None else 0)
+    assert torch.equal(batches[0].call(model), expected[0])
+
+
+@pytest.mark.parametrize("kind", ["classes", "two classes", "many classes", "numbers", "positions", "following"])
+def test_rows_and_steps_are_those_of_autograd(kind: str):
+    """With all directions of every layer: J, its products and the step beside dense ones in float64."""
+    classes = {"two classes": 2, "many classes": 7, "numbers": 1}.get(kind, 3)
+    by_position = kind in ("positions", "following")
+    model = transformer(classes=20 if kind == "following" else classes, by_position=by_position)
+    one = batch(5)
+    if kind == "numbers":
+        one = Batch((), one.kwargs, one.targets.double())
+    elif kind == "positions":
+        targets = torch.where(one.kwargs["attention_mask"] == 0, -100, one.kwargs["input_ids"] % 3)
+        one = Batch((), one.kwargs, targets)
+    elif kind == "following":
+        one = Batch((), one.kwargs, torch.where(one.kwargs["attention_mask"] == 0, -100, one.kwargs["input_ids"]))
+    aim = Aim(output_loss("mse" if kind == "numbers" else "cross_entropy"), kind == "following")
+    names = ["layers.1.query", "layers.2.inner", "head"]
+    modules = {name: model.get_submodule(name) for name in names}
+    outputs, directions, calls = differentiated(model.requires_grad_(False), modules, one, aim)
+    layers = [projected(name, modules[name], [calls[name]], 99, 0) for name in names[:2]]
+    layers.append(whole("head", modules["head"]))
+    layers = [layer.balanced([calls[layer.name]]) for layer in layers]
+    rows = torch.cat([layer.rows(calls[layer.name]) for layer in layers], dim=1)
+
+    parameters = {f"{name}.weight": modules[name].weight for name in names} | {"head.bias": model.head.bias}
+
+    def sums(values: dict[str, Tensor]) -> Tensor:
+        found = functional_call(model, values, (), one.kwargs).logits
+        return torch.stack([(seed * found).flatten(1).sum(1) for seed in directions.seeds], dim=1).flatten()
+
+    dense = jacrev(sums)(parameters)
+    scales = {layer.name: layer.scale for layer in layers}
+    every = [scales[name.rpartition(".")[0]] * own.flatten(1) for name, own in dense.items()]
+    expected = torch.cat(every, dim=1)
+    torch.testing.assert_close(rows @ rows.T, expected @ expected.T)
+    residual = directions.residual.reshape(-1)
+    step = rows.T @ damped_solution(rows, residual, 0.3)
+    gram = expected.T @ expected
+    damping = 0.3 * float((expected @ expected.T).diagonal().mean())
+    wanted = torch.linalg.solve(gram + damping * torch.eye(len(gram)).double(), expected.T @ residual)
+    place = 0
+    for layer, move in zip(layers, step.split([layer.size for layer in layers]), strict=True):
+        own = wanted[place : place + layer.given.numel()].view(layer.given.shape)
+        torch.testing.assert_close(layer.delta(move).dense(), layer.scale * own)
+        place += layer.given.numel()
+    # The residual is the slope of the smoothed loss along the directions.
+    slope = sum(
+        directions.residual[:, c].view(-1, *[1] * (outputs.ndim - 1)) * seed for c, seed in enumerate(directions.seeds)
+    )
+    leaf = outputs.clone().requires_grad_()
+    counted, targets, _ = aim.counted(leaf, one.targets)
+    smooth = aim.smoothed()
+    expected_slope = torch.zeros_like(outputs)
+    flat = smooth.gradients(counted.detach(), smooth.prepared(counted.detach(), targets))
+    (expected_slope,) = torch.autograd.grad(counted, leaf, flat)
+    torch.testing.assert_close(slope, expected_slope, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", ["zero", "twice", "one"])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_solutions_of_degenerate_rows_are_finite(rows: str, scale: float):
+    torch.manual_seed(0)
+    made = torch.randn(1 if rows == "one" else 6, 9, dtype=torch.float64) * scale
+    made = torch.zeros_like(made) if rows == "zero" else torch.cat([made, made]) if rows == "twice" else made
+    residual = torch.ones(len(made), dtype=torch.float64)
+    found = damped_solution(made, residual, 0.5)
+    gram = made @ made.T
+    damped = gram + 0.5 * gram.diagonal().mean() * torch.eye(len(gram)).double()
+    if rows == "zero":
+        assert not found.any()
+    else:
+        torch.testing.assert_close(damped @ found, residual)
+
+
+class Loader:
+    """Batches again and again, as a DataLoader gives them."""
+
+    def __init__(self, batches: list[Any]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def in_every_form() -> dict[str, tuple[Any, Any]]:
+    inputs, kinds = sentences(40)
+    cut = [{name: tensor[start : start + 8] for name, tensor in inputs.items()} for start in range(0, 40, 8)]
+    labels = kinds.split(8)
+    single = [
+        {"input_ids": ids[: int(mask.sum())].tolist(), "attention_mask": [1] * int(mask.sum()), "labels": int(kind)}
+        for ids, mask, kind in zip(inputs["input_ids"], inputs["attention_mask"], kinds, strict=True)
+    ]
+    return {
+        "mapping": (inputs, kinds),
+        "arrays": ({name: tensor.numpy() for name, tensor in inputs.items()}, kinds.numpy()),
+        "labels within": ({**inputs, "labels": kinds}, None),
+        "pairs": (Loader(list(zip(cut, labels, strict=True))), None),
+        "mappings": (Loader([{**part, "labels": own} for part, own in zip(cut, labels, strict=True)]), None),
+        "rows": (single, None),
+    }
+
+
+@pytest.mark.parametrize("form", in_every_form())
+def test_inputs_of_every_form_are_the_same_rows(form: str):
+    inputs, kinds = sentences(40)
+    X, y = in_every_form()[form]
+    like = torch.zeros(1)
+    found = read_batches(X, y, like)
+    assert sum(one.rows for one in found) == 40
+    rows = {(tuple(ids[mask != 0].tolist()), int(kind)) for one in found for ids, mask, kind in _rows_of(one)}
+    expected = Batch((), inputs, kinds)
+    assert rows == {(tuple(ids[mask != 0].tolist()), int(kind)) for ids, mask, kind in _rows_of(expected)}
+    for one in found:  # nothing but padding was cut away, and nothing but padding is left over
+        assert bool(one.kwargs["attention_mask"].any(0).all())
+
+
+def _rows_of(one: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return zip(one.kwargs["input_ids"], one.kwargs["attention_mask"], one.targets, strict=True)
+
+
+class Positional(nn.Module):
+    """The same, called with a tensor or two, giving a tuple."""
+
+    def __init__(self, model: Transformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.model(input_ids=ids, attention_mask=mask).logits, None
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple"])
+def test_positional_inputs_and_tuples_of_outputs(form: str):
+    inputs, kinds = sentences()
+    ids = inputs["input_ids"].clamp_min(1)
+    X = ids if form == "tensor" else (ids, inputs["attention_mask"])
+    model = Positional(transformer(torch.float32))
+    adapted = widefit.finetune(model, X, kinds, **SETTINGS)
+    record = adapted.finetuning_
+    best = min(info.metric for info in record.history)
+    assert best < record.history[0].metric
+    assert adapted.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_it_learns_in_every_precision_and_leaves_the_model_alone(dtype: torch.dtype):
+    inputs, kinds = sentences(150)
+    model = transformer(dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = widefit.finetune(model, inputs, kinds, **(SETTINGS | {"max_iter": 8, "patience": 3}))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert next(adapted.parameters()).dtype == dtype
+    assert not any("forward" in vars(module) for module in adapted.modules())
+    record = adapted.finetuning_
+    fresh, answers = sentences(300, seed=1)
+    right = float((adapted(**fresh).logits.argmax(1) == answers).double().mean())
+    assert right > 0.6 > float((model(**fresh).logits.argmax(1) == answers).double().mean())
+    merged = record.delta.merged(model)
+    assert all(torch.equal(value, adapted.state_dict()[name]) for name, value in merged.state_dict().items())
+    assert record.delta.whole.keys() <= {"head"}
+    assert all(layer.rank <= 32 for layer in record.delta.layers.values())
+
+
+def test_targets_for_every_position_and_tokens_that_follow():
+    inputs, _ = sentences(120)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    model = transformer(torch.float32, by_position=True)
+    targets = torch.where(mask == 0, -100, (ids > 9).long() + (ids > 14))
+    adapted = widefit.finetune(model, inputs, targets, **(SETTINGS | {"max_iter": 20, "patience": 5}))
+    right = (adapted(**inputs).logits.argmax(2) == targets)[mask != 0].double().mean()
+    assert right > 0.65 > (model(**inputs).logits.argmax(2) == targets)[mask != 0].double().mean()
+    speaker = transformer(torch.float32, classes=20, by_position=True)
+    ids = (ids[:, :1] + torch.arange(9)) % 19 + 1
+    told = widefit.finetune(speaker, {"input_ids": ids}, ids, loss="next_token", max_iter=5)
+    steps = told.finetuning_.history.steps
+    assert min(info.metric for info in steps) < 0.8 * steps[0].metric
+
+
+@pytest.mark.parametrize("layers", ["auto", "all", "readout", ["layers.2.value", "head"]])
+def test_layers_that_were_asked_for(layers: Any):
+    inputs, kinds = sentences()
+    record = widefit.finetune(transformer(), inputs, kinds, layers=layers, **SETTINGS).finetuning_
+    if layers == "all":
+        assert len(record.stages[0]) == 13
+    elif layers != "auto":
+        assert record.stages == (("head",) if layers == "readout" else tuple(layers),)
+    assert {"layers", "readout", "rank", "frozen start"} <= {choice.what for choice in record.plan.choices}
+
+
+def test_resumes_to_the_same_bits(tmp_path):
+    inputs, kinds = sentences()
+    settings = SETTINGS | {"max_iter": 4, "patience": 9}
+    model = transformer()
+    whole_run = widefit.finetune(model, inputs, kinds, **settings)
+    path = tmp_path / "run.state"
+    widefit.finetune(model, inputs, kinds, callbacks=[Checkpoint(path)], **(settings | {"max_iter": 2}))
+    resumed = widefit.finetune(model, inputs, kinds, resume=read_checkpoint(path), **settings)
+    assert resumed.finetuning_.history.losses == whole_run.finetuning_.history.losses
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole_run.state_dict().items())
+    with pytest.raises(ValueError, match="belongs to another model"):
+        widefit.finetune(model, inputs, kinds.flip(0), resume=read_checkpoint(path), **settings)
+
+
+def test_named_deltas_take_turns():
+    inputs, kinds = sentences()
+    model = transformer()
+    given = model(**inputs).logits
+    adapted = {name: widefit.finetune(model, inputs, y, **SETTINGS) for name, y in (("a", kinds), ("b", kinds.flip(0)))}
+    named = NamedDeltas(model, {name: one.finetuning_.delta for name, one in adapted.items()})
+    for name in ("a", "b", None, "b", "a"):
+        expected = given if name is None else adapted[name](**inputs).logits
+        assert torch.equal(named.use(name)(**inputs).logits, expected)
+        assert named.active == name
+    with pytest.raises(ValueError, match="no delta 'c'; there are 'a', 'b'"):
+        named.use("c")
+
+
+def refusals() -> dict[str, tuple[dict[str, Any], str]]:
+    inputs, kinds = sentences(30)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    return {
+        "classes": ({"y": kinds + 1}, "y holds class 3, the model has outputs for 0 … 2: number the classes"),
+        "negative class": ({"y": kinds - 1}, "y holds class -1"),
+        "lengths": ({"y": kinds[:-1]}, r"X\['input_ids'\] has 30 rows, y has 29"),
+        "lengths of inputs": (
+            {"X": {"input_ids": ids, "attention_mask": mask[1:]}},
+            r"X\['attention_mask'\] has 29 rows",
+        ),
+        "tokens": ({"X": {"input_ids": ids + 9, "attention_mask": mask}}, "but tokens has 20 entries: is it the token"),
+        "unknown input": ({"X": {**inputs, "pixels": ids}}, "which the model does not take: .*pixels"),
+        "ragged": ({"X": {"input_ids": [[1, 2], [3]]}, "y": [0, 1]}, "padding=True, return_tensors='pt'"),
+        "texts": ({"X": {"input_ids": ["a", "b"]}, "y": [0, 1]}, "texts go through a tokenizer first"),
+        "no targets": ({"y": None}, "y is missing: pass targets"),
+        "empty mask": ({"X": {"input_ids": ids, "attention_mask": mask * 0}}, "attention_mask leaves out all of row 0"),
+        "fractions": ({"y": kinds.double()}, "class numbers as whole numbers"),
+        "layer": ({"layers": ["tokens"]}, "'tokens' cannot be adapted; the layers that can are 'layers.0.query'"),
+        "ridge": ({"alpha": 0.1}, "alpha: repeated blocks are held back by held-out rows"),
+        "half": ({"X_val": inputs, "y_val": None}, "y is missing|y_val is missing"),
+        "following": ({"loss": "next_token"}, "takes tokens of shape"),
+    }
+
+
+@pytest.mark.parametrize("case", refusals())
+def test_wrong_input_is_refused(case: str):
+    wrong, message = refusals()[case]
+    inputs, kinds = sentences(30)
+    arguments = {"X": inputs, "y": kinds} | SETTINGS | wrong
+    with pytest.raises(ValueError, match=message):
+        widefit.finetune(transformer(), arguments.pop("X"), arguments.pop("y"), **arguments)
+
+
+def test_positions_are_compared():
+    inputs, _ = sentences(30)
+    model = transformer(by_position=True)
+    for targets, message in (
+        (inputs["input_ids"][:, :5] % 3, "y has 5 targets a row, the model gives outputs for 9 positions|5 targets"),
+        (torch.full_like(inputs["input_ids"], -100), "y has no target that counts: all of them are -100"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            widefit.finetune(model, inputs, targets, **SETTINGS)
+
+
+def test_an_output_without_logits_is_refused():
+    class Encoder(Transformer):
+        def forward(self, **inputs: Tensor) -> Any:
+            return {"states": super().forward(**inputs).logits}
+
+    inputs, kinds = sentences(30)
+    with pytest.raises(ValueError, match="got dict without logits: wrap it in a module with a head"):
+        widefit.finetune(Encoder().double(), inputs, kinds, **SETTINGS)
+    assert isinstance(transformer()(**inputs), Answer)
