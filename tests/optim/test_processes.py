@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 pytestmark = [
-    pytest.mark.slow(reason="three processes import torch, and compare eleven ways to take a step"),
+    pytest.mark.slow(reason="three processes import torch, and compare ten ways to take a step"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
 ]
 
