@@ -32,7 +32,7 @@ FLOORS = [
     {"sketches"},
     {"losses"},
     {"data", "pinn"},
-    {"kernels", "records"},
+    {"kernels", "records", "processes"},
 ]
 HEIGHT = {part: len(FLOORS) - number for number, floor in enumerate(FLOORS) for part in floor}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

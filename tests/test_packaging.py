@@ -82,7 +82,7 @@ def test_what_is_imported_is_required() -> None:
     neighbours = {path.stem for path in (ROOT / "bench").glob("*.py")}
     foreign = {"jax", "equinox", "optimistix", "torch_levenberg_marquardt"}
     for folder in ("bench", "examples"):
-        assert imported_by(ROOT / folder) - known - drawing - neighbours - foreign == set()
+        assert imported_by(ROOT / folder) - known - optional - neighbours - foreign == set()
 
 
 def test_a_figure_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch, tmp_path: Path) -> None:

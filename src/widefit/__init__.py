@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from widefit.optim import GaussNewton, Residual
     from widefit.optim.curve_fit import curve_fit
     from widefit.optim.kernel import ntk
+    from widefit.processes import Processes
     from widefit.training.history import History, StepInfo
     from widefit.training.train import train
     from widefit.training.train_stream import train_stream
@@ -22,6 +23,7 @@ _HOME = {
     "GaussNewton": "widefit.optim",
     "History": "widefit.training.history",
     "LowRankDelta": "widefit.finetuning",
+    "Processes": "widefit.processes",
     "Residual": "widefit.optim",
     "StepInfo": "widefit.training.history",
     "WideClassifier": "widefit.estimators",
@@ -40,6 +42,7 @@ __all__ = [
     "GaussNewton",
     "History",
     "LowRankDelta",
+    "Processes",
     "Residual",
     "StepInfo",
     "WideClassifier",

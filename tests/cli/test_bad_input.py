@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Result, call_all, run
+from command_line import Result, call, call_all, run
 
 import widefit
 
@@ -194,3 +194,12 @@ def test_tables_and_models_that_do_not_fit(said_with_a_model: dict[str, Result],
     code, stdout, stderr = said_with_a_model[name]
     assert stderr == PREFIX + WITH_A_MODEL[name][1] + "\n"
     assert (code, stdout) == (2, "")
+
+
+def test_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "fit")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = call("train", "digits", folder=tmp_path)
+    assert ran.code == 2
+    assert "commands run in one process" in ran.stderr
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ found = {}
 for name, count, widths, dtype in (
     ("svd", 30000, (4, 20, 1), torch.float64),
     ("primal", 6000, (4, 80, 1), torch.float64),
+    ("primal-cg", 120000, (4, 80, 1), torch.float32),
     ("nystrom-cg", 4000, (64, 256, 256, 1), torch.float32),
     ("cholesky", 2200, (64, 256, 256, 1), torch.float32),
 ):

@@ -1,6 +1,7 @@
 """What "auto" chooses, and when it says no."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,25 @@ def test_small_systems_are_solved_directly() -> None:
 
 
 def test_few_parameters_are_solved_in_their_space() -> None:
-    plan = plan_step(StepShape(10**6, 2000, 4), torch.float32, 10**9)
+    plan = plan_step(StepShape(10**5, 2000, 4), torch.float32, 10**9)
     assert (plan.solver, plan.jacobian) == ("primal", "function")
+
+
+def test_a_step_of_several_processes_does_not_depend_on_them() -> None:
+    large = StepShape(20_000, 10**6, 4)
+    assert plan_step(large, torch.float32, 10**8).solver == "cg"
+    with pytest.raises(ValueError, match="takes at least"):
+        plan_step(replace(large, processes=2, own_rows=10_000), torch.float32, 10**7)
+    assert plan_step(replace(large, processes=2, own_rows=10_000), torch.float32, 10**10).solver == "nystrom-cg"
+
+
+def test_very_many_rows_are_sketched() -> None:
+    shape = StepShape(10**6, 1000, 4, factor_flops=400.0, factor_numbers=210.0)
+    plan = plan_step(shape, torch.float32, 3 * 10**9)
+    assert (plan.solver, plan.jacobian, plan.group) == ("primal-cg", "factors", 41)
+    # Where inputs and signals do not fit, they are made again for every product.
+    assert plan_step(shape, torch.float32, 5 * 10**8).jacobian == "function"
+    assert plan_step(StepShape(10**7, 1000, 4, processes=8, own_rows=2 * 10**6), torch.float32, 10**10).group == 416
 
 
 def test_factors_beat_a_stored_jacobian() -> None:

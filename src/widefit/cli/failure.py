@@ -1,5 +1,6 @@
 """The end of a command that cannot do its work: one line on standard error, and an exit code."""
 
+import os
 import sys
 from collections.abc import Callable
 from errno import EPIPE
@@ -33,6 +34,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: object, **kwargs: object) -> None:
         try:
+            _refuse_several_processes()
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
@@ -42,6 +44,15 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             raise typer.Exit(code)
 
     return run
+
+
+def _refuse_several_processes() -> None:
+    """Each of several processes would do all of the work, and write the same files."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "commands run in one process: start widefit without torchrun; several processes train through "
+            "widefit.GaussNewton(model, process_group=...)"
+        )
 
 
 def _end_with(error: BaseException) -> NoReturn:

@@ -62,6 +62,15 @@ class Jacobian(ABC):
         chosen = self.rows(indices)
         return chosen @ chosen.T
 
+    def group_sums(self, signs: Float[Tensor, " M"], group: int) -> Float[Tensor, "g P"]:
+        """Sums of signed rows over every `group` consecutive ones, the last over what is left: a count sketch of J."""
+        groups = -(-self.shape[0] // group)
+        total = torch.zeros(groups, self.shape[1], dtype=self.dtype, device=self.device)
+        for start, block in self.row_blocks():
+            rows = torch.arange(start, start + len(block), device=self.device)
+            total.index_add_(0, rows // group, block * signs[rows, None])
+        return total
+
     def sketched(self, sketch: Sketch) -> Float[Tensor, "s M"]:
         """S Jᵀ for a sketch of the parameter space."""
         return torch.cat([sketch.apply(block.T) for _, block in self.row_blocks()], dim=1)

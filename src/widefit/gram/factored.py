@@ -72,6 +72,11 @@ class StoredColumns:
         """Jᵀ u, by parameter, flat."""
         return {self.name: self.matrix.T @ weights}
 
+    def group_sums(self, signs: Float[Tensor, "n k"], groups: int) -> dict[str, Float[Tensor, "g p"]]:
+        """Sums of signed rows over `groups` stretches of as many samples."""
+        signed = torch.einsum("nk,nkp->np", signs, self.values)
+        return {self.name: signed.view(groups, -1, self.values.shape[2]).sum(dim=1)}
+
     def dense_rows(self) -> Iterator[tuple[str, Float[Tensor, "r p"]]]:
         """Rows of J, parameter by parameter."""
         yield self.name, self.matrix
@@ -217,6 +222,21 @@ class FactoredJacobian(Jacobian):
             for start in range(0, block.samples, step):
                 yield top + start * block.outputs, self._dense([block.within(slice(start, start + step))])
             top += block.rows
+
+    def group_sums(self, signs: Float[Tensor, " M"], group: int) -> Float[Tensor, "g P"]:
+        if len(self.blocks) > 1 or group % self.blocks[0].outputs:
+            return super().group_sums(signs, group)
+        (block,) = self.blocks
+        total = torch.zeros(-(-block.rows // group), self.shape[1], dtype=self.dtype, device=self.device)
+        whole = block.rows // group
+        edge = whole * group // block.outputs
+        weights = signs.view(block.samples, block.outputs)
+        for samples, target in ((slice(0, edge), total[:whole]), (slice(edge, None), total[whole:])):
+            values = self._by_parameter(target, dim=1)
+            for part in block.within(samples).parts if len(target) else ():
+                for name, found in part.group_sums(weights[samples], len(target)).items():
+                    values[name] += found
+        return total
 
     def dense(self) -> DenseJacobian:
         """J stored: M · P numbers."""

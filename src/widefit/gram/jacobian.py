@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from widefit.gram.base import Jacobian, Operator
 
@@ -14,6 +15,8 @@ from widefit.gram.base import Jacobian, Operator
 _COLUMN_BLOCK = 1 << 16
 # Rows of H summed at a time, so that only its lower half is.
 _TILE = 512
+# Samples of which outputs are computed at a time, where there are more than twice as many.
+_SAMPLES = 1 << 14
 # Vectors that J and Jᵀ are applied to at a time: so many times P numbers exist between the two.
 _VECTORS = 32
 
@@ -93,6 +96,9 @@ class PerSample:
 
     def values(self, parameters: dict[str, Tensor]) -> Float[Tensor, "n k"]:
         """The outputs of every sample."""
+        if self.samples > 2 * _SAMPLES:
+            starts = range(0, self.samples, _SAMPLES)
+            return torch.cat([self.select(slice(start, start + _SAMPLES)).values(parameters) for start in starts])
         if self.batched is not None:
             return self.batched(parameters, *self.data)
         if self.vectorizes(parameters):
@@ -222,6 +228,37 @@ class FunctionJacobian(Jacobian):
                 seeds = apply_root_transposed(root, column.reshape(-1, k))
                 row += torch.cat([own.reshape(-1) for own in gradient(outputs, live, seeds)])
         return (total if self.scale is None else self.scale * total).T.reshape(-1, *weights.shape[1:])
+
+    def group_sums(self, signs: Float[Tensor, " M"], group: int) -> Float[Tensor, "g P"]:
+        single = len(self.functions) == 1 and group % self.outputs[0] == 0
+        if not single or not self.functions[0].vectorizes(self.parameters):
+            return super().group_sums(signs, group)
+        function, weights = self.functions[0], signs.reshape(-1, self.outputs[0])
+        seeds = apply_root_transposed(self.roots[0], weights)
+        size = group // self.outputs[0]
+        whole = function.samples // size
+        # As many groups at a time as samples may be, whose derivatives take as much.
+        step = max(1, self.chunk_rows)
+        edges = [*range(0, whole, step), whole]
+        pieces = [
+            self._grouped(function.select(slice(low * size, high * size)), seeds[low * size : high * size], high - low)
+            for low, high in pairwise(edges)
+        ]
+        if function.samples > whole * size:
+            rest = slice(whole * size, None)
+            pieces.append(self._grouped(function.select(rest), seeds[rest], 1))
+        total = torch.cat(pieces)
+        return total if self.scale is None else total.mul_(self.scale)
+
+    def _grouped(self, function: PerSample, seeds: Float[Tensor, "n k"], groups: int) -> Float[Tensor, "g P"]:
+        """Gradients of weighted outputs, summed over stretches of as many samples: one for each stretch, not sample."""
+
+        def weighted(parameters: dict[str, Tensor], weights: Tensor, *data: Tensor) -> Tensor:
+            return (vmap(function.function, in_dims=(None,) + (0,) * len(data))(parameters, *data) * weights).sum()
+
+        stretches = [tensor.reshape(groups, -1, *tensor.shape[1:]) for tensor in (seeds, *function.data)]
+        found = vmap(grad(weighted), in_dims=(None,) + (0,) * len(stretches))(self.parameters, *stretches)
+        return torch.cat([found[name].reshape(groups, -1) for name in self.parameters], dim=1)
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
         total = torch.empty(self.shape[0], self.shape[0], dtype=dtype, device=self.device)

@@ -178,6 +178,18 @@ class LayerRows:
             found[self.bias] = torch.einsum("ntoc,t->oc", mixed, self._marks)
         return found
 
+    def group_sums(self, signs: Float[Tensor, "n k"], groups: int) -> dict[str, Float[Tensor, "g _"]]:
+        """Sums of signed rows over `groups` stretches of as many samples, by parameter: one product a stretch."""
+        mixed = torch.einsum("nk,nkto->nto", signs, self.signals).reshape(groups, -1, self.out_features)
+        found = {}
+        if self.weight is not None:
+            left, right = mixed.mT, self.inputs.reshape(groups, -1, self.in_features)
+            found[self.weight] = (right.mT @ left.mT if self.transposed else left @ right).flatten(1)
+        if self.bias is not None:
+            marks = self._marks.repeat(self.samples // groups)
+            found[self.bias] = torch.einsum("gto,t->go", mixed, marks)
+        return found
+
     def product(self, vectors: Float[Tensor, "n k c"]) -> Float[Tensor, "n k c"]:
         """J Jᵀ v, through the overlap where that is kept: 2 n² o + 4 n k o flops a vector, whatever i is."""
         if self.overlap is None:

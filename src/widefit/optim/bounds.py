@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from widefit.gram.jacobian import DenseJacobian, Jacobian
+from widefit.gram.stacked import StackedJacobian
 from widefit.optim.curvature import Curvature, ParameterStep
 from widefit.optim.parameters import MovingParameters
 
@@ -214,6 +215,9 @@ class MaskedJacobian(Jacobian):
         for start, block in self.jacobian.row_blocks():
             yield start, block * self.kept
 
+    def group_sums(self, signs: Float[Tensor, " M"], group: int) -> Float[Tensor, "g P"]:
+        return self.jacobian.group_sums(signs, group) * self.kept
+
     def _held_columns(self) -> Float[Tensor, "M h"]:
         places = self.held.nonzero()[:, 0]
         units = torch.zeros(len(places), self.shape[1], dtype=self.dtype, device=self.device)
@@ -222,7 +226,9 @@ class MaskedJacobian(Jacobian):
 
 
 def masked(jacobian: Jacobian, held: Bool[Tensor, " P"]) -> Jacobian:
-    """J with some columns set to 0, stored where it is."""
+    """J with some columns set to 0, stored where it is, and in parts where it is."""
+    if isinstance(jacobian, StackedJacobian):
+        return StackedJacobian([replace(part, jacobian=masked(part.jacobian, held)) for part in jacobian.parts])
     if isinstance(jacobian, DenseJacobian):
         return DenseJacobian(jacobian.matrix.masked_fill(held, 0.0))
     return MaskedJacobian(jacobian, held)

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from widefit.gram.jacobian import DenseJacobian
 from widefit.losses.squared import HalfSquare, Squared
+from widefit.optim.many_rows import tall_triangle
 from widefit.optim.parameters import MovingParameters
 from widefit.optim.point import StartingPoint
 from widefit.optim.system import System
@@ -17,7 +19,11 @@ class UndeterminedError(ValueError):
 
 
 def covariance(
-    jacobian: Float[Tensor, "M P"], residual: Float[Tensor, " M"], names: Sequence[str], absolute: bool = False
+    jacobian: Float[Tensor, "M P"],
+    residual: Float[Tensor, " N"],
+    names: Sequence[str],
+    absolute: bool = False,
+    count: int | None = None,
 ) -> Float[Tensor, "P P"]:
     """s² (JᵀJ)⁻¹ with s² = ‖r‖²/(M − P), or 1 where the residuals are in units of their standard deviations.
 
@@ -25,19 +31,25 @@ def covariance(
 
     Parameters
     ----------
+    jacobian
+        J, or the triangle R of its QR.
+    residual
+        r, or one number of its norm.
     names
         Names of the parameters, for the error message.
+    count
+        Number of residuals; None: the rows of `jacobian`.
 
     Raises
     ------
     UndeterminedError
         JᵀJ is singular to rounding.
     """
-    rows, columns = jacobian.shape
+    rows, columns = jacobian.shape if count is None else (count, jacobian.shape[1])
     matrix = jacobian.to(torch.float64)
     norms = torch.linalg.vector_norm(matrix, dim=0)
     lengths = torch.where(norms > 0, norms, 1.0)
-    _, singular, right = torch.linalg.svd(matrix / lengths, full_matrices=rows < columns)
+    _, singular, right = torch.linalg.svd(matrix / lengths, full_matrices=len(matrix) < columns)
     lost = torch.ones(columns, dtype=torch.bool, device=matrix.device)
     lost[: len(singular)] = singular <= torch.finfo(jacobian.dtype).eps * max(rows, columns) * singular[0]
     if bool(lost.any()):
@@ -80,11 +92,16 @@ def system_covariance(
         )
     jacobian = system.jacobian(point.values, point.expansion, memory // 4).dense().matrix
     if absolute:  # the loss averages, and the matrix of the step with it
-        jacobian = torch.cat(
-            [rows / local.root for rows, local in zip(_blocks(jacobian, point), point.expansion.locals, strict=True)]
-        )
+        parts = zip(_blocks(jacobian, point), point.expansion.locals, system.portions, strict=True)
+        # What stands for no sample has no root.
+        jacobian = torch.cat([rows / local.root if part.share else rows for rows, local, part in parts])
     names = [name for name, tensor in moving.tensors.items() for _ in range(tensor.numel())]
-    return covariance(jacobian, residual, names, absolute)
+    processes = system.processes
+    if processes.size == 1:
+        return covariance(jacobian, residual, names, absolute)
+    triangle = tall_triangle(DenseJacobian(jacobian), residual, processes)[:-1, :-1]
+    norm = torch.tensor([processes.norm(residual)], dtype=torch.float64)
+    return processes.same(covariance(triangle, norm, names, absolute, system.total_rows(point.expansion)))
 
 
 def _blocks(jacobian: Float[Tensor, "M P"], point: StartingPoint) -> tuple[Float[Tensor, "_ P"], ...]:

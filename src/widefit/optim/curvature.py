@@ -10,7 +10,9 @@ from torch import Tensor
 
 from widefit.gram.base import DenseGram, Jacobian, Operator
 from widefit.gram.jacobian import DenseJacobian, JacobianGram
+from widefit.gram.sharded import ShardedJacobian
 from widefit.optim.scaling import Scaling
+from widefit.processes import ALONE, Alone
 from widefit.solvers import Preconditioner, Reusing, Solver
 from widefit.solvers.primal import normal_matrix
 
@@ -86,7 +88,7 @@ class Spectral(Curvature):
     def __init__(self, jacobian: DenseJacobian, residual: Float[Tensor, " M"], scaling: Scaling):
         self.dtype = residual.dtype
         norms = torch.linalg.vector_norm(jacobian.matrix, dim=0, dtype=torch.float64)
-        self.column_norms = scaling.norms(_finite(norms))
+        self.column_norms = scaling.norms(finite(norms))
         self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
         self.residual = residual
         rows, columns = jacobian.shape
@@ -106,34 +108,45 @@ class Spectral(Curvature):
         self.floor = 10 * torch.finfo(torch.float64).eps ** 2 + 1e-17
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return (self.matrix @ (direction.to(torch.float64) / self.sizes)).to(self.dtype)
+        return self._push(direction.to(torch.float64) / self.sizes).to(self.dtype)
 
     def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        return (self.matrix.T @ weights.to(torch.float64) / self.sizes).to(self.dtype)
+        return (self._pull(weights.to(torch.float64)) / self.sizes).to(self.dtype)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         known = weights is self.residual  # its projection came out of the QR, more accurate than the normal equations
         weights = weights.to(torch.float64)
         denominator = self.singular.square() + damping
-        if self.matrix.shape[0] < self.matrix.shape[1]:
-            value = -self.matrix.T @ (self.right.T @ ((self.right @ weights) / denominator))
+        gradient = self._pull(weights)
+        if self._wide:
+            value = -self._pull(self.right.T @ ((self.right @ weights) / denominator))
         elif known:
             value = -self.right.T @ (self.singular * self.projected / denominator)
         else:
-            value = -self.right.T @ ((self.right @ (self.matrix.T @ weights)) / denominator)
-        image = self.matrix @ value
-        defect = self._defect(weights, value, damping)
+            value = -self.right.T @ ((self.right @ gradient) / denominator)
+        image = self._push(value)
+        defect = self._defect(gradient, value, image, damping)
         return ParameterStep((self.sizes * value).to(self.dtype), image.to(self.dtype), defect, 0, "svd")
 
-    def _defect(self, weights: Float[Tensor, " M"], value: Float[Tensor, " P"], damping: float) -> float:
+    @property
+    def _wide(self) -> bool:
+        return self.matrix.shape[0] < self.matrix.shape[1]
+
+    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        """J̃S v."""
+        return self.matrix @ value
+
+    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        """S J̃ᵀ w."""
+        return self.matrix.T @ weights
+
+    def _defect(
+        self, gradient: Float[Tensor, " P"], value: Float[Tensor, " P"], image: Float[Tensor, " M"], damping: float
+    ) -> float:
         """(SJ̃ᵀJ̃S + λI) q + SJ̃ᵀw in the basis of the singular vectors: what rounding left of the equations."""
-        gradient = self.matrix.T @ weights
-        if self.matrix.shape[0] >= self.matrix.shape[1]:
-            image = self.right.T @ (self.singular.square() * (self.right @ value))
-        else:
-            image = self.matrix.T @ (self.matrix @ value)
+        curved = self._pull(image) if self._wide else self.right.T @ (self.singular.square() * (self.right @ value))
         size = torch.linalg.vector_norm(gradient)
-        return float(torch.linalg.vector_norm(image + damping * value + gradient) / size) if size > 0 else 0.0
+        return float(torch.linalg.vector_norm(curved + damping * value + gradient) / size) if size > 0 else 0.0
 
 
 class Primal(Curvature):
@@ -147,11 +160,12 @@ class Primal(Curvature):
         The derivative overflows.
     """
 
-    def __init__(self, jacobian: Jacobian, solver: Solver, scaling: Scaling):
+    def __init__(self, jacobian: Jacobian, solver: Solver, scaling: Scaling, processes: Alone = ALONE):
         self.jacobian = jacobian
+        self.processes = processes
         self.solver = Reusing(solver)
-        total = normal_matrix(jacobian)
-        self.column_norms = scaling.norms(_finite(total.diagonal().sqrt()))
+        total = processes.sum(normal_matrix(jacobian))
+        self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
         self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
         total.mul_(self.sizes).mul_(self.sizes[:, None])
         self.normal = DenseGram(total)
@@ -162,12 +176,13 @@ class Primal(Curvature):
         return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
 
     def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        return self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(weights.dtype)
+        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype))
+        return self.processes.sum(pulled).to(weights.dtype)
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
-        gradient = self.sizes * self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
-        solution = self.solver.solve(self.normal, gradient, damping)
-        value = -(self.sizes * solution.value).to(weights.dtype)
+        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
+        solution = self.solver.solve(self.normal, self.sizes * self.processes.sum(pulled), damping)
+        value = self.processes.same(-(self.sizes * solution.value).to(weights.dtype))
         name = f"primal-{solution.solver}"
         return ParameterStep(value, self.image(value), solution.residual_norm, solution.iterations, name)
 
@@ -189,6 +204,8 @@ class SampleSpace(Curvature):
         S.
     previous
         Preconditioner of an earlier step.
+    shards
+        The rows of all processes, where several share them out: H is of all rows, and solved alike everywhere.
 
     Raises
     ------
@@ -204,12 +221,15 @@ class SampleSpace(Curvature):
         dtype: torch.dtype,
         sizes: Float[Tensor, " P"] | None = None,
         previous: Preconditioner | None = None,
+        shards: ShardedJacobian | None = None,
     ):
-        self.jacobian = jacobian
+        self.own = jacobian
+        self.shards = shards
+        self.jacobian = jacobian = shards or jacobian
         self.solver = Reusing(solver, previous)
         self.sizes = sizes
         self.operator: Operator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
-        self.trace = float(_finite(self.operator.diagonal()).sum())
+        self.trace = float(finite(self.operator.diagonal()).sum())
         # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
         self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
 
@@ -219,22 +239,27 @@ class SampleSpace(Curvature):
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         measured = direction if self.sizes is None else direction / self.sizes
-        return self.jacobian.matvec(measured.to(self.jacobian.dtype)).to(direction.dtype)
+        return self.own.matvec(measured.to(self.own.dtype)).to(direction.dtype)
 
     def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        measured = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(weights.dtype)
+        everywhere = self._whole(weights.to(self.own.dtype))
+        measured = self.jacobian.rmatvec(everywhere).to(weights.dtype)
         return measured if self.sizes is None else measured / self.sizes
 
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
-        solution = self.solver.solve(self.operator, weights.to(self.operator.dtype), damping)
+        solution = self.solver.solve(self.operator, self._whole(weights.to(self.operator.dtype)), damping)
         value = -self.jacobian.rmatvec(solution.value.to(self.jacobian.dtype)).to(weights.dtype)
         # J̃ d = −H g, which the solver has already found.
-        image = -solution.image.to(weights.dtype)
+        image = -(solution.image if self.shards is None else self.shards.part(solution.image)).to(weights.dtype)
         moved = value if self.sizes is None else self.sizes * value
         return ParameterStep(moved, image, solution.residual_norm, solution.iterations, solution.solver)
 
+    def _whole(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
+        """A vector of all rows, from that of the rows here."""
+        return weights if self.shards is None else self.shards.whole(weights)
 
-def _finite(norms: Float[Tensor, " _"]) -> Float[Tensor, " _"]:
+
+def finite(norms: Float[Tensor, " _"]) -> Float[Tensor, " _"]:
     """Norms or their squares, refused where their sum is not finite."""
     if not math.isfinite(float(norms.sum())):
         raise NonFiniteDerivativeError("the derivative of the outputs by the parameters is not finite")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from widefit.gram.base import Jacobian
 from widefit.gram.jacobian import DenseJacobian
 from widefit.gram.recording import FactorCost
+from widefit.gram.sharded import ShardedJacobian
+from widefit.gram.stacked import StackedJacobian
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.batch import as_batch
@@ -23,6 +25,7 @@ from widefit.optim.covariance import system_covariance
 from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.linearization import JacobianRequest, make_jacobian
+from widefit.optim.many_rows import SketchedPrimal, TallSpectral
 from widefit.optim.minimization import minimize
 from widefit.optim.modules import check_module
 from widefit.optim.options import check_model, check_options
@@ -30,8 +33,9 @@ from widefit.optim.parameters import MovingParameters
 from widefit.optim.point import StartingPoint
 from widefit.optim.scaling import Scaling
 from widefit.optim.search import Momentum, Search, SearchResult
+from widefit.optim.shards import as_processes, check_alike, share_out
 from widefit.optim.state import StepState
-from widefit.optim.system import Residual, System, WeightedResidual, describe_blocks
+from widefit.optim.system import Block, Residual, System, WeightedResidual, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
 from widefit.plan.step import StepPlan, available_bytes, named_solver, plan_step
@@ -74,7 +78,8 @@ class GaussNewton(torch.optim.Optimizer):
     lr
         Learning rate: the part of a full step that is taken, for schedulers.
     solver
-        "auto", "svd", "primal", "cholesky", "cg", "sketched-cg", "nystrom-cg", or a `widefit.solvers` object.
+        "auto", "svd", "primal", "primal-cg", "cholesky", "cg", "sketched-cg", "nystrom-cg", or a `widefit.solvers`
+        object.
     damping
         "auto", or λ as a part of ‖J‖²_F, then kept as it is.
     momentum
@@ -89,6 +94,10 @@ class GaussNewton(torch.optim.Optimizer):
         Bytes the step may use; "auto": half of what is free when the step begins.
     seed
         Draws the sketches.
+    process_group
+        A group of torch.distributed, or a `widefit.Processes`. Every process of it has the same model and passes rows
+        of its own, any number of them, to `step`, `evaluate`, `minimize` and `covariance`; a step is that of one
+        process on all rows. None: this process by itself.
 
     Attributes
     ----------
@@ -102,6 +111,9 @@ class GaussNewton(torch.optim.Optimizer):
     ValueError
         No trainable parameter, parameters of several types or devices, arguments out of range, batch statistics, and in
         `step`: data or a loss that are not finite, a residual that is not per sample, a step that cannot fit in memory.
+        With several processes also: a model, options or kinds of data that differ; what one process raises, all do.
+    ProcessError
+        Another process has ended, or has not answered for a minute.
     """
 
     def __init__(
@@ -119,6 +131,7 @@ class GaussNewton(torch.optim.Optimizer):
         bounds: Mapping[str, Any] | None = None,
         memory: int | Literal["auto"] = "auto",
         seed: int = 0,
+        process_group: Any = None,
     ):
         check_model(model)
         check_options(lr, damping, momentum, max_norm, memory)
@@ -136,6 +149,7 @@ class GaussNewton(torch.optim.Optimizer):
         self.max_norm = max_norm
         self.memory = memory
         self.seed = seed
+        self.processes = as_processes(process_group)
         self.policy = DampingPolicy()
         self.history = History()
         self.plan: StepPlan | None = None
@@ -169,8 +183,8 @@ class GaussNewton(torch.optim.Optimizer):
             With `loss` after the step, on this batch.
         """
         began = time.perf_counter()
-        check_module(self.model)
-        moving = MovingParameters.of(self.model, self.param_groups)
+        self.processes.meet()
+        moving = self.processes.attempt(self._moving)
         # The derivatives are the step's own: what is around it makes no difference, and it leaves no graph.
         with torch.inference_mode(False), torch.no_grad():
             system = self._system(data, moving)
@@ -234,7 +248,15 @@ class GaussNewton(torch.optim.Optimizer):
                 raise ValueError("metric and validation are both recorded as StepInfo.metric: give one of them")
             metric = partial(_loss_elsewhere, self, validation)
         return minimize(
-            self, self.model, data, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, resume=resume
+            self,
+            self.model,
+            data,
+            max_iter=max_iter,
+            tol=tol,
+            metric=metric,
+            callbacks=callbacks,
+            resume=resume,
+            agree=self.processes.any,
         )
 
     def covariance(self, *data: Any, absolute: bool = False) -> Float[Tensor, "P P"]:
@@ -320,6 +342,7 @@ class GaussNewton(torch.optim.Optimizer):
         kept = own["preconditioner"]
         self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
         self._last = None
+        self._checked = False
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's optimizers keep their groups and states only; a copy of this one must step as the original does.
@@ -331,13 +354,22 @@ class GaussNewton(torch.optim.Optimizer):
         super().__setstate__(state)
         self._forget()
 
+    def _moving(self) -> MovingParameters:
+        check_module(self.model)
+        return MovingParameters.of(self.model, self.param_groups)
+
     def _system(self, data: tuple[Any, ...], moving: MovingParameters) -> System:
-        batch = as_batch(data, moving.dtype, moving.device)
-        return System(describe_blocks(self.model, self.loss, self.residual, batch, self._traces))
+        def blocks(batch: tuple[Tensor | Residual, ...]) -> list[Block]:
+            return describe_blocks(self.model, self.loss, self.residual, batch, self._traces)
+
+        batch = self.processes.attempt(lambda: as_batch(data, moving.dtype, moving.device))
+        return share_out(batch, blocks, self.processes)
 
     def _step(self, system: System, moving: MovingParameters) -> StepInfo:
         if not self._checked:
-            system.check_samples(moving.values())
+            options = self.loss, self.solver, self.damping, self.momentum, self.max_norm, self.seed, self.param_groups
+            check_alike(moving.tensors, [str(option) for option in options[:-1]], self.processes)
+            self.processes.attempt(lambda: system.check_samples(moving.values()))
             self._checked = True
         changes = self._changes(system)
         self._latest = system
@@ -364,7 +396,7 @@ class GaussNewton(torch.optim.Optimizer):
         if self._warned or changes or self._state.step != 1 or point.system.sources is None:
             return
         self._warned = True
-        residuals, parameters = len(point.residual), point.moving.count
+        residuals, parameters = point.system.total_rows(point.expansion), point.moving.count
         # A residual with values beside its points fits data, which are what they are.
         equations = any(
             len(block.outputs.data) - isinstance(block.source, WeightedResidual) == 1 for block in point.system.blocks
@@ -405,7 +437,9 @@ class GaussNewton(torch.optim.Optimizer):
         memory = self._budget(point.moving.device)
         plan = plan_step(request.shape(point), request.dtype, memory, self.solver, self._state.products)
         with torch.enable_grad():
-            jacobian, self.plan = make_jacobian(point, request, plan, self._traces, memory)
+            jacobian, self.plan = self.processes.attempt(
+                lambda: make_jacobian(point, request, plan, self._traces, memory)
+            )
         build = partial(self._curvature_of, point, request, plan)
         curvature = build(jacobian, self._scaling(point))
         if self._bounds is None:
@@ -421,24 +455,34 @@ class GaussNewton(torch.optim.Optimizer):
     def _curvature_of(
         self, point: StartingPoint, request: JacobianRequest, plan: StepPlan, jacobian: Jacobian, scaling: Scaling
     ) -> Curvature:
-        if isinstance(jacobian, DenseJacobian) and plan.solver == "svd":
-            return Spectral(jacobian, point.residual, scaling)
+        processes = self.processes
+        if plan.solver == "svd":
+            if isinstance(jacobian, DenseJacobian) and processes.size == 1:
+                return Spectral(jacobian, point.residual, scaling)
+            return TallSpectral(jacobian, point.residual, scaling, processes)
+        if isinstance(jacobian, StackedJacobian) and plan.solver == "primal-cg":
+            return SketchedPrimal(jacobian, scaling, self._state.tolerance, self.seed, processes)
         solver = self.solver if isinstance(self.solver, Solver) else None
         solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance)
         if plan.solver == "primal":
-            return Primal(jacobian, solver, scaling)
+            return Primal(jacobian, solver, scaling, processes)
         form = plan.solver == "cholesky"
-        return SampleSpace(jacobian, solver, form, plan.dtype, request.metric, self._preconditioner)
+        shards = None
+        if processes.size > 1:
+            shards = ShardedJacobian(jacobian, processes, point.system.present(point.expansion))
+        return SampleSpace(jacobian, solver, form, plan.dtype, request.metric, self._preconditioner, shards)
 
     def _budget(self, device: torch.device) -> int:
-        return available_bytes(device) // 2 if self.memory == "auto" else int(self.memory)
+        own = available_bytes(device) // 2 if self.memory == "auto" else int(self.memory)
+        # Processes of one machine share what is free, and all of them follow one plan.
+        return min(self.processes.gathered(own // self.processes.neighbours if self.memory == "auto" else own))
 
     def _scaling(self, point: StartingPoint) -> Scaling:
         return Scaling(
             largest=point.moving.kept(self.state, "column_norm"),
             single=point.moving.single(),
             scalars=point.moving.flat().abs(),
-            residual=float(torch.linalg.vector_norm(point.residual)),
+            residual=self.processes.norm(point.residual),
             metric=point.moving.metric(),
             plain=self.damping != "auto",
         )
@@ -446,7 +490,8 @@ class GaussNewton(torch.optim.Optimizer):
     def _request(self, point: StartingPoint, changes: bool) -> JacobianRequest:
         metric = point.moving.metric()
         # Where every step sees other data, what a batch leaves out is far more than what float32 does.
-        narrow = changes and metric is None and point.system.traceable(point.values, self._traces)
+        narrow = changes and metric is None
+        narrow = narrow and not self.processes.any(not point.system.traceable(point.values, self._traces))
         dtype = torch.float32 if narrow else point.moving.dtype
         cost = self._factor_cost(point) if metric is None else None
         return JacobianRequest(dtype, cost, metric)
@@ -458,10 +503,10 @@ class GaussNewton(torch.optim.Optimizer):
         if key not in self._costs:
             with torch.enable_grad():
                 self._costs[key] = point.system.factor_cost(point.values)
-        return self._costs[key]
+        return None if self.processes.any(self._costs[key] is None) else self._costs[key]
 
     def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:
-        few = changes and _FEW * len(point.residual) < point.moving.count
+        few = changes and _FEW * point.system.total_rows(point.expansion) < point.moving.count
         state = self._state
         state.pace, state.trend = (
             self.policy.pace(state.pace, state.trend, point.expansion.loss) if few else (1.0, math.inf)
@@ -480,6 +525,7 @@ class GaussNewton(torch.optim.Optimizer):
             resampled=changes,
             fresh=few,
             nearby=torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
+            processes=self.processes,
         )
         return search.run(state.level, fixed=self.damping != "auto")
 
@@ -517,10 +563,11 @@ class GaussNewton(torch.optim.Optimizer):
         versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in current)
         if self._last is not None:
             last, last_versions = self._last
-            self._state.changing = len(last) != len(current) or not all(
+            differ = len(last) != len(current) or not all(
                 (a is b and v == w) or (a.shape == b.shape and a is not b and torch.equal(a, b))
                 for a, b, v, w in zip(current, last, versions, last_versions, strict=True)
             )
+            self._state.changing = self.processes.any(differ)
         self._last = (current, versions)
         return self._state.changing
 

@@ -9,12 +9,13 @@ from torch import Tensor
 from widefit.gram.base import Jacobian
 from widefit.gram.jacobian import DenseJacobian
 from widefit.gram.recording import FactorCost
+from widefit.gram.stacked import Part, StackedJacobian
 from widefit.optim.point import StartingPoint
 from widefit.optim.tracing import Traces
-from widefit.plan.step import StepPlan, StepShape
+from widefit.plan.step import PART, StepPlan, StepShape
 
 # Solvers that take the columns of J̃ as they are.
-IN_PARAMETERS = ("svd", "primal")
+IN_PARAMETERS = ("svd", "primal", "primal-cg")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class JacobianRequest:
 
     def shape(self, point: StartingPoint) -> StepShape:
         """The sizes that decide what a step costs."""
+        processes = point.system.processes
+        rows = point.system.total_rows(point.expansion)
         return StepShape(
-            rows=len(point.residual),
+            rows=rows,
+            own_rows=max(processes.gathered(len(point.residual))),
+            processes=processes.size,
             parameters=point.moving.count,
             itemsize=self.dtype.itemsize,
             factor_flops=None if self.cost is None else self.cost.flops,
@@ -51,6 +56,8 @@ def make_jacobian(
 ) -> tuple[Jacobian, StepPlan]:
     """J̃ and the plan, which then names the form that it has."""
     system, values, expansion = point.system, point.values, point.expansion
+    if plan.solver in IN_PARAMETERS and plan.jacobian != "dense":
+        return _stacked(point, request, plan, traces, memory)
     if plan.jacobian == "factors":
         return system.factored(values, expansion), plan
     # In parameter space the columns are scaled afterwards, together with the sizes of the parameters.
@@ -64,3 +71,23 @@ def make_jacobian(
     if plan.solver == "svd" or (plan.jacobian == "dense" and not summed):
         return DenseJacobian(made.dense().matrix.detach()), plan
     return made, plan.traced() if traced is not None else plan
+
+
+def _stacked(
+    point: StartingPoint, request: JacobianRequest, plan: StepPlan, traces: Traces, memory: int
+) -> tuple[Jacobian, StepPlan]:
+    """J̃ in parts of some thousand samples, from layer inputs and signals that are held where they can be."""
+    parts = []
+    followed = True
+    for kind, first, group, system, expansion in point.system.stretches(point.expansion, plan.group, PART):
+        # Twice as much as for all samples at once: the graph of one stretch is gone when the next one comes.
+        free = memory * system.samples // point.system.samples
+        if plan.jacobian == "factors":
+            made: Jacobian = system.factored(point.values, expansion)
+        else:
+            traced = system.traced(point.values, expansion, traces, plan.row_bytes, free, request.dtype)
+            made = traced or system.jacobian(point.values, expansion, plan.row_bytes)
+            followed = followed and traced is not None
+        parts.append(Part(made, first, kind, group))
+    traced_all = followed and plan.jacobian != "factors"
+    return StackedJacobian(parts), plan.traced() if traced_all else plan

@@ -125,8 +125,9 @@ def minimize(
     metric: Callable[[Any], float] | None,
     callbacks: Sequence[Callback],
     resume: State | None,
+    agree: Callable[[bool], bool] | None = None,
 ) -> History:
-    """Step until a goal is reached; `GaussNewton.minimize` documents the arguments."""
+    """Step until a goal is reached; `GaussNewton.minimize` and `Loop` document the arguments."""
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
     if not tol >= 0:
@@ -146,6 +147,7 @@ def minimize(
         callbacks=callbacks,
         history=history,
         record=steps.record,
+        agree=agree,
     )
     history.advice = ""
     found = loop.run(resume)

@@ -51,10 +51,12 @@ class StartingPoint:
         outputs = system.outputs(values)
         expansion = system.expand(outputs)
         if not math.isfinite(expansion.loss):
-            bad = [int((~torch.isfinite(output).all(dim=1)).sum()) for output in outputs]
+            own = torch.tensor([int((~torch.isfinite(output).all(dim=1)).sum()) for output in outputs])
+            bad = system.processes.sum(own).tolist()
+            samples = sum(portion.total for portion in system.portions)
             raise ValueError(
-                f"the loss is {expansion.loss} before the step: outputs are not finite in {sum(bad)} of "
-                f"{sum(map(len, outputs))} samples (per block: {bad}); check the parameters and the residual function"
+                f"the loss is {expansion.loss} before the step: outputs are not finite in {sum(bad)} of {samples} "
+                f"samples (per block: {bad}); check the parameters and the residual function"
             )
         return cls(system, moving, values, expansion)
 

@@ -12,6 +12,7 @@ from widefit.gram.jacobian import apply_root
 from widefit.optim.curvature import Curvature, ParameterStep
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.system import Expansion
+from widefit.processes import ALONE, Alone
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class Search:
         Whether that are few data for the number of parameters as well.
     nearby
         Norm of a change of the parameters whose second-order effect is lost in rounding.
+    processes
+        They share out the outputs.
     """
 
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
@@ -164,6 +167,7 @@ class Search:
     resampled: bool = False
     fresh: bool = False
     nearby: float = 0.0
+    processes: Alone = ALONE
 
     def run(self, level: float, fixed: bool = False) -> SearchResult:
         """Search from the relative damping `level`; `fixed` keeps it, and shortens the step instead."""
@@ -265,13 +269,14 @@ class Search:
         length = float(torch.linalg.vector_norm(first.value))
         reach = min(1.0, self.nearby / length) if length > 0 else 1.0
         missed = self._change(self.evaluate(reach * first.value)) - reach * first.image
-        noise = float(torch.linalg.vector_norm(missed))
-        return noise * (noise + float(torch.linalg.vector_norm(self.residual)))
+        noise = self.processes.norm(missed)
+        return noise * (noise + self.processes.norm(self.residual))
 
     def _promised(self, first: ParameterStep, length: float) -> float:
         """Decrease of the loss by the linear model."""
         image = length * self.rate * first.image.double()
-        return -float(torch.dot(self.residual.double(), image) + 0.5 * torch.dot(image, image))
+        dot = self.processes.dot
+        return -(dot(self.residual.double(), image) + 0.5 * dot(image, image))
 
     def _following(self, level: float, length: float, first: ParameterStep, attempt: int) -> float:
         """The relative λ that the next step starts from."""
@@ -301,7 +306,7 @@ class Search:
         change = self._change(self.evaluate(probe * first.value))
         # (f(θ + h d) − f(θ))/h = J d + (h/2) f″(d, d) + O(h²)
         half_second = (change / probe - first.image) / probe
-        if not bool(torch.isfinite(half_second).all()):
+        if self.processes.any(not bool(torch.isfinite(half_second).all())):
             return Path(first, None, None, math.inf, 0)
         second = self.curvature.direction(half_second, damping)
         bend = 2 * self.curvature.norm(second.value) / size
@@ -334,8 +339,8 @@ class Search:
         if self.resampled:
             return point, 0.0, 0
         missed = self._change(point.outputs) - path.image(reach)
-        size = torch.linalg.vector_norm(self.residual)
-        defect = float(torch.linalg.vector_norm(missed) / size) if size > 0 else 0.0
+        size = self.processes.norm(self.residual)
+        defect = self.processes.norm(missed) / size if size > 0 else 0.0
         if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
             return point, defect, 0
         correction = self.curvature.direction(missed, damping)
@@ -360,9 +365,9 @@ class Search:
 
     def _left_over(self, first: ParameterStep) -> float:
         """The part of the squared residual that a full step would leave, were the model linear."""
-        before = torch.linalg.vector_norm(self.residual.double())
-        after = torch.linalg.vector_norm((self.residual + first.image).double())
-        return float((after / before) ** 2) if before > 0 else 1.0
+        before = self.processes.norm(self.residual.double())
+        after = self.processes.norm((self.residual + first.image).double())
+        return (after / before) ** 2 if before > 0 else 1.0
 
     def _gain_ratio(self, first: ParameterStep, length: float, loss: float) -> float | None:
         """Actual decrease over that of the linear model; None where that predicts no decrease."""

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from widefit.gram.factored import FactoredJacobian
-from widefit.gram.jacobian import FunctionJacobian, PerSample
+from widefit.gram.jacobian import FunctionJacobian, PerSample, select_root
 from widefit.gram.recording import FactorCost, factor_cost, factored_jacobian, module_outputs, one_a_sample, real
 from widefit.losses.base import LocalLeastSquares, OutputLoss
 from widefit.losses.squared import HalfSquare
 from widefit.optim.arrays import as_tensor
 from widefit.optim.tracing import Traces
+from widefit.processes import ALONE, Alone
 
 
 class Residual:
@@ -36,7 +38,8 @@ class Residual:
     Raises
     ------
     ValueError
-        No data, sizes that do not match, a weight that is not positive (of a sample: negative, or all of them 0).
+        No data, sizes that do not match, a weight that is not positive (of a sample: negative, or all of them 0); in a
+        step no sample, unless another process has some.
     """
 
     def __init__(self, function: Callable[..., Tensor], *data: Any, weight: Any = 1.0):
@@ -50,7 +53,7 @@ class Residual:
         if not weight > 0 or weight == float("inf"):
             raise ValueError(f"weight must be positive and finite, got {weight}")
         data = tuple(as_tensor(item, f"Residual: argument {place}") for place, item in enumerate(data))
-        check_data(data, "Residual")
+        check_data(data, "Residual", empty=True)
         self.function = function
         self.data = data
         self.weight = float(weight)
@@ -67,7 +70,8 @@ class WeightedResidual:
 
 
 def _roots(weights: Tensor) -> Float[Tensor, " n"]:
-    if weights.ndim != 1 or not bool((weights >= 0).all() and torch.isfinite(weights).all() and weights.any()):
+    usable = weights.ndim == 1 and bool((weights >= 0).all() and torch.isfinite(weights).all())
+    if not usable or not (len(weights) == 0 or weights.any()):
         raise ValueError("weight must be a positive number, or one number >= 0 a sample, not all of them 0")
     return (weights if weights.is_floating_point() else weights.double()).sqrt()
 
@@ -97,6 +101,11 @@ class Block:
     network: nn.Module  # whose parameters train
     model: nn.Module | None = None  # where the outputs are a model's own, on a batch
     source: Callable[..., Tensor] | None = None  # the residual function that was given
+
+    def select(self, samples: slice) -> "Block":
+        """The block of some of the samples."""
+        targets = None if self.targets is None else self.targets[samples]
+        return replace(self, outputs=self.outputs.select(samples), targets=targets)
 
     @classmethod
     def of_residual(cls, model: nn.Module, residual: Residual, traces: Traces | None = None) -> "Block":
@@ -144,11 +153,42 @@ class Expansion:
         return [local.root for local in self.locals]
 
 
-class System:
-    """All blocks, as functions of the trainable parameters."""
+@dataclass(frozen=True)
+class Portion:
+    """The samples of a block that are here, among those of all processes.
 
-    def __init__(self, blocks: list[Block]):
+    Attributes
+    ----------
+    total
+        Samples of all processes.
+    first
+        Number of the first one here.
+    share
+        Part of them that is here; 0 where a sample of another process stands for none.
+    """
+
+    total: int
+    first: int = 0
+    share: float = 1.0
+
+
+class System:
+    """All blocks, as functions of the trainable parameters.
+
+    Parameters
+    ----------
+    blocks
+        With the samples of this process.
+    portions
+        Of every block; None: all samples are here.
+    processes
+        They share out the samples: outputs and rows are those of the samples here, the loss is that of all.
+    """
+
+    def __init__(self, blocks: list[Block], portions: list[Portion] | None = None, processes: Alone = ALONE):
         self.blocks = blocks
+        self.portions = portions or [Portion(block.outputs.samples) for block in blocks]
+        self.processes = processes
 
     @property
     def module(self) -> nn.Module | None:
@@ -189,20 +229,66 @@ class System:
     def outputs(self, parameters: dict[str, Tensor]) -> list[Float[Tensor, "_ _"]]:
         """The outputs of every block."""
         with torch.no_grad():
-            return [block.outputs.values(parameters) for block in self.blocks]
+            return self.processes.attempt(lambda: [block.outputs.values(parameters) for block in self.blocks])
 
     def loss(self, outputs: list[Float[Tensor, "_ _"]]) -> float:
         """The loss of given outputs; infinity where it is not a number."""
-        total = torch.stack(
-            [block.loss.value(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
-        ).sum()
-        value = float(total)
+
+        def own() -> Tensor:
+            parts = zip(self.blocks, outputs, self.portions, strict=True)
+            return torch.stack([part.share * block.loss.value(out, block.targets) for block, out, part in parts]).sum()
+
+        value = float(self.processes.sum(self.processes.attempt(own)))
         return value if value == value else float("inf")
 
     def expand(self, outputs: list[Float[Tensor, "_ _"]]) -> Expansion:
         """The least-squares problem at given outputs."""
-        locals_ = [block.loss.expand(output, block.targets) for block, output in zip(self.blocks, outputs, strict=True)]
-        return Expansion(outputs, self.loss(outputs), locals_)
+
+        def own() -> list[LocalLeastSquares]:
+            parts = zip(self.blocks, outputs, self.portions, strict=True)
+            found = [(block.loss.expand(out, block.targets), part.share) for block, out, part in parts]
+            return [local if share == 1 else local.times(share) for local, share in found]
+
+        return Expansion(outputs, self.loss(outputs), self.processes.attempt(own))
+
+    def total_rows(self, expansion: Expansion) -> int:
+        """Outputs of samples of all processes."""
+        return sum(part.total * out.shape[1] for part, out in zip(self.portions, expansion.outputs, strict=True))
+
+    def present(self, expansion: Expansion) -> Bool[Tensor, " M"]:
+        """Which rows are of samples of this process, and do not stand for none."""
+        parts = zip(self.portions, expansion.outputs, strict=True)
+        return torch.cat([torch.full((out.numel(),), part.share > 0, device=out.device) for part, out in parts])
+
+    def stretches(
+        self, expansion: Expansion, group: int, samples: int
+    ) -> Iterator[tuple[int, int, int, "System", Expansion]]:
+        """(kind, number of the first row, rows of a group, system, expansion) of consecutive samples of one block each.
+
+        Parameters
+        ----------
+        group
+            Rows that belong together, about; a stretch begins with such a group, wherever the process's samples do.
+        samples
+            Most samples of a stretch, about.
+        """
+        blocks = zip(self.blocks, expansion.outputs, expansion.locals, self.portions, strict=True)
+        for kind, (block, output, local, portion) in enumerate(blocks):
+            count, k = output.shape
+            size = max(1, group // k)
+            head = min(-portion.first % size, count)
+            step = max(1, samples // size) * size
+            edges = sorted({0, head, *range(head, count, step), count})
+            for low, high in pairwise(edges):
+                here = slice(low, high)
+                chosen = LocalLeastSquares(local.residual[here], select_root(local.root, here))
+                yield (
+                    kind,
+                    (portion.first + low) * k,
+                    size * k,
+                    System([block.select(here)]),
+                    Expansion([output[here]], expansion.loss, [chosen]),
+                )
 
     @property
     def sources(self) -> tuple[Any, ...] | None:
@@ -266,11 +352,11 @@ def describe_blocks(
     tensors = tuple(item for item in data if isinstance(item, Tensor))
     if len(tensors) != len(data):
         raise ValueError("step takes tensors, or Residual(...) blocks, not a mixture or anything else")
+    check_data(tensors, "step")
     if residual is not None:
         return [Block.of_residual(model, Residual(residual, *tensors), traces)]
     if len(tensors) < 2:
         raise ValueError("step takes inputs and targets, step(x, y), when the optimizer was given no residual")
-    check_data(tensors, "step")
     return [Block.of_model(model, loss, tensors[:-1], tensors[-1], traces)]
 
 
@@ -337,14 +423,14 @@ def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
         )
 
 
-def check_data(data: tuple[Tensor, ...], where: str) -> None:
-    """Refuse data that is empty, of unequal length, or not finite."""
+def check_data(data: tuple[Tensor, ...], where: str, empty: bool = False) -> None:
+    """Refuse data that is empty (unless another process may have some), of unequal length, or not finite."""
     if not data:
         raise ValueError(f"{where} needs at least one tensor of samples")
     for position, tensor in enumerate(data):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{where}: argument {position} must be a tensor, got {type(tensor).__name__}")
-        if tensor.ndim == 0 or len(tensor) == 0:
+        if tensor.ndim == 0 or (len(tensor) == 0 and not empty):
             raise ValueError(f"{where}: argument {position} holds no sample, its shape is {tuple(tensor.shape)}")
         if len(tensor) != len(data[0]):
             raise ValueError(

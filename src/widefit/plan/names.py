@@ -99,13 +99,14 @@ _CHOLESKY, _CG = "widefit.solvers.cholesky:Cholesky", "widefit.solvers.cg:CG"
 # For a network of one hidden layer each output has a system of its own, for a deep one all outputs share one.
 TWO_LAYER_SOLVERS = Registry("solver", _SOLVER, {"cholesky": _CHOLESKY, "cg": _CG})
 DEEP_SOLVERS = Registry("solver", _SOLVER, {**TWO_LAYER_SOLVERS.homes, "block-cg": "widefit.solvers.block_cg:BlockCG"})
-# For the optimizer: two that work in parameter space, and those in sample space.
+# For the optimizer: three that work in parameter space, and those in sample space.
 STEP_SOLVERS = Registry(
     "solver",
     _SOLVER,
     {
         "svd": "widefit.optim.curvature:Spectral",
         "primal": _CHOLESKY,
+        "primal-cg": "widefit.optim.many_rows:SketchedPrimal",
         "cholesky": _CHOLESKY,
         "cg": _CG,
         "sketched-cg": "widefit.solvers.sketched_cg:SketchedCG",

@@ -23,6 +23,15 @@ _SOLVES = 3.0
 _HELD = 3.0
 # H of fewer flops than this is summed in float64 even for a float32 network.
 _WIDEN = 4e9
+# Rows of a sketch a parameter, and iterations behind the preconditioner that it gives.
+_SKETCHED = 24
+_CYCLES = 6.0
+# Samples whose rows of J are made together where there are very many; bytes of rows alive, and vectors of sample space.
+PART = 1 << 12
+_CHUNK = 1 << 26
+_ROW_VECTORS = 24
+# Flops in the time in which a byte goes to another process.
+_SENT = 100.0
 # Up to so many parameters steps go through singular values.
 _FEW_PARAMETERS = 128
 
@@ -41,6 +50,10 @@ class StepShape:
         Flops an entry of H, from layer inputs and backward signals; None where the network does not allow it.
     factor_numbers
         Numbers a row that these factors hold.
+    processes
+        So many share out the rows.
+    own_rows
+        Most rows that one of them has; 0: all.
     """
 
     rows: int
@@ -48,6 +61,13 @@ class StepShape:
     itemsize: int
     factor_flops: float | None = None
     factor_numbers: float = 0.0
+    processes: int = 1
+    own_rows: int = 0
+
+    @property
+    def here(self) -> int:
+        """Rows of one process."""
+        return self.own_rows or self.rows
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class StepPlan(Plan):
     Attributes
     ----------
     solver
-        "svd", "primal" or the name of a solver in sample space.
+        "svd", "primal", "primal-cg" or the name of a solver in sample space.
     jacobian
         "dense" (stored), "factors" (layer inputs and backward signals), "function" (made again when needed) or "traced"
         (the same from layer inputs and backward signals of residual functions).
@@ -65,16 +85,19 @@ class StepPlan(Plan):
         In which H is summed.
     row_bytes
         Memory for the rows of J alive at a time.
+    group
+        Rows that a sketch of J adds up.
     """
 
     solver: str = "auto"
     jacobian: str = "dense"
     dtype: torch.dtype = torch.float64
     row_bytes: int = 0
+    group: int = 1
 
     def because(self, reason: str) -> "StepPlan":
         """Return the plan with its choices told, for this reason."""
-        form = f"{_FORMS[self.jacobian]}; H in {str(self.dtype).removeprefix('torch.')}"
+        form = f"{_form(self)}; H in {str(self.dtype).removeprefix('torch.')}"
         return replace(self, choices=(Choice("solver", self.solver, reason), Choice("jacobian", self.jacobian, form)))
 
     def traced(self) -> "StepPlan":
@@ -89,6 +112,12 @@ _FORMS = {
     "function": "its rows are made again whenever they are needed",
     "traced": "the residual functions are followed layer by layer, its rows never formed",
 }
+
+
+def _form(plan: StepPlan) -> str:
+    held = plan.jacobian == "factors" and plan.solver in ("svd", "primal", "primal-cg")
+    form = "in blocks of samples, from the inputs of layers and backward signals" if held else _FORMS[plan.jacobian]
+    return f"{form}, sketched by sums over {plan.group} rows" if plan.solver == "primal-cg" else form
 
 
 def plan_step(
@@ -119,9 +148,13 @@ def plan_step(
         found = plan_step(shape, dtype, free, solver.name if known else "cg", products)
         return replace(found, solver=solver.name).because(found.choices[0].reason)
     plans = [plan for plan in _candidates(shape, dtype, free, products) if solver in ("auto", plan.solver)]
-    if not plans and solver == "primal":
+    if solver == "auto" and shape.processes > 1:
+        # So many iterations magnify rounding until the step depends on how the rows are shared out.
+        plans = [plan for plan in plans if plan.solver != "cg"]
+    if not plans and solver in ("primal", "primal-cg"):
         raise ValueError(
-            f"solver='primal' is for fewer parameters than outputs of samples, got {shape.parameters} and {shape.rows}"
+            f"solver={solver!r} is for fewer parameters than outputs of samples, "
+            f"got {shape.parameters} and {shape.rows}"
         )
     if not plans:
         raise STEP_SOLVERS.unknown(solver)
@@ -132,7 +165,7 @@ def plan_step(
     # products behind a low-rank preconditioner do as well; in float64 iterations are for what does not fit otherwise.
     # For few parameters singular values cost next to nothing more and answer to rounding whatever the condition of J.
     exact = [plan for plan in fitting if plan.solver == "svd" and shape.parameters <= _FEW_PARAMETERS]
-    trusted = ("primal", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
+    trusted = ("primal", "primal-cg", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
     best = min(
         exact or [plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops_per_step
     )
@@ -145,37 +178,20 @@ def plan_step(
 def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float = 50.0) -> list[StepPlan]:
     """Every way that suits the shape, cheap or not."""
     rows, columns, item = shape.rows, shape.parameters, shape.itemsize
-    small = min(rows, columns)
-    gram_flops = 2.0 * rows * rows * columns
+    here, sharded = shape.here, shape.processes > 1
+    gram_flops = 2.0 * rows * rows * columns / shape.processes
     wide = item >= 8 or gram_flops <= _WIDEN
     rate = _DOUBLE if wide else 1.0
-    stored = rows * columns * item
+    stored = here * columns * item
     row_bytes = max(min(free // 4, 3 * stored), 1)
-    make = (6.0 + _BYTE * item) * rows * columns
-    factor, factor_dual = (_DOUBLE * _TRIES * size**3 / 3 for size in (columns, rows))
-    applied = 4.0 * _SOLVES * _TRIES * rows * columns
+    make = (6.0 + _BYTE * item) * here * columns
+    factor_dual = _DOUBLE * _TRIES * rows**3 / 3
+    applied = 4.0 * _SOLVES * _TRIES * here * columns
     # The matrix, its damped copy and the factor; a solve in float64 whatever H is summed in.
-    squares, squares_dual = (16 * size * size + (8 if wide else item) * size * size for size in (columns, rows))
+    squares_dual = 16 * rows**2 + (8 if wide else item) * rows**2
     remade = make * max(1.0, 0.5 * stored / row_bytes)
-
-    def plan(solver: str, jacobian: str, numbers: float, flops: float) -> StepPlan:
-        return StepPlan(
-            bytes_needed=int(numbers),
-            flops_per_step=flops,
-            solver=solver,
-            jacobian=jacobian,
-            dtype=torch.float64 if wide else dtype,
-            row_bytes=row_bytes,
-        )
-
-    orthogonal = _DOUBLE * _ORTHOGONAL * (2.0 * rows * columns * small + 20.0 * small**3)
-    plans = [plan("svd", "dense", row_bytes + stored + 16 * rows * columns + 16 * small**2, make + orthogonal)]
-    if columns < rows:
-        normal = _DOUBLE * 2.0 * rows * columns**2 + factor
-        plans += [
-            plan("primal", "dense", row_bytes + stored + 8 * rows * columns + squares, make + normal + applied),
-            plan("primal", "function", row_bytes * 3 + squares, make + normal + 3 * applied),
-        ]
+    dtype = torch.float64 if wide else dtype
+    plans = _in_parameters(shape, dtype, free, row_bytes)
     dual: list[tuple[str, float, float]] = [
         ("dense", row_bytes + stored + squares_dual, make + rate * gram_flops + factor_dual + applied),
         ("function", 3 * row_bytes + squares_dual, remade + rate * gram_flops + factor_dual + 3 * applied),
@@ -189,24 +205,88 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float
                 shape.factor_flops * rows**2 / 2 + factor_dual + applied,
             )
         )
-    plans += [plan("cholesky", *way) for way in dual]
+    if sharded:  # all rows go from process to process, by columns that these share out
+        dual = [("dense", 2 * row_bytes + 2 * stored + squares_dual, dual[0][2] + _SENT * rows * columns * item)]
+    ways = [("cholesky", *way) for way in dual]
     iterative = ("nystrom-cg", "cg", "sketched-cg")
-    return plans + [plan(name, *way) for name in iterative for way in _iterative(shape, name, products)]
+    ways += [(name, *way) for name in iterative for way in _iterative(shape, name, products)]
+    return plans + [
+        StepPlan(
+            bytes_needed=int(numbers),
+            flops_per_step=flops,
+            solver=solver,
+            jacobian=jacobian,
+            dtype=dtype,
+            row_bytes=row_bytes,
+        )
+        for solver, jacobian, numbers, flops in ways
+    ]
+
+
+def _in_parameters(shape: StepShape, dtype: torch.dtype, free: int, row_bytes: int) -> list[StepPlan]:
+    """Ways that factor a matrix of P × P: whatever the number of rows is, J need not be stored."""
+    here, columns, item = shape.here, shape.parameters, shape.itemsize
+    small = min(shape.rows, columns)
+    stored = here * columns * item
+    make = (6.0 + _BYTE * item) * here * columns
+    applied = 4.0 * _SOLVES * _TRIES * here * columns
+    orthogonal = _DOUBLE * _ORTHOGONAL * (2.0 * here * columns * small + 20.0 * small**3)
+    factor = _DOUBLE * _TRIES * columns**3 / 3
+    squares = 24 * columns**2
+    normal = _DOUBLE * (1.0 + min(1.0, 512 / columns)) * here * columns**2 + factor
+    # Every process adds what a stretch of its rows is in float64.
+    widened = 8 * min(here, PART) * columns
+    group = max(1, shape.rows // (_SKETCHED * columns))
+    sketched = _DOUBLE * 2.0 * here / group * columns**2 + factor
+    cycles = _CYCLES * applied
+
+    def plan(solver: str, jacobian: str, numbers: float, flops: float, chunk: int = row_bytes) -> StepPlan:
+        return StepPlan(
+            bytes_needed=int(numbers),
+            flops_per_step=flops,
+            solver=solver,
+            jacobian=jacobian,
+            dtype=dtype,
+            row_bytes=chunk,
+            group=group if solver == "primal-cg" else 1,
+        )
+
+    doubled = widened if shape.processes > 1 else 16 * here * columns
+    plans = [plan("svd", "dense", row_bytes + stored + doubled + 16 * small**2, make + orthogonal)]
+    if columns >= shape.rows:
+        return plans
+    plans.append(plan("primal", "dense", row_bytes + stored + widened + squares, make + normal + applied))
+    # Rows of some thousand samples at a time, with the graph that they come from, and vectors of sample space.
+    chunk = max(1, min(row_bytes, free // 16, _CHUNK))
+    passing = 3 * chunk + 2 * min(here, PART) * columns * item + _ROW_VECTORS * 8 * here
+    ways: list[tuple[str, float, float, float]] = [("function", passing, 3.0, make)]
+    if shape.factor_flops is not None:
+        held = passing + shape.factor_numbers * (here + _HELD * min(here, PART)) * item
+        ways.append(("factors", held, 1.0, make))
+    for form, numbers, dearer, made in ways:
+        plans += [
+            plan("svd", form, numbers + widened + squares, made + orthogonal + dearer * applied, chunk),
+            plan("primal", form, numbers + widened + squares, made + normal + dearer * applied, chunk),
+            # A product is bound by the memory that it reads, and costs several where it begins from the samples.
+            plan("primal-cg", form, numbers + squares, 0.4 * made + sketched + 3 * dearer**2 * cycles, chunk),
+        ]
+    return plans
 
 
 def _iterative(shape: StepShape, name: str, products: float) -> list[tuple[str, float, float]]:
     """(form of J, bytes, flops) of a preconditioned iteration on each form of J."""
-    rows, columns, item = shape.rows, shape.parameters, shape.itemsize
+    rows, columns, item = shape.here, shape.parameters, shape.itemsize
     products *= 5.0 if name == "cg" else 1.0
     make = (6.0 + _BYTE * item) * rows * columns
     extra_bytes, extra, rank = 0.0, 0.0, 0.0
     if name == "nystrom-cg":
-        rank = 4 * rows**0.5
-        extra_bytes, extra = 3 * rows * rank * item, _TRIES * 6 * rows * rank**2
+        rank = 4 * shape.rows**0.5
+        extra_bytes, extra = 3 * shape.rows * rank * item, _TRIES * 6 * shape.rows * rank**2
     if name == "sketched-cg":
-        sketch = min(4 * rows, columns)
-        extra_bytes = 3.0 * (sketch + rows) * rows * item
-        extra = _TRIES * (40.0 * rows * columns + 2 * _ORTHOGONAL * 2.0 * (sketch + rows) * rows**2)
+        total = shape.rows
+        sketch = min(4 * total, columns)
+        extra_bytes = 3.0 * (sketch + total) * total * item
+        extra = _TRIES * (40.0 * rows * columns + 2 * _ORTHOGONAL * 2.0 * (sketch + total) * total**2)
     picked = _TRIES * rank * 2.0 * rows * columns
     stored = make + products * 2 * _BYTE * item * rows * columns + picked + extra
     remade = make * rows**0.5 + products * 80.0 * rows * columns + picked + extra
@@ -237,7 +317,10 @@ def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> 
     low, high = 0, shape.rows
     while low < high - 1:
         middle = (low + high) // 2
-        smaller = replace(shape, rows=middle, factor_numbers=int(shape.factor_numbers * middle / shape.rows))
+        part = middle / shape.rows
+        smaller = replace(
+            shape, rows=middle, own_rows=int(shape.own_rows * part), factor_numbers=int(shape.factor_numbers * part)
+        )
         low, high = (middle, high) if _fits(smaller, dtype, free, solver) else (low, middle)
     return (
         f"a step on {shape.rows} outputs of samples and {shape.parameters} parameters takes at least "

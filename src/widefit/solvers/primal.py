@@ -7,9 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import DenseGram, Jacobian, Operator
+from widefit.gram.jacobian import add_lower_gram, mirror_lower
 from widefit.solvers.base import Prepared, Solution, Solver, factor_of, solution
 from widefit.solvers.cholesky import Cholesky, Empty, damped_factor
 
+# Rows that are widened to float64 at a time.
+PIECE = 1 << 12
 # Most refinements of an answer; each takes what cancels in e − J y down by a factor of ε ‖H‖ / λ.
 _REFINEMENTS = 3
 
@@ -52,9 +55,9 @@ def normal_matrix(jacobian: Jacobian) -> Float[Tensor, "P P"]:
     size = jacobian.shape[1]
     total = torch.zeros(size, size, dtype=torch.float64, device=jacobian.device)
     for _, block in jacobian.row_blocks():
-        wide = block.to(torch.float64)
-        total.addmm_(wide.T, wide)
-    return total
+        for piece in block.split(PIECE):
+            add_lower_gram(total, piece.to(torch.float64).T)
+    return mirror_lower(total)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class Loop:
         Where a run goes on that has a history already; None: a new one.
     record
         Adds an entry to the history; None: appends it.
+    agree
+        Whether a wish to end the run is there on any of the processes that share it; None: there is one process.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Loop:
         loss_floor: float = 0.0,
         history: History | None = None,
         record: Callable[[StepInfo], None] | None = None,
+        agree: Callable[[bool], bool] | None = None,
     ):
         self.max_iter = max_iter
         self.tol = tol
@@ -107,6 +110,7 @@ class Loop:
         self._callbacks = tuple(callbacks)
         self._loss_floor = loss_floor
         self._record = self.history.steps.append if record is None else record
+        self._agree = bool if agree is None else agree
         self._started = 0.0
 
     def run(self, resume: State | None = None) -> History:
@@ -153,12 +157,12 @@ class Loop:
         self._started -= earlier[-1].seconds
 
     def _steps(self, ended: StopReason | None, interrupted: Callable[[], bool]) -> StopReason:
-        reason = self._reason(self.history[-1], ended, False, interrupted())
+        reason = self._reason(self.history[-1], ended, False, self._agree(interrupted()))
         while reason is None:
             info, stop = self.stepper.step()
             info = self._add(info)
             asked = [bool(callback.step(self, info)) for callback in self._callbacks]
-            reason = self._reason(info, stop, any(asked), interrupted())
+            reason = self._reason(info, stop, self._agree(any(asked)), self._agree(interrupted()))
         return reason
 
     def _reason(self, info: StepInfo, stop: StopReason | None, asked: bool, interrupted: bool) -> StopReason | None:

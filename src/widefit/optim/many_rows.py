@@ -1,0 +1,195 @@
+"""Curvature of far more rows than parameters: J̃ is seen block by block, and never stored."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from widefit.gram.base import DenseGram, Jacobian
+from widefit.gram.jacobian import add_lower_gram, mirror_lower
+from widefit.gram.stacked import StackedJacobian
+from widefit.optim.curvature import Curvature, ParameterStep, Spectral, finite
+from widefit.optim.scaling import Scaling
+from widefit.processes import ALONE, Alone
+from widefit.solvers.cholesky import damped_factor
+
+# Rows that are added to a triangle at a time, as a multiple of its size.
+_STACKED = 4
+# Iterations without a lower residual, after which rounding has won; and most iterations of a solve.
+_PATIENCE = 4
+_ITERATIONS = 200
+
+
+class TallSpectral(Spectral):
+    """Singular values of J̃S from the QR of one block of rows after another, for few parameters and very many rows.
+
+    (Tall-skinny QR: Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012.) Costs about 2 M P² flops in
+    float64 and P² numbers.
+
+    Raises
+    ------
+    NonFiniteDerivativeError
+        The derivative overflows.
+    """
+
+    def __init__(self, jacobian: Jacobian, residual: Float[Tensor, " M"], scaling: Scaling, processes: Alone = ALONE):
+        self.jacobian, self.processes = jacobian, processes
+        self.dtype, self.residual = residual.dtype, residual
+        columns = jacobian.shape[1]
+        factor = tall_triangle(jacobian, residual, processes)
+        self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(factor[:, :columns], dim=0)))
+        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        left, self.singular, self.right = torch.linalg.svd(factor[:columns, :columns] * self.sizes)
+        self.projected = left.T @ factor[:columns, columns]
+        self.trace = float(self.singular.square().sum())
+        self.floor = 10 * torch.finfo(torch.float64).eps ** 2 + 1e-17
+
+    @property
+    def _wide(self) -> bool:
+        return False
+
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
+        # What follows from a factor that all processes found is the same but for the last bit of other machines.
+        step = super().direction(weights, damping)
+        if self.processes.size == 1:
+            return step
+        value = self.processes.same(step.value)
+        return ParameterStep(value, self.image(value), step.residual_norm, step.iterations, step.solver)
+
+    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
+
+    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
+        return self.sizes * self.processes.sum(pulled)
+
+
+def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: Alone = ALONE) -> Float[Tensor, "q q"]:
+    """R of the QR of [J̃ r̃] in float64, from blocks of rows."""
+    size = jacobian.shape[1] + 1
+    factor = torch.zeros(0, size, dtype=torch.float64, device=jacobian.device)
+    for start, block in jacobian.row_blocks():
+        pieces = zip(block.split(_STACKED * size), residual[start:][: len(block)].split(_STACKED * size), strict=True)
+        for rows, right in pieces:
+            added = torch.cat([rows.to(torch.float64), right.to(torch.float64)[:, None]], dim=1)
+            factor = torch.linalg.qr(torch.cat([factor, added]), mode="r")[1]
+    if processes.size > 1:
+        factor = processes.same(torch.linalg.qr(processes.joined(factor), mode="r")[1])
+    return torch.cat([factor, factor.new_zeros(size - len(factor), size)])
+
+
+class SketchedPrimal(Curvature):
+    """Conjugate gradients in parameter space behind the Cholesky factor of a sketched SJ̃ᵀJ̃S.
+
+    The rows of J̃, each with a random sign, are added up in groups (a count sketch): a tenth or a hundredth of the rows,
+    made for about the price of one product with J̃, whose JᵀJ is a preconditioner that no condition of J̃ can spoil
+    (Avron, Maymounkov and Toledo, SIAM J. Sci. Comput. 32, 2010). The iteration itself (CGLS) takes products with J̃,
+    and is judged by true residuals.
+
+    Parameters
+    ----------
+    jacobian
+        Its parts say how the sketch adds them up.
+    scaling
+        Its norms of columns are those of the sketch.
+    tolerance
+        ‖SJ̃ᵀ(J̃d + w) + λS⁻¹d‖ / ‖SJ̃ᵀw‖ at which the iteration ends.
+    seed
+        Draws the signs.
+    processes
+        They share out the rows. The sketch does not depend on how.
+
+    Raises
+    ------
+    NonFiniteDerivativeError
+        The derivative overflows.
+    """
+
+    def __init__(
+        self,
+        jacobian: StackedJacobian,
+        scaling: Scaling,
+        tolerance: float,
+        seed: int = 0,
+        processes: Alone = ALONE,
+    ):
+        self.jacobian, self.processes = jacobian, processes
+        self.tolerance = tolerance
+        total = sketched_normal(jacobian, seed, processes)
+        self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
+        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        self.normal = DenseGram(total.mul_(self.sizes).mul_(self.sizes[:, None]))
+        self.trace = float(total.diagonal().sum())
+        self.floor = 10 * torch.finfo(torch.float64).eps
+        self._factored: tuple[float, Float[Tensor, "P P"] | None] | None = None
+
+    def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)
+
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        return (self._pull(weights) / self.sizes).to(weights.dtype)
+
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
+        left = -weights.to(torch.float64)
+        slope = self._pull(left)
+        scale = float(torch.linalg.vector_norm(slope))
+        value, image = torch.zeros_like(slope), torch.zeros_like(left)
+        found, lowest, best, since = scale, scale, (value, image), 0
+        ready = search = self._precondition(slope, damping)
+        steepness = float(torch.dot(slope, ready))
+        iterations = 0
+        while found > self.tolerance * scale and steepness > 0 and since < _PATIENCE and iterations < _ITERATIONS:
+            iterations += 1
+            pushed = self._push(search)
+            length = steepness / (self.processes.dot(pushed, pushed) + damping * float(torch.dot(search, search)))
+            value = value + length * search
+            image = image + length * pushed
+            # Jᵀ of what is left of the right-hand side: nothing is followed that products do not show.
+            slope = self._pull(left - image) - damping * value
+            found = float(torch.linalg.vector_norm(slope))
+            lowest, best, since = (found, (value, image), 0) if found < lowest else (lowest, best, since + 1)
+            ready = self._precondition(slope, damping)
+            before, steepness = steepness, float(torch.dot(slope, ready))
+            search = ready + (steepness / before) * search
+        value, image = best
+        step = self.processes.same(self.sizes * value).to(weights.dtype)
+        defect = lowest / scale if scale > 0 else 0.0
+        return ParameterStep(step, image.to(weights.dtype), defect, iterations, "primal-cg")
+
+    def _precondition(self, vector: Float[Tensor, " P"], damping: float) -> Float[Tensor, " P"]:
+        if self._factored is None or self._factored[0] != damping:
+            found = damped_factor(self.normal, damping)
+            self._factored = damping, None if found is None else found[1]
+        factor = self._factored[1]
+        return vector if factor is None else torch.cholesky_solve(vector[:, None], factor)[:, 0]
+
+    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        """J̃S v."""
+        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
+
+    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        """S J̃ᵀ w."""
+        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
+        return self.sizes * self.processes.sum(pulled)
+
+
+def sketched_normal(jacobian: StackedJacobian, seed: int, processes: Alone = ALONE) -> Float[Tensor, "P P"]:
+    """(SJ)ᵀSJ in float64 for the sketch S of the parts of J, those of all processes."""
+    total = torch.zeros(jacobian.shape[1], jacobian.shape[1], dtype=torch.float64, device=jacobian.device)
+    begun: dict[tuple[int, int], Tensor] = {}
+    for found in jacobian.grouped(seed):
+        add_lower_gram(total, found.whole.to(torch.float64).T)
+        add_up(begun, found.begun)
+    shared: dict[tuple[int, int], Tensor] = {}
+    for other in processes.gathered(begun):
+        add_up(shared, other)
+    # Groups that are spread over processes are complete now.
+    if processes.rank == 0 and shared:
+        add_lower_gram(total, torch.stack(list(shared.values())).to(torch.float64).T)
+    return mirror_lower(processes.sum(total))
+
+
+def add_up(totals: dict[tuple[int, int], Tensor], found: dict[tuple[int, int], Tensor]) -> None:
+    """Add numbered rows to those of the same numbers, in float64."""
+    for key, row in found.items():
+        wide = row.to(torch.float64)
+        totals[key] = totals[key] + wide if key in totals else wide
