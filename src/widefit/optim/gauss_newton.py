@@ -203,7 +203,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def minimize(
         self,
-        *data: Tensor | Residual | Callable[[], tuple[Tensor | Residual, ...]],
+        *data: Any,
         max_iter: int = 100,
         tol: float = 0.0,
         metric: Callable[[nn.Module], float] | None = None,
