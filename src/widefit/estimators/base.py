@@ -411,11 +411,11 @@ class Wide(BaseEstimator, ABC):
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
-        rows = validate_data(self, self._encoded(X), reset=False, accept_sparse="csr", dtype=np.float64)
+        rows = validate_data(self, self._as_trained(X), reset=False, accept_sparse="csr", dtype=np.float64)
         distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
         return distinct, group.reshape(-1)
 
-    def _encoded(self, X: Any) -> Any:
+    def _as_trained(self, X: Any) -> Any:
         """Return a data frame as the table of training was encoded, by the names of its columns; the rest as it is."""
         if self.encoding_ is None:
             return plain(X)
@@ -447,7 +447,7 @@ class Wide(BaseEstimator, ABC):
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         if reset:
             self.encoding_ = None
-        X = self._encoded(X)
+        X = self._as_trained(X)
         for name, values in (("X", X), ("y", y)):
             refuse_missing(name, values)
         rows, targets = validate_data(

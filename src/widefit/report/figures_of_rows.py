@@ -1,32 +1,14 @@
-"""Columns that matter, and rows that are furthest off."""
+"""Rows that are furthest off, and intervals."""
 
 from html import escape
 
 import numpy as np
 
-from widefit.report.figure import Figure
 from widefit.report.record import Report
-from widefit.report.text import number, plural, share, shortened
+from widefit.report.text import number, share
 
-# Columns and rows that are shown.
-_COLUMNS, _ROWS = 10, 8
-
-
-def importances(report: Report) -> list[Figure]:
-    """Shares of the columns as bars, the largest first."""
-    ordered = sorted(report.importances.items(), key=lambda pair: -pair[1])
-    if not ordered:
-        return []
-    longest = max(ordered[0][1], 1e-300)
-    bars = "".join(
-        f"<li><span>{escape(shortened(name, 40))}</span><span>{share(part)}</span>"
-        f'<i aria-hidden="true" style="width:{100 * part / longest:.1f}%"></i></li>'
-        for name, part in ordered[:_COLUMNS]
-    )
-    rest = ordered[_COLUMNS:]
-    more = f" {plural(len(rest), 'other column')} together {share(sum(part for _, part in rest))}." if rest else ""
-    caption = f"How much the prediction changes with each column, as a share of all.{more}"
-    return [Figure("Columns that matter", f'<ul class="bars">{bars}</ul>', caption)]
+# Rows that are shown.
+_ROWS = 8
 
 
 def worst_rows(report: Report) -> list[list[str]]:

@@ -9,7 +9,7 @@ import widefit
 from widefit.files.atomic import replacing
 from widefit.report import tables
 from widefit.report.figures import of_quality, of_training
-from widefit.report.figures_of_rows import importances, intervals
+from widefit.report.figures_of_rows import intervals
 from widefit.report.record import Report
 from widefit.report.text import duration, number, plural, safe, share
 
@@ -61,9 +61,7 @@ def render(report: Report) -> str:
             _header(report),
             "<main>",
             _section("How well it predicts", _quality(report)),
-            _section(
-                "Columns and rows", _grid([*(figure.html() for figure in importances(report)), tables.worst(report)])
-            ),
+            _section("Where it errs", tables.worst(report)),
             _folded(
                 "How it was trained",
                 _grid(figure.html() for figure in of_training(report)),

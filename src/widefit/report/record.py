@@ -46,6 +46,8 @@ class Report:
         Classification only: shape (n, c), columns in the order of `classes`.
     classes
         Labels in order; needed for classification.
+    importances
+        Shares of the columns of the table in the predictions, by name; none: not shown.
     outputs
         Names of the k outputs of a regression; numbered when empty.
     loss_name
@@ -58,8 +60,6 @@ class Report:
         What "auto" decided: (what, chosen, why).
     settings, machine
         Names and values, shown as they are.
-    importances
-        Share of every column in the prediction; shown as bars.
     rows
         Numbers of the rows in their table, from 1, for the list of those that are furthest off; by default 1, 2, ….
     interval
@@ -87,6 +87,7 @@ class Report:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     probabilities: ArrayLike | None = None
     classes: Sequence[Any] = ()
+    importances: Mapping[str, float] = field(default_factory=dict)
     outputs: Sequence[str] = ()
     loss_name: str = "mean squared residual"
     metric_name: str = "validation metric"
@@ -94,7 +95,6 @@ class Report:
     plan: Sequence[tuple[str, str, str]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
-    importances: Mapping[str, float] = field(default_factory=dict)
     rows: Sequence[int] = ()
     interval: tuple[ArrayLike, ArrayLike] | None = None
     coverage: float = 0.9
