@@ -48,6 +48,10 @@ def test_version_stands_in_one_place() -> None:
     assert where == [ROOT / "src" / "widefit" / "__init__.py"]
 
 
+def test_the_citation_names_the_version() -> None:
+    assert f"version: {widefit.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+
+
 def imported_by(folder: Path) -> set[str]:
     """Packages that the files of a folder import, anywhere in them."""
     found = set()

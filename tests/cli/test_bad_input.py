@@ -120,7 +120,8 @@ WITH_A_MODEL: dict[str, tuple[list[str], str]] = {
     "altered model": (["info", "altered.widefit"],
         "altered.widefit is altered: its checksum does not match its content"),
     "saved without columns": (["predict", "bare.widefit", "text.csv"],
-        "bare.widefit was saved without the columns of a table; open it with widefit.load and pass arrays"),
+        "bare.widefit was fitted to an array, whose columns have no names; fit the model to a data frame, or open "
+        "it with widefit.load and pass arrays"),
 }  # fmt: skip
 
 

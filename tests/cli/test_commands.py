@@ -1,6 +1,7 @@
 """What the commands do with good input."""
 
 import inspect
+import io
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ import typer
 from command_line import ENVIRONMENT, Result, call, call_all, run, write_houses
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file
 from sklearn import metrics
 
@@ -24,10 +26,11 @@ from widefit.cli.benches import compared, find, load
 from widefit.cli.commands import bench, evaluate, finetune, info, predict, train
 from widefit.cli.commands import train as train_command
 from widefit.cli.output import Output, number, plain, seconds
-from widefit.cli.run import scores
+from widefit.cli.run import outcome, scores
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.files import load_parts
+from widefit.plan.base import Choice, Plan
 from widefit.plan.names import RULES
 
 COMMANDS = ["train", "predict", "evaluate", "info", "bench"]
@@ -423,3 +426,14 @@ def test_words_for_numbers() -> None:
     assert plain(content) == {"a": 0.5, "b": [None, None, [1, 2]], "c": "x", "3": [0, 1], "d": None}
     with pytest.raises(typer.BadParameter, match="'x' is neither auto nor a number"):
         train_command.auto_or_number("x")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_decisions_fit_a_narrow_terminal(width: int) -> None:
+    chosen = "each column to variance 1, indicators 0 and 1, then times 0.34 to 0.89, constant 4.5"
+    plan = Plan((Choice("input map", chosen, "scales learnt on 107 rows: error on other rows 0.0353"),))
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(outcome._decisions(plan))
+    printed = stream.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
+    assert set(chosen.split()) <= set(printed.split())

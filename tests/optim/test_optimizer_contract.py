@@ -241,4 +241,4 @@ def test_a_rate_meant_for_another_optimizer_is_remarked_on():
 def test_a_loader_is_refused_with_the_loop_to_write():
     loader = DataLoader(TensorDataset(torch.rand(8, 2), torch.rand(8, 1)), batch_size=4)
     with pytest.raises(ValueError, match=r"DataLoader: write `for x, y in loader: optimizer.step\(x, y\)`"):
-        GaussNewton(nn.Linear(2, 1)).minimize(loader, max_iter=1)
+        GaussNewton(nn.Linear(2, 1)).step(loader)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from widefit.report.figure import Figure
 from widefit.report.figures_of_classes import calibration, confusion
+from widefit.report.figures_of_columns import importances
 from widefit.report.figures_of_outputs import per_output
 from widefit.report.figures_of_training import flips, loss_per_second, loss_per_step, phases, validation
 from widefit.report.record import Report
@@ -12,8 +13,8 @@ from widefit.report.record import Report
 def of_quality(report: Report) -> list[Figure]:
     """Figures of the quality of prediction on the rows of `report.part`."""
     if report.task == "regression":
-        return per_output(report)
-    return [confusion(report), *calibration(report)]
+        return [*per_output(report), *importances(report)]
+    return [confusion(report), *calibration(report), *importances(report)]
 
 
 def of_training(report: Report) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""Rows that are furthest off."""
+"""Rows that are furthest off, and intervals."""
 
 from html import escape
 

@@ -9,7 +9,6 @@ import widefit
 from widefit.files.atomic import replacing
 from widefit.report import tables
 from widefit.report.figures import of_quality, of_training
-from widefit.report.figures_of_columns import importances
 from widefit.report.figures_of_rows import intervals
 from widefit.report.record import Report
 from widefit.report.text import duration, number, plural, safe, share
@@ -62,9 +61,6 @@ def render(report: Report) -> str:
             _header(report),
             "<main>",
             _section("How well it predicts", _quality(report)),
-            _section(
-                "Columns and rows", _grid([*(figure.html() for figure in importances(report)), tables.worst(report)])
-            ),
             _folded(
                 "How it was trained",
                 _grid(figure.html() for figure in of_training(report)),
@@ -156,7 +152,9 @@ def _quality(report: Report) -> str:
     if report.task == "regression":
         said = intervals(report)
         sure = f'<div class="card"><h3>Intervals</h3><p>{said}</p></div>' if said else ""
-        return _grid([first, *others, f'<div class="stack">{tables.metrics(report.metrics)}{sure}</div>'])
-    return _grid(
-        [first, f'<div class="stack">{"".join(others)}{tables.metrics(report.metrics)}</div>', tables.classes(report)]
-    )
+        numbers = f'<div class="stack">{tables.metrics(report.metrics)}{sure}</div>'
+        return _grid([first, *others, numbers, tables.worst(report)])
+    # The matrix of many classes takes two of the three columns, and what follows the side fills the next row.
+    calibrated = others[:1] if report.probabilities is not None else []
+    side = f'<div class="stack">{"".join(calibrated)}{tables.metrics(report.metrics)}</div>'
+    return _grid([first, side, *others[len(calibrated) :], tables.worst(report), tables.classes(report)])

@@ -46,9 +46,8 @@ def worst(report: Report) -> str:
         return ""
     regression = report.task == "regression"
     head = ["row", "true", "predicted", "error" if regression else "probability"]
-    return _boxed(
-        "Rows that are furthest off" if regression else "Rows that are wrong and sure", _table(head, rows), "span2"
-    )
+    title = "Rows that are furthest off" if regression else "Rows that are wrong and sure"
+    return _boxed(title, _table(head, rows), "span2")
 
 
 def plan(decisions: Sequence[tuple[str, str, str]]) -> str:
