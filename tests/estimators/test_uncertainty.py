@@ -118,9 +118,7 @@ def test_left_out_residuals_are_those_of_kernel_regression_without_the_row():
         predicted = kernel[index, kept] @ np.linalg.solve(system, sample.targets[kept, 0])
         left_out[index] = sample.targets[index, 0] - predicted
         others = merge_duplicates(merged.rows[kept], merged.targets[kept], merged.sample_weight[kept])
-        part = TrainingSample.draw(
-            others, merged.targets[kept], merged.sample_weight[kept], kept, sphere, 0
-        )
+        part = TrainingSample.draw(others, merged.targets[kept], merged.sample_weight[kept], kept, sphere, 0)
         without = Uncertainty.of(part, network, alpha=0.1, thresholds=(1.0,), input_share=0.5)
         variance = (without.spread(sample.inputs[index : index + 1])[0] ** 2 - without.noise) / without.scale
         spread[index] = np.sqrt(variance * found.scale + found.noise)
