@@ -145,6 +145,8 @@ def test_what_cannot_be_used_is_refused():
         WideRegressor(SMALL).fit(frame, y).predict(frame.assign(b="much"))
     with pytest.raises(ValueError, match="y contains NaN"):
         WideRegressor(SMALL).fit(frame, [0.0, np.nan, 1.0])
+    with pytest.raises(ValueError, match=r"X must have shape \(n, d\), got \(2,\)"):
+        WideRegressor(SMALL).fit(frame, y).predict(np.array(["x", 1.0], dtype=object))
     with pytest.raises(ValueError, match="0 rows"):
         WideRegressor(SMALL).fit(frame, y).predict(frame[:0])
     with pytest.raises(NotFittedError):
