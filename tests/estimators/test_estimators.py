@@ -237,7 +237,7 @@ BAD = [
     ({"alpha": True}, "alpha must be"),
     ({"readout_scale": 0.0}, "readout_scale must be"),
     ({"max_iter": 0}, "max_iter must be an integer ≥ 1"),
-    ({"tol": -1.0}, "tol must be a finite number"),
+    ({"tol": -1.0}, 'tol must be "auto" or a finite number'),
     ({"rule": "adam"}, "rule must be one of"),
     ({"rule": widefit.rules.SGD(loss="logistic")}, 'rule must descend the squared loss.*got one with loss="logistic"'),
     ({"tracker": "magic"}, "tracker must be one of"),

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 
     Table = np.ndarray | tuple[Feature, ...]
 
+# Rows from which on the leave-one-out error says what a training may leave undone: fewer cost nothing to finish.
+_FEWEST_TO_SETTLE = 100
 # Mean squared residual at which interpolation is good enough.
 _TOL = 1e-6
 
@@ -263,7 +265,8 @@ class Wide(BaseEstimator, ABC):
             problem = WeightedRows(rows[kept], self._loss_targets(y)[kept], weight[kept])
             floor = 0.0
         inputs = self.sphere_(problem.rows)
-        error = tuning.error if tuning is not None and self.loss_ == "squared" else None
+        knows_error = tuning is not None and self.loss_ == "squared" and len(problem.rows) >= _FEWEST_TO_SETTLE
+        error = tuning.error if tuning is not None and knows_error else None
         self._train(inputs, problem, floor, metric, callbacks, resume, error)
         self._sample = TrainingSample.draw(
             merged, encoded[kept], weight[kept], np.flatnonzero(kept), self.sphere_, self._seed

@@ -27,11 +27,13 @@ def frame_of(X: Any) -> pl.DataFrame:
     Raises
     ------
     ValueError
-        Names that occur twice, a table that is not one.
+        Names that occur twice, a table that is not one, other than two dimensions.
     """
     if isinstance(X, pl.DataFrame):
         return X
     if isinstance(X, np.ndarray):
+        if X.ndim != 2:
+            raise ValueError(f"X must have shape (n, d), got {X.shape}; reshape a single row with X[None]")
         return pl.DataFrame([_column(name, X[:, j]) for j, name in enumerate(positional(X.shape[1]))])
     if not hasattr(X, "iloc"):
         raise ValueError(f"X must be a data frame of pandas or polars, an array or a matrix, got {type(X).__name__}")

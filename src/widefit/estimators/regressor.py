@@ -56,8 +56,9 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         Largest number of steps. With rule="sgd" a step is an epoch, as for scikit-learn's stochastic solvers; rules of
         first order want hundreds where "gauss-newton" wants a handful.
     tol : float or "auto", default "auto"
-        Training stops when the mean squared residual of the standardized targets is no larger. "auto": 1e-6, or earlier
-        when the loss or its change in a step is below a hundredth of the squared leave-one-out error.
+        Training stops when the mean squared residual of the standardized targets is no larger. "auto": 1e-6, or
+        earlier, with 100 rows or more, when the loss or its change in a step is below a twentieth of the squared
+        leave-one-out error.
     refit_readout : bool, default False
         Fit the second layer of a two-layer network by ridge regression after the first.
     warm_start : bool, default False

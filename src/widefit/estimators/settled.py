@@ -3,8 +3,8 @@
 from widefit.training.callback import Callback, Run
 from widefit.training.history import StepInfo
 
-# Part of the squared leave-one-out error that is too little to matter: a tenth of the error itself.
-_NEGLIGIBLE = 0.01
+# Part of the squared leave-one-out error that is too little to matter: errors grow by a fortieth at most.
+_NEGLIGIBLE = 0.05
 
 
 class Settled(Callback):
