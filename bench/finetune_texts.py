@@ -1,5 +1,6 @@
 """A small transformer adapted to texts: widefit beside AdamW on everything, LoRA, kept states and frozen features."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -67,7 +68,14 @@ def _compared(
     ours = _apart("widefit", partial(widefit_looks, folder, texts, clock))
     best = max(look.accuracy for look in ours.looks)
     final = ours.looks[-1]
-    frozen = _apart("frozen", partial(_frozen, folder, texts, clock))
+    peers = {
+        kind: [
+            _apart(f"{kind}, {rate:g}", partial(_peer, kind, folder, texts, rate, epochs, clock))
+            for rate in rates[kind]
+        ]
+        for kind in KINDS
+    }
+    frozen = _apart("logistic regression", partial(_frozen, folder, texts, clock))
     figures = [
         entry(f"{title}, widefit, accuracy", final.accuracy, "%"),
         entry(f"{title}, widefit, time", final.seconds, "s"),
@@ -75,11 +83,7 @@ def _compared(
         entry(f"{title}, logistic regression on frozen features, accuracy", frozen.looks[-1].accuracy, "%"),
         entry(f"{title}, logistic regression on frozen features, time", frozen.looks[-1].seconds, "s"),
     ]
-    for kind in KINDS:
-        found = [
-            _apart(f"{kind}, {rate:g}", partial(_peer, kind, folder, texts, rate, epochs, clock))
-            for rate in rates[kind]
-        ]
+    for kind, found in peers.items():
         every = [look for one in found for look in one.looks]
         theirs = max(look.accuracy for look in every)
         goal = min(best, theirs)
@@ -134,6 +138,8 @@ def _apart(name: str, looks: Callable[[], Iterator[Look]]) -> Run:
     """A run in a process of its own, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found, peak = pool.submit(_all_of, looks).result()
+    told = ", ".join(f"{look.accuracy:.1f}% at {look.seconds:.1f} s" for look in found)
+    print(f"{name}: {told}; {peak:.2f} GB", file=sys.stderr, flush=True)
     return Run(name, tuple(found), peak)
 
 

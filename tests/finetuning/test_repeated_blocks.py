@@ -1,5 +1,6 @@
 """Models with repeated blocks: inputs of every kind, kept states, projected steps, and what is refused."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,11 @@ from widefit.files import Checkpoint, read_checkpoint
 from widefit.finetuning import NamedDeltas, kept_states
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch, read_batches
+from widefit.finetuning.block_choice import Probe, first_block
 from widefit.finetuning.block_steps import damped_solution
+from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import KeptStates, find_blocks
-from widefit.finetuning.linear_calls import linear_calls
+from widefit.finetuning.linear_calls import LinearCalls, linear_calls
 from widefit.finetuning.projected_layers import differentiated, projected, whole
 from widefit.losses.family import output_loss
 
@@ -58,8 +61,9 @@ def test_behind_kept_states_the_model_gives_the_same(first: str | None, on_disk:
 
 
 @pytest.mark.parametrize("kind", ["classes", "two classes", "many classes", "numbers", "positions", "following"])
-def test_rows_and_steps_are_those_of_autograd(kind: str):
-    """With all directions of every layer: J, its products and the step beside dense ones in float64."""
+@pytest.mark.parametrize("rank", [3, 99])
+def test_rows_and_steps_are_those_of_autograd(kind: str, rank: int):
+    """J, its products and the step beside dense ones in float64, with some and with all directions of every layer."""
     classes = {"two classes": 2, "many classes": 7, "numbers": 1}.get(kind, 3)
     by_position = kind in ("positions", "following")
     model = transformer(classes=20 if kind == "following" else classes, by_position=by_position)
@@ -75,7 +79,7 @@ def test_rows_and_steps_are_those_of_autograd(kind: str):
     names = ["layers.1.query", "layers.2.inner", "head"]
     modules = {name: model.get_submodule(name) for name in names}
     outputs, directions, calls = differentiated(model.requires_grad_(False), modules, one, aim)
-    layers = [projected(name, modules[name], [calls[name]], 99, 0) for name in names[:2]]
+    layers = [projected(name, modules[name], [calls[name]], rank, 0) for name in names[:2]]
     layers.append(whole("head", modules["head"]))
     layers = [layer.balanced([calls[layer.name]]) for layer in layers]
     rows = torch.cat([layer.rows(calls[layer.name]) for layer in layers], dim=1)
@@ -87,20 +91,28 @@ def test_rows_and_steps_are_those_of_autograd(kind: str):
         return torch.stack([(seed * found).flatten(1).sum(1) for seed in directions.seeds], dim=1).flatten()
 
     dense = jacrev(sums)(parameters)
-    scales = {layer.name: layer.scale for layer in layers}
-    every = [scales[name.rpartition(".")[0]] * own.flatten(1) for name, own in dense.items()]
-    expected = torch.cat(every, dim=1)
-    torch.testing.assert_close(rows @ rows.T, expected @ expected.T)
+    parts = []
+    for layer in layers:
+        assert layer.shape == tuple(min(rank, size) if layer.name != "head" else size for size in layer.given.shape)
+        parts.append((layer.left.T @ dense[f"{layer.name}.weight"] @ layer.right).flatten(1) * layer.scale)
+    expected = torch.cat([*parts, layers[-1].scale * dense["head.bias"]], dim=1)
+    torch.testing.assert_close(rows, expected)
+    if rank > 16:
+        every = [layer.scale * dense[f"{layer.name}.weight"].flatten(1) for layer in layers]
+        full = torch.cat([*every, layers[-1].scale * dense["head.bias"]], dim=1)
+        torch.testing.assert_close(rows @ rows.T, full @ full.T)
     residual = directions.residual.reshape(-1)
     step = rows.T @ damped_solution(rows, residual, 0.3)
     gram = expected.T @ expected
     damping = 0.3 * float((expected @ expected.T).diagonal().mean())
     wanted = torch.linalg.solve(gram + damping * torch.eye(len(gram)).double(), expected.T @ residual)
-    place = 0
-    for layer, move in zip(layers, step.split([layer.size for layer in layers]), strict=True):
-        own = wanted[place : place + layer.given.numel()].view(layer.given.shape)
-        torch.testing.assert_close(layer.delta(move).dense(), layer.scale * own)
-        place += layer.given.numel()
+    torch.testing.assert_close(step, wanted)
+    for layer, move in zip(layers, wanted.split([layer.size for layer in layers]), strict=True):
+        p, q = layer.shape
+        change = layer.scale * layer.left @ move[: p * q].view(p, q) @ layer.right.T
+        torch.testing.assert_close(layer.delta(move).dense(), change)
+        layer.put(move)
+        torch.testing.assert_close(layer.module.weight, layer.given + change)
     # The residual is the slope of the smoothed loss along the directions.
     slope = sum(
         directions.residual[:, c].view(-1, *[1] * (outputs.ndim - 1)) * seed for c, seed in enumerate(directions.seeds)
@@ -128,6 +140,36 @@ def test_solutions_of_degenerate_rows_are_finite(rows: str, scale: float):
         assert not found.any()
     else:
         torch.testing.assert_close(damped @ found, residual)
+
+
+def test_a_new_readout_points_to_the_targets_and_is_small():
+    torch.manual_seed(0)
+    kinds = torch.arange(60) % 3
+    features = torch.randn(60, 5, dtype=torch.float64) + 4 * nn.functional.one_hot(kinds, 5) + 100
+    targets = nn.functional.one_hot(kinds, 3).double()
+    made = new_readout(features, targets, features, classes=True)
+    outputs = features @ made.weight.T + made.bias
+    assert float((outputs.argmax(1) == kinds).double().mean()) > 0.9
+    centred = outputs - outputs.mean(0)
+    assert float(centred.square().mean().sqrt()) == pytest.approx(0.1)
+    same = new_readout(torch.ones_like(features), targets, features, classes=True)
+    assert not same.weight.any()
+    assert constant_loss(targets) == pytest.approx(math.log(3))
+
+
+def test_as_many_blocks_as_predict_rows_left_out():
+    """Kernels by place: noise in front, the truth behind it."""
+    torch.manual_seed(0)
+    residual = torch.tensor([1.0, -1.0] * 10, dtype=torch.float64)
+    truth = torch.outer(residual, residual) + 0.1 * torch.eye(20).double()
+    noise = torch.randn(20, 40, dtype=torch.float64)
+    grams = {0: noise @ noise.T / 20, 1: truth, 2: torch.eye(20).double()}
+    layers = {str(place): whole(str(place), nn.Linear(2, 2)) for place in grams}
+    found = LinearCalls({name: int(name) for name in layers}, None, {})
+    place, why = first_block(Probe(layers, grams, residual), found, 2, "auto")
+    assert place == 1
+    assert why.startswith("residual that one step would leave on rows left out")
+    assert first_block(Probe(layers, grams, residual), found, 2, "all") == (0, "asked for")
 
 
 class Loader:
