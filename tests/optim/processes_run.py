@@ -101,6 +101,8 @@ def comparisons(group: Processes, few: bool = False) -> list[dict[str, Any]]:
     found += [compare(name, maker(large, solver=name), least_squares, 60, uneven, group) for name in iterative]
     found.append(compare("residuals", maker(small), kinds, 300, even, group))
     found.append(compare("classes", maker((3, 8, CLASSES), loss="cross_entropy"), labels, 400, even, group))
+    own_loss = maker(small, loss=lambda outputs, wanted: ((outputs - wanted) ** 4 + (outputs - wanted) ** 2).mean())
+    found.append(compare("custom", own_loss, least_squares, 300, even, group))
     bounded = maker(small, bounds={"0.bias": (-0.6, 0.6)})
     found.append(compare("bounds", bounded, least_squares, 300, even, group))
     return found
@@ -127,6 +129,11 @@ def refusals(group: Processes) -> dict[str, str]:
         with torch.no_grad():
             seeded[0].weight += 1
     plain = GaussNewton(network(3, 4, 1), process_group=group)
+    ahead = GaussNewton(network(3, 4, 1), process_group=group)
+    if last:  # it alone goes on from an earlier run
+        begun = GaussNewton(network(3, 4, 1))
+        begun.step(x, y)
+        ahead.load_state_dict(begun.state_dict())
     told = {
         "nan": error(lambda: plain.step(broken if last else x, y)),
         "kinds": error(lambda: plain.step(x[:, :2] if last else x, y)),
@@ -134,6 +141,7 @@ def refusals(group: Processes) -> dict[str, str]:
         "empty": error(lambda: plain.step(x[:0], y[:0])),
         "model": error(lambda: GaussNewton(seeded, process_group=group).step(x, y)),
         "options": error(lambda: GaussNewton(network(3, 4, 1), seed=int(last), process_group=group).step(x, y)),
+        "state": error(lambda: ahead.step(x, y)),
         "residual": error(lambda: plain.step(Residual(failing if last else value, x, y))),
     }
     told["after"] = f"{plain.step(x, y).loss:.12g}"  # all are still in step with each other

@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 pytestmark = [
-    pytest.mark.slow(reason="three processes import torch, and compare ten ways to take a step"),
+    pytest.mark.slow(reason="three processes import torch, and compare eleven ways to take a step"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
 ]
 
@@ -58,7 +58,8 @@ def test_what_is_wrong_on_one_process_ends_all(found: list[dict[str, Any]]) -> N
         "count": "process 2 passes Tensor of (3,)",
         "empty": "no sample on any process",
         "model": "process 2 has other parameters: seed torch alike",
-        "options": "process 2 has other options",
+        "options": "process 2 has other options or another state",
+        "state": "process 2 has other options or another state",
         "residual": "process 2: a residual is called with ONE sample",
     }
     for own in found:

@@ -367,8 +367,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _step(self, system: System, moving: MovingParameters) -> StepInfo:
         if not self._checked:
-            options = self.loss, self.solver, self.damping, self.momentum, self.max_norm, self.seed, self.param_groups
-            check_alike(moving.tensors, [str(option) for option in options[:-1]], self.processes)
+            check_alike(moving.tensors, self._settings(moving), self.processes)
             self.processes.attempt(lambda: system.check_samples(moving.values()))
             self._checked = True
         changes = self._changes(system)
@@ -409,6 +408,13 @@ class GaussNewton(torch.optim.Optimizer):
                 UserWarning,
                 stacklevel=5,
             )
+
+    def _settings(self, moving: MovingParameters) -> list[Any]:
+        """Everything beside the model and the data that a step depends on."""
+        # A loss may hold a function, whose address differs from process to process.
+        names = type(self.loss).__name__, str(self.solver), moving.rates
+        options = self.damping, self.momentum, self.max_norm, self.seed, self._bounds is None
+        return [*names, *options, asdict(replace(self._state, seconds=0.0))]
 
     def _rest(self, system: System) -> StepInfo:
         """The step of a schedule that has come to a rate of 0."""

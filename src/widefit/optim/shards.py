@@ -20,19 +20,19 @@ def as_processes(group: Any) -> Alone:
     return group if isinstance(group, Alone) else Processes(group)
 
 
-def check_alike(parameters: Mapping[str, Tensor], options: Sequence[str], processes: Alone) -> None:
-    """Refuse processes whose models or options differ."""
+def check_alike(parameters: Mapping[str, Tensor], settings: Sequence[Any], processes: Alone) -> None:
+    """Refuse processes whose models or settings differ."""
     if processes.size == 1:
         return
     content = hashlib.sha256()
     for tensor in parameters.values():
         content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     names = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in parameters.items()]
-    told = processes.gathered((names, content.hexdigest(), list(options)))
+    told = processes.gathered((names, content.hexdigest(), list(settings)))
     subjects = (
         "parameters of other names, shapes or types: build the same model everywhere",
         "other parameters: seed torch alike before the model is built, or load the same state dict everywhere",
-        "other options: pass the same ones everywhere",
+        "other options or another state: pass the same options, and load the same state dict, everywhere",
     )
     for rank, found in enumerate(told):
         for own, first, subject in zip(found, told[0], subjects, strict=True):
