@@ -181,7 +181,9 @@ def five_dimensions() -> Equation:
 
 
 def edged() -> nn.Module:
-    return pinn.Constrained(perceptron(2, 32, 32, 1), lambda p: (1 - p[..., :1] ** 2) * (1 - p[..., 1:] ** 2))
+    features = pinn.Fourier(2, 24, scale=8.0, seed=int(torch.initial_seed()) % 2**31).double()
+    inner = nn.Sequential(features, perceptron(features.out_features, 24, 1))
+    return pinn.Constrained(inner, lambda p: (1 - p[..., :1] ** 2) * (1 - p[..., 1:] ** 2))
 
 
 def sine(x: Tensor) -> Tensor:
