@@ -199,7 +199,7 @@ def frozen_features(folder: str, texts: Texts, clock: Callable[[], float]) -> Lo
         return found
 
     begun = clock()
-    model = make_pipeline(StandardScaler(), LogisticRegressionCV(np.logspace(-4, 1, 6), max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-4, 1, 6), max_iter=1000))
     model.fit(features(texts.texts), texts.labels)
     spent = clock() - begun
     return Look(spent, 100 * float(model.score(features(texts.test_texts), texts.test_labels)))

@@ -157,13 +157,13 @@ def test_a_new_readout_points_to_the_targets_and_is_small():
     assert constant_loss(targets) == pytest.approx(math.log(3))
 
 
-def test_as_many_blocks_as_predict_rows_left_out():
+def test_as_many_blocks_as_help_with_rows_left_out():
     """Kernels by place: noise in front, the truth behind it."""
     torch.manual_seed(0)
     residual = torch.tensor([1.0, -1.0] * 10, dtype=torch.float64)
     truth = torch.outer(residual, residual) + 0.1 * torch.eye(20).double()
     noise = torch.randn(20, 40, dtype=torch.float64)
-    grams = {0: noise @ noise.T / 20, 1: truth, 2: torch.eye(20).double()}
+    grams = {0: 20 * noise @ noise.T, 1: truth, 2: torch.eye(20).double()}
     layers = {str(place): whole(str(place), nn.Linear(2, 2)) for place in grams}
     found = LinearCalls({name: int(name) for name in layers}, None, {})
     place, why = first_block(Probe(layers, grams, residual), found, 2, "auto")

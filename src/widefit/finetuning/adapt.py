@@ -82,7 +82,7 @@ def finetune(
         `widefit.losses`, a loss module of torch, or a mean-reduced callable(outputs, targets).
     layers
         Which linear layers to adapt, weights and biases: "auto" (the readout, or the layer before it and then the
-        readout; of repeated blocks as many of the last as predict rows that were left out), "readout" (the last layer),
+        readout; of repeated blocks as many of the last as help with rows left out), "readout" (the last layer),
         "all" or a list of names (the readout, then all of them together).
     alpha
         Ridge towards the given weights: α/2 ‖θ − θ₀‖² is added to the loss.
