@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import date, datetime, time, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,10 @@ import pytest
 from widefit.data.effects import FOLDS, Outcomes, effects, out_of_fold
 from widefit.data.encoding import TableEncoding
 from widefit.data.features import Feature, FeatureEncoding
+from widefit.data.readers import read_table
+from widefit.data.reading import Reading
 from widefit.data.survey import survey
+from widefit.data.words import TableError
 from widefit.records import FileError
 
 
@@ -142,6 +146,19 @@ class TestEffects:
         codes = np.zeros(FOLDS, int)
         found = out_of_fold(codes, Outcomes(np.arange(float(FOLDS))[:, None], np.ones(FOLDS)), 1)
         np.testing.assert_allclose(found[:, 0], (np.arange(FOLDS).sum() - np.arange(FOLDS)) / (FOLDS - 1))
+
+
+def test_dates_of_a_text_are_read_in_later_texts_as_in_training(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("when,y\n" + "".join(f"2020-01-{day:02},{day / 7}\n" for day in range(1, 31)))
+    encoding = TableEncoding.learn(read_table(tmp_path / "t.csv").frame, "y")
+    assert encoding.columns[0].kind == "moment"
+    (tmp_path / "new.csv").write_text("when\n2020-01-03\n\n2020-02-01\n")
+    frame = read_table(tmp_path / "new.csv", encoding.reading(Reading())).frame
+    assert encoding.encode(frame)[:, 0].tolist() == [18264.0, 18293.0]
+    (tmp_path / "bad.csv").write_text("when\nsoon\n")
+    frame = read_table(tmp_path / "bad.csv", encoding.reading(Reading())).frame
+    with pytest.raises(TableError, match=r"column 'when', row 1: 'soon' is not what training saw in it \(dates\)"):
+        encoding.encode(frame)
 
 
 BAD = [

@@ -93,7 +93,8 @@ def test_deviations_grow_away_from_the_rows_and_survive_a_file(tmp_path):
     assert (high < wider_high).all()
     widefit.save(model, tmp_path / "model.widefit")
     again = widefit.load(tmp_path / "model.widefit")
-    np.testing.assert_array_equal(again.predict(X[:50], return_std=True)[1], near[:50])
+    # A product of fewer rows is summed in another order.
+    np.testing.assert_allclose(again.predict(X[:50], return_std=True)[1], near[:50], rtol=1e-10)
     np.testing.assert_array_equal(again.feature_importances_, model.feature_importances_)
 
 

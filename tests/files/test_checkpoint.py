@@ -45,9 +45,9 @@ def model(**settings: object) -> widefit.WideRegressor:
 @pytest.mark.parametrize("alpha", ["auto", 0.0])
 def test_resuming_reaches_the_same_bits(tmp_path: Path, rule: str, alpha: float | str) -> None:
     straight = model(rule=rule, alpha=alpha).fit(X, y)
-    model(rule=rule, alpha=alpha).fit(X, y, callbacks=[StopAfter(2), Checkpoint(tmp_path / "c")])
+    model(rule=rule, alpha=alpha).fit(X, y, callbacks=[StopAfter(1), Checkpoint(tmp_path / "c")])
     resumed = model(rule=rule, alpha=alpha).fit(X, y, resume=tmp_path / "c")
-    assert straight.n_iter_ > 2
+    assert straight.n_iter_ > 1
     assert torch.equal(resumed.network_.weight, straight.network_.weight)
     assert resumed.loss_curve_ == straight.loss_curve_
     assert np.array_equal(resumed.predict(X), straight.predict(X))

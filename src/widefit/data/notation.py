@@ -150,9 +150,11 @@ def _shared_mark(appearances: list[_Appearance], separator: str, usual: str) -> 
 
 
 def _look(text: pl.Series, kind: str | None) -> _Appearance:
+    present = text.drop_nulls()
+    if kind in ("moment", "time"):
+        return _Appearance("time" if len(present) and _times(present).dtype.is_temporal() else "text")
     if kind not in (None, "number"):
         return _Appearance("text")
-    present = text.drop_nulls()
     values = present.filter(~present.is_in(list(MISSING_AMONG_NUMBERS)))
     fits = tuple(mark for mark in (".", ",") if _all_fit(values, mark)) if len(values) else ()
     if fits and kind is None and values.str.starts_with("(").all():

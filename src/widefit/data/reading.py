@@ -21,7 +21,7 @@ class Reading:
     na_values
         What stands for a missing value, besides the usual marks. A number stands for every way to write it.
     kinds
-        "number", "boolean" or "category" of the columns that training saw, by name; others are decided anew.
+        Kinds of the columns that training saw, by name, as of `widefit.data.columns`; others are decided anew.
     usual_decimal
         The decimal mark in training, for texts that do not show theirs; "" where that one did not either.
     """

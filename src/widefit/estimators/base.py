@@ -164,9 +164,7 @@ class Wide(BaseEstimator, ABC):
         """Return the loss that the rule descends."""
         return "squared"
 
-    def _transform_targets(
-        self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, merged: MergedRows, layers: HiddenLayers
-    ) -> bool:
+    def _transform_targets(self, y: np.ndarray, weight: np.ndarray, merged: MergedRows, layers: HiddenLayers) -> bool:
         """Learn another encoding of y where the rows show that it predicts better; return whether it was."""
         return False
 
@@ -247,7 +245,7 @@ class Wide(BaseEstimator, ABC):
         rows = self._learn_columns(table, encoded, weight, reset=not continues)
         metric = None if validation is None else self._metric_on(*validation)
         merged = merge_duplicates(rows, encoded, weight)
-        if not continues and self._transform_targets(rows, y, weight, merged, layers):
+        if not continues and self._transform_targets(y, weight, merged, layers):
             encoded = self._encode(y)
             merged = merge_duplicates(rows, encoded, weight)
         self._forget_stream()
@@ -440,7 +438,7 @@ class Wide(BaseEstimator, ABC):
         return np.bincount(self._encoding.sources, found, self.n_features_in_)
 
     def nearest_rows(self, X: Any, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Return the training rows that the network takes for most like some rows: reasons for a prediction.
+        """Return the training rows that the network takes to be most like some rows: reasons for a prediction.
 
         Parameters
         ----------

@@ -216,9 +216,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         self._flat = y.ndim == 1
         self._tuning_mean = share @ self._bounded(_columns(y), FARTHEST_IN_TUNING)
 
-    def _transform_targets(
-        self, rows: np.ndarray, y: np.ndarray, weight: np.ndarray, merged: MergedRows, layers: HiddenLayers
-    ) -> bool:
+    def _transform_targets(self, y: np.ndarray, weight: np.ndarray, merged: MergedRows, layers: HiddenLayers) -> bool:
         targets = _columns(y)
         wanted = self.target_transform == "auto" and self.loss == "squared" and targets.shape[1] == 1
         if not wanted or not may_be_logarithmic(targets):
