@@ -82,6 +82,7 @@ class FireListGram(Operator):
 
     dtype = torch.float64
     device = torch.device("cpu")
+    counts = None
 
     def __init__(
         self,

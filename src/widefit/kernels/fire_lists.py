@@ -1,8 +1,8 @@
 """Numba kernels of H v for a two-layer network, from fire rows and samples alone: nothing of size n × n.
 
 H v = Σ_r w_r D_r X (Xᵀ D_r v) with D_r the samples that neuron r fires on: sums of rows of X, and products of these
-sums with the same rows, 4 d operations a pair that fires. Columns of X are cut into blocks as wide as a few registers, and
-samples into tiles whose rows of a block stay in the second-level cache. Kernels are serial and release the GIL, see
+sums with the same rows, 4 d operations a pair that fires. Columns of X are cut into blocks as wide as a few registers,
+and samples into tiles whose rows of a block stay in the second-level cache. Kernels are serial and release the GIL, see
 `widefit.kernels.fire_rows`.
 """
 

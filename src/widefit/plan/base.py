@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind", bound="Plan")
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Plan:
         """Return (what, chosen, reason), one a decision."""
         return [(choice.what, choice.chosen, choice.reason) for choice in self.choices]
 
-    def after(self, earlier: Iterable[Choice]) -> "Plan":
+    def after(self: Kind, earlier: Iterable[Choice]) -> Kind:
         """Return the same plan with decisions that were taken before it in front."""
         return replace(self, choices=(*earlier, *self.choices))
 
-    def then(self, *later: Choice) -> "Plan":
+    def then(self: Kind, *later: Choice) -> Kind:
         """Return the same plan with decisions that were taken after it."""
         return replace(self, choices=(*self.choices, *later))
 

@@ -11,6 +11,7 @@ from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
 from widefit.rules.local_problem import Block, LocalProblem, NetworkProblem
 from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solution, Solver
+from widefit.solvers.warm_start import solve_from
 
 # A decrease below this part of Q is the end: what is left to gain is not worth a pass.
 _CONVERGED = 1e-3
@@ -130,7 +131,8 @@ def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
     rhs = block.residual
     if block.response is not None:
         rhs = rhs - pull * block.weighted(block.response)
-    solution = solver.solve(block.operator, rhs, damping)
+    guess = None if block.guess is None else pull * block.guess
+    solution = solve_from(solver, block.operator, rhs, damping, guess)
     image = solution.image
     g = block.unweighted(solution.value)
     gain = float(block.residual.double().square().sum() - (rhs - image).double().square().sum())

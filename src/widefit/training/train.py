@@ -1,6 +1,7 @@
 """train(): fit a network to data."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Training:
         chosen = rule_for(rule, loss, network.out_features)
         inputs, objective = checked_problem(network, X, y, sample_weight, float(alpha), chosen.loss)
         phases = Phases()
-        kind: Any = DeepModel if isinstance(network, Deep) else TwoLayerModel
+        kind: Any = DeepModel if isinstance(network, Deep) else partial(TwoLayerModel, tol=float(tol))
         self.model: TwoLayerModel | DeepModel = kind(
             network,
             inputs,
