@@ -47,6 +47,9 @@ from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
 
+# Rows that are predicted at a time: memory does not grow with the table.
+_PREDICTED_ROWS = 1 << 15
+
 
 class Wide(BaseEstimator, ABC):
     """Base of the two estimators."""
@@ -72,7 +75,7 @@ class Wide(BaseEstimator, ABC):
 
     def __init__(
         self,
-        hidden_layer_sizes=(65536,),
+        hidden_layer_sizes="auto",
         activation="shifted_relu",
         threshold="auto",
         alpha="auto",
@@ -197,6 +200,7 @@ class Wide(BaseEstimator, ABC):
         continues = bool(self.warm_start) and hasattr(self, "network_")
         rows, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
         weight = self._weigh(y, weight)
+        layers = layers.for_rows(self, *rows.shape)
         metric = None if validation is None else self._metric_on(*validation)
         if not continues:
             self._learn_targets(y, weight)
@@ -239,7 +243,7 @@ class Wide(BaseEstimator, ABC):
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (layers.choice, *tuning.choices)
+        self._choices = (*layers.choices, *tuning.choices)
         return tuning
 
     def _train(
@@ -359,7 +363,14 @@ class Wide(BaseEstimator, ABC):
     def _outputs(self, X: Any) -> np.ndarray:
         """Return network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
-        distinct, group = self._distinct_rows(X)
+        rows = self._rows(X)
+        step = max(_PREDICTED_ROWS, getattr(self._predictor, "rows", None) or 0)
+        parts = [self._outputs_of(rows[first : first + step]) for first in range(0, len(rows), step)]
+        return np.concatenate(parts)
+
+    def _outputs_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return network outputs for rows of numbers; equal ones are evaluated once."""
+        distinct, group = _distinct(rows)
         inputs = self.sphere_(distinct)
         return (_forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs))[group]
 
@@ -405,9 +416,11 @@ class Wide(BaseEstimator, ABC):
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
-        rows = validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64)
-        distinct, group = np.unique(dense(rows), axis=0, return_inverse=True)
-        return distinct, group.reshape(-1)
+        return _distinct(self._rows(X))
+
+    def _rows(self, X: Any) -> np.ndarray:
+        """Return the rows of a table as numbers, checked."""
+        return dense(validate_data(self, plain(X), reset=False, accept_sparse="csr", dtype=np.float64))
 
     # Checks.
 
@@ -537,6 +550,11 @@ class Wide(BaseEstimator, ABC):
 def _predictor_of(network: TwoLayer | Deep) -> Predictor | None:
     """Return a predictor of a two-layer network; None for a deep one."""
     return Predictor(network) if isinstance(network, TwoLayer) else None
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    distinct, group = np.unique(rows, axis=0, return_inverse=True)
+    return distinct, group.reshape(-1)
 
 
 def _forward(network: TwoLayer | Deep, inputs: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ class WideClassifier(ClassifierMixin, Wide):
 
     def __init__(
         self,
-        hidden_layer_sizes=(65536,),
+        hidden_layer_sizes="auto",
         activation="shifted_relu",
         threshold="auto",
         alpha="auto",

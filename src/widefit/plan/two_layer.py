@@ -132,7 +132,8 @@ def plan_two_layer(
             else:
                 plan, followed, solved = _plan_with_lists(replace(work, arrays=False), tracker, solver, budget, tol)
         except MemoryError as error:
-            refused = error
+            # What is told is what the thriftier form would take.
+            refused = error if refused is None or form == _LISTS else refused
             continue
         if refused is not None:
             reason = f"{_LISTS if form == _ARRAY else _ARRAY} does not fit in memory"
@@ -322,8 +323,13 @@ def seconds_with_arrays(work: Workload, solver: str) -> float:
 
 def seconds_with_lists(work: Workload) -> float:
     """Predicted time of a step beside the tracker's, with H applied from fire lists."""
-    pair = _PAIR + 4 * work.features / _LIST_FLOPS
-    return _PRODUCTS * work.pairs * work.firing * pair / REFERENCE_THREADS
+    product = seconds_of_a_product(work.samples, work.features, work.width * work.firing)
+    return _PRODUCTS * product / REFERENCE_THREADS
+
+
+def seconds_of_a_product(samples: int, features: int, fired: float) -> float:
+    """Predicted time of H v of all outputs on one core, with so many neurons that fire on a sample."""
+    return samples * fired * (_PAIR + 4 * features / _LIST_FLOPS)
 
 
 def _flops_per_step(work: Workload, solver: str) -> float:
