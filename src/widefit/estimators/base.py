@@ -32,7 +32,7 @@ from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.parts import check_parts
 from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
-from widefit.estimators.readout import refit_readout
+from widefit.estimators.readout import refit_readout, refuse_many_rows
 from widefit.estimators.training_sample import TrainingSample
 from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
@@ -206,6 +206,8 @@ class Wide(BaseEstimator, ABC):
             self._learn_targets(y, weight)
         encoded = self._encode(y)
         merged = merge_duplicates(rows, encoded, weight)
+        if self.refit_readout:
+            refuse_many_rows(len(merged.rows))
         self._forget_stream()
         self.loss_ = self._loss()
         tuning = None if continues else self._tune(merged, layers, self.alpha)
