@@ -57,11 +57,11 @@ def test_the_run_of_arrays(tracker: str, alpha: float, lists, monkeypatch: pytes
         return history, own.weight.detach().numpy(), training
 
     found, weights, training = run()
-    assert not training.plan.arrays
+    assert not training.model.plan.arrays
     assert ("Gram matrix", "fire lists", "this test") in training.plan.rows()
     monkeypatch.setattr(two_layer, "_forms", lambda work, solver: [("n × n array", "")])
     expected, theirs, training = run()
-    assert training.plan.arrays
+    assert training.model.plan.arrays
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(weights, theirs, atol=1e-6)
 

@@ -51,7 +51,7 @@ def test_noise_asks_for_a_larger_ridge() -> None:
 def test_many_rows_are_judged(alpha, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "MANY", 300)
     monkeypatch.setattr(held_out, "SAMPLE", 120)
-    monkeypatch.setattr(tune, "_MAP_ROWS_OF_MANY", 150)
+    monkeypatch.setattr(tune, "_MAP_ROWS_OF_MANY", (100, 150))
     merged = table(0.3)
     found = tune.tune(merged, threshold=1.0, width=4096, alpha=alpha, readout_scale="auto", seed=0)
     assert found.held_out.shape == (120, 1)

@@ -110,7 +110,7 @@ class HiddenLayers:
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """What was chosen, for the plan."""
+        """Choices for the plan."""
         return (self._threshold,) if self.narrowed is None else (self.narrowed, self._threshold)
 
     @property

@@ -14,6 +14,7 @@ from widefit.kernels.compilation import announce_compilation
 from widefit.kernels.memory import available_memory
 from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer
+from widefit.plan.base import Plan
 from widefit.rules import Rule
 from widefit.training.callback import Callback
 from widefit.training.deep import DeepModel
@@ -77,7 +78,8 @@ class Training:
         steps = NetworkSteps(self.model, inputs, objective, chosen, loss_floor, phases)
         self._loop = Loop(steps, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, loss_floor=loss_floor)
         self._loss_floor = loss_floor
-        self.plan = self.model.plan
+        plan = self.model.plan
+        self.plan = Plan(plan.choices, plan.bytes_needed, plan.flops_per_step)
         self.history = self._loop.history
 
     @property

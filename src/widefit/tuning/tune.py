@@ -32,9 +32,9 @@ _EASILY_FLIPPED = 0.9
 # What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution.
 _TOLERATED = 1.02
 _LARGEST_SCALE = 1e4
-# Of a table of many rows: the part of those flips that is aimed at, and rows on which another input map is chosen.
+# Of a table of many rows: the part of those flips that is aimed at, and rows on which other input maps are chosen.
 _FEWER_FLIPS = 0.1
-_MAP_ROWS_OF_MANY = 1000
+_MAP_ROWS_OF_MANY = (MAP_ROWS, 1000)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def bytes_needed(samples: int, features: int) -> int:
     rows = SAMPLE if samples > MANY else min(samples, max(2 * MAP_ROWS, _RIDGE_ROWS))
     # Copies of the table that are sorted; matrices that a leave-one-out error holds at once (counted).
     merging = 5 * samples * features
-    return 8 * max(merging, samples * features + 8 * rows**2 + 4 * rows * features) + _SMALL
+    squares = 12 if samples > MANY else 8
+    return 8 * max(merging, samples * features + squares * rows**2 + 4 * rows * features) + _SMALL
 
 
 # Matrices of a few hundred rows: handing them to several threads costs more than it brings.
@@ -168,14 +169,15 @@ def _judge(
     classes: Int[np.ndarray, " n"] | None,
     generator: np.random.Generator,
 ) -> tuple[SphereMap, HeldOut, list[Choice]]:
-    """Return the better of the map from few rows and another one from more, its fit to a larger sample, and why."""
+    """Return the best of the map from few rows and of others from other rows, its fit to a larger sample, and why."""
     halves = Halves.draw(merged, classes, generator)
-    maps = [first, choose_map(merged, threshold, classes, generator, _MAP_ROWS_OF_MANY)]
+    maps = [first, *(choose_map(merged, threshold, classes, generator, size) for size in _MAP_ROWS_OF_MANY)]
     fits = [halves.judge(sphere, threshold, alpha, corrects) for sphere, _ in maps]
     best = min(range(len(fits)), key=lambda one: fits[one].error)
     (sphere, choice), found = maps[best], fits[best]
     told = f"error {found.error:.3g} spreads on {len(found.rows):,} held-out rows"
-    against = f", against {fits[1 - best].error:.3g} of a map from {'fewer' if best else 'more'} rows"
+    others = " and ".join(f"{fit.error:.3g}" for fit in fits if fit is not found)
+    against = f", against {others} of maps chosen on other rows"
     choices = [replace(choice, reason=f"{choice.reason}; {told}{against}")]
     if corrects:
         choices.append(Choice("alpha", f"{found.alpha:.3g}", f"the largest ridge that is nearly the best: {told}"))
