@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from harness import describe_machine, entry, main, peak_memory_gb
@@ -86,7 +87,7 @@ def _measure(contestant: str, rows: int, data: str, quick: bool) -> dict[str, fl
     chosen = np.random.default_rng(0).permutation(len(X))[:rows]
     X, y = X[chosen], y[chosen]
     classes = np.unique(y).size < 20
-    model = _model(contestant, classes, quick)
+    model: Any = _model(contestant, classes, quick)
     if contestant == "widefit":
         _model(contestant, classes, True).fit(X[:600], y[:600])
     begun, spent = time.perf_counter(), time.process_time()
@@ -109,7 +110,7 @@ def _model(contestant: str, classes: bool, quick: bool):
 
     if contestant == "gradient boosting":
         return (HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor)(random_state=0)
-    settings = {"hidden_layer_sizes": (QUICK_WIDTH,)} if quick else {}
+    settings: dict[str, Any] = {"hidden_layer_sizes": (QUICK_WIDTH,)} if quick else {}
     return (WideClassifier if classes else WideRegressor)(**settings)
 
 

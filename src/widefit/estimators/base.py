@@ -75,7 +75,7 @@ class Wide(BaseEstimator, ABC):
 
     def __init__(
         self,
-        hidden_layer_sizes="auto",
+        hidden_layer_sizes: int | Sequence[int] | str = "auto",
         activation="shifted_relu",
         threshold="auto",
         alpha="auto",
