@@ -71,7 +71,8 @@ def test_version(tmp_path: Path) -> None:
 def test_defaults_are_those_of_the_estimators() -> None:
     estimator = {name: p.default for name, p in inspect.signature(widefit.WideRegressor).parameters.items()}
     options = {name: p.default for name, p in inspect.signature(train_command.command).parameters.items()}
-    assert (options["width"],) == estimator["hidden_layer_sizes"]
+    assert options["width"] is None
+    assert estimator["hidden_layer_sizes"] == "auto"
     assert options["seed"] == estimator["random_state"]
     for name in ("activation", "threshold", "alpha", "rule", "tracker", "solver", "max_iter", "tol"):
         assert options[name] == estimator[name]

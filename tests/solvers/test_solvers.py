@@ -21,6 +21,7 @@ from widefit.gram import (
 )
 from widefit.gram.jacobian import DenseJacobian
 from widefit.solvers import CG, BlockCG, Cholesky, NystromCG, Primal, Reusing, SketchedCG, Solver
+from widefit.solvers.warm_start import solve_from
 from widefit.tuning.leave_one_out import leave_one_out
 
 SOLVERS: dict[str, Solver] = {
@@ -362,3 +363,48 @@ def test_leave_one_out_equals_leaving_one_out(samples, outputs, alpha, seed):
         jacobian.T @ (weight[:, None] * jacobian) + alpha * np.eye(6), jacobian.T @ (weight[:, None] * targets)
     )
     np.testing.assert_allclose(jacobian.T @ found.coefficients, u, atol=1e-8)
+
+
+class TestSharedPreconditioner:
+    def operators(self) -> list[DenseGram]:
+        generator = torch.Generator().manual_seed(0)
+        factor = torch.randn(80, 30, generator=generator, dtype=torch.float64) / torch.arange(1, 31)
+        other = factor + 0.01 * torch.randn(80, 30, generator=generator, dtype=torch.float64)
+        return [DenseGram(factor @ factor.T), DenseGram(other @ other.T)]
+
+    def test_serves_operators_that_are_alike(self) -> None:
+        rhs = torch.linspace(-1, 1, 80, dtype=torch.float64)
+        shared = NystromCG(tolerance=1e-8, rank=20).shared()
+        for operator in self.operators():
+            found = shared.solve(operator, rhs, 1e-2)
+            assert found.residual_norm <= 1e-8
+            assert found.iterations < CG(tolerance=1e-8).solve(operator, rhs, 1e-2).iterations
+        assert len(shared._kept) == 1
+        assert len(shared._kept[0].products) == 2
+
+    def test_is_made_anew_for_what_it_serves_badly(self) -> None:
+        shared = NystromCG(tolerance=1e-8, rank=20).shared()
+        rhs = torch.linspace(-1, 1, 80, dtype=torch.float64)
+        shared.solve(self.operators()[0], rhs, 1e-2)
+        first = shared._kept[0]
+        first.products.append(1000)
+        shared.solve(self.operators()[0], rhs, 1e-2)
+        assert shared._kept[0] is not first
+
+
+def test_solves_begin_from_a_guess() -> None:
+    operator = TestSharedPreconditioner().operators()[0]
+    rhs = torch.linspace(-1, 1, 80, dtype=torch.float64)
+    solver = CG(tolerance=1e-6)
+    fresh = solver.solve(operator, rhs, 1e-2)
+    again = solve_from(solver, operator, rhs, 1e-2, fresh.value)
+    assert again.iterations == 1
+    assert torch.equal(again.value, fresh.value)
+    near = solve_from(solver, operator, rhs, 1e-2, fresh.value + 1e-4)
+    assert near.iterations < fresh.iterations
+    assert near.residual_norm <= 1e-6
+    torch.testing.assert_close(near.image, operator.matvec(near.value))
+    misled = solve_from(solver, operator, rhs, 1e-2, -10 * fresh.value)
+    assert torch.equal(misled.value, fresh.value)
+    exact = solve_from(Cholesky(), operator, rhs, 1e-2, fresh.value)
+    assert exact.residual_norm < 1e-12

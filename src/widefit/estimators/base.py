@@ -44,7 +44,7 @@ from widefit.estimators.partial_fit import TUNING_ROWS, StreamState
 from widefit.estimators.parts import check_parts
 from widefit.estimators.plain_parameters import from_plain, to_plain
 from widefit.estimators.prediction import Predictor
-from widefit.estimators.readout import refit_readout
+from widefit.estimators.readout import refit_readout, refuse_many_rows
 from widefit.estimators.settled import Settled
 from widefit.estimators.training_sample import TrainingSample
 from widefit.estimators.uncertainty import Uncertainty
@@ -71,6 +71,8 @@ if TYPE_CHECKING:
 _FEWEST_TO_SETTLE = 100
 # Mean squared residual at which interpolation is good enough.
 _TOL = 1e-6
+# Rows that are predicted at a time: memory does not grow with the table.
+_PREDICTED_ROWS = 1 << 15
 
 
 class Wide(BaseEstimator, ABC):
@@ -100,7 +102,7 @@ class Wide(BaseEstimator, ABC):
 
     def __init__(
         self,
-        hidden_layer_sizes=(65536,),
+        hidden_layer_sizes: int | Sequence[int] | str = "auto",
         activation="shifted_relu",
         threshold="auto",
         alpha="auto",
@@ -243,11 +245,14 @@ class Wide(BaseEstimator, ABC):
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         encoded = self._encode(y)
         rows = self._learn_columns(table, encoded, weight, reset=not continues)
+        layers = layers.for_rows(self, *rows.shape)
         metric = None if validation is None else self._metric_on(*validation)
         merged = merge_duplicates(rows, encoded, weight)
         if not continues and self._transform_targets(y, weight, merged, layers):
             encoded = self._encode(y)
             merged = merge_duplicates(rows, encoded, weight)
+        if self.refit_readout:
+            refuse_many_rows(len(merged.rows))
         self._forget_stream()
         tuning = None if continues else self._tune(merged, layers, self.alpha)
         if tuning is not None:
@@ -289,7 +294,7 @@ class Wide(BaseEstimator, ABC):
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
-        self._choices = (layers.choice, *tuning.choices, *self._target_choices)
+        self._choices = (*layers.choices, *tuning.choices, *self._target_choices)
         return tuning
 
     def _train(
@@ -423,7 +428,14 @@ class Wide(BaseEstimator, ABC):
     def _outputs(self, X: Any) -> np.ndarray:
         """Return network outputs in the units of the encoded target, shape (n, k)."""
         check_is_fitted(self)
-        distinct, group = self._distinct_rows(X)
+        rows = self._rows(X)
+        step = max(_PREDICTED_ROWS, getattr(self._predictor, "rows", None) or 0)
+        parts = [self._outputs_of(rows[first : first + step]) for first in range(0, len(rows), step)]
+        return np.concatenate(parts)
+
+    def _outputs_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return network outputs for rows of numbers; equal ones are evaluated once."""
+        distinct, group = _distinct(rows)
         inputs = self.sphere_(distinct)
         return (_forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs))[group]
 
@@ -503,9 +515,11 @@ class Wide(BaseEstimator, ABC):
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
-        rows = self._encoded(self._check_rows(X))
-        distinct, group = np.unique(rows, axis=0, return_inverse=True)
-        return distinct, group.reshape(-1)
+        return _distinct(self._rows(X))
+
+    def _rows(self, X: Any) -> np.ndarray:
+        """Return the rows of a table as numbers, checked."""
+        return self._encoded(self._check_rows(X))
 
     # Checks.
 
@@ -758,6 +772,11 @@ class Wide(BaseEstimator, ABC):
 def _predictor_of(network: TwoLayer | Deep) -> Predictor | None:
     """Return a predictor of a two-layer network; None for a deep one."""
     return Predictor(network) if isinstance(network, TwoLayer) else None
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    distinct, group = np.unique(rows, axis=0, return_inverse=True)
+    return distinct, group.reshape(-1)
 
 
 def _forward(network: TwoLayer | Deep, inputs: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """WideClassifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -66,7 +66,7 @@ class WideClassifier(ClassifierMixin, Wide):
 
     def __init__(
         self,
-        hidden_layer_sizes=(65536,),
+        hidden_layer_sizes: int | Sequence[int] | str = "auto",
         activation="shifted_relu",
         threshold="auto",
         alpha="auto",

@@ -1,7 +1,7 @@
 """Checks of the parameters of the estimators."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -9,7 +9,14 @@ from widefit.nn import automatic_threshold
 from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.plan.names import ACTIVATIONS
+from widefit.plan.two_layer import seconds_of_a_product
 
+# Neurons of "auto", and the least of them; seconds on one core that a product with H may take before they are fewer.
+_WIDTH = 1 << 16
+_LEAST_WIDTH = 1 << 12
+_SECONDS_A_PRODUCT = 20.0
+# And pairs that fire, which take four bytes before a step and after it.
+_FIRING_PAIRS = 1 << 29
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3
 
@@ -52,6 +59,7 @@ class HiddenLayers:
     widths: tuple[int, ...]
     thresholds: tuple[float, ...]
     reason: str
+    narrowed: Choice | None = None
 
     @classmethod
     def of(cls, model: Any) -> "HiddenLayers":
@@ -63,7 +71,21 @@ class HiddenLayers:
             A width below 2, an unknown activation, a threshold that suits neither activation nor width, or an option
             that several layers do not have.
         """
-        widths = _widths(model.hidden_layer_sizes)
+        chosen = isinstance(model.hidden_layer_sizes, str) and model.hidden_layer_sizes == "auto"
+        widths = (_WIDTH,) if chosen else _widths(model.hidden_layer_sizes)
+        return cls._of_widths(widths, model)
+
+    def for_rows(self, model: Any, samples: int, features: int) -> "HiddenLayers":
+        """Return narrower layers where "auto" is to choose, and a step on so many rows would take long."""
+        chosen = isinstance(model.hidden_layer_sizes, str)
+        width = affordable_width(samples, features) if chosen else _WIDTH
+        if width == _WIDTH:
+            return self
+        reason = f"a step on {samples:,} rows would take long with {_WIDTH:,}"
+        return replace(self._of_widths((width,), model), narrowed=Choice("width", f"{width:,}", reason))
+
+    @classmethod
+    def _of_widths(cls, widths: tuple[int, ...], model: Any) -> "HiddenLayers":
         if model.activation not in ACTIVATIONS:
             names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"activation must be one of {names}, got {model.activation!r}")
@@ -87,11 +109,27 @@ class HiddenLayers:
         return cls(widths, (threshold,) * len(widths), "as asked for")
 
     @property
-    def choice(self) -> Choice:
-        """Thresholds, for the plan."""
+    def choices(self) -> tuple[Choice, ...]:
+        """Choices for the plan."""
+        return (self._threshold,) if self.narrowed is None else (self.narrowed, self._threshold)
+
+    @property
+    def _threshold(self) -> Choice:
         shares = ", ".join(f"{firing_probability(threshold, 1.0):.1%}" for threshold in self.thresholds)
         chosen = ", ".join(f"{threshold:.3g}" for threshold in self.thresholds)
         return Choice("threshold", chosen, f"{self.reason}: a neuron fires on {shares} of the samples")
+
+
+def affordable_width(samples: int, features: int) -> int:
+    """Return the largest power of two of neurons, up to the usual, with which a product with H takes little time."""
+    width = _WIDTH
+    while width > _LEAST_WIDTH:
+        fired = width * firing_probability(automatic_threshold(width), 1.0)
+        seconds = seconds_of_a_product(samples, features, fired)
+        if seconds <= _SECONDS_A_PRODUCT and fired * samples <= _FIRING_PAIRS:
+            break
+        width //= 2
+    return width
 
 
 def _widths(sizes: Any) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def check_parts(tensors: Mapping[str, Tensor], document: dict[str, Any], paramet
         raise FileError("its history has no steps")
     if unknown := sorted(record.parameters.keys() - parameters.keys()):
         raise FileError(f"{record.estimator} has no parameter {unknown[0]!r}")
-    read(int | list[int], record.parameters.get("hidden_layer_sizes", 1), "hidden_layer_sizes")
+    read(int | list[int] | Literal["auto"], record.parameters.get("hidden_layer_sizes", 1), "hidden_layer_sizes")
     features, outputs = _check_network(tensors, record.network)
     _check_input_map(tensors, record, features)
     for name in ("target_mean", "target_scale"):

@@ -5,11 +5,22 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
 from widefit.plan.base import Choice
 from widefit.tuning.leave_one_out import RIDGES, leave_one_out
 
 _BLOCK_NUMBERS = 1 << 21
+
+
+def refuse_many_rows(samples: int) -> None:
+    """Raise a MemoryError where the n × n numbers of `refit_readout` do not fit."""
+    needed = 40 * samples**2
+    if needed > available_memory():
+        raise MemoryError(
+            f"refit_readout takes {samples:,} × {samples:,} numbers several times, {needed / 1e9:.3g} GB, and "
+            f"{available_memory() / 1e9:.3g} GB are free; set refit_readout=False"
+        )
 
 
 def refit_readout(

@@ -34,8 +34,9 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of ints, default (65536,)
-        The width m of a two-layer network, or the widths of the layers of a deep one (`widefit.nn.Deep`).
+    hidden_layer_sizes : tuple of ints or "auto", default "auto"
+        The width m of a two-layer network, or the widths of the layers of a deep one (`widefit.nn.Deep`); "auto" is
+        (65536,), and fewer neurons where there are so many rows that a step would take long.
     activation : {"shifted_relu", "relu", "floored_relu"}, default "shifted_relu"
         max(z − b, 0), max(z, 0), or max(z, b); the last for one hidden layer only.
     threshold : float or "auto", default "auto"

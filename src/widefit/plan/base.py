@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 from widefit.data.markup import html_table
 
+Kind = TypeVar("Kind", bound="Plan")
 # The longest line of a printed plan.
 LINE = 110
 
@@ -51,11 +52,11 @@ class Plan:
         """Return (what, chosen, reason), one a decision."""
         return [(choice.what, choice.chosen, choice.reason) for choice in self.choices]
 
-    def after(self, earlier: Iterable[Choice]) -> "Plan":
+    def after(self: Kind, earlier: Iterable[Choice]) -> Kind:
         """Return the same plan with decisions that were taken before it in front."""
         return replace(self, choices=(*earlier, *self.choices))
 
-    def then(self, *later: Choice) -> "Plan":
+    def then(self: Kind, *later: Choice) -> Kind:
         """Return the same plan with decisions that were taken after it."""
         return replace(self, choices=(*self.choices, *later))
 

@@ -97,8 +97,11 @@ STREAM_TRACKERS = ("dense", "half-space-tree")
 _SOLVER = "widefit.solvers.base:Solver"
 _CHOLESKY, _CG = "widefit.solvers.cholesky:Cholesky", "widefit.solvers.cg:CG"
 # For a network of one hidden layer each output has a system of its own, for a deep one all outputs share one.
-TWO_LAYER_SOLVERS = Registry("solver", _SOLVER, {"cholesky": _CHOLESKY, "cg": _CG})
-DEEP_SOLVERS = Registry("solver", _SOLVER, {**TWO_LAYER_SOLVERS.homes, "block-cg": "widefit.solvers.block_cg:BlockCG"})
+_NYSTROM = "widefit.solvers.nystrom_cg:NystromCG"
+TWO_LAYER_SOLVERS = Registry("solver", _SOLVER, {"cholesky": _CHOLESKY, "cg": _CG, "nystrom-cg": _NYSTROM})
+DEEP_SOLVERS = Registry(
+    "solver", _SOLVER, {"cholesky": _CHOLESKY, "cg": _CG, "block-cg": "widefit.solvers.block_cg:BlockCG"}
+)
 # For the optimizer: three that work in parameter space, and those in sample space.
 STEP_SOLVERS = Registry(
     "solver",
@@ -110,7 +113,7 @@ STEP_SOLVERS = Registry(
         "cholesky": _CHOLESKY,
         "cg": _CG,
         "sketched-cg": "widefit.solvers.sketched_cg:SketchedCG",
-        "nystrom-cg": "widefit.solvers.nystrom_cg:NystromCG",
+        "nystrom-cg": _NYSTROM,
     },
 )
 

@@ -12,9 +12,9 @@ from widefit.nn import TwoLayer
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
 from widefit.rules import SGD, GaussNewton, Rule
-from widefit.solvers import Solver
+from widefit.solvers import CG, NystromCG, Solver
 from widefit.trackers import Tracker
-from widefit.trackers.cost import Cost, Steps, Workload, expected_firing
+from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload, expected_firing
 
 # Samples that stand for all in the estimates of stochastic rules.
 ESTIMATE_SAMPLES = 2048
@@ -24,6 +24,26 @@ _SEEN_PART = 1 << 10
 _SEEN_PAIRS = 1 << 23
 # Iterations of conjugate gradients that a step is reckoned to take, in products with H.
 _ITERATIONS = 100
+# Solvers that need H for its products and a few of its columns alone.
+_BY_PRODUCTS = ("cg", "nystrom-cg")
+# The forms of H, by the names that a plan gives them.
+_ARRAY, _LISTS = "n × n array", "fire lists"
+# Samples up to which n × n arrays are taken wherever they fit.
+_FEW = 8192
+# Where H is applied: products with it that a step takes behind a preconditioner, those after which a solve gives up,
+# and the part of the right-hand side that it may leave: less changes no prediction (measured on tables and images).
+_PRODUCTS = 20
+_MOST_PRODUCTS = 300
+_INEXACT = 1e-2
+_LEAST_TOLERANCE = 1e-4
+# Columns of the preconditioner, and the numbers that they should not exceed.
+_LEAST_RANK, _MOST_RANK, _RANK_NUMBERS = 128, 400, 1 << 28
+# Bytes of the sums of a thousand neurons over a block of columns.
+_TASK_BYTES = 1 << 20
+# Measured on one core (AMD Zen 4): operations of a factorization in float64 and from fire lists a second, seconds a
+# pair of a product beside them, an entry of an array, and an addition to N.
+_DOUBLE_FLOPS, _LIST_FLOPS = 4e10, 1.3e10
+_PAIR, _ENTRY, _ADDITION = 8e-9, 1e-9, 2.5e-10
 
 
 def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: float, rule: Rule) -> Workload:
@@ -56,19 +76,36 @@ def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: floa
     )
 
 
+@dataclass(frozen=True)
+class TwoLayerPlan(Plan):
+    """The plan of a training.
+
+    Attributes
+    ----------
+    arrays
+        True where K, N and H are held as n × n arrays, False where H is applied from fire lists.
+    """
+
+    arrays: bool = True
+
+
 def plan_two_layer(
     work: Workload,
     tracker: str | Tracker,
     solver: str | Solver,
     threads: int,
     memory: int | None = None,
-) -> tuple[Plan, Tracker, Solver]:
-    """Choose tracker and solver, and refuse what cannot fit.
+    tol: float = 1e-6,
+) -> tuple[TwoLayerPlan, Tracker, Solver]:
+    """Choose the form of H, tracker and solver, and refuse what cannot fit.
 
     Parameters
     ----------
     work
         Sizes of the problem.
+    tol
+        Training loss that is asked for, in units of that before the first step: a solver that iterates need not be
+        more exact.
     tracker, solver
         "auto", a name, or the object itself.
     threads
@@ -84,14 +121,81 @@ def plan_two_layer(
         The prediction exceeds the memory; the message gives the number and the nearest width that fits.
     """
     budget = _Budget(threads, available_memory() if memory is None else memory)
-    choices = []
-    wanted = ["cholesky", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
-    if tracker == "auto":
-        followed, reason = _choose_tracker(work, wanted, budget)
-        choices.append(Choice("tracker", followed.name, reason))
+    wanted = "auto" if solver == "auto" else cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name
+    if work.steps.sees_few or wanted not in ("auto", *_BY_PRODUCTS):
+        return _plan_with_arrays(work, tracker, solver, budget)
+    refused: MemoryError | None = None
+    for form, reason in _forms(work, wanted):
+        try:
+            if form == _ARRAY:
+                plan, followed, solved = _plan_with_arrays(work, tracker, solver, budget)
+            else:
+                plan, followed, solved = _plan_with_lists(replace(work, arrays=False), tracker, solver, budget, tol)
+        except MemoryError as error:
+            # What is told is what the thriftier form would take.
+            refused = error if refused is None or form == _LISTS else refused
+            continue
+        if refused is not None:
+            reason = f"{_LISTS if form == _ARRAY else _ARRAY} does not fit in memory"
+        # Of few samples in an array there is nothing to tell.
+        return (plan.then(Choice("Gram matrix", form, reason)) if reason else plan), followed, solved
+    assert refused is not None
+    raise refused
+
+
+def _forms(work: Workload, solver: str) -> list[tuple[str, str]]:
+    """The two forms of H, the better one first, and the reason for it."""
+    square = f"{_ARRAY} of {8 * work.samples**2 / 1e9:.2g} GB"
+    if work.samples <= _FEW:
+        return [(_ARRAY, ""), (_LISTS, "")]
+    array, lists = seconds_with_arrays(work, solver), seconds_with_lists(work)
+    if array <= lists:
+        return [(_ARRAY, f"a step takes about {array:.2g} s, against {lists:.2g} s with {_LISTS}"), (_LISTS, "")]
+    return [(_LISTS, f"a step takes about {lists:.2g} s, against {array:.2g} s with an {square}"), (_ARRAY, "")]
+
+
+def _plan_with_lists(
+    work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget", tol: float
+) -> tuple[TwoLayerPlan, Tracker, Solver]:
+    """Choose tracker and solver where H is applied."""
+    wanted = ["nystrom-cg", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
+    followed, choices = _tracker_for(work, tracker, wanted, budget)
+    if solver == "auto":
+        rank = preconditioner_rank(work.samples)
+        tolerance = _INEXACT if work.anchored else min(_INEXACT, max(math.sqrt(tol), _LEAST_TOLERANCE))
+        told = f"systems solved to {tolerance:.2g} of their right-hand sides"
+        if budget.holds(work, followed, "nystrom-cg"):
+            solved: Solver = NystromCG(tolerance=tolerance, rank=rank, max_iterations=_MOST_PRODUCTS)
+            choices.append(Choice("solver", solved.name, f"{told}, behind {rank} columns of H"))
+        else:
+            solved = CG(tolerance=tolerance, max_iterations=_MOST_PRODUCTS)
+            choices.append(Choice("solver", solved.name, f"{told}; {rank} columns of H do not fit in memory"))
     else:
-        followed = cast(Tracker, resolve(tracker, TRACKERS))
-        _refuse_what_it_cannot_follow(followed, work)
+        solved = cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))
+    needed = budget.bytes_needed(work, followed, solved.name)
+    if needed > budget.memory:
+        raise MemoryError(_refusal(work, followed, solved.name, budget))
+    return TwoLayerPlan(tuple(choices), needed, _flops_per_step(work, solved.name), arrays=False), followed, solved
+
+
+def _tracker_for(
+    work: Workload, tracker: str | Tracker, solvers: list[str], budget: "_Budget"
+) -> tuple[Tracker, list[Choice]]:
+    """The tracker that was asked for, or the one that is chosen and why."""
+    if tracker == "auto":
+        followed, reason = _choose_tracker(work, solvers, budget)
+        return followed, [Choice("tracker", followed.name, reason)]
+    followed = cast(Tracker, resolve(tracker, TRACKERS))
+    _refuse_what_it_cannot_follow(followed, work)
+    return followed, []
+
+
+def _plan_with_arrays(
+    work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget"
+) -> tuple[TwoLayerPlan, Tracker, Solver]:
+    """Choose tracker and solver where K, N and H are arrays."""
+    wanted = ["cholesky", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
+    followed, choices = _tracker_for(work, tracker, wanted, budget)
     if solver == "auto":
         direct = budget.holds(work, followed, "cholesky")
         solved = cast(Solver, resolve("cholesky" if direct or work.steps.sees_few else "cg", TWO_LAYER_SOLVERS))
@@ -104,7 +208,7 @@ def plan_two_layer(
     needed = budget.bytes_needed(work, followed, solved.name)
     if needed > budget.memory:
         raise MemoryError(_refusal(work, followed, solved.name, budget))
-    return Plan(tuple(choices), needed, _flops_per_step(work, solved.name)), followed, solved
+    return TwoLayerPlan(tuple(choices), needed, _flops_per_step(work, solved.name)), followed, solved
 
 
 @dataclass(frozen=True)
@@ -119,7 +223,8 @@ class _Budget:
         cost = tracker.cost(work)
         block = max(64, min(1024, (1 << 20) // work.samples))
         passing = block * (work.samples * work.itemsize + work.samples // 8 + work.features * work.itemsize)
-        return cost.bytes + self.threads * (cost.bytes_a_thread + passing) + _square_bytes(work, solver)
+        held = cost.bytes + self.threads * (cost.bytes_a_thread + passing)
+        return held + (_square_bytes(work, solver) if work.arrays else _list_bytes(work, solver, self.threads))
 
     def holds(self, work: Workload, tracker: Tracker, solver: str) -> bool:
         """Whether that fits."""
@@ -190,11 +295,50 @@ def _square_bytes(work: Workload, solver: str) -> int:
     return work.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
 
 
+def preconditioner_rank(samples: int) -> int:
+    """Columns of H that a preconditioner is made from, where H is applied: a few hundred."""
+    return min(samples, max(_LEAST_RANK, min(_MOST_RANK, _RANK_NUMBERS // samples)))
+
+
+def _list_bytes(work: Workload, solver: str, threads: int) -> int:
+    """X once more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
+    n = work.samples
+    row = 64 * math.ceil(work.features * work.itemsize / 64) + 64
+    vectors = 8 * n * (20 + 8 * work.outputs) + threads * 5 * (8 * n + _TASK_BYTES)
+    columns = 0
+    if solver == "nystrom-cg":
+        rank = preconditioner_rank(n)
+        # The columns that are being added are in three places, in float32 and float64.
+        columns = n * (4 * rank + 28 * (rank // 8) + 512 * min(threads, 2))
+    return n * row + vectors + columns
+
+
+def seconds_with_arrays(work: Workload, solver: str) -> float:
+    """Predicted time of a step beside the tracker's, with K, N and H as arrays."""
+    n = float(work.samples)
+    counted = work.width * (work.firing * n) ** 2 / 2 * _ADDITION
+    solve = n**3 / 3 / _DOUBLE_FLOPS if solver in ("auto", "cholesky") else _ITERATIONS * n**2 * _ENTRY
+    return (counted + work.outputs * (solve + n**2 * 3 * _ENTRY)) / REFERENCE_THREADS
+
+
+def seconds_with_lists(work: Workload) -> float:
+    """Predicted time of a step beside the tracker's, with H applied from fire lists."""
+    product = seconds_of_a_product(work.samples, work.features, work.width * work.firing)
+    return _PRODUCTS * product / REFERENCE_THREADS
+
+
+def seconds_of_a_product(samples: int, features: int, fired: float) -> float:
+    """Predicted time of H v of all outputs on one core, with so many neurons that fire on a sample."""
+    return samples * fired * (_PAIR + 4 * features / _LIST_FLOPS)
+
+
 def _flops_per_step(work: Workload, solver: str) -> float:
     """Products W Xᵀ, additions into N, and the solve; of an epoch and the pass that ends it for minibatches."""
     if work.steps.sees_few:
         return (4.0 + 4.0 * work.firing) * work.pairs * work.features
     fired = work.firing * work.samples
+    if not work.arrays:
+        return (2.0 + 4.0 * _PRODUCTS * work.firing) * work.pairs * work.features
     solve = work.samples**3 / 3 if solver == "cholesky" else 2.0 * _ITERATIONS * work.samples**2
     return 2.0 * work.pairs * work.features + work.width * fired**2 + work.outputs * solve
 
@@ -210,5 +354,13 @@ def _refusal(work: Workload, tracker: Tracker, solver: str, budget: _Budget) -> 
             return f"{said}; a width of {width:,} fits"
     if work.steps.sees_few:
         return f"{said}; widefit.train_stream and partial_fit learn any number of samples in memory that does not grow"
+    if not work.arrays:
+        return (
+            f'{said}; fewer samples fit, and rule="sgd", widefit.train_stream and partial_fit learn any number of them '
+            "in memory that does not grow"
+        )
     samples = int(math.sqrt(budget.memory / 40))
-    return f"{said}; its {work.samples:,} × {work.samples:,} Gram matrices fit for about {samples:,} samples"
+    return (
+        f"{said}; its {work.samples:,} × {work.samples:,} Gram matrices fit for about {samples:,} samples, and "
+        'solver="auto" takes any number of them'
+    )

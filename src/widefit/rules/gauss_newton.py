@@ -11,6 +11,7 @@ from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
 from widefit.rules.local_problem import Block, LocalProblem, NetworkProblem
 from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solution, Solver
+from widefit.solvers.warm_start import solve_from
 
 # A decrease below this part of Q is the end: what is left to gain is not worth a pass.
 _CONVERGED = 1e-3
@@ -86,13 +87,17 @@ class GaussNewton(FullBatch[Damping]):
         ratio = gain_ratio(decrease, predicted)
         # Where the model is exactly linear, what it misses is rounding.
         exact = not bends and predicted > 0
+        least = _CONVERGED
+        if isinstance(problem, NetworkProblem) and problem.collected is not None:
+            # The next solve begins where this one has ended: what both have left undone is no reason for it.
+            least = max(least, *(solution.residual_norm for solution in direction.solutions))
         if not (math.isfinite(after) and after < before):
             # What was in force, ridge included, was too little.
             damping = max(direction.relative_damping, 1e-8) * self.increase
             stalled = StopReason.STALLED if damping > _LARGEST_DAMPING else None
-            converged = exact or predicted <= _CONVERGED * before
+            converged = exact or predicted <= least * before
             return Verdict(False, Damping(damping), ratio, StopReason.CONVERGED if converged else stalled)
-        if decrease <= _CONVERGED * before or (exact and decrease < 0.25 * predicted):
+        if decrease <= least * before or (exact and decrease < 0.25 * predicted):
             return Verdict(True, state, ratio, StopReason.CONVERGED)
         if decrease > 0.75 * predicted:
             damping *= self.decrease
@@ -127,7 +132,8 @@ def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
     rhs = block.residual
     if block.response is not None:
         rhs = rhs - pull * block.weighted(block.response)
-    solution = solver.solve(block.operator, rhs, damping)
+    guess = None if block.guess is None else pull * block.guess
+    solution = solve_from(solver, block.operator, rhs, damping, guess)
     image = solution.image
     g = block.unweighted(solution.value)
     gain = float(block.residual.double().square().sum() - (rhs - image).double().square().sum())

@@ -38,6 +38,8 @@ class Block:
         J (W − W₀), shape (M,); None without a ridge.
     squared_norm
         ‖W − W₀‖² of the parameters of the block.
+    guess
+        g̃ of a step back to W₀ and from there to W, about; None where nobody knows.
     """
 
     operator: Operator
@@ -46,6 +48,7 @@ class Block:
     weight: float
     response: Float[Tensor, " M"] | None = None
     squared_norm: float = 0.0
+    guess: Float[Tensor, " M"] | None = None
 
     @cached_property
     def scale(self) -> float:
@@ -111,6 +114,9 @@ class NetworkProblem(LocalProblem):
         curvature of the second layer, for rules that train it.
     few
         Returns the problem of some of the samples, for estimates that need no more; None where there are only a few.
+    collected
+        Sum of g over the steps so far, as far as it has not been taken back, shape (n, k): where a solve begins. None:
+        each begins from 0.
     """
 
     objective: Objective
@@ -120,6 +126,7 @@ class NetworkProblem(LocalProblem):
     piecewise_linear: bool = True
     features_squared: Callable[[], Float[np.ndarray, " n"]] = field(default=lambda: np.zeros(1))
     few: "Callable[[], NetworkProblem] | None" = None
+    collected: Float[np.ndarray, "n k"] | None = None
 
     @property
     def alpha(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -168,7 +175,19 @@ class NetworkProblem(LocalProblem):
             return Block(operator, residual, root, float(weight.sum()))
         response = torch.from_numpy(np.ascontiguousarray(self.displacement.response[:, output]))
         squared_norm = float(self.displacement.squared_norm[output])
-        return Block(operator, residual, root, float(weight.sum()), response, squared_norm)
+        guess = None if self.collected is None else _weighted_guess(self.collected[:, output], root)
+        return Block(operator, residual, root, float(weight.sum()), response, squared_norm, guess)
+
+
+def _weighted_guess(collected: Float[np.ndarray, " n"], root: Tensor | None) -> Tensor | None:
+    """g̃ of g; None where a sample's rows depend on one another."""
+    guess = torch.from_numpy(np.ascontiguousarray(collected))
+    if root is None:
+        return guess
+    if root.shape[1] > 1:
+        return None
+    scale = root[:, 0, 0]
+    return torch.where(scale > 0, guess / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
 
 
 def _root(local: LocalLeastSquares, weight: Float[np.ndarray, " n"], output: int) -> Tensor | None:

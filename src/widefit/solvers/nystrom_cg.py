@@ -1,14 +1,21 @@
 """Conjugate gradients behind a low-rank preconditioner from randomly chosen columns of H."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Prepared, Solver
+from widefit.solvers.base import Prepared, Solution, Solver
 from widefit.solvers.pcg import Preconditioned
+
+# Numbers of a factor beyond which it is kept in float32.
+_WIDE = 1 << 24
+# Part of the trace of H below which what float32 leaves of it is rounding.
+_NARROW_FLOOR = 1e-6
+# A factor made for another operator is replaced once a solve takes so many times the products that it took at first.
+_WORN = 2.0
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,8 @@ class NystromCG(Solver):
     """Conjugate gradients preconditioned by F Fᵀ ≈ H of rank r from r columns of H picked by randomly pivoted Cholesky.
 
     (Díaz et al., arXiv 2304.12465; the blocks of columns as in Epperly et al., arXiv 2410.03969.) Needs r columns of
-    H and O(n r²) work; strong where the spectrum of H falls quickly, whatever P.
+    H and O(n r²) work; strong where the spectrum of H falls quickly, whatever P. A factor of many numbers is kept in
+    float32: it need only be near H.
 
     Parameters
     ----------
@@ -43,29 +51,96 @@ class NystromCG(Solver):
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
 
+    def columns_of(self, size: int) -> int:
+        """Return r for H of so many rows."""
+        return min(size, self.rank if self.rank is not None else max(1, int(4 * size**0.5)))
+
+    def shared(self) -> "SharedNystromCG":
+        """Return the same for operators that are alike, such as those of several outputs: the first one's columns serve
+        all."""
+        return SharedNystromCG(**{own.name: getattr(self, own.name) for own in fields(NystromCG)})
+
     def _prepare(self, operator: Operator, damping: float) -> Prepared:
-        rank = min(operator.size, self.rank if self.rank is not None else max(1, int(4 * operator.size**0.5)))
-        factor, rest = pivoted_cholesky(operator, rank, torch.Generator().manual_seed(self.seed))
-        basis, singular, _ = torch.linalg.svd(factor, full_matrices=False)
-        # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts
-        # in balance.
-        level = float(rest.mean()) + damping
-        smallest = torch.finfo(factor.dtype).eps * (float(singular.max()) ** 2 if len(singular) else 1.0)
-        weights = max(level, smallest) / (singular.square() + max(damping, level, smallest))
-        # Without λ, and with nothing but rounding outside the basis, only what lies inside can be answered.
-        rounding = 2 * torch.finfo(factor.dtype).eps * float(singular.square().sum())
-        outside = float(damping > 0 or level > rounding)
-        return _Nystrom(self, operator, damping, basis, weights, outside)
+        return _prepared(self, operator, damping, self._factored(operator))
+
+    def _factored(self, operator: Operator) -> "LowRank":
+        generator = torch.Generator().manual_seed(self.seed)
+        factor, rest = pivoted_cholesky(operator, self.columns_of(operator.size), generator)
+        return LowRank(factor, (factor.T @ factor).double(), float(rest.mean()))
+
+
+@dataclass(frozen=True)
+class SharedNystromCG(NystromCG):
+    """`NystromCG` for a time in which the operators are alike; see `NystromCG.shared`."""
+
+    _kept: "list[LowRank]" = field(default_factory=list)
+
+    def _prepare(self, operator: Operator, damping: float) -> Prepared:
+        if self._kept and (len(self._kept[0].factor) != operator.size or self._kept[0].worn):
+            self._kept.clear()
+        if not self._kept:
+            self._kept.append(self._factored(operator))
+        return _prepared(self, operator, damping, self._kept[0])
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """F Fᵀ ≈ H.
+
+    Attributes
+    ----------
+    factor, gram
+        F, and FᵀF in float64.
+    rest
+        Mean of what is left of the diagonal of H.
+    products
+        With H that each solve behind it took.
+    """
+
+    factor: Float[Tensor, "n r"]
+    gram: Float[Tensor, "r r"]
+    rest: float
+    products: list[int] = field(default_factory=list)
+
+    @property
+    def worn(self) -> bool:
+        """Whether the latest solve took many more products than the first."""
+        return bool(self.products) and self.products[-1] > _WORN * max(self.products[0], 5)
+
+
+def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
+    values, vectors = torch.linalg.eigh(low.gram)
+    largest = float(values.max()) if len(values) else 1.0
+    kept = values > torch.finfo(low.factor.dtype).eps * len(values) * largest
+    values = values[kept]
+    # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts in
+    # balance.
+    level = low.rest + damping
+    smallest = torch.finfo(operator.dtype).eps * largest
+    weights = max(level, smallest) / (values + max(damping, level, smallest))
+    # Without λ, and with nothing but rounding outside the basis, only what lies inside can be answered.
+    rounding = 2 * torch.finfo(operator.dtype).eps * float(values.sum())
+    outside = float(damping > 0 or level > rounding)
+    # U (w − o) Uᵀ with U = F V σ⁻¹, whose n × r numbers are never formed.
+    core = (vectors[:, kept] * ((weights - outside) / values)) @ vectors[:, kept].T
+    return _Nystrom(solver, operator, damping, low, core, outside)
 
 
 @dataclass(frozen=True)
 class _Nystrom(Preconditioned):
-    basis: Float[Tensor, "n r"]
-    weights: Float[Tensor, " r"]
+    low: LowRank
+    core: Float[Tensor, "r r"]
     outside: float
 
     def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return self.outside * vector + self.basis @ ((self.weights - self.outside) * (self.basis.T @ vector))
+        factor = self.low.factor
+        inner = self.core @ (factor.T @ vector.to(factor.dtype)).double()
+        return self.outside * vector + (factor @ inner.to(factor.dtype)).to(vector.dtype)
+
+    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
+        found = super().solve(rhs)
+        self.low.products.append(found.iterations)
+        return found
 
 
 def pivoted_cholesky(
@@ -79,21 +154,31 @@ def pivoted_cholesky(
     whole = operator.diagonal()
     left = whole.clamp_min(0)
     total = float(left.sum())
-    factor = torch.zeros(operator.size, 0, dtype=operator.dtype, device=operator.device)
+    dtype = operator.dtype if operator.size * rank <= _WIDE else torch.float32
+    factor = torch.zeros(operator.size, rank, dtype=dtype, device=operator.device)
+    explained = torch.zeros_like(whole)
+    used = 0
     block = max(1, rank // 8)
     floor = torch.finfo(operator.dtype).eps * operator.size
-    while factor.shape[1] < rank and float(left.sum()) > floor * total:
+    if dtype != operator.dtype:
+        floor = max(floor, _NARROW_FLOOR)
+    while used < rank and float(left.sum()) > floor * total:
         live = int((left > 0).sum())
-        count = min(block, rank - factor.shape[1], live)
+        count = min(block, rank - used, live)
         pivots = torch.multinomial(left.cpu(), count, generator=generator).to(operator.device)
-        columns = operator.columns(pivots) - factor @ factor[pivots].T
-        core = columns[pivots]
+        columns = operator.columns(pivots).to(dtype)
+        known = factor[:, :used]
+        columns.addmm_(known, known[pivots].T, alpha=-1)
+        core = columns[pivots].double()
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
         keep = values > floor * values.max().clamp_min(0)
         if not bool(keep.any()):
             left[pivots] = 0
             continue
-        factor = torch.cat([factor, columns @ (vectors[:, keep] / values[keep].sqrt())], dim=1)
-        left = (whole - factor.square().sum(dim=1)).clamp_min(0)
+        found = int(keep.sum())
+        factor[:, used : used + found] = columns @ (vectors[:, keep] / values[keep].sqrt()).to(dtype)
+        used += found
+        explained += factor[:, used - found : used].square().sum(dim=1)
+        left = (whole - explained).clamp_min(0)
         left[pivots] = 0
-    return factor, left
+    return factor[:, :used], left

@@ -88,17 +88,16 @@ class Gram(Protocol):
 
     Attributes
     ----------
-    matrix
-        H.
     counts
-        Upper triangle of N with H = a² / m K ∘ N, or of H / K in float64 where |a| differs between neurons.
+        Upper triangle of N with H = a² / m K ∘ N, or of H / K in float64 where |a| differs between neurons; None where
+        H is applied without it.
     """
 
-    matrix: Tensor
-    counts: np.ndarray
+    @property
+    def counts(self) -> np.ndarray | None: ...
 
-    def flip(self, patterns: "Sequence[FirePattern]", flips: Flips) -> None:
-        """Follow flips of neurons of this output; `patterns` are those before the flips."""
+    def matvec(self, vectors: Tensor) -> Tensor:
+        """H v."""
         ...
 
 

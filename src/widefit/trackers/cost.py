@@ -57,6 +57,8 @@ class Workload:
         Part of the neurons that fire on some sample.
     readout_scale
         |a_r| / √k.
+    arrays
+        True where K, N and H are held as n × n arrays, False where H is applied from fire lists.
     """
 
     samples: int
@@ -70,6 +72,7 @@ class Workload:
     stored: bool = True
     alive: float = 1.0
     readout_scale: float = 1.0
+    arrays: bool = True
 
     @property
     def pairs(self) -> int:

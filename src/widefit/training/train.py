@@ -1,6 +1,7 @@
 """train(): fit a network to data."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from widefit.kernels.compilation import announce_compilation
 from widefit.kernels.memory import available_memory
 from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer
+from widefit.plan.base import Plan
 from widefit.rules import Rule
 from widefit.training.callback import Callback
 from widefit.training.deep import DeepModel
@@ -62,7 +64,7 @@ class Training:
         chosen = rule_for(rule, loss, network.out_features)
         inputs, objective = checked_problem(network, X, y, sample_weight, float(alpha), chosen.loss)
         phases = Phases()
-        kind: Any = DeepModel if isinstance(network, Deep) else TwoLayerModel
+        kind: Any = DeepModel if isinstance(network, Deep) else partial(TwoLayerModel, tol=float(tol))
         self.model: TwoLayerModel | DeepModel = kind(
             network,
             inputs,
@@ -77,7 +79,8 @@ class Training:
         steps = NetworkSteps(self.model, inputs, objective, chosen, loss_floor, phases)
         self._loop = Loop(steps, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, loss_floor=loss_floor)
         self._loss_floor = loss_floor
-        self.plan = self.model.plan
+        plan = self.model.plan
+        self.plan = Plan(plan.choices, plan.bytes_needed, plan.flops_per_step)
         self.history = self._loop.history
 
     @property

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from widefit import gram, rules, trackers
 from widefit.nn import TwoLayer
-from widefit.plan.base import AVERAGED, Plan
-from widefit.plan.two_layer import ESTIMATE_SAMPLES, plan_two_layer, workload_of
+from widefit.plan.base import AVERAGED
+from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, workload_of
 from widefit.rules import Direction, NetworkProblem, Objective, Rule
-from widefit.solvers import Solver
+from widefit.solvers import NystromCG, Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import expected_firing
 from widefit.training.phases import Phases
@@ -47,17 +47,17 @@ class TwoLayerModel:
         Bytes that the training may take.
     phases
         Clocks.
+    tol
+        Training loss at which it will stop.
 
     Attributes
     ----------
     plan
         What "auto" chose, and the predicted cost.
-    solver
-        The solver that was chosen.
     """
 
     _tracking: Tracking
-    _grams: gram.CurrentGrams
+    _grams: gram.CurrentGrams | gram.FireListGrams
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class TwoLayerModel:
         threads: int,
         memory: int,
         phases: Phases,
+        tol: float = 1e-6,
     ):
         self._network = network
         self._inputs = inputs
@@ -79,8 +80,12 @@ class TwoLayerModel:
         self._memory = memory
         self._phases = phases
         work = workload_of(network, inputs, objective.alpha, rule)
-        self.plan, self._tracker, self.solver = plan_two_layer(work, tracker, solver, threads, memory)
+        self.plan, self._tracker, self._solver = plan_two_layer(work, tracker, solver, threads, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
+        self._samples = gram.Samples.of(inputs) if not self.plan.arrays else None
+        # Where a solve iterates it begins from the steps so far.
+        warm = self._samples is not None and objective.alpha > 0
+        self._collected = np.zeros(objective.targets.shape) if warm else None
         # The steps move the network itself, or a copy where it is to have the average of the iterates.
         self._iterate = network
         self._average: IterateAverage | None = None
@@ -88,6 +93,13 @@ class TwoLayerModel:
             self._average, self._iterate = IterateAverage.of(network, readout=rule.train_readout)
             self.plan = _with_average(self.plan, self._average.nbytes + self._iterate.weight.nbytes)
         self._anchor: np.ndarray | None = None
+
+    @property
+    def solver(self) -> Solver:
+        """The solver of a step: outputs are alike, and where H is applied they share a preconditioner."""
+        if isinstance(self._solver, NystromCG) and not self.plan.arrays:
+            return self._solver.shared()
+        return self._solver
 
     @property
     def tracker(self) -> str:
@@ -132,6 +144,7 @@ class TwoLayerModel:
             self._gram,
             features_squared=lambda: trackers.features_squared(self._iterate, self._inputs),
             few=self._few if len(self._inputs) > ESTIMATE_SAMPLES else None,
+            collected=self._collected,
         )
 
     def propose(self, direction: Direction) -> Trial:
@@ -145,6 +158,8 @@ class TwoLayerModel:
             self._grams.follow(trial.changes)
         with self._phases("update"):
             self._tracking.commit(trial)
+        if self._collected is not None:
+            self._collected = (1 - trial.update.shrink) * self._collected + trial.update.g
 
     def descend(self, minibatches: Minibatches) -> tuple[int, bool]:
         """Take stochastic steps, with no way back; the number of flips, and whether all neurons were looked at."""
@@ -177,6 +192,8 @@ class TwoLayerModel:
         tensors = self._trained() | ({} if self._average is None else self._average.tensors())
         if self._anchor is not None:
             tensors["anchor"] = torch.from_numpy(self._anchor)
+        if self._collected is not None:
+            tensors["collected"] = torch.from_numpy(self._collected)
         return tensors
 
     def tracker_state(self) -> dict[str, np.ndarray]:
@@ -186,6 +203,8 @@ class TwoLayerModel:
     def replaced(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that those of a state will replace."""
         replaced = self._trained() | ({} if self._average is None else self._average.tensors())
+        if self._collected is not None:
+            replaced["collected"] = torch.from_numpy(self._collected)
         return replaced | ({"anchor": self._iterate.weight.detach()} if "anchor" in tensors else {})
 
     def restore(self, tensors: dict[str, Tensor], averaged: float) -> None:
@@ -196,6 +215,8 @@ class TwoLayerModel:
         if self._average is not None:
             self._average.restore(tensors)
             self._average.write(self._iterate, averaged, self._network)
+        if self._collected is not None:
+            self._collected = tensors["collected"].numpy().copy()
         if "anchor" in tensors:
             self._anchor = tensors["anchor"].numpy().copy()
 
@@ -204,12 +225,15 @@ class TwoLayerModel:
         if hasattr(self, "_tracking"):
             self._tracking.finish()
 
-    def _gram(self, output: int) -> gram.CoFiringGram:
+    def _gram(self, output: int) -> gram.Operator:
         with self._phases("gram"):
             return self._grams(output)
 
     def _start_grams(self) -> None:
         """H as it follows from the network's readout."""
+        if self._samples is not None:
+            self._grams = gram.FireListGrams(self._tracking, self._samples, self._iterate.coefficients, self._threads)
+            return
         held = max(1, int(self._memory / 4 / (12 * self._inputs.shape[0] ** 2)))
         self._grams = gram.CurrentGrams(
             self._tracking, partial(gram.similarity, self._inputs), self._iterate.coefficients, held, self._threads
@@ -224,7 +248,11 @@ class TwoLayerModel:
 
     def _forecast(self) -> np.ndarray | None:
         """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
-        if not self._tracker.defers_weights or self._network.width < 8 * _SCOUT * self._network.out_features:
+        if (
+            not self.plan.arrays
+            or not self._tracker.defers_weights
+            or self._network.width < 8 * _SCOUT * self._network.out_features
+        ):
             return None
         firing = max(expected_firing(self._network.threshold, self._inputs), 1e-4)
         width = max(_SCOUT, int(_SCOUT_FIRING / firing)) * self._network.out_features
@@ -241,7 +269,7 @@ class TwoLayerModel:
         return linearize(self._iterate, self._inputs[rows], self._objective.subset(rows), self._threads)
 
 
-def _with_average(plan: Plan, held: int) -> Plan:
+def _with_average(plan: TwoLayerPlan, held: int) -> TwoLayerPlan:
     averaged = plan.then(AVERAGED)
     return replace(averaged, bytes_needed=averaged.bytes_needed + held)
 

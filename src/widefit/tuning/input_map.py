@@ -36,7 +36,11 @@ _RIDGES = (1e-4, 1e-2, 1.0)
 
 
 def choose_map(
-    merged: MergedRows, threshold: float, classes: Int[np.ndarray, " n"] | None, generator: np.random.Generator
+    merged: MergedRows,
+    threshold: float,
+    classes: Int[np.ndarray, " n"] | None,
+    generator: np.random.Generator,
+    size: int = MAP_ROWS,
 ) -> tuple[SphereMap, Choice]:
     """Choose the best of a few fixed maps, or scales learnt from there if other rows confirm them (this project).
 
@@ -50,18 +54,20 @@ def choose_map(
         Class of every row, or None.
     generator
         Draws the rows when there are more than are needed.
+    size
+        Rows on which maps are compared; n³ work, for scales up to a budget that grows as n².
     """
-    everyone, weight = draw_rows(merged, 2 * MAP_ROWS, classes, generator)
+    everyone, weight = draw_rows(merged, 2 * size, classes, generator)
     sample = WeightedRows(merged.rows[everyone], merged.targets[everyone], weight)
     # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
-    learning = min(MAP_ROWS, -(-2 * merged.rows.shape[0] // 3))
+    learning = min(size, -(-2 * merged.rows.shape[0] // 3))
     learners = sample.part(slice(learning))
     fixed, name, reason = _best_fixed(merged, learners, threshold)
     choice = Choice("input map", name, f"{reason}, {which_rows(everyone[:learning], merged)}")
     if learning == everyone.size:
         return fixed, choice
     before = _squared_errors(sample, fixed, threshold)[learning:]
-    steps = steps_within_budget(*learners.rows.shape)
+    steps = steps_within_budget(*learners.rows.shape, budget=(size / MAP_ROWS) ** 2)
     found = fixed
     if steps > 0:
         learnt = learn_scales(learners.rows, learners.targets, learners.sample_weight, fixed, threshold, steps)

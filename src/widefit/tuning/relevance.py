@@ -81,9 +81,9 @@ class Objective:
         return value, gradient
 
 
-def steps_within_budget(samples: int, features: int) -> int:
-    """Return how many steps of `learn_scales` are worth their time."""
-    return min(_STEPS, int(_FLOPS / (4 * samples**3 + 6 * samples**2 * features)))
+def steps_within_budget(samples: int, features: int, budget: float = 1.0) -> int:
+    """Return how many steps of `learn_scales` are worth their time, of which there is `budget` times the usual."""
+    return min(_STEPS, int(budget * _FLOPS / (4 * samples**3 + 6 * samples**2 * features)))
 
 
 def learn_scales(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from widefit.kernels.threads import serial_blas
 from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.held_out import MANY, SAMPLE, Halves, HeldOut
 from widefit.tuning.input_map import MAP_ROWS, choose_map, which_rows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
@@ -30,6 +32,9 @@ _EASILY_FLIPPED = 0.9
 # What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution.
 _TOLERATED = 1.02
 _LARGEST_SCALE = 1e4
+# Of a table of many rows: the part of those flips that is aimed at, and rows on which other input maps are chosen.
+_FEWER_FLIPS = 0.1
+_MAP_ROWS_OF_MANY = (MAP_ROWS, 1000)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Tuning:
     readout_scale
         Factor of the readouts; the ridge in training is α times its square.
     held_out
-        Leave-one-out predictions of the kernel regression, shape (r, k), on the rows `held_out_rows`.
+        Predictions of the kernel regression, shape (r, k), for the rows `held_out_rows`, each of which it has not seen:
+        one left out in turn or, of many rows, all of them.
     held_out_rows
         Indices of merged rows, shape (r,).
     held_out_targets, held_out_weight
@@ -72,10 +78,11 @@ class Tuning:
 
 def bytes_needed(samples: int, features: int) -> int:
     """Return the peak memory of merging equal rows of a table and of tuning on them, beyond the table itself."""
-    rows = min(samples, max(2 * MAP_ROWS, _RIDGE_ROWS))
+    rows = SAMPLE if samples > MANY else min(samples, max(2 * MAP_ROWS, _RIDGE_ROWS))
     # Copies of the table that are sorted; matrices that a leave-one-out error holds at once (counted).
     merging = 5 * samples * features
-    return 8 * max(merging, samples * features + 8 * rows**2 + 4 * rows * features) + _SMALL
+    squares = 12 if samples > MANY else 8
+    return 8 * max(merging, samples * features + squares * rows**2 + 4 * rows * features) + _SMALL
 
 
 # Matrices of a few hundred rows: handing them to several threads costs more than it brings.
@@ -112,25 +119,75 @@ def tune(
     generator = np.random.default_rng(seed)
     sphere, map_choice = choose_map(merged, threshold, classes, generator)
     rows, weight = draw_rows(merged, _RIDGE_ROWS, classes, generator)
-    inputs = sphere(merged.rows[rows])
-    targets = merged.targets[rows]
-    gram = limit_gram(inputs, threshold) if kernel is None else kernel(inputs)
-    mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
-    problem = _Probe(inputs, gram, targets, weight, mean, threshold, width * rows.size / merged.rows.shape[0])
+    judged = kernel is None
+    kernel = kernel or partial(limit_gram, threshold=threshold)
+
+    def probe(sphere: SphereMap) -> _Probe:
+        inputs = sphere(merged.rows[rows])
+        gram = kernel(inputs)
+        mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
+        share = rows.size / merged.rows.shape[0]
+        return _Probe(inputs, gram, merged.targets[rows], weight, mean, threshold, width * share)
+
+    problem = probe(sphere)
     choices = [map_choice]
+    corrects = alpha == "auto"
     if alpha == "auto":
         alpha, reason = _choose_ridge(problem)
         choices.append(Choice("alpha", f"{alpha:.3g}", f"{reason}, {which_rows(rows, merged)}"))
     assert not isinstance(alpha, str)
+    held_out = None
+    if judged and len(merged.rows) > MANY:
+        first = alpha or float(RIDGES[0]) * problem.mean
+        sphere, held_out, choices = _judge(merged, (sphere, map_choice), threshold, first, corrects, classes, generator)
+        alpha = held_out.alpha if corrects else alpha
+        problem = probe(sphere)
     fit = problem.fit(alpha)
     if readout_scale == "auto":
         flipped = problem.flipped(fit)
         part = _FLIPPED_PART_WITH_RIDGE if alpha > 0 else _FLIPPED_PART
+        # A step on many rows takes longer than rounding at a larger scale costs.
+        part *= 1 if held_out is None else _FEWER_FLIPS
         readout_scale = float(f"{min(max(1.0, flipped / part), _LARGEST_SCALE):.2g}")
         reason = f"at scale 1 about {min(flipped, 1):.0%} of the firing pairs would flip in the first step"
         choices.append(Choice("readout scale", f"{readout_scale:.3g}", reason))
     assert not isinstance(readout_scale, str)
-    return Tuning(sphere, alpha, readout_scale, targets - fit.residuals, rows, targets, weight, tuple(choices))
+    if held_out is None:
+        held_out = HeldOut(alpha, math.sqrt(fit.error), problem.targets - fit.residuals, rows, weight)
+    return Tuning(
+        sphere,
+        alpha,
+        readout_scale,
+        held_out.predictions,
+        held_out.rows,
+        merged.targets[held_out.rows],
+        held_out.sample_weight,
+        tuple(choices),
+    )
+
+
+def _judge(
+    merged: MergedRows,
+    first: tuple[SphereMap, Choice],
+    threshold: float,
+    alpha: float,
+    corrects: bool,
+    classes: Int[np.ndarray, " n"] | None,
+    generator: np.random.Generator,
+) -> tuple[SphereMap, HeldOut, list[Choice]]:
+    """Return the best of the map from few rows and of others from other rows, its fit to a larger sample, and why."""
+    halves = Halves.draw(merged, classes, generator)
+    maps = [first, *(choose_map(merged, threshold, classes, generator, size) for size in _MAP_ROWS_OF_MANY)]
+    fits = [halves.judge(sphere, threshold, alpha, corrects) for sphere, _ in maps]
+    best = min(range(len(fits)), key=lambda one: fits[one].error)
+    (sphere, choice), found = maps[best], fits[best]
+    told = f"error {found.error:.3g} spreads on {len(found.rows):,} held-out rows"
+    others = " and ".join(f"{fit.error:.3g}" for fit in fits if fit is not found)
+    against = f", against {others} of maps chosen on other rows"
+    choices = [replace(choice, reason=f"{choice.reason}; {told}{against}")]
+    if corrects:
+        choices.append(Choice("alpha", f"{found.alpha:.3g}", f"the largest ridge that is nearly the best: {told}"))
+    return sphere, found, choices
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,12 @@ SeedOption = Annotated[
         min=0, max=2**32 - 1, metavar="N", rich_help_panel=TABLE, help="Fixes the split and the initial weights."
     ),
 ]
-WidthOption = Annotated[int, typer.Option(min=2, metavar="N", rich_help_panel=MODEL, help="Neurons.")]
+WidthOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2, metavar="N", rich_help_panel=MODEL, help="Neurons; 65536 without it, and fewer for very many rows."
+    ),
+]
 SizesOption = Annotated[
     str | None,
     typer.Option(
@@ -172,7 +177,7 @@ def command(
     block: BlockOption = 10_000,
     test_size: TestSizeOption = 0.2,
     seed: SeedOption = 0,
-    width: WidthOption = 65536,
+    width: WidthOption = None,
     hidden_layer_sizes: SizesOption = None,
     activation: ActivationOption = "shifted_relu",
     threshold: ThresholdOption = "auto",
@@ -210,8 +215,9 @@ def command(
     from widefit.cli.output import Output
     from widefit.cli.run.prepare import Job, prepare
 
+    widths = "auto" if width is None else (width,)
     settings = {
-        "hidden_layer_sizes": (width,) if hidden_layer_sizes is None else layer_sizes(hidden_layer_sizes),
+        "hidden_layer_sizes": widths if hidden_layer_sizes is None else layer_sizes(hidden_layer_sizes),
         "activation": activation,
         "threshold": threshold,
         "alpha": alpha,

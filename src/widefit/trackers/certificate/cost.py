@@ -2,6 +2,7 @@
 
 import math
 
+from widefit.trackers.certificate.geometry import LARGEST_SIMILARITY
 from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload
 
 # Seconds that a flip takes with all that is looked at for it, on one core; and of a run whatever its width, on two.
@@ -34,7 +35,17 @@ def cost(work: Workload) -> Cost:
     held = _held(work)
     # A minibatch is a step of its own, and H of all samples follows it.
     squares = _SQUARE * work.samples**2 if work.steps.sees_few else 0
+    if not work.arrays:
+        squares = _beside_lists(work)
     return Cost(int(_ALLOCATED * held) + squares, _seconds(work), min(_BUFFERS, int(held)))
+
+
+def _beside_lists(work: Workload) -> int:
+    """Return bytes of K in both precisions while it is made, or of levels without it, and of X in several forms."""
+    buckets = 2 * math.log2(max(work.samples, 2)) + 2
+    levels = 16 * work.outputs * buckets * work.samples
+    similarity = 12 * work.samples**2 if work.samples <= LARGEST_SIMILARITY else 0
+    return int(max(levels, similarity) + work.samples * (28 * work.features + 1024))
 
 
 def _seconds(work: Workload) -> float:

@@ -13,6 +13,8 @@ from widefit.trackers.certificate.chunk import CertifiedChunk
 from widefit.trackers.certificate.products import Products
 from widefit.trackers.fire_pattern import Chunk
 
+# Samples up to which K is held: bounds of buckets take n² operations a step, movements of neurons m k_r d.
+LARGEST_SIMILARITY = 1 << 13
 # Neurons of a regenerated network that are drawn at a time: whole streams, of pairs, too.
 _DRAWN = 2048
 
@@ -108,9 +110,9 @@ class Geometry:
     products
         Products with X, in the dtype of the network or in integers.
     similarity
-        K = X Xᵀ, float32, and infinite beyond its range.
+        K = X Xᵀ, float32, and infinite beyond its range; None for more than `LARGEST_SIMILARITY` samples.
     peak
-        max_i |K_ij| for every sample j, rounded up.
+        At least max_i |K_ij| for every sample j.
     lengths, longest
         ‖x_i‖, rounded up, float32, and the largest of them.
     threshold
@@ -129,7 +131,7 @@ class Geometry:
     blocks64: Float[np.ndarray, "blocks n lanes"]
     blocks32: Float[np.ndarray, "blocks32 n lanes32"]
     products: Products
-    similarity: Float[np.ndarray, "n n"]
+    similarity: Float[np.ndarray, "n n"] | None
     peak: Float[np.ndarray, " n"]
     lengths: Float[np.ndarray, " n"]
     longest: float
@@ -145,13 +147,13 @@ class Geometry:
         """Compute the constants of a run over `inputs`."""
         samples, features = inputs.shape
         inputs64 = inputs.astype(np.float64)
-        similarity = inputs64 @ inputs64.T
+        norms = np.linalg.norm(inputs64, axis=1)
         # What is too large for float32 is infinite there: no bound covers it.
         with np.errstate(over="ignore"):
-            narrow = similarity.astype(np.float32)
-            lengths = (np.linalg.norm(inputs64, axis=1) * (1 + 2e-7)).astype(np.float32)
+            lengths = (norms * (1 + 2e-7)).astype(np.float32)
             blocks32 = column_blocks(inputs.astype(np.float32), np.float32)
         longest = float(lengths.max())
+        similarity, peak = _similarity(inputs64, norms)
         eps = float(np.finfo(inputs.dtype).eps)
         threshold = float(inputs.dtype.type(network.threshold))
         caps = bucket_caps(samples)
@@ -164,8 +166,8 @@ class Geometry:
             blocks64=column_blocks(inputs, np.float64),
             blocks32=blocks32,
             products=Products.of(inputs, network.rows(0, min(_DRAWN, network.width))),
-            similarity=narrow,
-            peak=np.abs(similarity).max(axis=0) * (1 + 1e-12),
+            similarity=similarity,
+            peak=peak,
             lengths=lengths,
             longest=longest,
             threshold=threshold,
@@ -202,3 +204,15 @@ class Geometry:
     def steepest(self) -> float:
         """max |K_ij|, rounded up."""
         return float(self.peak.max())
+
+
+def _similarity(
+    inputs: Float[np.ndarray, "n d"], norms: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "n n"] | None, Float[np.ndarray, " n"]]:
+    """Return K in float32, or None where it would be large, and at least max_i |K_ij|."""
+    with np.errstate(over="ignore"):
+        if len(inputs) > LARGEST_SIMILARITY:
+            return None, norms * norms.max() * (1 + 1e-12)
+        similarity = inputs @ inputs.T
+        peak = np.maximum(similarity.max(axis=0), -similarity.min(axis=0))
+        return similarity.astype(np.float32), peak * (1 + 1e-12)

@@ -26,14 +26,15 @@ def step_bounds(
     outputs, samples = change.shape
     with np.errstate(over="ignore"):
         narrow = change.astype(np.float32)
-    if not (geometry.steepest < float(np.finfo(np.float32).max) and np.all(np.isfinite(narrow))):
+    similarity = geometry.similarity
+    if similarity is None or not (geometry.steepest < float(np.finfo(np.float32).max) and np.all(np.isfinite(narrow))):
         return np.full((outputs, geometry.caps.size, samples), np.inf)
     out = np.empty((outputs, geometry.caps.size, samples))
 
     def fill(item: tuple[int, int]) -> None:
         output, first = item
         last = min(first + _TILE, samples)
-        kernels.bound_columns(geometry.similarity, narrow[output], geometry.caps, first, last, out[output])
+        kernels.bound_columns(similarity, narrow[output], geometry.caps, first, last, out[output])
 
     items = [(output, first) for output in range(outputs) for first in range(0, samples, _TILE)]
     for _ in ordered_map(fill, items, geometry.threads):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from widefit.kernels.threads import serial_blas
@@ -52,6 +53,8 @@ class Certificate(Tracker):
 
     *Own movements.* In long steps the movement |c_r| ‖Σ g_i x_i‖ of every neuron is computed, m k_r d operations, and
     takes the place of the bound.
+
+    Of many samples K is not held, and steps are evaluated in the two other ways.
 
     *A pass.* When too many neurons have moved beyond the radius, all are evaluated: 2 m n d flops.
 
@@ -145,7 +148,8 @@ class CertificateTracking(Tracking):
 
     def propose(self, update: Update, gram: Grams) -> Trial:
         keep = 1 - update.shrink
-        image = np.stack([gram(output).matrix.numpy() @ update.g[:, output] for output in range(keep.size)], axis=1)
+        columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in update.g.T]
+        image = np.stack([gram(output).matvec(own).numpy() for output, own in enumerate(columns)], axis=1)
         outputs = self.outputs - update.shrink * self.displacement.response - image
         response = keep * self.displacement.response - image
         squared_norm = (
@@ -178,7 +182,9 @@ class CertificateTracking(Tracking):
         return self._evaluate_by_pass(after, change) if candidate is None else candidate
 
     def _evaluate_by_bounds(self, after: RunningUpdate, change: RunningUpdate, bounds: Bounds) -> CandidateStep | None:
-        """Return None where a pair without a certificate could flip, or too many certificates expire."""
+        """Return None where a pair without a certificate could flip, too many certificates expire, or K is not held."""
+        if self.geometry.similarity is None:
+            return None
         step = step_bounds(self.geometry, change.collected, self._largest)
         raised = bounds.raised(step)
         drift = [

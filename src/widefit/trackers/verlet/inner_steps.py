@@ -104,7 +104,10 @@ class InnerSteps:
             return False
         halves = [steps.updated_counts() for steps in self._steps]
         if not halves:
-            halves = [half_counts(gram(output).counts) for output in range(g.shape[1])]
+            counts = [gram(output).counts for output in range(g.shape[1])]
+            halves = [half_counts(own) for own in counts if own is not None]
+            if len(halves) < len(counts):
+                return False
         return self._look_ahead(g, halves)
 
     def _worth_a_look(self, g: Float[np.ndarray, "n k"]) -> bool:

@@ -1,0 +1,160 @@
+"""Training with H applied from fire lists: the run that n × n arrays give, whatever follows the neurons."""
+
+import numpy as np
+import pytest
+import torch
+
+import widefit
+from widefit.estimators import base
+from widefit.estimators.parameters import affordable_width
+from widefit.files import Checkpoint
+from widefit.files.checkpoint import read_checkpoint
+from widefit.nn import TwoLayer
+from widefit.plan import two_layer
+from widefit.plan.two_layer import plan_two_layer
+from widefit.solvers import NystromCG
+from widefit.trackers.certificate import geometry
+from widefit.trackers.cost import Steps, Workload
+from widefit.training.train import Training
+
+EXACT = NystromCG(tolerance=1e-11)
+MANY = Workload(
+    samples=60_000, features=785, width=2**14, outputs=10, firing=0.024, itemsize=4, anchored=True, readout_scale=100.0
+)
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H is applied however few the samples, and no K is held."""
+    monkeypatch.setattr(two_layer, "_forms", lambda work, solver: [("fire lists", "this test")])
+    monkeypatch.setattr(geometry, "LARGEST_SIMILARITY", 0)
+
+
+def problem(outputs: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((90, 5))
+    x[7], x[11] = x[3], 0.0
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+    return x, np.stack([np.sin((c + 2) * x[:, c]) for c in range(outputs)], axis=1)
+
+
+def network(**settings) -> TwoLayer:
+    return TwoLayer(5, 600, 2, threshold=1.0, readout_scale=3.0, seed=1, dtype=torch.float64, **settings)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05])
+@pytest.mark.parametrize("tracker", ["dense", "certificate", "verlet-list"])
+def test_the_run_of_arrays(tracker: str, alpha: float, lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem()
+    weight = np.linspace(0.5, 2, len(x))
+
+    def run() -> tuple[widefit.History, np.ndarray, Training]:
+        own = network()
+        training = Training(
+            own, x, y, tracker=tracker, solver=EXACT, alpha=alpha, max_iter=4, tol=0.0, sample_weight=weight
+        )
+        history = training.run()
+        return history, own.weight.detach().numpy(), training
+
+    found, weights, training = run()
+    assert not training.model.plan.arrays
+    assert ("Gram matrix", "fire lists", "this test") in training.plan.rows()
+    monkeypatch.setattr(two_layer, "_forms", lambda work, solver: [("n × n array", "")])
+    expected, theirs, training = run()
+    assert training.model.plan.arrays
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(weights, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["gradient-descent", widefit.rules.GaussNewton(loss="logistic")], ids=str)
+def test_other_rules_and_losses(rule, lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem()
+    settings = {"rule": rule, "alpha": 0.1, "max_iter": 3, "tol": 0.0, "solver": EXACT}
+    found = widefit.train(network(), x, np.where(y < 0, -1.0, 1.0), **settings)
+    monkeypatch.setattr(two_layer, "_forms", lambda work, solver: [("n × n array", "")])
+    expected = widefit.train(network(), x, np.where(y < 0, -1.0, 1.0), **settings)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tracker", ["dense", "certificate"])
+def test_resumes_to_the_same_bits(tracker: str, lists, tmp_path) -> None:
+    x, y = problem()
+    settings = {"tracker": tracker, "alpha": 0.02, "tol": 0.0}
+    whole = network()
+    Training(whole, x, y, max_iter=5, **settings).run()
+    kept = Checkpoint(tmp_path / "half", every_seconds=0)
+    Training(network(), x, y, max_iter=2, callbacks=[kept], **settings).run()
+    resumed = network()
+    Training(resumed, x, y, max_iter=5, **settings).run(read_checkpoint(tmp_path / "half"))
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_threads_decide_nothing_and_solves_are_reported(lists) -> None:
+    x, y = problem()
+    histories = [widefit.train(network(), x, y, alpha=0.02, threads=threads, max_iter=4) for threads in (1, 3)]
+    assert histories[0].losses == histories[1].losses
+    steps = [step for step in histories[0] if step.solver is not None]
+    assert all(step.solver == "nystrom-cg" and 0 <= step.residual_norm <= 0.0101 for step in steps)
+
+
+def test_weights_that_are_not_stored(lists) -> None:
+    x, y = problem()
+    own = network(store="regenerate")
+    stored = network()
+    losses = [widefit.train(each, x, y, alpha=0.02, tracker="certificate", max_iter=3).losses for each in (own, stored)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
+    inputs = torch.from_numpy(x)
+    torch.testing.assert_close(own(inputs), stored(inputs), rtol=1e-8, atol=1e-8)
+
+
+class TestPlan:
+    def test_many_samples_take_fire_lists_and_say_so(self) -> None:
+        plan, _, solver = plan_two_layer(MANY, "auto", "auto", 2, 8 * 10**9)
+        assert not plan.arrays
+        assert plan.bytes_needed <= 8 * 10**9
+        assert isinstance(solver, NystromCG)
+        (row,) = [row for row in plan.rows() if row[0] == "Gram matrix"]
+        assert row[1] == "fire lists"
+        assert "against" in row[2]
+        assert "28.8 GB" in row[2] or "29 GB" in row[2]
+
+    def test_few_samples_stay_as_they_were(self) -> None:
+        few = Workload(samples=2000, features=20, width=2**16, outputs=1, firing=0.02, itemsize=4)
+        plan, _, solver = plan_two_layer(few, "auto", "auto", 2, 10**11)
+        assert plan.arrays
+        assert solver.name == "cholesky"
+        assert all(row[0] != "Gram matrix" for row in plan.rows())
+
+    def test_arrays_that_do_not_fit(self) -> None:
+        few = Workload(samples=8000, features=20, width=2**12, outputs=1, firing=0.02, itemsize=4)
+        plan, *_ = plan_two_layer(few, "dense", "auto", 2, 10**9)
+        assert not plan.arrays
+        assert "n × n array does not fit in memory" in str(plan)
+
+    def test_what_asks_for_an_array_is_told_of_the_other_way(self) -> None:
+        with pytest.raises(MemoryError, match='solver="auto" takes any number of them'):
+            plan_two_layer(MANY, "auto", "cholesky", 2, 8 * 10**9)
+
+    def test_too_many_pairs_are_sent_to_streams(self) -> None:
+        with pytest.raises(MemoryError, match=r"a width of|train_stream and partial_fit"):
+            plan_two_layer(MANY, "auto", "auto", 2, 10**8)
+
+    def test_steps_that_see_few_samples_need_neither(self) -> None:
+        work = Workload(
+            samples=10**6, features=5, width=2**10, outputs=1, firing=0.02, itemsize=4, steps=Steps.MINIBATCHES
+        )
+        assert plan_two_layer(work, "dense", "auto", 1, 10**10)[0].arrays
+
+    def test_fewer_neurons_where_a_step_would_take_long(self) -> None:
+        assert affordable_width(10_000, 20) == 1 << 16
+        widths = [affordable_width(samples, 20) for samples in (10**4, 10**5, 10**6, 10**7)]
+        assert widths == sorted(widths, reverse=True)
+        assert widths[-1] < widths[0]
+
+
+def test_predictions_of_many_rows_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(1)
+    model = widefit.WideRegressor((64,), max_iter=2).fit(x, y[:, 0])
+    whole = model.predict(x)
+    monkeypatch.setattr(base, "_PREDICTED_ROWS", 7)
+    np.testing.assert_allclose(model.predict(x), whole, rtol=1e-12, atol=1e-14)
