@@ -132,8 +132,9 @@ def plan_two_layer(
             else:
                 plan, followed, solved = _plan_with_lists(replace(work, arrays=False), tracker, solver, budget, tol)
         except MemoryError as error:
-            # What is told is what the thriftier form would take.
-            refused = error if refused is None or form == _LISTS else refused
+            # What is told of many samples is what the thriftier form would take.
+            thrifty = form == _LISTS and work.samples > _FEW
+            refused = error if refused is None or thrifty else refused
             continue
         if refused is not None:
             reason = f"{_LISTS if form == _ARRAY else _ARRAY} does not fit in memory"
