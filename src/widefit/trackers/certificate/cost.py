@@ -37,7 +37,7 @@ def cost(work: Workload) -> Cost:
     squares = _SQUARE * work.samples**2 if work.steps.sees_few else 0
     if not work.arrays:
         squares = _beside_lists(work)
-    return Cost(int(_ALLOCATED * held) + squares, _seconds(work), min(_BUFFERS, int(held)))
+    return Cost(math.ceil(_ALLOCATED * held) + squares, _seconds(work), min(_BUFFERS, int(held)))
 
 
 def _beside_lists(work: Workload) -> int:
