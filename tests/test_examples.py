@@ -9,7 +9,7 @@ import torch
 FOLDER = Path(__file__).parents[1] / "examples"
 EQUATIONS = [path for path in sorted(FOLDER.glob("*.py")) if "from widefit import pinn" in path.read_text("utf-8")]
 # So that each takes a second or two.
-FEWER = {"STEPS": 2, "ROUNDS": 2, "SLABS": 2, "POINTS": 150, "ENOUGH": 150, "FEW": 60}
+FEWER = {"STEPS": 2, "ROUNDS": 2, "SLABS": 2, "POINTS": 150}
 
 
 @pytest.fixture
