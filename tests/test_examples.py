@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "burgers": {"STEPS": 1},
     "classification": {"ROWS": 80, "WIDTH": 512},
-    "convection": {"STEPS": 2, "FEW": 60, "ENOUGH": 150},
+    "convection": {"STEPS": 2},
     "failure": {"ROWS": 60, "WIDTH": 512},
     "finetune_digits": {"SIZES": (50,), "WIDTH": 32, "EPOCHS": 5},
     "fit_image": {"STRIDE": 40, "WIDTH": 512, "SHOWN": (1, 2)},
