@@ -124,7 +124,7 @@ def entry(function, argument: str) -> set[str]:
         (widefit.WideClassifier, "loss_", set(names.RULE_LOSSES)),
         (widefit.GaussNewton, "solver", set(names.STEP_SOLVERS)),
         (widefit.GaussNewton, "loss", set(names.TORCH_LOSSES)),
-        (widefit.finetune, "loss", set(names.TORCH_LOSSES)),
+        (widefit.finetune, "loss", {*names.TORCH_LOSSES, "next_token"}),
         (widefit.finetune, "layers", set(names.LAYERS)),
         (widefit.rules.SGD, "loss", set(names.RULE_LOSSES)),
     ],

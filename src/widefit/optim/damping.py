@@ -23,6 +23,8 @@ class DampingPolicy:
         First λ, as a part of the sum of squared singular values of J (its squared Frobenius norm).
     bend
         Largest relative bend of an accepted step.
+    bend_resampled
+        The same where every step sees other data, which longer steps fit too closely.
     shortest
         A path that bends so much that its α would be smaller is not followed; λ rises instead. Also the largest
         correction of a point, as a part of its step.
@@ -55,6 +57,7 @@ class DampingPolicy:
 
     start: float = 1e-8
     bend: float = 1.25
+    bend_resampled: float = 0.6
     shortest: float = 0.5
     near: float = 0.1
     farthest: float = 4.0
@@ -73,9 +76,10 @@ class DampingPolicy:
     loosest: float = 0.03
     tightest: float = 1e-6
 
-    def length(self, bending: float) -> float:
+    def length(self, bending: float, cautious: bool = False) -> float:
         """α for a path that bends by `bending` at full length."""
-        return 1.0 if bending <= self.bend else self.bend / bending
+        largest = self.bend_resampled if cautious else self.bend
+        return 1.0 if bending <= largest else largest / bending
 
     def shortening(self, defect: float) -> float:
         """The factor of α after a point that missed the outputs of the parabola by a part `defect` of the residual."""

@@ -512,8 +512,9 @@ class GaussNewton(torch.optim.Optimizer):
         return None if self.processes.any(self._costs[key] is None) else self._costs[key]
 
     def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:
-        few = changes and _FEW * point.system.total_rows(point.expansion) < point.moving.count
         state = self._state
+        scarce = _FEW * point.system.total_rows(point.expansion) < point.moving.count
+        few = changes and scarce
         state.pace, state.trend = (
             self.policy.pace(state.pace, state.trend, point.expansion.loss) if few else (1.0, math.inf)
         )
@@ -529,6 +530,8 @@ class GaussNewton(torch.optim.Optimizer):
             max_norm=self.max_norm,
             limits=None if self._bounds is None else self._bounds.limits(point.moving),
             resampled=changes,
+            # Few data in the first step may be the first of many batches.
+            cautious=changes or (scarce and state.step == 0),
             fresh=few,
             nearby=torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
             processes=self.processes,

@@ -146,6 +146,8 @@ class Search:
         Smallest and largest change of every parameter; None: none.
     resampled
         Whether every step sees other data. Points are then not corrected: that would fit what is peculiar to a batch.
+    cautious
+        Whether a path may bend no more than where every step sees other data.
     fresh
         Whether that are few data for the number of parameters as well.
     nearby
@@ -165,6 +167,7 @@ class Search:
     max_norm: float | None = None
     limits: tuple[Float[Tensor, " P"], Float[Tensor, " P"]] | None = None
     resampled: bool = False
+    cautious: bool = False
     fresh: bool = False
     nearby: float = 0.0
     processes: Alone = ALONE
@@ -217,7 +220,7 @@ class Search:
         policy = self.policy
         shortest = 2.0**-10 if fixed else policy.shortest
         path = self._path(first, damping)
-        length = max(policy.length(path.bend * self.rate), shortest if fixed else 0.0)
+        length = max(policy.length(path.bend * self.rate, self.cautious), shortest if fixed else 0.0)
         # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
         if length >= shortest or level >= policy.largest:
             found, spent = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
