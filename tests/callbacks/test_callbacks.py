@@ -71,6 +71,16 @@ def test_a_callback_that_is_used_again_begins_anew() -> None:
     assert run(watch).losses == run(watch).losses
 
 
+def test_a_run_can_end_before_its_first_step() -> None:
+    class Enough(widefit.callbacks.Callback):
+        def start(self, run: widefit.callbacks.Run) -> bool:
+            return True
+
+    history = run(Enough())
+    assert len(history) == 1
+    assert history.stop_reason == "callback"
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
         EarlyStopping(0)

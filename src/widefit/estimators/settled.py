@@ -31,10 +31,18 @@ class Settled(Callback):
         self._limit = _NEGLIGIBLE * error
         self._floor = floor
 
-    def step(self, run: Run, info: StepInfo) -> bool | None:
+    def start(self, run: Run) -> bool:
+        """Return True where a resumed run had settled already."""
+        return self._look(run)
+
+    def step(self, run: Run, info: StepInfo) -> bool:
         """Return True when it is so."""
-        if info.accepted is False:
+        return self._look(run)
+
+    def _look(self, run: Run) -> bool:
+        last = run.history[-1]
+        if len(run.history) < 2 or last.accepted is False:
             return False
-        change = abs(run.history[-2].loss - info.loss) if len(run.history) > 1 else float("inf")
-        self.reached = min(info.loss - self._floor, change) <= self._limit
+        change = abs(run.history[-2].loss - last.loss)
+        self.reached = min(last.loss - self._floor, change) <= self._limit
         return self.reached

@@ -118,9 +118,8 @@ class Loop:
         try:
             with interrupt_flag() as interrupted:
                 ended = self._begin(resume)
-                for callback in self._callbacks:
-                    callback.start(self)
-                self.history.stop_reason = str(self._steps(ended, interrupted.is_set))
+                asked = [bool(callback.start(self)) for callback in self._callbacks]
+                self.history.stop_reason = str(self._steps(ended, any(asked), interrupted.is_set))
             for callback in self._callbacks:
                 callback.finish(self, self.history)
         finally:
@@ -156,13 +155,13 @@ class Loop:
         self.history.stop_reason = earlier.stop_reason
         self._started -= earlier[-1].seconds
 
-    def _steps(self, ended: StopReason | None, interrupted: Callable[[], bool]) -> StopReason:
-        reason = self._reason(self.history[-1], ended, False, self._agree(interrupted()))
+    def _steps(self, ended: StopReason | None, asked: bool, interrupted: Callable[[], bool]) -> StopReason:
+        reason = self._reason(self.history[-1], ended, self._agree(asked), self._agree(interrupted()))
         while reason is None:
             info, stop = self.stepper.step()
             info = self._add(info)
-            asked = [bool(callback.step(self, info)) for callback in self._callbacks]
-            reason = self._reason(info, stop, self._agree(any(asked)), self._agree(interrupted()))
+            answers = [bool(callback.step(self, info)) for callback in self._callbacks]
+            reason = self._reason(info, stop, self._agree(any(answers)), self._agree(interrupted()))
         return reason
 
     def _reason(self, info: StepInfo, stop: StopReason | None, asked: bool, interrupted: bool) -> StopReason | None:
