@@ -68,7 +68,7 @@ def test_directions_are_those_of_dense_least_squares(name: str, level: float) ->
     # What is reported is true.
     slope = matrix.T @ residual
     defect = torch.linalg.vector_norm(matrix.T @ (residual + matrix @ taken.value) + damping * taken.value)
-    assert taken.residual_norm == pytest.approx(float(defect / torch.linalg.vector_norm(slope)), abs=1e-11)
+    assert taken.residual_norm == pytest.approx(float(defect / torch.linalg.vector_norm(slope)), abs=1e-10)
 
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if name != "huge"])
@@ -161,7 +161,7 @@ def test_a_linear_model_is_solved_at_once() -> None:
     optimizer = GaussNewton(model, solver="primal-cg", damping=0.0)
     optimizer._state.tolerance = 1e-12
     info = optimizer.step(x, y)
-    assert "sums over 138 rows" in str(optimizer.plan)
+    assert any("sums over 138 rows" in reason for *_, reason in optimizer.plan.rows())
     tall = torch.cat([x, torch.ones(20_000, 1, dtype=torch.float64)], dim=1)
     expected = torch.linalg.lstsq(tall, y).solution
     assert torch.allclose(torch.cat([model.weight.T, model.bias[None]]), expected, rtol=1e-9)

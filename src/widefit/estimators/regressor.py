@@ -1,5 +1,6 @@
 """WideRegressor."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Self, overload
@@ -113,7 +114,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     def __init__(
         self,
-        hidden_layer_sizes=(65536,),
+        hidden_layer_sizes: int | Sequence[int] | str = "auto",
         activation="shifted_relu",
         threshold="auto",
         alpha="auto",
