@@ -55,10 +55,10 @@ def test_fewer_steps_predict_as_well():
 
 def test_it_says_why_and_leaves_other_rules_alone():
     X, y = load_diabetes(return_X_y=True)
-    assert WideRegressor((1024,)).fit(X, y).history_.stop_reason in ("converged", "tol")
+    assert WideRegressor((1024,)).fit(X, y).history_.stop_reason in ("settled", "tol")
     assert WideRegressor((256,), rule="sgd", max_iter=7).fit(X, y).n_iter_ == 7
     labels = y > np.median(y)
-    assert WideClassifier((1024,)).fit(X, labels).history_.stop_reason in ("converged", "tol")
+    assert WideClassifier((1024,)).fit(X, labels).history_.stop_reason in ("settled", "tol")
     for bad in (-1, "never"):
         with pytest.raises(ValueError, match='tol must be "auto" or a finite number'):
             WideRegressor((64,), tol=bad).fit(X, y)

@@ -324,7 +324,7 @@ class Wide(TableInput, FitDisplay, ABC):
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
         if settled and settled[0].reached and self.history_.stop_reason == StopReason.CALLBACK:
-            self.history_.stop_reason = str(StopReason.CONVERGED)
+            self.history_.stop_reason = str(StopReason.SETTLED)
         if not math.isfinite(self.history_[-1].loss):
             raise ValueError('the training diverged, its weights have overflowed: give rule a smaller lr, or lr="auto"')
 

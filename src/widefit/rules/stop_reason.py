@@ -7,6 +7,7 @@ class StopReason(StrEnum):
     """Reason for which a run ended; a plain string, so that files and comparisons with strings work."""
 
     TOL = "tol"
+    SETTLED = "settled"
     CONVERGED = "converged"
     MAX_ITER = "max_iter"
     STALLED = "stalled"
@@ -28,6 +29,7 @@ class StopReason(StrEnum):
 
 _SENTENCES = {
     StopReason.TOL: "the loss fell below the tolerance",
+    StopReason.SETTLED: "what is left of the loss is little beside the leave-one-out error",
     StopReason.CONVERGED: "the loss no longer changed",
     StopReason.MAX_ITER: "the largest number of steps was reached",
     StopReason.STALLED: "no step lowered the loss any more",

@@ -39,7 +39,7 @@ class Callback:
     """Does nothing; override what you need."""
 
     def start(self, run: Run) -> bool | None:
-        """Before the first step; `run.history` holds step 0, or the steps of the resumed run; return True to end it here."""
+        """Before the first step; `run.history` holds step 0 or those of a resumed run; return True to end it here."""
 
     def step(self, run: Run, info: StepInfo) -> bool | None:
         """After every step; return True to end the training."""

@@ -80,8 +80,8 @@ class History(Sequence[StepInfo]):
     steps
         One StepInfo a step; the first has step 0 and holds the loss before training.
     stop_reason
-        Why training ended: "tol", "converged", "max_iter", "stalled", "diverged", "interrupted" or "callback"; "end"
-        for a stream that has come to its end.
+        Why training ended: "tol", "settled", "converged", "max_iter", "stalled", "diverged", "interrupted" or
+        "callback"; "end" for a stream that has come to its end.
     average_loss
         Loss of the average of the iterates, which the network was left with; None for a rule that does not average.
     advice
