@@ -149,6 +149,19 @@ def test_weights_that_are_not_stored_have_one_tracker() -> None:
     assert plan.rows()[0] == ("tracker", "certificate", "the weights are not stored")
 
 
+@given(workloads(), st.integers(20, 40))
+def test_grams_of_further_outputs_are_in_the_plan_and_take_half_of_what_is_left(work: Workload, log_memory: int) -> None:
+    memory = 2**log_memory
+    try:
+        plan = plan_two_layer(replace(work, outputs=10), "auto", "cholesky", 2, memory)[0]
+    except MemoryError:
+        return
+    assert 1 <= plan.grams <= 10
+    assert plan.bytes_needed <= memory
+    lone = plan.bytes_needed - 12 * (plan.grams - 1) * work.samples**2
+    assert 2 * (plan.bytes_needed - lone) <= memory - lone
+
+
 class TestAnyNumberOfThreads:
     """A seed fixes the result: "auto" asks for no threads."""
 

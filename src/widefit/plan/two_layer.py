@@ -30,6 +30,8 @@ _BY_PRODUCTS = ("cg", "nystrom-cg")
 _ARRAY, _LISTS = "n × n array", "fire lists"
 # Samples up to which n × n arrays are taken wherever they fit.
 _FEW = 8192
+# Bytes an entry of N and H.
+_GRAM_ENTRY = 12
 # Where H is applied: products with it that a step takes behind a preconditioner, those after which a solve gives up,
 # and the part of the right-hand side that it may leave: less changes no prediction (measured on tables and images).
 _PRODUCTS = 20
@@ -84,9 +86,12 @@ class TwoLayerPlan(Plan):
     ----------
     arrays
         True where K, N and H are held as n × n arrays, False where H is applied from fire lists.
+    grams
+        Outputs whose N and H are held at once, where those are arrays.
     """
 
     arrays: bool = True
+    grams: int = 1
 
 
 def plan_two_layer(
@@ -209,7 +214,11 @@ def _plan_with_arrays(
     needed = budget.bytes_needed(work, followed, solved.name)
     if needed > budget.memory:
         raise MemoryError(_refusal(work, followed, solved.name, budget))
-    return TwoLayerPlan(tuple(choices), needed, _flops_per_step(work, solved.name)), followed, solved
+    # Those of further outputs are followed from step to step as far as half of what is left holds them.
+    each = _GRAM_ENTRY * work.samples**2
+    more = 0 if work.steps.sees_few else min(work.outputs - 1, (budget.memory - needed) // (2 * each))
+    plan = TwoLayerPlan(tuple(choices), needed + more * each, _flops_per_step(work, solved.name), grams=1 + more)
+    return plan, followed, solved
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,7 @@ def _square_bytes(work: Workload, solver: str) -> int:
     """K, N and H are held at once, and a factorization works on a copy of H."""
     if work.steps.sees_few:
         return 20 * min(work.samples, ESTIMATE_SAMPLES) ** 2
-    return work.samples**2 * (8 + 4 + 8 + (16 if solver == "cholesky" else 0))
+    return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver == "cholesky" else 0))
 
 
 def preconditioner_rank(samples: int) -> int:

@@ -77,7 +77,6 @@ class TwoLayerModel:
         self._objective = objective
         self._rule = rule
         self._threads = threads
-        self._memory = memory
         self._phases = phases
         work = workload_of(network, inputs, objective.alpha, rule)
         self.plan, self._tracker, self._solver = plan_two_layer(work, tracker, solver, threads, memory, tol)
@@ -234,9 +233,9 @@ class TwoLayerModel:
         if self._samples is not None:
             self._grams = gram.FireListGrams(self._tracking, self._samples, self._iterate.coefficients, self._threads)
             return
-        held = max(1, int(self._memory / 4 / (12 * self._inputs.shape[0] ** 2)))
+        similarity = partial(gram.similarity, self._inputs)
         self._grams = gram.CurrentGrams(
-            self._tracking, partial(gram.similarity, self._inputs), self._iterate.coefficients, held, self._threads
+            self._tracking, similarity, self._iterate.coefficients, self.plan.grams, self._threads
         )
 
     def _trained(self) -> dict[str, Tensor]:
