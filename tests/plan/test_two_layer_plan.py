@@ -150,7 +150,9 @@ def test_weights_that_are_not_stored_have_one_tracker() -> None:
 
 
 @given(workloads(), st.integers(20, 40))
-def test_grams_of_further_outputs_are_in_the_plan_and_take_half_of_what_is_left(work: Workload, log_memory: int) -> None:
+def test_grams_of_further_outputs_are_in_the_plan_and_take_half_of_what_is_left(
+    work: Workload, log_memory: int
+) -> None:
     memory = 2**log_memory
     try:
         plan = plan_two_layer(replace(work, outputs=10), "auto", "cholesky", 2, memory)[0]
