@@ -48,7 +48,7 @@ def refusal(source: str | Path, rows: int | None = None) -> str:
         ("t.csv.zip", zipped(**{"data/inner.csv": CSV, "__MACOSX/inner.csv": b"\0"})),
         ("t.zip", zipped(**{"inner.csv": CSV})),
         ("t.txt", CSV),
-        ("t.txt.gz", gzip.compress(CSV.replace(b",", b"\t"))),
+        ("t.txt.gz", gzip.compress(CSV.replace(b",", b"\t"), mtime=0)),
         ("t.tab", CSV.replace(b",", b"\t")),
     ],
 )
