@@ -60,7 +60,7 @@ STEPS = 3
 
 
 def measure(size: int, count: int, width: int, solver: str, threads: int) -> list[dict]:
-    """What every process says of its steps."""
+    """Step in so many processes; the figures that each of them prints."""
     settings = [str(count), str(width), str(STEPS), solver, str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:

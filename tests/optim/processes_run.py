@@ -167,7 +167,7 @@ def resumed(group: Processes) -> float:
 
 
 def left_waiting(group: Processes, optimizer: GaussNewton) -> str:
-    """What a process says to which another one does not come."""
+    """The error of a process that waits for another in vain."""
     x, y = rows(50)
     try:
         optimizer.step(x, y)

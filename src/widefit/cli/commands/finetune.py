@@ -1,7 +1,7 @@
 """`widefit finetune`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -117,43 +117,25 @@ def command(
     chosen = layers or ["auto"]
     words = chosen[0] if len(chosen) == 1 and chosen[0] in LAYERS else tuple(chosen)
     settings = {"layers": words, "alpha": alpha, "max_iter": max_iter, "seed": seed}
+    shared: dict[str, Any] = {
+        "target": target,
+        "loss": None if loss == "auto" else loss,
+        "settings": settings,
+        "out": out,
+        "delta": delta,
+        "validation": validation,
+        "checkpoint": checkpoint,
+        "checkpoint_every": checkpoint_every,
+        "resume": resume,
+        "reading": reading_of(header, decimal, na_value),
+    }
     if text is not None:
         if data is not None:
             raise ValueError(f"--text: a folder has its weights; give the folder and the table alone, not {data} too")
         from widefit.cli.run.texts import TextJob
         from widefit.cli.run.texts import run as run_texts
 
-        text_job = TextJob(
-            model=Path(factory),
-            data=str(weights),
-            text=text,
-            target=target,
-            loss=None if loss == "auto" else loss,
-            settings=settings,
-            out=out,
-            delta=delta,
-            validation=validation,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            reading=reading_of(header, decimal, na_value),
-        )
-        return run_texts(text_job, Output(json, quiet))
+        return run_texts(TextJob(model=Path(factory), data=str(weights), text=text, **shared), Output(json, quiet))
     if data is None:
         raise ValueError("a table is missing: MODULE:FACTORY WEIGHTS DATA, or FOLDER DATA with --text COLUMN")
-    job = Job(
-        factory=factory,
-        weights=weights,
-        data=data,
-        target=target,
-        loss=None if loss == "auto" else loss,
-        settings=settings,
-        out=out,
-        delta=delta,
-        validation=validation,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        reading=reading_of(header, decimal, na_value),
-    )
-    return run(job, Output(json, quiet))
+    return run(Job(factory=factory, weights=weights, data=data, **shared), Output(json, quiet))

@@ -18,11 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import widefit
-from widefit.callbacks import Callback, Progress
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds, size
 from widefit.cli.run.places import refuse_checkpoint, refuse_unwritable
-from widefit.cli.run.progress import Lines
+from widefit.cli.run.progress import callbacks_of
 from widefit.cli.run.scores import of_numbers
 from widefit.data.columns import kind_of, missing, read_numbers
 from widefit.data.readers import read_table
@@ -31,7 +30,7 @@ from widefit.data.splitting import split_rows
 from widefit.data.survey import missing_message
 from widefit.data.target import Task, choose_target, learn_target
 from widefit.data.words import listing, plural
-from widefit.files import Checkpoint, read_checkpoint
+from widefit.files import read_checkpoint
 from widefit.files.atomic import replacing
 
 SAFE = ".safetensors"
@@ -144,12 +143,7 @@ def run(job: Job, output: Output) -> int:
 
 
 def _finetuned(job: Job, model: nn.Module, samples: Samples, output: Output) -> nn.Module:
-    callbacks: list[Callback] = []
-    if not output.quiet:
-        console = output.stderr
-        callbacks.append(Progress(console) if console.is_terminal else Lines(console))
-    if job.checkpoint is not None:
-        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
+    callbacks = callbacks_of(output, job.checkpoint, job.checkpoint_every)
     X_val, y_val = samples.part("held-out") if "held-out" in samples.parts else (None, None)
     return widefit.finetune(
         model,

@@ -1,15 +1,30 @@
-"""Progress where there is no terminal to draw a bar in: a line now and then."""
+"""The callbacks of a command: progress as a bar or, where there is no terminal to draw it in, as lines; checkpoints."""
 
 import time
+from pathlib import Path
 
 from rich.console import Console
 
-from widefit.callbacks import Callback, Run, describe
+from widefit.callbacks import Callback, Progress, Run, describe
+from widefit.cli.output import Output
+from widefit.files import Checkpoint
 from widefit.training.history import History, StepInfo
 
 # Every step of a run in a handful of them; but a log of ten thousand is not to be ten thousand lines.
 ALL = 20
 SECONDS_BETWEEN_LINES = 1.0
+
+
+def callbacks_of(
+    output: Output, checkpoint: Path | None, checkpoint_every: float, metric_name: str = "metric"
+) -> list[Callback]:
+    """Return the progress that `output` asks for, and a checkpoint where there is a file for it."""
+    found: list[Callback] = []
+    if not output.quiet:
+        found.append((Progress if output.stderr.is_terminal else Lines)(output.stderr, metric_name))
+    if checkpoint is not None:
+        found.append(Checkpoint(checkpoint, checkpoint_every))
+    return found
 
 
 class Lines(Callback):

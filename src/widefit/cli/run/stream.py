@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from widefit.callbacks import Callback, Progress, describe
+from widefit.callbacks import describe
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.run import outcome
 from widefit.cli.run.prepare import Job, learn, look, refuse_places, remarks
-from widefit.cli.run.progress import Lines
+from widefit.cli.run.progress import callbacks_of
 from widefit.cli.run.progressive import Progressive
 from widefit.data.blocks import Block, TableBlocks
 from widefit.data.encoding import TableEncoding
 from widefit.data.table import TableError, plural
 from widefit.estimators import WideClassifier, WideRegressor
-from widefit.files import Checkpoint, read_checkpoint, save
+from widefit.files import read_checkpoint, save
 from widefit.files.container import altered
 from widefit.losses.family import rule_loss
 from widefit.records import read
@@ -153,7 +153,12 @@ def stream(job: Job, output: Output) -> int:
     steps, resume = _prepare(job, blocks)
     for note in steps.notes:
         output.remark(note)
-    loop = Loop(steps, callbacks=_callbacks(job, output), history=steps.history, record=steps.record)
+    loop = Loop(
+        steps,
+        callbacks=callbacks_of(output, job.checkpoint, job.checkpoint_every),
+        history=steps.history,
+        record=steps.record,
+    )
     was_interrupted = loop.run(resume).stop_reason == StopReason.INTERRUPTED
     save(steps.model, model_path, encoding=steps.encoding.to_dict())
     files = {"model": model_path}
@@ -165,15 +170,6 @@ def stream(job: Job, output: Output) -> int:
     _show(output, blocks, steps, files, time.perf_counter() - started)
     output.document(_document(job, blocks, steps, files, time.perf_counter() - started, was_interrupted))
     return INTERRUPTED if was_interrupted else 0
-
-
-def _callbacks(job: Job, output: Output) -> list[Callback]:
-    callbacks: list[Callback] = []
-    if not output.quiet:
-        callbacks.append((Progress if output.stderr.is_terminal else Lines)(output.stderr))
-    if job.checkpoint is not None:
-        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
-    return callbacks
 
 
 def _prepare(job: Job, blocks: TableBlocks) -> tuple[FileSteps, State | None]:

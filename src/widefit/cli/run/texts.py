@@ -13,17 +13,16 @@ import torch
 from torch import nn
 
 import widefit
-from widefit.callbacks import Callback, Progress
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.run.places import refuse_checkpoint, refuse_unwritable
-from widefit.cli.run.progress import Lines
+from widefit.cli.run.progress import callbacks_of
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
 from widefit.data.splitting import split_rows
 from widefit.data.target import Target, choose_target, learn_target
 from widefit.data.words import listing, plural
-from widefit.files import Checkpoint, FileError, read_checkpoint
+from widefit.files import FileError, read_checkpoint
 from widefit.files.atomic import replacing
 from widefit.files.container import altered
 
@@ -252,12 +251,7 @@ def _finetuned(
     parts: tuple[np.ndarray, np.ndarray | None],
     output: Output,
 ) -> nn.Module:
-    callbacks: list[Callback] = []
-    if not output.quiet:
-        console = output.stderr
-        callbacks.append(Progress(console) if console.is_terminal else Lines(console))
-    if job.checkpoint is not None:
-        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
+    callbacks = callbacks_of(output, job.checkpoint, job.checkpoint_every)
 
     def rows(chosen: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         return tokenized(tokenizer, [texts[row] for row in chosen]), torch.from_numpy(y[chosen])

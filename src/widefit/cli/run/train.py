@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from widefit.callbacks import Callback, Progress
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds
 from widefit.cli.run import outcome, scores
 from widefit.cli.run.prepare import HELD_OUT, Job, Prepared
-from widefit.cli.run.progress import Lines
+from widefit.cli.run.progress import callbacks_of
 from widefit.data.table import plural
 from widefit.estimators import WideClassifier, WideRegressor
-from widefit.files import Checkpoint, save
+from widefit.files import save
 from widefit.kernels.clock import seconds_compiling
 from widefit.losses.family import rule_loss
 from widefit.report import Report, Source, this_machine, write
@@ -62,13 +61,8 @@ def run(job: Job, prepared: Prepared, output: Output) -> int:
 
 def _fit(job: Job, prepared: Prepared, output: Output) -> Any:
     estimator = WideRegressor if prepared.task == "regression" else WideClassifier
-    callbacks: list[Callback] = []
-    if not output.quiet:
-        console = output.stderr
-        name = "R²" if prepared.task == "regression" else "accuracy"
-        callbacks.append(Progress(console, name) if console.is_terminal else Lines(console, name))
-    if job.checkpoint is not None:
-        callbacks.append(Checkpoint(job.checkpoint, job.checkpoint_every))
+    name = "R²" if prepared.task == "regression" else "accuracy"
+    callbacks = callbacks_of(output, job.checkpoint, job.checkpoint_every, name)
     training, held_out = prepared.training, prepared.held_out
     return estimator(**job.settings).fit(
         prepared.X[training],
