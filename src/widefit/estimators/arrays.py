@@ -25,13 +25,30 @@ def needs_encoding(X: Any, categorical_features: Any) -> bool:
         return True
     if not isinstance(X, np.ndarray) or X.ndim != 2 or not X.size:
         return False
-    if not isinstance(categorical_features, str | None) and np.size(categorical_features):
+    if _names_columns(categorical_features):
         return True
     if X.dtype.kind == "O":
-        return any(value is None or isinstance(value, str) or value != value for value in X.ravel())
+        return any(isinstance(value, str) or is_gap(value) for value in X.ravel())
     if X.dtype.kind == "U":
         return _numbers(X) is None
     return X.dtype.kind == "f" and bool(np.isnan(X).any())
+
+
+def is_gap(value: Any) -> bool:
+    """Return True for None, NaN, NaT and NA."""
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
+def refuse_sparse_categories(X: Any, categorical_features: Any) -> None:
+    """Raise a ValueError where columns of a sparse matrix are to be categories."""
+    if sparse.issparse(X) and _names_columns(categorical_features):
+        raise ValueError("categorical_features takes a dense X: sparse matrices hold numbers alone")
+
+
+def _names_columns(categorical_features: Any) -> bool:
+    return not isinstance(categorical_features, str | None) and np.size(categorical_features) > 0
 
 
 def text_or_numbers(column: np.ndarray) -> np.ndarray:

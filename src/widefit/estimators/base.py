@@ -1,7 +1,6 @@
 """Base of the two estimators: scikit-learn's contract around the training, everything but the meaning of y."""
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,6 +41,7 @@ from widefit.estimators.table_input import TableInput
 from widefit.estimators.training_sample import TrainingSample
 from widefit.estimators.uncertainty import Uncertainty
 from widefit.files.checkpoint import read_checkpoint
+from widefit.kernels import clock
 from widefit.kernels.surroundings import insulated
 from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
@@ -152,6 +152,9 @@ class Wide(TableInput, FitDisplay, ABC):
         """Return the class of every encoded target; None without classes."""
         return None
 
+    def _refuse_other_targets(self) -> None:
+        """Raise a ValueError where the fit that goes on was to something else than is asked for now."""
+
     def _loss(self) -> str:
         """Return the loss that the rule descends."""
         return "squared"
@@ -228,6 +231,8 @@ class Wide(TableInput, FitDisplay, ABC):
         """
         layers = self._check_parameters()
         continues = bool(self.warm_start) and hasattr(self, "network_")
+        if continues:
+            self._refuse_other_targets()
         table, y, weight = self._check_data(X, y, sample_weight, reset=not continues)
         weight = self._weigh(y, weight)
         if not continues:
@@ -236,11 +241,13 @@ class Wide(TableInput, FitDisplay, ABC):
         encoded = self._encode(y)
         rows = self._learn_columns(table, encoded, weight, reset=not continues)
         layers = layers.for_rows(self, *rows.shape)
-        metric = None if validation is None else self._metric_on(*validation)
         merged = merge_duplicates(rows, encoded, weight)
         if not continues and self._transform_targets(y, weight, merged, layers):
             encoded = self._encode(y)
+            # Effects of categories are those on the targets that are fitted.
+            rows = self._learn_columns(table, encoded, weight, reset=True)
             merged = merge_duplicates(rows, encoded, weight)
+        metric = None if validation is None else self._metric_on(*validation)
         if self.refit_readout:
             refuse_many_rows(len(merged.rows))
         self._forget_stream()
@@ -351,7 +358,7 @@ class Wide(TableInput, FitDisplay, ABC):
                 f'alpha must be "auto" or 0 with partial_fit, got {self.alpha!r}: a stream has no sum over all rows '
                 "that a ridge could be weighed against"
             )
-        started = time.perf_counter()
+        started = clock.now()
         loss = self._loss()
         if first:
             self._begin_stream(rows, y, weight, layers, loss)
@@ -365,7 +372,7 @@ class Wide(TableInput, FitDisplay, ABC):
         self.plan_ = self.stream_.plan.after(self._choices)
         self._build_predictor()
         self.progressive_predictions_ = self._decode(outputs)
-        self.stream_.record(outputs, targets, weight, time.perf_counter() - started)
+        self.stream_.record(outputs, targets, weight, clock.now() - started)
         self._set_history(self.stream_.history)
         self.n_iter_ = self.stream_.last.step
         return self

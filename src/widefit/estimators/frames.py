@@ -10,7 +10,7 @@ from widefit.data.columns import kind_of, missing, read_as
 from widefit.data.effects import Outcomes
 from widefit.data.features import Feature, FeatureEncoding
 from widefit.data.words import Refusals, TableError, listing
-from widefit.estimators.arrays import text_or_numbers
+from widefit.estimators.arrays import is_gap, text_or_numbers
 
 # How categories are asked for: by "auto", by nobody, or one by one.
 Categorical = Any
@@ -147,13 +147,17 @@ def _of_pandas(name: str, values: Any) -> pl.Series:
         return pl.Series(name, values.to_numpy().astype(f"{dtype.kind}8[us]"))
     if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
         return pl.Series(name, np.ascontiguousarray(values.to_numpy()))
-    if dtype.kind in "iuf":
+    if dtype.kind in "iu":
+        whole = values.fillna(0).to_numpy(dtype=np.int64 if dtype.kind == "i" else np.uint64)
+        return pl.Series(name, whole).set(pl.Series(values.isna().to_numpy()), None)
+    if dtype.kind == "f":
         return pl.Series(name, values.to_numpy(dtype=np.float64, na_value=np.nan))
     return _objects(name, values.tolist())
 
 
 _KINDS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
     ((bool, np.bool_), bool),
+    ((int, np.integer), int),
     ((int, float, np.number), float),
     (str, str),
 )
@@ -167,11 +171,16 @@ def _objects(name: str, values: list[Any]) -> pl.Series:
     TableError
         Objects that are neither numbers nor text nor dates.
     """
-    known = [None if _is_gap(value) else value for value in values]
+    known = [None if is_gap(value) else value for value in values]
     present = [value for value in known if value is not None]
     for types, convert in _KINDS:
         if present and all(isinstance(value, types) for value in present):
-            return pl.Series(name, [None if value is None else convert(value) for value in known])
+            try:
+                found = pl.Series(name, [None if value is None else convert(value) for value in known])
+            except (OverflowError, TypeError, pl.exceptions.PolarsError):
+                # Integers too long for polars: the next kind has them as floating-point numbers.
+                continue
+            return found.cast(pl.Float64) if found.dtype == pl.Int128 else found
     if all(isinstance(value, bool | int | float | str | np.generic) for value in present):
         return pl.Series(name, [None if value is None else str(value) for value in known], dtype=pl.String)
     try:
@@ -181,10 +190,3 @@ def _objects(name: str, values: list[Any]) -> pl.Series:
     if found.dtype == pl.Object:
         raise TableError(f"column {name!r} holds {type(present[0]).__name__} objects, neither numbers nor text")
     return found
-
-
-def _is_gap(value: Any) -> bool:
-    """Return True for None, NaN, NaT and NA."""
-    return (
-        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
-    )

@@ -1,5 +1,6 @@
 """Parameters of estimators as plain values, and back: a rule comes back from a file with its settings."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -19,6 +20,7 @@ _KINDS: dict[str, Any] = {
     )
 }
 _TYPE, _SETTINGS = "type", "settings"
+_DICT = "dict"
 _RANDOM_STATE = "RandomState"
 _ALGORITHM = "MT19937"
 _WORDS = 624
@@ -33,6 +35,8 @@ def to_plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, list | tuple | np.ndarray):
         return [to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {_TYPE: _DICT, _SETTINGS: {"items": [[to_plain(key), to_plain(item)] for key, item in value.items()]}}
     if isinstance(value, str | bool | int | float | None):
         return value
     if isinstance(value, np.random.RandomState):
@@ -68,6 +72,11 @@ def from_plain(value: Any, where: str) -> Any:
     name = read(str, value.get(_TYPE), where)
     if name == _RANDOM_STATE:
         return _random_state(settings.get("state"), where)
+    if name == _DICT:
+        items = read(list[list], settings.get("items"), where)
+        if any(len(item) != 2 or isinstance(item[0], list | dict) for item in items):
+            raise FileError(f"{where} is no dict of plain values")
+        return {key: from_plain(item, where) for key, item in items}
     if name not in _KINDS:
         raise FileError(f"{where} is a {name!r}, which this widefit does not know")
     hints = get_type_hints(_KINDS[name])

@@ -191,6 +191,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
 
     def _learn_targets(self, y: np.ndarray, sample_weight: np.ndarray) -> None:
         targets = _columns(y)
+        self._fitted_loss = self._asked_loss()
         self.loss_center_ = np.zeros(targets.shape[1])
         self.smearing_ = None
         self._target_choices = ()
@@ -379,7 +380,18 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         smeared = None if self.smearing_ is None else self.smearing_.tolist()
         return {"flat": self._flat, "smearing": smeared, **means}
 
+    def _asked_loss(self) -> str:
+        return f"{self.quantile:g} quantile" if self.loss == "quantile" else self.loss
+
+    def _refuse_other_targets(self) -> None:
+        if self._asked_loss() != self._fitted_loss:
+            raise ValueError(
+                f"loss: the model has been fitted to the {self._fitted_loss} loss and cannot go on with the "
+                f"{self._asked_loss()} one; set warm_start=False"
+            )
+
     def _restore_targets(self, document: dict[str, Any]) -> None:
+        self._fitted_loss = self._asked_loss()
         self._flat = document["flat"]
         # Files of earlier versions know the squared loss alone.
         self.smearing_ = None if document.get("smearing") is None else np.array(document["smearing"])

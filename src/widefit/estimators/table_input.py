@@ -14,7 +14,14 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from widefit.estimators.arrays import dense, matrix_of, needs_encoding, plain, refuse_missing
+from widefit.estimators.arrays import (
+    dense,
+    matrix_of,
+    needs_encoding,
+    plain,
+    refuse_missing,
+    refuse_sparse_categories,
+)
 
 if TYPE_CHECKING:
     # Polars is imported where a table needs it.
@@ -51,6 +58,8 @@ class TableInput(BaseEstimator):
             self.encoding_ = None
         X = self._as_in_the_shell(plain(X))
         matrix = matrix_of(X)
+        if reset:
+            refuse_sparse_categories(matrix, self.categorical_features)
         if needs_encoding(matrix, self.categorical_features) if reset else self._encoding is not None:
             X = matrix
             y = _check_y(y, multi_output=True, y_numeric=self._numeric_targets, estimator=self)
@@ -78,9 +87,12 @@ class TableInput(BaseEstimator):
         """Read the columns of a first table."""
         from widefit.estimators.frames import frame_of, read_features
 
+        frame = frame_of(X)
+        if frame.width == 0:
+            raise ValueError("X has 0 feature(s); at least one is needed")
         _check_feature_names(self, X, reset=True)
         _check_n_features(self, X, reset=True)
-        return read_features(frame_of(X), self.categorical_features)
+        return read_features(frame, self.categorical_features)
 
     def _check_rows(self, X: Any) -> "Table":
         """Return rows like those of the training, as numbers or as columns that were read."""
@@ -91,9 +103,11 @@ class TableInput(BaseEstimator):
 
         frame = frame_of(dense(matrix_of(X)))
         names = list(getattr(self, "feature_names_in_", positional(self.n_features_in_)))
-        frame = in_order(frame, names)
-        named = hasattr(self, "feature_names_in_")
-        _check_feature_names(self, frame if named and hasattr(X, "columns") else X, reset=False)
+        # Columns of an array have places, whatever their frame would call them.
+        named = hasattr(self, "feature_names_in_") and hasattr(X, "columns")
+        if named:
+            frame = in_order(frame, names)
+        _check_feature_names(self, frame if named else X, reset=False)
         _check_n_features(self, frame, reset=False)
         if frame.height == 0:
             raise ValueError("X has 0 rows; at least one is needed")

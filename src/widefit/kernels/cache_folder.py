@@ -22,13 +22,14 @@ def ensure() -> None:
 def _places_of_numba() -> tuple[Path, Path]:
     beside = Path(__file__).parent / "__pycache__"
     if sys.platform == "darwin":
-        return beside, Path("~/Library/Caches/numba").expanduser()
+        return beside, Path("~/Library/Caches/numba")
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
-    return beside, Path(home).expanduser() / "numba"
+    return beside, Path(home) / "numba"
 
 
 def _writable(folder: Path) -> bool:
     try:
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -1,7 +1,6 @@
 """The optimizer: damped, curvature-steered Gauss-Newton steps for any module."""
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -17,6 +16,7 @@ from widefit.gram.jacobian import DenseJacobian
 from widefit.gram.recording import FactorCost
 from widefit.gram.sharded import ShardedJacobian
 from widefit.gram.stacked import StackedJacobian
+from widefit.kernels import clock
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.batch import as_batch
@@ -182,14 +182,14 @@ class GaussNewton(torch.optim.Optimizer):
         StepInfo
             With `loss` after the step, on this batch.
         """
-        began = time.perf_counter()
+        began = clock.now()
         self.processes.meet()
         moving = self.processes.attempt(self._moving)
         # The derivatives are the step's own: what is around it makes no difference, and it leaves no graph.
         with torch.inference_mode(False), torch.no_grad():
             system = self._system(data, moving)
             info = self._step(system, moving) if moving.rate > 0 else self._rest(system)
-        self._state.seconds += time.perf_counter() - began
+        self._state.seconds += clock.now() - began
         info = replace(info, seconds=self._state.seconds)
         self.history.steps.append(info)
         return info

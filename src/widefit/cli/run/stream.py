@@ -1,6 +1,5 @@
 """The work of `widefit train --stream`: a file in, row by row, model and report out, in memory that does not grow."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from widefit.data.table import TableError, plural
 from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import read_checkpoint, save
 from widefit.files.container import altered
+from widefit.kernels import clock
 from widefit.losses.family import rule_loss
 from widefit.records import read
 from widefit.report import Report, Source, this_machine, write
@@ -149,7 +149,7 @@ def stream(job: Job, output: Output) -> int:
     model_path = job.out or Path(f"{blocks.name}.widefit")
     report_path = (job.report or model_path.with_suffix(".html")) if job.wants_report else None
     refuse_places(job, model_path, report_path)
-    started = time.perf_counter()
+    started = clock.now()
     steps, resume = _prepare(job, blocks)
     for note in steps.notes:
         output.remark(note)
@@ -167,8 +167,8 @@ def stream(job: Job, output: Output) -> int:
         files["report"] = report_path
     if job.checkpoint is not None:
         files["checkpoint"] = job.checkpoint
-    _show(output, blocks, steps, files, time.perf_counter() - started)
-    output.document(_document(job, blocks, steps, files, time.perf_counter() - started, was_interrupted))
+    _show(output, blocks, steps, files, clock.now() - started)
+    output.document(_document(job, blocks, steps, files, clock.now() - started, was_interrupted))
     return INTERRUPTED if was_interrupted else 0
 
 

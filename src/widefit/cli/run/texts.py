@@ -118,7 +118,8 @@ class TextClassifier:
 
 def run(job: TextJob, output: Output) -> int:
     """Adapt the model and write it to a folder; return the exit code."""
-    out = job.out or job.model.with_name(f"{job.model.resolve().name}.tuned")
+    home = job.model.resolve()
+    out = job.out or home.with_name(f"{home.name}.tuned")
     _refuse_folder("--out", out, job.model)
     if job.delta is not None:
         _refuse_folder("--delta", job.delta, job.model)
@@ -210,7 +211,7 @@ def texts_of(frame: pl.DataFrame, name: str) -> list[str]:
         raise ValueError(f"there is no column {name!r} of texts; the columns are {listing(frame.columns)}")
     column = frame[name].cast(pl.String, strict=False)
     if column.null_count():
-        row = int(column.is_null().arg_max() or 0)
+        row = int(column.is_null().arg_max() or 0) + 1
         raise ValueError(f"{plural(column.null_count(), 'row')} have no text in {name!r}, the first is row {row}")
     return column.to_list()
 
