@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -114,6 +115,53 @@ def test_categories_of_arrays():
     for wanted in ("all", ["colour"], [2], [True], [0.5], [[0]]):
         with pytest.raises(ValueError, match="categorical_features must be"):
             WideRegressor(SMALL, categorical_features=wanted).fit(frame, y)
+
+
+def test_columns_of_arrays_keep_their_places_whatever_the_names():
+    generator = np.random.default_rng(0)
+    X = np.column_stack([generator.integers(0, 3, 200), generator.standard_normal(200)])
+    frame = pd.DataFrame({"x1": X[:, 0].astype(int).astype(str), "x0": X[:, 1]})
+    y = X[:, 0] + X[:, 1]
+    model = WideRegressor(SMALL).fit(frame, y)
+    np.testing.assert_array_equal(model.predict(frame.to_numpy(dtype=object)), model.predict(frame))
+    np.testing.assert_array_equal(model.predict(frame[["x0", "x1"]]), model.predict(frame))
+
+
+def test_effects_of_categories_are_those_on_the_targets_that_are_fitted():
+    generator = np.random.default_rng(0)
+    X = generator.uniform(-1, 1, (400, 5))
+    place = generator.integers(0, 33, 400)
+    frame = pd.DataFrame(X, columns=list("abcde")).assign(place=[f"p{value}" for value in place])
+    y = np.exp(np.sin(2 * X).sum(axis=1) + 0.15 * generator.standard_normal(400))
+    model = WideRegressor(SMALL, target_transform="log").fit(frame, y)
+    chosen = WideRegressor(SMALL).fit(frame, y)
+    assert chosen.smearing_ is not None
+    effects = [fitted._encoding.columns[-1].effects for fitted in (chosen, model)]
+    np.testing.assert_allclose(*effects, rtol=1e-9, atol=1e-12)
+
+
+def test_sparse_matrices_have_no_categories():
+    X = sparse.csr_matrix(np.arange(40.0).reshape(20, 2) % 4)
+    with pytest.raises(ValueError, match="categorical_features takes a dense X"):
+        WideRegressor(SMALL, categorical_features=[0]).fit(X, np.arange(20.0))
+    assert WideRegressor(SMALL, categorical_features=[]).fit(X, np.arange(20.0))._encoding is None
+
+
+def test_long_numbers_are_names_of_their_own():
+    long = [2**60 + place % 3 for place in range(60)]
+    for column in (pd.array([*long[:-1], None], dtype="Int64"), long, pd.Series([*long[:-1], None], dtype=object)):
+        frame = pd.DataFrame({"code": column, "z": np.arange(60.0)})
+        model = WideRegressor(SMALL, categorical_features=["code"]).fit(frame, np.arange(60.0) % 3)
+        assert len(model._encoding.columns[0].categories) == 3
+    huge = pd.DataFrame({"a": pd.Series([10**25 + place for place in range(40)], dtype=object), "b": ["u", "v"] * 20})
+    assert np.isfinite(WideRegressor(SMALL).fit(huge, np.arange(40.0)).predict(huge)).all()
+
+
+def test_gaps_of_pandas_in_arrays_of_objects():
+    X = np.array([[1.0, pd.NA], [2.0, 3.0]] * 10, dtype=object)
+    assert np.isfinite(WideRegressor(SMALL).fit(X, np.arange(20.0) % 2).predict(X)).all()
+    with pytest.raises(ValueError, match=r"0 feature\(s\)"):
+        WideRegressor(SMALL).fit(pd.DataFrame(index=range(20)), np.arange(20.0))
 
 
 def test_text_beside_numbers_and_unseen_categories():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import softmax
+from sklearn.datasets import load_diabetes
 from sklearn.linear_model import HuberRegressor
 from sklearn.metrics import mean_pinball_loss
 
@@ -153,3 +154,18 @@ def test_the_softmax_loss_of_a_network_whose_outputs_have_neurons_of_their_own()
     best = at_best("softmax", gram, np.eye(3)[labels], ridge)
     np.testing.assert_allclose(model.predict_proba(X), softmax(best, axis=1), atol=0.02)
     assert model.history_.losses == sorted(model.history_.losses, reverse=True)
+
+
+def test_a_warm_start_keeps_its_loss(tmp_path):
+    X, y = load_diabetes(return_X_y=True)
+    model = WideRegressor((64,), loss="quantile", quantile=0.1, warm_start=True, max_iter=1).fit(X, y)
+    widefit.save(model, tmp_path / "m.widefit")
+    for fitted in (model, widefit.load(tmp_path / "m.widefit")):
+        fitted.fit(X, y)
+        with pytest.raises(
+            ValueError, match=r"fitted to the 0\.1 quantile loss .* the 0\.9 quantile one; set warm_start=False"
+        ):
+            fitted.set_params(quantile=0.9).fit(X, y)
+        with pytest.raises(ValueError, match="the squared one"):
+            fitted.set_params(loss="squared").fit(X, y)
+        fitted.set_params(warm_start=False).fit(X, y)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import make_blobs
+from sklearn.datasets import load_diabetes, make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import balanced_accuracy_score, recall_score
 
@@ -242,6 +242,16 @@ def test_weights_of_some_labels():
     assert recalls[1] > recalls[0]
     stream = WideClassifier((256,), rule="sgd", class_weight={"rare": 30.0})
     assert stream.partial_fit(X, names[y], classes=names).predict(T).shape == t.shape
+
+
+def test_class_weights_come_back_from_a_file(tmp_path):
+    X, y = load_diabetes(return_X_y=True)
+    for weights in ({0: 1.0, 1: 3.0}, "balanced", None):
+        model = WideClassifier((64,), max_iter=1, class_weight=weights).fit(X, (y > 150).astype(int))
+        widefit.save(model, tmp_path / "m.widefit")
+        again = widefit.load(tmp_path / "m.widefit")
+        assert again.class_weight == weights
+        np.testing.assert_array_equal(again.fit(X, (y > 150).astype(int)).predict_proba(X), model.predict_proba(X))
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,15 @@ def test_what_can_be_written_stays(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/somewhere")
     cache_folder.ensure()
     assert os.environ["NUMBA_CACHE_DIR"] == "/somewhere"
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch) -> None:
+    """A user that the system does not know, as in containers: `~` leads nowhere."""
+    monkeypatch.setattr(cache_folder, "__file__", "/dev/null/package.py")
+    for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "NUMBA_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr(cache_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", numba.config.CACHE_DIR)
+    cache_folder.ensure()
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).parent == tmp_path
