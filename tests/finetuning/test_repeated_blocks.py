@@ -242,6 +242,15 @@ def test_positional_inputs_and_tuples_of_outputs(form: str):
     assert adapted.state_dict().keys() == model.state_dict().keys()
 
 
+def test_a_list_of_rows_is_the_table_of_them():
+    inputs, kinds = sentences(20)
+    ids = inputs["input_ids"]
+    settings = SETTINGS | {"max_iter": 1}
+    expected = widefit.finetune(Positional(transformer()), ids, kinds, **settings).state_dict()
+    found = widefit.finetune(Positional(transformer()), list(ids), kinds, **settings).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_it_learns_in_every_precision_and_leaves_the_model_alone(dtype: torch.dtype):
     inputs, kinds = sentences(150)
@@ -334,6 +343,9 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "empty mask": ({"X": {"input_ids": ids, "attention_mask": mask * 0}}, "attention_mask leaves out all of row 0"),
         "fractions": ({"y": kinds.double()}, "class numbers as whole numbers"),
         "layer": ({"layers": ["tokens"]}, "'tokens' cannot be adapted; the layers that can are 'layers.0.query'"),
+        "layers word": ({"layers": "head"}, r'layers must be "auto", "readout", "all" or a list of names, got .head.'),
+        "no layer": ({"layers": []}, "layers must name at least one layer"),
+        "rows of several lengths": ({"X": [ids[0], ids[1, :4]], "y": [0, 1]}, "X has rows of several lengths"),
         "ridge": ({"alpha": 0.1}, "alpha: repeated blocks are held back by held-out rows"),
         "half": ({"X_val": inputs, "y_val": None}, "y is missing|y_val is missing"),
         "following": ({"loss": "next_token"}, "takes tokens of shape"),

@@ -15,6 +15,7 @@ from widefit.finetuning.batches import Batch, read_batches, split_off
 from widefit.finetuning.block_choice import Probe, first_block, probed, spread
 from widefit.finetuning.block_steps import BlockSteps, Rows
 from widefit.finetuning.blocks import Structure
+from widefit.finetuning.checks import checked_layers
 from widefit.finetuning.checks_of_batches import check_batches
 from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import BlockList, KeptStates, find_blocks
@@ -80,10 +81,8 @@ def finetune_blocks(
     few = data.training[0].take(torch.arange(min(_LOOKED_AT, data.training[0].rows)))
     lists = find_blocks(work, few)
     found = linear_calls(work, lists, few)
-    if not found.places:
-        reasons = "; ".join(f"{name}: {why}" for name, why in found.skipped.items())
-        raise ValueError(f"model has no linear layer that can be adapted ({reasons or 'it has none'})")
-    named = _named(wishes.layers, found)
+    structure = Structure(tuple(found.places), found.readout, (), found.skipped, {})
+    named = checked_layers("all" if wishes.layers == "auto" else wishes.layers, structure)
     blocks = [block for one in lists for block in one.blocks]
     probe, fresh, choices = _begun(work, lists, found, named, data, aim)
     place, why = first_block(probe, found, len(blocks), wishes.layers)
@@ -96,7 +95,6 @@ def finetune_blocks(
     ranks = sorted({layer.rank for layer in delta.layers.values()}) or [0]
     choices.append(Choice("rank", " … ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]]))), reason))
     result = delta.merged(model).eval()
-    structure = Structure(tuple(found.places), found.readout, (), found.skipped, {})
     record = FineTuning(history, delta, structure, (tuple(names),), Plan(tuple(choices)))
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
@@ -124,23 +122,6 @@ def _without_cache(work: nn.Module) -> None:
     config = getattr(work, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _named(layers: str | Sequence[str], found: LinearCalls) -> list[str]:
-    """Layers that may be adapted by the wish of the user."""
-    if layers == "readout":
-        if found.readout is None:
-            raise ValueError('layers="readout": the outputs of the model do not come straight from a linear layer')
-        return [found.readout]
-    if isinstance(layers, str):
-        return list(found.places)
-    unknown = [name for name in layers if name not in found.places]
-    if unknown or not layers:
-        why = f" ({found.skipped[unknown[0]]})" if unknown and unknown[0] in found.skipped else ""
-        known = ", ".join(map(repr, found.places))
-        wrong = f"{unknown[0]!r} cannot be adapted{why}" if unknown else "it must name at least one"
-        raise ValueError(f"layers: {wrong}; the layers that can are {known}")
-    return [name for name in found.places if name in set(layers)]
 
 
 def _begun(

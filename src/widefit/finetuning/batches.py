@@ -1,7 +1,7 @@
 """Samples as models of other libraries take them: batches of positional or keyword tensors, padded, with targets."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+
+from widefit.finetuning.tensors import tensor_of
 
 # Entries of `inputs` (rows times their length) that go through a model together.
 _ENTRIES = 2048
@@ -135,21 +137,6 @@ def split_off(batches: Sequence[Batch], held: Int[Tensor, " h"]) -> tuple[list[B
     return [batch.trimmed() for batch in rest if batch.rows], [batch.trimmed() for batch in taken if batch.rows]
 
 
-def is_stream(X: Any) -> bool:
-    """Return whether inputs are an iterable of batches or rows with their targets."""
-    return not isinstance(X, Tensor | np.ndarray | Mapping | tuple) and isinstance(X, Iterable) and not _is_array(X)
-
-
-def _is_array(values: Any) -> bool:
-    """Whether a list holds nothing but numbers."""
-    if hasattr(values, "__array__"):
-        return True
-    first = values[0] if isinstance(values, list) and values else None
-    while isinstance(first, list) and first:
-        first = first[0]
-    return isinstance(first, int | float | np.generic)
-
-
 def _batch(X: Any, y: Any, like: Tensor, names: tuple[str, str]) -> Batch:
     named, numbered = {}, ()
     if isinstance(X, Mapping):
@@ -169,19 +156,10 @@ def _batch(X: Any, y: Any, like: Tensor, names: tuple[str, str]) -> Batch:
 
 
 def _tensor(values: Any, like: Tensor, name: str) -> Tensor:
-    if not isinstance(values, Tensor):
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise ValueError(
-                f"{name} has rows of several lengths: call the tokenizer with padding=True, return_tensors='pt'"
-            ) from error
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"{name} must hold numbers, got {array.dtype}: texts go through a tokenizer first")
-        values = torch.from_numpy(np.ascontiguousarray(array))
+    values = tensor_of(values, name)
     if values.ndim == 0:
         raise ValueError(f"{name} must have one entry a row, it is a single number")
-    tensor = values.detach().to(like.device)
+    tensor = values.to(like.device)
     if not tensor.is_floating_point():
         return tensor
     if not bool(torch.isfinite(tensor).all()):
@@ -269,8 +247,3 @@ def _filled(values: list[Any], filler: int) -> Tensor:
     if len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(tensors)
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
-
-
-def replaced_targets(batch: Batch, targets: Tensor) -> Batch:
-    """Return a batch with other targets."""
-    return replace(batch, targets=targets)
