@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import Answer, Transformer, sentences, transformer
@@ -212,6 +213,78 @@ def test_inputs_of_every_form_are_the_same_rows(form: str):
     assert rows == {(tuple(ids[mask != 0].tolist()), int(kind)) for ids, mask, kind in _rows_of(expected)}
     for one in found:  # nothing but padding was cut away, and nothing but padding is left over
         assert bool(one.kwargs["attention_mask"].any(0).all())
+
+
+@pytest.mark.parametrize("targets", ["quantities", "whole quantities", "positions", "classes"])
+def test_nothing_but_tokens_is_cut_where_all_rows_are_short(targets: str):
+    """Nine positions, five of them used; pixels and targets that happen to be nine wide stay as they are."""
+    mask = (torch.arange(9) < 5).long().expand(4, 9)
+    ids = torch.arange(36).view(4, 9)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "boxes": ids[..., None].expand(4, 9, 4),
+        "pixels": torch.rand(4, 9),
+        "images": torch.rand(4, 9, 2, 2),
+        "inputs_embeds": torch.rand(4, 9, 3),
+        "decoder_input_ids": ids,
+    }
+    y = {"quantities": torch.rand(4, 9), "whole quantities": ids, "positions": ids, "classes": ids[:, 0]}[targets]
+    classes = targets in ("positions", "classes")
+    for X, own in ((inputs, y), (Loader([(inputs, y)]), None)):
+        (found,) = read_batches(X, own, torch.zeros(1), classes=classes)
+        cut = {"input_ids", "attention_mask", "boxes", "inputs_embeds"}
+        assert {name for name, tensor in found.kwargs.items() if tensor.shape[1] == 5} == cut
+        assert all(torch.equal(found.kwargs[name], inputs[name][:, :5]) for name in cut)
+        assert torch.equal(found.targets, (y[:, :5] if targets == "positions" else y).to(found.targets))
+        assert found.targets.is_floating_point() == (not classes)
+
+
+def test_rows_one_by_one_are_filled_up_behind_their_masks():
+    rows = [
+        {"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], "boxes": torch.ones(3, 4), "labels": [1, 0, 1]},
+        {"input_ids": [6], "attention_mask": [1], "boxes": torch.ones(1, 4), "labels": [2]},
+    ]
+    (found,) = read_batches(rows, None, torch.zeros(1))
+    assert found.kwargs["input_ids"].tolist() == [[6, 0, 0], [3, 4, 5]]
+    assert found.kwargs["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert found.kwargs["boxes"].shape == (2, 3, 4)
+    assert found.targets.tolist() == [[2, -100, -100], [1, 0, 1]]
+
+
+MASKED = {"input_ids": [3, 4], "attention_mask": [1, 1], "labels": 1}
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (
+            {"input_ids": torch.ones(2, 3).long(), "text": ["a", "b"]},
+            [0, 1],
+            r"X\['text'\] holds texts beside the numbers",
+        ),
+        ({"input_ids": torch.ones(1, 3).long(), "text": np.array(["a"])}, [0], r"X\['text'\] holds texts beside"),
+        ([MASKED | {"text": "a"}, MASKED | {"text": "b"}], None, r"X\['text'\] holds texts beside the numbers"),
+        (
+            [{"input_ids": [3, 4], "labels": 1}, {"input_ids": [3], "labels": 0}],
+            None,
+            "and no attention_mask of the same",
+        ),
+        ([([1.0, 2.0], 0), ([1.0], 1)], None, "X has rows of several lengths or shapes"),
+        ([MASKED, MASKED | {"input_ids": [3]}], None, r"X\['input_ids'\] has rows of several lengths, and no"),
+        ([MASKED, {"input_ids": [3], "labels": 1}], None, "row 1 of X has other inputs than the first"),
+        (
+            [MASKED | {"labels": [0.5, 0.5]}, {"input_ids": [3], "attention_mask": [1], "labels": [0.5]}],
+            None,
+            "y has rows of several lengths",
+        ),
+        ({"input_ids": torch.ones(2, 0).long()}, [0, 1], r"X has rows without a number, its shape is \(2, 0\)"),
+        (torch.ones(2, 0), [0, 1], r"X has rows without a number, its shape is \(2, 0\)"),
+    ],
+)
+def test_rows_that_are_no_table_are_refused(X: Any, y: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_batches(X, y, torch.zeros(1))
 
 
 def _rows_of(one: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

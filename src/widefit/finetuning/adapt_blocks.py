@@ -23,6 +23,7 @@ from widefit.finetuning.layer_delta import WholeLayer
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
 from widefit.finetuning.projected_layers import ProjectedLayer
 from widefit.finetuning.record import FineTuning
+from widefit.losses.custom import Custom
 from widefit.losses.family import output_loss
 from widefit.losses.softmax import Softmax
 from widefit.plan.base import Choice, Plan
@@ -74,7 +75,7 @@ def finetune_blocks(
     """Return a copy of a model, adapted; `work` is one in evaluation mode, in float32 or float64."""
     following = wishes.loss == FOLLOWING
     aim = Aim(Softmax() if following else output_loss(wishes.loss), following)
-    data = _data(work, X, y, X_val, y_val, wishes)
+    data = _data(work, X, y, X_val, y_val, isinstance(aim.loss, Softmax | Custom), wishes)
     _without_cache(work)
     every = [*data.training, *(data.held or [])]
     aim = check_batches(work, every, aim)
@@ -100,13 +101,13 @@ def finetune_blocks(
     return result
 
 
-def _data(work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, wishes: Wishes) -> _Data:
+def _data(work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, classes: bool, wishes: Wishes) -> _Data:
     like = next((own for own in work.parameters() if own.is_floating_point()), None)
     if like is None:
         raise ValueError("model has no weights of floating numbers")
-    batches = read_batches(X, y, like)
+    batches = read_batches(X, y, like, classes=classes)
     if X_val is not None:
-        return _Data(batches, read_batches(X_val, y_val, like, ("X_val", "y_val")))
+        return _Data(batches, read_batches(X_val, y_val, like, ("X_val", "y_val"), classes=classes))
     if y_val is not None:
         raise ValueError("X_val and y_val belong together: give both, or neither")
     rows = sum(batch.rows for batch in batches)
