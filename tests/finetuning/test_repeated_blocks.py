@@ -1,8 +1,13 @@
 """Models with repeated blocks: inputs of every kind, kept states, projected steps, and what is refused."""
 
+import errno
+import gc
 import math
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from widefit.finetuning import NamedDeltas, kept_states
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch, read_batches
 from widefit.finetuning.block_choice import Probe, first_block
-from widefit.finetuning.block_steps import damped_solution
+from widefit.finetuning.block_steps import BlockSteps, damped_solution
 from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import KeptStates, find_blocks
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
@@ -59,6 +64,32 @@ def test_behind_kept_states_the_model_gives_the_same(first: str | None, on_disk:
             assert torch.equal(one.call(model), expected[number])
     assert len(calls) == (2 if first is None else 0)
     assert torch.equal(batches[0].call(model), expected[0])
+
+
+def test_mapped_states_leave_no_file_behind(tmp_path, monkeypatch):
+    """Not even while they are in use, so that a process that is killed leaves none either."""
+    monkeypatch.setattr(kept_states, "available_memory", lambda: 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, one = transformer(), batch(5)
+    states = KeptStates(model, find_blocks(model, one), "layers.2")
+    expected = states.run(one)
+    assert states.on_disk
+    assert not list(tmp_path.iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad(), states.behind(0):
+            assert torch.equal(one.call(model), expected)
+        del states
+        gc.collect()
+    if hasattr(os, "posix_fallocate"):
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            KeptStates(model, find_blocks(model, one), "layers.2").run(one)
+        assert not list(tmp_path.iterdir())
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("kind", ["classes", "two classes", "many classes", "numbers", "positions", "following"])
@@ -383,6 +414,85 @@ def test_resumes_to_the_same_bits(tmp_path):
         widefit.finetune(model, inputs, kinds.flip(0), resume=read_checkpoint(path), **settings)
 
 
+class Far:
+    """Squared distance, of the size it was made with."""
+
+    def __init__(self, size: float):
+        self.size = size
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.size * (outputs - targets).square().mean()
+
+
+def test_resumes_with_an_equal_loss_that_was_made_anew(tmp_path):
+    inputs, kinds = sentences(20)
+    y = nn.functional.one_hot(kinds, 3).double()
+    path = tmp_path / "run.state"
+    settings: dict[str, Any] = {"layers": "readout", "max_iter": 1}
+    widefit.finetune(transformer(), inputs, y, loss=Far(2.0), callbacks=[Checkpoint(path)], **settings)
+    resumed = widefit.finetune(transformer(), inputs, y, loss=Far(2.0), resume=read_checkpoint(path), **settings)
+    assert resumed.finetuning_.history[-1].step == 1
+    with pytest.raises(ValueError, match="belongs to another model"):
+        widefit.finetune(transformer(), inputs, y, loss=Far(3.0), resume=read_checkpoint(path), **settings)
+
+
+class Counting(Transformer):
+    """Notes how many rows it is called with."""
+
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, **inputs: Tensor) -> Any:
+        self.seen.append(len(inputs["input_ids"]))
+        return super().forward(**inputs)
+
+
+@pytest.mark.parametrize("form", ["mapping", "rows"])
+def test_batches_have_the_size_that_was_asked_for(form: str):
+    X, y = in_every_form()[form]
+    Counting.seen.clear()
+    widefit.finetune(Counting(), X, y, batch_size=5, **(SETTINGS | {"max_iter": 1}))
+    assert max(Counting.seen) == 5
+    (found,) = read_batches({"input_ids": torch.ones(99, 99).long()}, torch.arange(99), torch.zeros(1), size=100)
+    assert found.rows == 99
+
+
+def test_an_epoch_that_is_taken_back_tells_the_loss_of_the_point_it_goes_back_to():
+    inputs, kinds = sentences(40)
+    settings = SETTINGS | {"max_iter": 2, "patience": 9, "damping": 1e-12}
+    steps = widefit.finetune(transformer(), inputs, kinds, **settings).finetuning_.history.steps
+    refused = [info for info in steps if not info.accepted]
+    assert refused
+    for info in refused:
+        best = min(steps[: info.step], key=lambda one: one.metric)
+        assert (info.loss, info.metric) == (best.loss, best.metric)
+        assert info.loss != info.metric
+
+
+@pytest.mark.parametrize(
+    ("layers", "damping", "reason"), [("readout", None, "the readout alone"), ("all", 1e-12, "no epoch")]
+)
+def test_the_rank_of_nothing_has_its_reason(layers: str, damping: float | None, reason: str):
+    inputs, kinds = sentences(40)
+    settings = SETTINGS | {"max_iter": 1, "damping": damping}
+    plan = widefit.finetune(transformer(), inputs, kinds, layers=layers, **settings).finetuning_.plan
+    (choice,) = [choice for choice in plan.choices if choice.what == "rank"]
+    assert choice.chosen == "0"
+    assert choice.reason.startswith(reason)
+
+
+def test_a_state_is_moved_to_where_the_model_is(monkeypatch):
+    """The device without memory stands for an accelerator."""
+    steps = []
+    monkeypatch.setattr(BlockSteps, "finish", lambda self: steps.append(self))
+    inputs, kinds = sentences(20)
+    history = widefit.finetune(transformer(), inputs, kinds, **(SETTINGS | {"max_iter": 1})).finetuning_.history
+    tensors, document = steps[0].state()
+    monkeypatch.setattr(steps[0], "_point", steps[0]._point.to("meta"))
+    monkeypatch.setattr(steps[0], "_put", lambda point: None)
+    steps[0].restore((tensors, document | {"history": history.to_dict()}))
+    assert steps[0]._point.device.type == steps[0]._best.device.type == "meta"
+
+
 def test_named_deltas_take_turns():
     inputs, kinds = sentences()
     model = transformer()
@@ -420,6 +530,11 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "no layer": ({"layers": []}, "layers must name at least one layer"),
         "rows of several lengths": ({"X": [ids[0], ids[1, :4]], "y": [0, 1]}, "X has rows of several lengths"),
         "ridge": ({"alpha": 0.1}, "alpha: repeated blocks are held back by held-out rows"),
+        "threads": ({"threads": 2}, "threads: repeated blocks have no sparse products"),
+        "batches of its own": (
+            {"X": Loader([(inputs, kinds)]), "y": None, "batch_size": 4},
+            "batch_size: X comes in batches of its own",
+        ),
         "half": ({"X_val": inputs, "y_val": None}, "y is missing|y_val is missing"),
         "following": ({"loss": "next_token"}, "takes tokens of shape"),
     }

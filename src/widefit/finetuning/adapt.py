@@ -101,7 +101,8 @@ def finetune(
     tol
         Training loss at which to stop.
     batch_size
-        Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short.
+        Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short. Of
+        repeated blocks the most rows of a step; None: 64, fewer of long texts. An iterable of batches has its own.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose
@@ -109,7 +110,7 @@ def finetune(
     resume
         A state from `widefit.files.read_checkpoint`: the fine-tuning that wrote it goes on, to the same bits.
     threads
-        Cores for sparse products; None: as torch.
+        Cores for sparse products, which repeated blocks do not have; None: as torch.
 
     Returns
     -------
@@ -135,10 +136,12 @@ def finetune(
     )
     work = _evaluating(model)
     watch = [*callbacks, *([Progress()] if verbose else [])]
-    wishes = Wishes(loss, layers, validation, patience, damping, max_iter, tol, seed, watch, resume)
+    wishes = Wishes(loss, layers, validation, patience, damping, max_iter, tol, batch_size, seed, watch, resume)
     if _by_blocks(work, X, y, wishes):
         if alpha:
             raise ValueError("alpha: repeated blocks are held back by held-out rows and a low rank; leave it at 0")
+        if threads is not None:
+            raise ValueError("threads: repeated blocks have no sparse products; torch.set_num_threads sets their cores")
         return finetune_blocks(model, _in_single(work), X, y, X_val, y_val, wishes)
     assert y is not None
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)

@@ -1,6 +1,5 @@
 """Fine-tuning of models with repeated blocks, such as transformers: what is adapted, from where on, and how it ends."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from widefit.finetuning.block_steps import BlockSteps, Rows
 from widefit.finetuning.blocks import Structure
 from widefit.finetuning.checks import checked_layers
 from widefit.finetuning.checks_of_batches import check_batches
+from widefit.finetuning.fingerprint import fingerprint
 from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import BlockList, KeptStates, find_blocks
 from widefit.finetuning.layer_delta import WholeLayer
@@ -56,6 +56,7 @@ class Wishes:
     damping: float | None
     max_iter: int
     tol: float
+    batch_size: int | None
     seed: int
     callbacks: Sequence[Callback]
     resume: State | None
@@ -67,6 +68,13 @@ class _Data:
 
     training: list[Batch]
     held: list[Batch] | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Inputs and targets of all batches."""
+        return [
+            tensor for one in [*self.training, *(self.held or [])] for tensor in (*one.tensors.values(), one.targets)
+        ]
 
 
 def finetune_blocks(
@@ -105,7 +113,7 @@ def _data(work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, classes: bool
     like = next((own for own in work.parameters() if own.is_floating_point()), None)
     if like is None:
         raise ValueError("model has no weights of floating numbers")
-    batches = read_batches(X, y, like, classes=classes)
+    batches = read_batches(X, y, like, classes=classes, size=wishes.batch_size)
     if X_val is not None:
         return _Data(batches, read_batches(X_val, y_val, like, ("X_val", "y_val"), classes=classes))
     if y_val is not None:
@@ -239,7 +247,7 @@ def _prepared(
         damping,
         wishes.patience,
         wishes.seed,
-        _fingerprint(model, data, aim, [damping, wishes.patience, wishes.seed, list(names)]),
+        fingerprint((aim, damping, wishes.patience, wishes.seed, list(names)), data.tensors, model),
     )
     return steps, _choices_of(parts, first)
 
@@ -269,14 +277,3 @@ def _in_words(names: Sequence[str], place: int, blocks: int) -> str:
     if len(names) == 1:
         return f"{names[0]} alone"
     return f"{len(names)} linear layers of the last {blocks - place} of {blocks} blocks, and behind them"
-
-
-def _fingerprint(model: nn.Module, data: _Data, aim: Aim, settings: list) -> str:
-    digest = hashlib.sha256(repr((aim, settings)).encode())
-    held = data.held or []
-    inputs = [tensor for batch in [*data.training, *held] for tensor in (*batch.tensors.values(), batch.targets)]
-    for tensor in [*inputs, *model.state_dict().values()]:
-        if isinstance(tensor, Tensor):
-            digest.update(repr((tensor.dtype, tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

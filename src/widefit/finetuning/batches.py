@@ -109,7 +109,13 @@ def logits_of(output: Any) -> Tensor:
 
 
 def read_batches(
-    X: Any, y: Any, like: Tensor, names: tuple[str, str] = ("X", "y"), *, classes: bool = True
+    X: Any,
+    y: Any,
+    like: Tensor,
+    names: tuple[str, str] = ("X", "y"),
+    *,
+    classes: bool = True,
+    size: int | None = None,
 ) -> list[Batch]:
     """Return rows as batches in the types and on the device of a model's weights.
 
@@ -126,19 +132,22 @@ def read_batches(
         Names of the arguments, for errors.
     classes
         Whether whole numbers as targets are classes, and not quantities.
+    size
+        Rows of a batch; None: up to 64, fewer where rows are long.
 
     Raises
     ------
     ValueError
-        Inputs that hold no numbers, lengths that do not match, no rows or columns, numbers that are not finite.
+        Inputs that hold no numbers, lengths that do not match, no rows or columns, numbers that are not finite;
+        a size for an iterable of batches.
     """
     if y is None and isinstance(X, Mapping) and _LABELS in X:
         y = X[_LABELS]
         X = {name: values for name, values in X.items() if name != _LABELS}
     if y is not None:
-        batches = _by_length(_batch(X, y, like, names, classes))
+        batches = _by_length(_batch(X, y, like, names, classes), size)
     else:
-        batches = _from_iterable(X, like, names, classes)
+        batches = _from_iterable(X, like, names, classes, size)
     if not batches:
         raise ValueError(f"{names[0]} has no rows")
     return batches
@@ -205,14 +214,14 @@ def _tensor(values: Any, like: Tensor, name: str) -> Tensor:
     return tensor.to(like.dtype)
 
 
-def _by_length(batch: Batch) -> list[Batch]:
+def _by_length(batch: Batch, size: int | None) -> list[Batch]:
     """The rows in batches of similar length, so that little of them is padding."""
     mask = batch.kwargs.get(_MASK)
     if batch.rows == 0:
         return []
     if mask is None or mask.ndim != 2:
         widest = max(_length(tensor) for tensor in batch.tensors.values())
-        step = max(1, min(_ROWS, _ENTRIES // widest))
+        step = size or max(1, min(_ROWS, _ENTRIES // widest))
         return [batch.take(rows) for rows in torch.arange(batch.rows).split(step)]
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     lengths = ((mask != 0) * positions).amax(1).cpu()
@@ -222,7 +231,7 @@ def _by_length(batch: Batch) -> list[Batch]:
     found: list[Batch] = []
     end = batch.rows
     while end > 0:  # from the longest rows down: each batch is as long as its last row
-        count = max(1, min(_ROWS, _ENTRIES // int(lengths[order[end - 1]]), end))
+        count = min(end, size or max(1, min(_ROWS, _ENTRIES // int(lengths[order[end - 1]]))))
         found.append(batch.take(order[end - count : end]).trimmed())
         end -= count
     return found
@@ -233,7 +242,7 @@ def _length(tensor: Tensor) -> int:
     return tensor[0].numel() if not tensor.is_floating_point() else max(1, tensor[0].numel() // 64)
 
 
-def _from_iterable(X: Any, like: Tensor, names: tuple[str, str], classes: bool) -> list[Batch]:
+def _from_iterable(X: Any, like: Tensor, names: tuple[str, str], classes: bool, size: int | None) -> list[Batch]:
     items = iter(X) if isinstance(X, Iterable) else None
     first = next(items, None) if items is not None else None
     if items is None or not _has_targets(first):
@@ -246,10 +255,12 @@ def _from_iterable(X: Any, like: Tensor, names: tuple[str, str], classes: bool) 
         inputs, targets = _parted(item)
         if np.ndim(targets) == 0 or _is_one_row(inputs):
             singles.append((inputs, targets))
+        elif size is not None:
+            raise ValueError(f"batch_size: {names[0]} comes in batches of its own; leave batch_size out, or give rows")
         else:
             found.append(_batch(inputs, targets, like, names, classes).trimmed())
     if singles:
-        found += _by_length(_batch(*_collated(singles, names), like, names, classes))
+        found += _by_length(_batch(*_collated(singles, names), like, names, classes), size)
     return found
 
 
