@@ -227,6 +227,13 @@ ALTERATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda place: (place / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes()[:2000]),
         "cannot be opened by transformers",
     ),
+    "pickle": (
+        lambda place: (
+            torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+            or (place / "model.safetensors").unlink()
+        ),
+        "cannot be opened by transformers",
+    ),
     "config": (lambda place: (place / "config.json").write_text("[1]"), "cannot be opened by transformers"),
     "numbers": (
         lambda place: (place / "config.json").write_text('{"model_type": "bert", "hidden_size": "wide"}'),

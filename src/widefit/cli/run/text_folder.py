@@ -166,7 +166,8 @@ def texts_of(frame: pl.DataFrame, name: str) -> list[str]:
 def _load(path: Path, classes: int | None) -> tuple[Any, Any, list[str]]:
     """The classifier of a local folder, its tokenizer, and the weights that the folder lacks.
 
-    Code that lies in the folder is never run. With a number of classes a head of another size begins anew.
+    Code that lies in the folder is never run. With a number of classes a head of another size begins anew; without, the
+    folder is one that widefit wrote, and has its weights in safetensors.
     """
     if find_spec("transformers") is None:
         raise ValueError("--text needs the package transformers: pip install 'widefit[transformers]'")
@@ -178,7 +179,7 @@ def _load(path: Path, classes: int | None) -> tuple[Any, Any, list[str]]:
     logging.disable_progress_bar()
     torch.manual_seed(0)  # a head that is not in the files begins the same in every run
     closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    head = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    head = {"use_safetensors": True} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **closed)
         model, found = AutoModelForSequenceClassification.from_pretrained(
