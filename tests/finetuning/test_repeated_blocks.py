@@ -282,6 +282,18 @@ def test_rows_one_by_one_are_filled_up_behind_their_masks():
     assert found.targets.tolist() == [[2, -100, -100], [1, 0, 1]]
 
 
+def test_rows_one_by_one_of_several_inputs_or_of_numbers():
+    rows = [((torch.tensor([1, 2]), torch.tensor([3, 4])), 0), ((torch.tensor([5, 6]), torch.tensor([7, 8])), 1)]
+    (found,) = read_batches(rows, None, torch.zeros(1))
+    assert [tensor.tolist() for tensor in found.args] == [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
+    (found,) = read_batches([([1.0, 2.0], 0), ([3.0, 4.0], 1)], None, torch.zeros(1))
+    assert [tensor.tolist() for tensor in found.args] == [[[1.0, 2.0], [3.0, 4.0]]]
+    rows = [{"input_ids": [1, 2], "labels": [0, 1]}, {"input_ids": [3, 4], "labels": [1, 1]}]
+    (found,) = read_batches(rows, None, torch.zeros(1))
+    assert found.kwargs["input_ids"].tolist() == [[1, 2], [3, 4]]
+    assert found.targets.tolist() == [[0, 1], [1, 1]]
+
+
 MASKED = {"input_ids": [3, 4], "attention_mask": [1, 1], "labels": 1}
 
 
@@ -543,6 +555,11 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
             {"X": Loader([(inputs, kinds)]), "y": None, "batch_size": 4},
             "batch_size: X comes in batches of its own",
         ),
+        "other held-out inputs": (
+            {"X_val": {"attention_mask": mask}, "y_val": kinds},
+            "all rows must have the same inputs",
+        ),
+        "other held-out targets": ({"X_val": inputs, "y_val": kinds[:, None]}, "targets must have the same axes"),
         "half": ({"X_val": inputs, "y_val": None}, "y_val is missing: pass targets"),
         "following": ({"loss": "next_token"}, "takes tokens of shape"),
     }

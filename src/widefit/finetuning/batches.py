@@ -20,6 +20,8 @@ _ROWS = 64
 IGNORED = -100
 _LABELS = "labels"
 _MASK = "attention_mask"
+# Inputs of a batch that have two axes, and of a single row one.
+_BY_TOKEN = (_MASK, "input_ids")
 # Tokens as floating numbers, and the beginning of the names of those that have a mask of their own.
 _EMBEDDED = "inputs_embeds"
 _OTHER_AXIS = "decoder_"
@@ -266,7 +268,7 @@ def _from_iterable(X: Any, like: Tensor, names: tuple[str, str], classes: bool, 
 
 def _is_one_row(inputs: Any) -> bool:
     """Whether tokens come as a single row, as data sets give them."""
-    return isinstance(inputs, Mapping) and _MASK in inputs and np.ndim(inputs[_MASK]) == 1
+    return isinstance(inputs, Mapping) and any(name in inputs and np.ndim(inputs[name]) == 1 for name in _BY_TOKEN)
 
 
 def _has_targets(item: Any) -> bool:
@@ -286,8 +288,12 @@ def _collated(rows: list[tuple[Any, Any]], names: tuple[str, str]) -> tuple[Any,
     """Rows that came one by one; those with a mask are filled up to the longest."""
     first = rows[0][0]
     if not isinstance(first, Mapping):
-        inputs = tensor_of([tensor_of(given, names[0]) for given, _ in rows], names[0])
-        return inputs, tensor_of([tensor_of(targets, names[1]) for _, targets in rows], names[1])
+        given = [inputs for inputs, _ in rows]
+        if isinstance(first, tuple) and all(map(np.ndim, first)):  # several inputs, and not the numbers of one
+            inputs = tuple(_table(column, f"{names[0]}[{n}]") for n, column in enumerate(zip(*given, strict=True)))
+        else:
+            inputs = _table(given, names[0])
+        return inputs, _table([targets for _, targets in rows], names[1])
     _refuse_text(first, names[0])
     for number, (given, _) in enumerate(rows):
         if not isinstance(given, Mapping) or given.keys() != first.keys():
@@ -296,6 +302,10 @@ def _collated(rows: list[tuple[Any, Any]], names: tuple[str, str]) -> tuple[Any,
     targets = _filled([targets for _, targets in rows], lengths, IGNORED, names[1])
     columns = {name: [given[name] for given, _ in rows] for name in first}
     return {name: _filled(column, lengths, 0, f"{names[0]}[{name!r}]") for name, column in columns.items()}, targets
+
+
+def _table(rows: Sequence[Any], name: str) -> Tensor:
+    return tensor_of([tensor_of(row, name) for row in rows], name)
 
 
 def _filled(values: list[Any], lengths: list[tuple[int, ...]] | None, filler: int, name: str) -> Tensor:
