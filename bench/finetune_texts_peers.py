@@ -75,9 +75,9 @@ def opened(folder: str, texts: Texts) -> Opened:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=max(texts.labels) + 1, local_files_only=True
+        folder, num_labels=max(texts.labels) + 1, local_files_only=True, trust_remote_code=False
     )
     found = Opened(model, tokenizer, {}, torch.tensor(texts.labels), texts)
     return Opened(model, tokenizer, found.tokens(texts.texts), found.targets, texts)

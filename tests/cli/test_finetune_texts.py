@@ -1,17 +1,24 @@
 """`widefit finetune --text`: a folder of transformers and a table of texts in, such a folder out. And PEFT's format."""
 
+import contextlib
 import copy
 import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import call
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import widefit
+from widefit.cli.run.text_folder import open_folder
+from widefit.data.target import Target
 from widefit.files import FileError
 from widefit.finetuning import LayerDelta, LowRankDelta, WholeLayer
 
@@ -121,6 +128,134 @@ def test_a_folder_without_a_record_is_refused(folder: Path) -> None:
     ran = call("predict", "bert", "test.csv", folder=folder)
     assert ran.code == 2
     assert "is a folder without widefit.json" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--layers", "readout", "--delta", "adapter"), "--delta: PEFT has no format for the readout alone"),
+        (("--out", "same", "--delta", "./same"), "--delta: same is that of --out; name another folder"),
+        (("--delta", "bert"), "--delta: bert is the given model; name another folder"),
+        (("--out", "train.csv"), "--out: train.csv is a file; name a folder"),
+        (("--delta", "nowhere/adapter"), "nowhere does not exist"),
+        (("--out", "/proc/out"), "--out: the folder /proc is not writable"),
+        (("--validation", "0.995"), "--validation 0.995 leaves fewer than two of 160 rows"),
+    ],
+)
+def test_places_are_refused_before_any_work(
+    folder: Path, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widefit, "finetune", lambda *_, **__: pytest.fail("it has begun to work"))
+    ran = call("finetune", "bert", "train.csv", "--text", "question", *arguments, folder=folder)
+    assert ran.code == 2
+    assert message in " ".join(ran.stderr.split())
+
+
+def test_the_adapter_of_a_readout_alone_is_told_to_be_none(folder: Path) -> None:
+    ran = call(
+        *("finetune", "bert", "train.csv", "--text", "question", "--max-iter", "1", "--out", "head", "--json"),
+        *("--layers", "classifier", "--delta", "none"),
+        folder=folder,
+    )
+    assert ran.code == 0, ran.stderr
+    assert json.loads(ran.stdout)["delta"] is None
+    assert "no adapter: nothing but the readout was changed" in ran.stderr
+    assert (folder / "head" / "widefit.json").is_file()
+    assert not (folder / "none").exists()
+
+
+def tuned(folder: Path, place: Path) -> Path:
+    """A folder as `widefit finetune --text` writes it."""
+    shutil.copytree(folder / "bert", place)
+    target = {"name": "label", "task": "classification", "labels": ["liked", "panned"], "reason": "text"}
+    document = {"text": "question", "target": target, "widefit": "0.2.0"}
+    (place / "widefit.json").write_text(json.dumps(document))
+    return place
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_in_a_folder_is_never_run(
+    folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    place = tuned(folder, tmp_path / "model")
+    config = json.loads((place / name).read_text())
+    for key in ("model_type", "tokenizer_class"):
+        config[key] = "own"
+    classes = {
+        "AutoConfig": "own.Own",
+        "AutoModelForSequenceClassification": "own.Own",
+        "AutoTokenizer": ["own.Own"] * 2,
+    }
+    (place / name).write_text(json.dumps(config | {"auto_map": classes}))
+    (place / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with contextlib.suppress(FileError):  # a tokenizer that is known in another form is opened as that
+        open_folder(place)
+    assert not (tmp_path / "ran").exists()
+
+
+def altered_record(place: Path, **changes: Any) -> None:
+    document = json.loads((place / "widefit.json").read_text())
+    document["target"] |= changes.pop("target", {})
+    (place / "widefit.json").write_text(json.dumps(document | changes))
+
+
+def rewritten(place: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = place / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+ALTERATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no JSON": (lambda place: (place / "widefit.json").write_text("{"), "its document cannot be read"),
+    "nested": (lambda place: (place / "widefit.json").write_text("[" * 9999), "its document cannot be read"),
+    "list": (lambda place: (place / "widefit.json").write_text("[]"), "must be an object"),
+    "text": (lambda place: altered_record(place, text=3), "text must be str"),
+    "unknown": (lambda place: altered_record(place, more=3), "has a field 'more'"),
+    "quantity": (lambda place: altered_record(place, target={"task": "regression", "labels": []}), "has labels, each"),
+    "twice": (lambda place: altered_record(place, target={"labels": ["a", "a"]}), "has labels, each once"),
+    "mixed": (lambda place: altered_record(place, target={"labels": ["a", 1]}), "labels is a list of 2"),
+    "more": (lambda place: altered_record(place, target={"labels": ["a", "b", "c"]}), "2 classes apart, widefit.json"),
+    "no head": (
+        lambda place: rewritten(place, lambda all_: {k: v for k, v in all_.items() if k != "classifier.weight"}),
+        "weights lack .classifier.weight",
+    ),
+    "other head": (
+        lambda place: rewritten(place, lambda all_: all_ | {"classifier.weight": torch.zeros(3, 16)}),
+        "cannot be opened by transformers",
+    ),
+    "truncated": (
+        lambda place: (place / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes()[:2000]),
+        "cannot be opened by transformers",
+    ),
+    "pickle": (
+        lambda place: (
+            torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+            or (place / "model.safetensors").unlink()
+        ),
+        "cannot be opened by transformers",
+    ),
+    "config": (lambda place: (place / "config.json").write_text("[1]"), "cannot be opened by transformers"),
+    "numbers": (
+        lambda place: (place / "config.json").write_text('{"model_type": "bert", "hidden_size": "wide"}'),
+        "cannot be opened by transformers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALTERATIONS)
+def test_an_altered_folder_is_refused(folder: Path, tmp_path: Path, case: str) -> None:
+    place = tuned(folder, tmp_path / "model")
+    alter, message = ALTERATIONS[case]
+    alter(place)
+    with pytest.raises(FileError, match=message):
+        open_folder(place)
+
+
+def test_a_written_folder_is_opened(folder: Path, tmp_path: Path) -> None:
+    classifier, encoding = open_folder(tuned(folder, tmp_path / "model"))
+    assert encoding.target == Target("label", "classification", ("liked", "panned"), "text")
+    shares = classifier.predict_proba(np.asarray(["good film", "dull"], dtype=object))
+    assert shares.sum(1) == pytest.approx([1.0, 1.0])
 
 
 def test_peft_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from networks import Custom, Encoder, FeedForward, moved_problem, perceptron
 from torch import nn
 from torch.func import functional_call, jacrev
+from torch.utils.data import DataLoader, TensorDataset
 
 import widefit
 from widefit.callbacks import Callback
@@ -336,6 +337,14 @@ BAD = {
     "rows": (lambda: widefit.finetune(GOOD, X, X[:9, :3]), "argument 1 holds 9 samples, argument 0 holds 30"),
     "NaN": (lambda: widefit.finetune(GOOD, X / 0 * 0, X[:, :3]), "argument 0 is not finite in 30 of 30 samples"),
     "text": (lambda: widefit.finetune(GOOD, [["a"]], [0]), "X must hold numbers"),
+    "pairs and targets": (
+        lambda: widefit.finetune(GOOD, [(X[:3], X[:3, :3]), (X[3:6], X[3:6, :3])], X[:, :3]),
+        "X has rows of several lengths or shapes",
+    ),
+    "a loader and targets": (
+        lambda: widefit.finetune(GOOD, DataLoader(TensorDataset(X, X[:, :3])), X[:, :3]),
+        "X must hold numbers, got object",
+    ),
     "target shape": (lambda: widefit.finetune(GOOD, X, X[:, :2]), "do not match outputs"),
     "classes": (
         lambda: widefit.finetune(GOOD, X, torch.full((30,), 3), loss="cross_entropy"),

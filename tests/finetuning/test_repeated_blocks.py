@@ -1,9 +1,15 @@
 """Models with repeated blocks: inputs of every kind, kept states, projected steps, and what is refused."""
 
+import errno
+import gc
 import math
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from networks import Answer, Transformer, sentences, transformer
@@ -12,11 +18,11 @@ from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.files import Checkpoint, read_checkpoint
-from widefit.finetuning import NamedDeltas, kept_states
+from widefit.finetuning import NamedDeltas, adapt_blocks, kept_states
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch, read_batches
 from widefit.finetuning.block_choice import Probe, first_block
-from widefit.finetuning.block_steps import damped_solution
+from widefit.finetuning.block_steps import BlockSteps, damped_solution
 from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import KeptStates, find_blocks
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
@@ -58,6 +64,32 @@ def test_behind_kept_states_the_model_gives_the_same(first: str | None, on_disk:
             assert torch.equal(one.call(model), expected[number])
     assert len(calls) == (2 if first is None else 0)
     assert torch.equal(batches[0].call(model), expected[0])
+
+
+def test_mapped_states_leave_no_file_behind(tmp_path, monkeypatch):
+    """Not even while they are in use, so that a process that is killed leaves none either."""
+    monkeypatch.setattr(kept_states, "available_memory", lambda: 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, one = transformer(), batch(5)
+    states = KeptStates(model, find_blocks(model, one), "layers.2")
+    expected = states.run(one)
+    assert states.on_disk
+    assert not list(tmp_path.iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad(), states.behind(0):
+            assert torch.equal(one.call(model), expected)
+        del states
+        gc.collect()
+    if hasattr(os, "posix_fallocate"):
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            KeptStates(model, find_blocks(model, one), "layers.2").run(one)
+        assert not list(tmp_path.iterdir())
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("kind", ["classes", "two classes", "many classes", "numbers", "positions", "following"])
@@ -120,7 +152,6 @@ def test_rows_and_steps_are_those_of_autograd(kind: str, rank: int):
     leaf = outputs.clone().requires_grad_()
     counted, targets, _ = aim.counted(leaf, one.targets)
     smooth = aim.smoothed()
-    expected_slope = torch.zeros_like(outputs)
     flat = smooth.gradients(counted.detach(), smooth.prepared(counted.detach(), targets))
     (expected_slope,) = torch.autograd.grad(counted, leaf, flat)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-6, atol=1e-10)
@@ -214,6 +245,90 @@ def test_inputs_of_every_form_are_the_same_rows(form: str):
         assert bool(one.kwargs["attention_mask"].any(0).all())
 
 
+@pytest.mark.parametrize("targets", ["quantities", "whole quantities", "positions", "classes"])
+def test_nothing_but_tokens_is_cut_where_all_rows_are_short(targets: str):
+    """Nine positions, five of them used; pixels and targets that happen to be nine wide stay as they are."""
+    mask = (torch.arange(9) < 5).long().expand(4, 9)
+    ids = torch.arange(36).view(4, 9)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "boxes": ids[..., None].expand(4, 9, 4),
+        "pixels": torch.rand(4, 9),
+        "images": torch.rand(4, 9, 2, 2),
+        "inputs_embeds": torch.rand(4, 9, 3),
+        "decoder_input_ids": ids,
+    }
+    y = {"quantities": torch.rand(4, 9), "whole quantities": ids, "positions": ids, "classes": ids[:, 0]}[targets]
+    classes = targets in ("positions", "classes")
+    for X, own in ((inputs, y), (Loader([(inputs, y)]), None)):
+        (found,) = read_batches(X, own, torch.zeros(1), classes=classes)
+        cut = {"input_ids", "attention_mask", "boxes", "inputs_embeds"}
+        assert {name for name, tensor in found.kwargs.items() if tensor.shape[1] == 5} == cut
+        assert all(torch.equal(found.kwargs[name], inputs[name][:, :5]) for name in cut)
+        assert torch.equal(found.targets, (y[:, :5] if targets == "positions" else y).to(found.targets))
+        assert found.targets.is_floating_point() == (not classes)
+
+
+def test_rows_one_by_one_are_filled_up_behind_their_masks():
+    rows = [
+        {"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], "boxes": torch.ones(3, 4), "labels": [1, 0, 1]},
+        {"input_ids": [6], "attention_mask": [1], "boxes": torch.ones(1, 4), "labels": [2]},
+    ]
+    (found,) = read_batches(rows, None, torch.zeros(1))
+    assert found.kwargs["input_ids"].tolist() == [[6, 0, 0], [3, 4, 5]]
+    assert found.kwargs["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert found.kwargs["boxes"].shape == (2, 3, 4)
+    assert found.targets.tolist() == [[2, -100, -100], [1, 0, 1]]
+
+
+def test_rows_one_by_one_of_several_inputs_or_of_numbers():
+    rows = [((torch.tensor([1, 2]), torch.tensor([3, 4])), 0), ((torch.tensor([5, 6]), torch.tensor([7, 8])), 1)]
+    (found,) = read_batches(rows, None, torch.zeros(1))
+    assert [tensor.tolist() for tensor in found.args] == [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
+    (found,) = read_batches([([1.0, 2.0], 0), ([3.0, 4.0], 1)], None, torch.zeros(1))
+    assert [tensor.tolist() for tensor in found.args] == [[[1.0, 2.0], [3.0, 4.0]]]
+    rows = [{"input_ids": [1, 2], "labels": [0, 1]}, {"input_ids": [3, 4], "labels": [1, 1]}]
+    (found,) = read_batches(rows, None, torch.zeros(1))
+    assert found.kwargs["input_ids"].tolist() == [[1, 2], [3, 4]]
+    assert found.targets.tolist() == [[0, 1], [1, 1]]
+
+
+MASKED = {"input_ids": [3, 4], "attention_mask": [1, 1], "labels": 1}
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (
+            {"input_ids": torch.ones(2, 3).long(), "text": ["a", "b"]},
+            [0, 1],
+            r"X\['text'\] holds texts beside the numbers",
+        ),
+        ({"input_ids": torch.ones(1, 3).long(), "text": np.array(["a"])}, [0], r"X\['text'\] holds texts beside"),
+        ([MASKED | {"text": "a"}, MASKED | {"text": "b"}], None, r"X\['text'\] holds texts beside the numbers"),
+        (
+            [{"input_ids": [3, 4], "labels": 1}, {"input_ids": [3], "labels": 0}],
+            None,
+            "and no attention_mask of the same",
+        ),
+        ([([1.0, 2.0], 0), ([1.0], 1)], None, "X has rows of several lengths or shapes"),
+        ([MASKED, MASKED | {"input_ids": [3]}], None, r"X\['input_ids'\] has rows of several lengths, and no"),
+        ([MASKED, {"input_ids": [3], "labels": 1}], None, "row 1 of X has other inputs than the first"),
+        (
+            [MASKED | {"labels": [0.5, 0.5]}, {"input_ids": [3], "attention_mask": [1], "labels": [0.5]}],
+            None,
+            "y has rows of several lengths",
+        ),
+        ({"input_ids": torch.ones(2, 0).long()}, [0, 1], r"X has rows without a number, its shape is \(2, 0\)"),
+        (torch.ones(2, 0), [0, 1], r"X has rows without a number, its shape is \(2, 0\)"),
+    ],
+)
+def test_rows_that_are_no_table_are_refused(X: Any, y: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_batches(X, y, torch.zeros(1))
+
+
 def _rows_of(one: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     return zip(one.kwargs["input_ids"], one.kwargs["attention_mask"], one.targets, strict=True)
 
@@ -242,6 +357,15 @@ def test_positional_inputs_and_tuples_of_outputs(form: str):
     assert adapted.state_dict().keys() == model.state_dict().keys()
 
 
+def test_a_list_of_rows_is_the_table_of_them():
+    inputs, kinds = sentences(20)
+    ids = inputs["input_ids"]
+    settings = SETTINGS | {"max_iter": 1}
+    expected = widefit.finetune(Positional(transformer()), ids, kinds, **settings).state_dict()
+    found = widefit.finetune(Positional(transformer()), list(ids), kinds, **settings).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_it_learns_in_every_precision_and_leaves_the_model_alone(dtype: torch.dtype):
     inputs, kinds = sentences(150)
@@ -257,8 +381,17 @@ def test_it_learns_in_every_precision_and_leaves_the_model_alone(dtype: torch.dt
     assert right > 0.6 > float((model(**fresh).logits.argmax(1) == answers).double().mean())
     merged = record.delta.merged(model)
     assert all(torch.equal(value, adapted.state_dict()[name]) for name, value in merged.state_dict().items())
-    assert record.delta.whole.keys() <= {"head"}
-    assert all(layer.rank <= 32 for layer in record.delta.layers.values())
+    assert record.delta.whole.keys() == {"head"}
+
+
+def test_no_change_has_a_higher_rank_than_the_bases(monkeypatch):
+    monkeypatch.setattr(adapt_blocks, "_RANK", 8)
+    inputs, kinds = sentences(40)
+    settings = SETTINGS | {"max_iter": 2, "layers": "all", "validation": 0}
+    layers = widefit.finetune(transformer(features=16), inputs, kinds, **settings).finetuning_.delta.layers
+    assert len(layers) == 12
+    assert {layer.rank for layer in layers.values()} == {8}
+    assert max(int(torch.linalg.matrix_rank(layer.dense())) for layer in layers.values()) == 8
 
 
 def test_targets_for_every_position_and_tokens_that_follow():
@@ -301,6 +434,85 @@ def test_resumes_to_the_same_bits(tmp_path):
         widefit.finetune(model, inputs, kinds.flip(0), resume=read_checkpoint(path), **settings)
 
 
+class Far:
+    """Squared distance, of the size it was made with."""
+
+    def __init__(self, size: float):
+        self.size = size
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.size * (outputs - targets).square().mean()
+
+
+def test_resumes_with_an_equal_loss_that_was_made_anew(tmp_path):
+    inputs, kinds = sentences(20)
+    y = nn.functional.one_hot(kinds, 3).double()
+    path = tmp_path / "run.state"
+    settings: dict[str, Any] = {"layers": "readout", "max_iter": 1}
+    widefit.finetune(transformer(), inputs, y, loss=Far(2.0), callbacks=[Checkpoint(path)], **settings)
+    resumed = widefit.finetune(transformer(), inputs, y, loss=Far(2.0), resume=read_checkpoint(path), **settings)
+    assert resumed.finetuning_.history[-1].step == 1
+    with pytest.raises(ValueError, match="belongs to another model"):
+        widefit.finetune(transformer(), inputs, y, loss=Far(3.0), resume=read_checkpoint(path), **settings)
+
+
+class Counting(Transformer):
+    """Notes how many rows it is called with."""
+
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, **inputs: Tensor) -> Any:
+        self.seen.append(len(inputs["input_ids"]))
+        return super().forward(**inputs)
+
+
+@pytest.mark.parametrize("form", ["mapping", "rows"])
+def test_batches_have_the_size_that_was_asked_for(form: str):
+    X, y = in_every_form()[form]
+    Counting.seen.clear()
+    widefit.finetune(Counting(), X, y, batch_size=5, **(SETTINGS | {"max_iter": 1}))
+    assert max(Counting.seen) == 5
+    (found,) = read_batches({"input_ids": torch.ones(99, 99).long()}, torch.arange(99), torch.zeros(1), size=100)
+    assert found.rows == 99
+
+
+def test_an_epoch_that_is_taken_back_tells_the_loss_of_the_point_it_goes_back_to():
+    inputs, kinds = sentences(40)
+    settings = SETTINGS | {"max_iter": 2, "patience": 9, "damping": 1e-12}
+    steps = widefit.finetune(transformer(), inputs, kinds, **settings).finetuning_.history.steps
+    refused = [info for info in steps if not info.accepted]
+    assert refused
+    for info in refused:
+        best = min(steps[: info.step], key=lambda one: one.metric)
+        assert (info.loss, info.metric) == (best.loss, best.metric)
+        assert info.loss != info.metric
+
+
+@pytest.mark.parametrize(
+    ("layers", "damping", "reason"), [("readout", None, "the readout alone"), ("all", 1e-12, "no epoch")]
+)
+def test_the_rank_of_nothing_has_its_reason(layers: str, damping: float | None, reason: str):
+    inputs, kinds = sentences(40)
+    settings = SETTINGS | {"max_iter": 1, "damping": damping}
+    plan = widefit.finetune(transformer(), inputs, kinds, layers=layers, **settings).finetuning_.plan
+    (choice,) = [choice for choice in plan.choices if choice.what == "rank"]
+    assert choice.chosen == "0"
+    assert choice.reason.startswith(reason)
+
+
+def test_a_state_is_moved_to_where_the_model_is(monkeypatch):
+    """The device without memory stands for an accelerator."""
+    steps = []
+    monkeypatch.setattr(BlockSteps, "finish", lambda self: steps.append(self))
+    inputs, kinds = sentences(20)
+    history = widefit.finetune(transformer(), inputs, kinds, **(SETTINGS | {"max_iter": 1})).finetuning_.history
+    tensors, document = steps[0].state()
+    monkeypatch.setattr(steps[0], "_point", steps[0]._point.to("meta"))
+    monkeypatch.setattr(steps[0], "_put", lambda point: None)
+    steps[0].restore((tensors, document | {"history": history.to_dict()}))
+    assert steps[0]._point.device.type == steps[0]._best.device.type == "meta"
+
+
 def test_named_deltas_take_turns():
     inputs, kinds = sentences()
     model = transformer()
@@ -334,8 +546,21 @@ def refusals() -> dict[str, tuple[dict[str, Any], str]]:
         "empty mask": ({"X": {"input_ids": ids, "attention_mask": mask * 0}}, "attention_mask leaves out all of row 0"),
         "fractions": ({"y": kinds.double()}, "class numbers as whole numbers"),
         "layer": ({"layers": ["tokens"]}, "'tokens' cannot be adapted; the layers that can are 'layers.0.query'"),
+        "layers word": ({"layers": "head"}, r'layers must be "auto", "readout", "all" or a list of names, got .head.'),
+        "no layer": ({"layers": []}, "layers must name at least one layer"),
+        "rows of several lengths": ({"X": [ids[0], ids[1, :4]], "y": [0, 1]}, "X has rows of several lengths"),
         "ridge": ({"alpha": 0.1}, "alpha: repeated blocks are held back by held-out rows"),
-        "half": ({"X_val": inputs, "y_val": None}, "y is missing|y_val is missing"),
+        "threads": ({"threads": 2}, "threads: repeated blocks have no sparse products"),
+        "batches of its own": (
+            {"X": Loader([(inputs, kinds)]), "y": None, "batch_size": 4},
+            "batch_size: X comes in batches of its own",
+        ),
+        "other held-out inputs": (
+            {"X_val": {"attention_mask": mask}, "y_val": kinds},
+            "all rows must have the same inputs",
+        ),
+        "other held-out targets": ({"X_val": inputs, "y_val": kinds[:, None]}, "targets must have the same axes"),
+        "half": ({"X_val": inputs, "y_val": None}, "y_val is missing: pass targets"),
         "following": ({"loss": "next_token"}, "takes tokens of shape"),
     }
 
@@ -353,7 +578,7 @@ def test_positions_are_compared():
     inputs, _ = sentences(30)
     model = transformer(by_position=True)
     for targets, message in (
-        (inputs["input_ids"][:, :5] % 3, "y has 5 targets a row, the model gives outputs for 9 positions|5 targets"),
+        (inputs["input_ids"][:, :5] % 3, "y has 5 targets a row, the model gives outputs for 9 positions"),
         (torch.full_like(inputs["input_ids"], -100), "y has no target that counts: all of them are -100"),
     ):
         with pytest.raises(ValueError, match=message):

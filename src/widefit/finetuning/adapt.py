@@ -11,7 +11,6 @@ from torch.nn.parameter import is_lazy
 
 from widefit.callbacks import Callback, Progress
 from widefit.finetuning.adapt_blocks import FOLLOWING, Wishes, finetune_blocks
-from widefit.finetuning.batches import is_stream
 from widefit.finetuning.blocks import Structure, observe
 from widefit.finetuning.checks import Data, checked_data, checked_layers, checked_settings
 from widefit.finetuning.record import FineTuning
@@ -19,6 +18,7 @@ from widefit.finetuning.schedule import Schedule, Settings
 from widefit.finetuning.stage import Products
 from widefit.finetuning.stage_run import Problem
 from widefit.finetuning.steps import FineTuningSteps
+from widefit.finetuning.tensors import tensor_of
 from widefit.kernels.memory import available_memory
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
@@ -101,7 +101,8 @@ def finetune(
     tol
         Training loss at which to stop.
     batch_size
-        Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short.
+        Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short. Of
+        repeated blocks the most rows of a step; None: 64, fewer of long texts. An iterable of batches has its own.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose
@@ -109,7 +110,7 @@ def finetune(
     resume
         A state from `widefit.files.read_checkpoint`: the fine-tuning that wrote it goes on, to the same bits.
     threads
-        Cores for sparse products; None: as torch.
+        Cores for sparse products, which repeated blocks do not have; None: as torch.
 
     Returns
     -------
@@ -135,10 +136,12 @@ def finetune(
     )
     work = _evaluating(model)
     watch = [*callbacks, *([Progress()] if verbose else [])]
-    wishes = Wishes(loss, layers, validation, patience, damping, max_iter, tol, seed, watch, resume)
+    wishes = Wishes(loss, layers, validation, patience, damping, max_iter, tol, batch_size, seed, watch, resume)
     if _by_blocks(work, X, y, wishes):
         if alpha:
             raise ValueError("alpha: repeated blocks are held back by held-out rows and a low rank; leave it at 0")
+        if threads is not None:
+            raise ValueError("threads: repeated blocks have no sparse products; torch.set_num_threads sets their cores")
         return finetune_blocks(model, _in_single(work), X, y, X_val, y_val, wishes)
     assert y is not None
     exact, data = checked_data(work, output_loss(loss), X, y, X_val, y_val)
@@ -183,7 +186,7 @@ def _evaluating(model: nn.Module) -> nn.Module:
 
 def _by_blocks(work: nn.Module, X: Any, y: Any, wishes: Wishes) -> bool:
     """Whether the model is one of repeated blocks, or its data are more than one tensor."""
-    if y is None or wishes.loss == FOLLOWING or isinstance(X, Mapping | tuple) or is_stream(X):
+    if y is None or wishes.loss == FOLLOWING or isinstance(X, Mapping | tuple):
         return True
     weights = [own for own in work.parameters() if own.is_floating_point()]
     if any(own.dtype in (torch.float16, torch.bfloat16) for own in weights):
@@ -196,7 +199,10 @@ def _by_blocks(work: nn.Module, X: Any, y: Any, wishes: Wishes) -> bool:
 
 def _has_activated_pair(work: nn.Module, X: Any, like: Tensor) -> bool:
     """Whether Linear → ReLU → Linear ends in the readout, or nobody can tell."""
-    few = torch.as_tensor(X)[:_LOOKED_AT]
+    few = tensor_of(X, "X")
+    if few.ndim == 0:
+        return True
+    few = few[:_LOOKED_AT]
     try:
         structure = observe(work, few.to(like) if few.is_floating_point() else few.to(like.device))
     except (RuntimeError, IndexError, TypeError):

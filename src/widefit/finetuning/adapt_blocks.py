@@ -1,6 +1,5 @@
 """Fine-tuning of models with repeated blocks, such as transformers: what is adapted, from where on, and how it ends."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +14,16 @@ from widefit.finetuning.batches import Batch, read_batches, split_off
 from widefit.finetuning.block_choice import Probe, first_block, probed, spread
 from widefit.finetuning.block_steps import BlockSteps, Rows
 from widefit.finetuning.blocks import Structure
+from widefit.finetuning.checks import checked_layers
 from widefit.finetuning.checks_of_batches import check_batches
+from widefit.finetuning.fingerprint import fingerprint
 from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import BlockList, KeptStates, find_blocks
 from widefit.finetuning.layer_delta import WholeLayer
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
 from widefit.finetuning.projected_layers import ProjectedLayer
 from widefit.finetuning.record import FineTuning
+from widefit.losses.custom import Custom
 from widefit.losses.family import output_loss
 from widefit.losses.softmax import Softmax
 from widefit.plan.base import Choice, Plan
@@ -54,6 +56,7 @@ class Wishes:
     damping: float | None
     max_iter: int
     tol: float
+    batch_size: int | None
     seed: int
     callbacks: Sequence[Callback]
     resume: State | None
@@ -66,6 +69,13 @@ class _Data:
     training: list[Batch]
     held: list[Batch] | None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Inputs and targets of all batches."""
+        return [
+            tensor for one in [*self.training, *(self.held or [])] for tensor in (*one.tensors.values(), one.targets)
+        ]
+
 
 def finetune_blocks(
     model: nn.Module, work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, wishes: Wishes
@@ -73,17 +83,15 @@ def finetune_blocks(
     """Return a copy of a model, adapted; `work` is one in evaluation mode, in float32 or float64."""
     following = wishes.loss == FOLLOWING
     aim = Aim(Softmax() if following else output_loss(wishes.loss), following)
-    data = _data(work, X, y, X_val, y_val, wishes)
+    data = _data(work, X, y, X_val, y_val, isinstance(aim.loss, Softmax | Custom), wishes)
     _without_cache(work)
     every = [*data.training, *(data.held or [])]
     aim = check_batches(work, every, aim)
     few = data.training[0].take(torch.arange(min(_LOOKED_AT, data.training[0].rows)))
     lists = find_blocks(work, few)
     found = linear_calls(work, lists, few)
-    if not found.places:
-        reasons = "; ".join(f"{name}: {why}" for name, why in found.skipped.items())
-        raise ValueError(f"model has no linear layer that can be adapted ({reasons or 'it has none'})")
-    named = _named(wishes.layers, found)
+    structure = Structure(tuple(found.places), found.readout, (), found.skipped, {})
+    named = checked_layers("all" if wishes.layers == "auto" else wishes.layers, structure)
     blocks = [block for one in lists for block in one.blocks]
     probe, fresh, choices = _begun(work, lists, found, named, data, aim)
     place, why = first_block(probe, found, len(blocks), wishes.layers)
@@ -96,19 +104,18 @@ def finetune_blocks(
     ranks = sorted({layer.rank for layer in delta.layers.values()}) or [0]
     choices.append(Choice("rank", " … ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]]))), reason))
     result = delta.merged(model).eval()
-    structure = Structure(tuple(found.places), found.readout, (), found.skipped, {})
     record = FineTuning(history, delta, structure, (tuple(names),), Plan(tuple(choices)))
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 
 
-def _data(work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, wishes: Wishes) -> _Data:
+def _data(work: nn.Module, X: Any, y: Any, X_val: Any, y_val: Any, classes: bool, wishes: Wishes) -> _Data:
     like = next((own for own in work.parameters() if own.is_floating_point()), None)
     if like is None:
         raise ValueError("model has no weights of floating numbers")
-    batches = read_batches(X, y, like)
+    batches = read_batches(X, y, like, classes=classes, size=wishes.batch_size)
     if X_val is not None:
-        return _Data(batches, read_batches(X_val, y_val, like, ("X_val", "y_val")))
+        return _Data(batches, read_batches(X_val, y_val, like, ("X_val", "y_val"), classes=classes))
     if y_val is not None:
         raise ValueError("X_val and y_val belong together: give both, or neither")
     rows = sum(batch.rows for batch in batches)
@@ -124,23 +131,6 @@ def _without_cache(work: nn.Module) -> None:
     config = getattr(work, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _named(layers: str | Sequence[str], found: LinearCalls) -> list[str]:
-    """Layers that may be adapted by the wish of the user."""
-    if layers == "readout":
-        if found.readout is None:
-            raise ValueError('layers="readout": the outputs of the model do not come straight from a linear layer')
-        return [found.readout]
-    if isinstance(layers, str):
-        return list(found.places)
-    unknown = [name for name in layers if name not in found.places]
-    if unknown or not layers:
-        why = f" ({found.skipped[unknown[0]]})" if unknown and unknown[0] in found.skipped else ""
-        known = ", ".join(map(repr, found.places))
-        wrong = f"{unknown[0]!r} cannot be adapted{why}" if unknown else "it must name at least one"
-        raise ValueError(f"layers: {wrong}; the layers that can are {known}")
-    return [name for name in found.places if name in set(layers)]
 
 
 def _begun(
@@ -257,7 +247,7 @@ def _prepared(
         damping,
         wishes.patience,
         wishes.seed,
-        _fingerprint(model, data, aim, [damping, wishes.patience, wishes.seed, list(names)]),
+        fingerprint((aim, damping, wishes.patience, wishes.seed, list(names)), data.tensors, model),
     )
     return steps, _choices_of(parts, first)
 
@@ -287,14 +277,3 @@ def _in_words(names: Sequence[str], place: int, blocks: int) -> str:
     if len(names) == 1:
         return f"{names[0]} alone"
     return f"{len(names)} linear layers of the last {blocks - place} of {blocks} blocks, and behind them"
-
-
-def _fingerprint(model: nn.Module, data: _Data, aim: Aim, settings: list) -> str:
-    digest = hashlib.sha256(repr((aim, settings)).encode())
-    held = data.held or []
-    inputs = [tensor for batch in [*data.training, *held] for tensor in (*batch.tensors.values(), batch.targets)]
-    for tensor in [*inputs, *model.state_dict().values()]:
-        if isinstance(tensor, Tensor):
-            digest.update(repr((tensor.dtype, tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -82,7 +82,7 @@ def first_block(probe: Probe, found: LinearCalls, blocks: int, layers: str | Seq
     With "auto" the kernel of the last blocks is grown from the readout backwards; the error of rows left out of one
     damped step, in closed form, tells how far to go.
     """
-    if layers != "auto" or not isinstance(layers, str):
+    if layers != "auto":
         return min(found.places[name] for name in probe.layers), "asked for"
     places = sorted(probe.grams, reverse=True)
     total = torch.zeros_like(next(iter(probe.grams.values())))

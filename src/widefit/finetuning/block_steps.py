@@ -123,6 +123,7 @@ class BlockSteps:
         first = self._layers[0].given
         self._point = first.new_zeros(sum(layer.size for layer in layers))
         self._best = self._point
+        self._loss_at_best = start[0]
         watched = start[0] if start[1] is None else start[1]
         self._progress = Progress(damping, 0, watched)
 
@@ -146,6 +147,7 @@ class BlockSteps:
             return self._taken_back(info)
         if watched < best:
             self._best = average
+            self._loss_at_best = loss
             self._progress = Progress(damping, 0, watched)
             return info, None
         far = number > 1 and watched > (1 + _WORSE) * best
@@ -186,7 +188,10 @@ class BlockSteps:
             self._generator.set_state(tensors["generator"])
         except RuntimeError as error:
             raise FileError("'generator' of the checkpoint is no state of a random generator") from error
-        self._point, self._best = tensors["point"], tensors["best"]
+        self._point, self._best = tensors["point"].to(self._point.device), tensors["best"].to(self._point.device)
+        self._loss_at_best = min(
+            record.history, key=lambda info: info.loss if info.metric is None else info.metric
+        ).loss
         self._progress = record.progress
         self._rises = record.rises
         self._step = record.history[-1].step
@@ -211,7 +216,12 @@ class BlockSteps:
     def compressed(self, ranks: Sequence[int], loss_factor: float) -> tuple[LowRankDelta, str]:
         """Return the change cut to the smallest of some ranks that raises the watched loss by no more than a factor."""
         whole = self.delta()
-        if self._held is None or not whole.layers:
+        if not whole.layers:
+            return (
+                whole,
+                "the readout alone was changed" if whole.whole else "no epoch was better than the given weights",
+            )
+        if self._held is None:
             return whole, "no held-out rows to check a lower one"
         limit = loss_factor * self._progress.best_loss
         for rank in sorted(ranks):
@@ -275,7 +285,7 @@ class BlockSteps:
         self._put(self._point)
         self._progress = replace(self._progress, damping=self._progress.damping * _RISE)
         best = self._progress.best_loss
-        info = replace(info, loss=best, metric=None if info.metric is None else best, accepted=False)
+        info = replace(info, loss=self._loss_at_best, metric=None if info.metric is None else best, accepted=False)
         return info, StopReason.STALLED if self._rises >= _MOST_RISES else None
 
     @property

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit.finetuning.blocks import Structure
+from widefit.finetuning.tensors import tensor_of
 from widefit.losses.base import OutputLoss
 from widefit.losses.softmax import Softmax
 from widefit.optim.system import check_data
@@ -101,10 +102,10 @@ def _is_whole(value: object) -> bool:
 def checked_data(
     model: nn.Module,
     loss: OutputLoss,
-    X: ArrayLike | Tensor,
-    y: ArrayLike | Tensor,
-    X_val: ArrayLike | Tensor | None,
-    y_val: ArrayLike | Tensor | None,
+    X: Any,
+    y: Any,
+    X_val: Any,
+    y_val: Any,
 ) -> tuple[OutputLoss, Data]:
     """Return tensors that the model can take and the loss can compare, and the loss of outputs laid out as rows."""
     weight = next((module.weight for module in model.modules() if isinstance(module, nn.Linear)), None)
@@ -136,7 +137,7 @@ def checked_layers(layers: str | Sequence[str], structure: Structure) -> tuple[s
     """Return the names of the layers to adapt, in the order of their calls."""
     if not structure.layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in structure.skipped.items())
-        raise ValueError(f"model has no linear layer that can be adapted ({reasons})")
+        raise ValueError(f"model has no linear layer that can be adapted ({reasons or 'it has none'})")
     if isinstance(layers, str):
         return _chosen(layers, structure)
     if not isinstance(layers, Iterable) or not all(isinstance(name, str) for name in layers):
@@ -173,20 +174,13 @@ def _unknown_layers(layers: object) -> ValueError:
     return ValueError(f"layers must be {words} or a list of names, got {layers!r}")
 
 
-def _tensor(values: ArrayLike | Tensor, like: Tensor, name: str) -> Tensor:
+def _tensor(values: Any, like: Tensor, name: str) -> Tensor:
     """Floating numbers in the type of the model's weights, whole numbers as they are, on its device."""
-    tensor = values.detach() if isinstance(values, Tensor) else _from_array(values, name)
+    tensor = tensor_of(values, name)
     return (tensor.to(like.dtype) if tensor.is_floating_point() else tensor).to(like.device)
 
 
-def _from_array(values: ArrayLike, name: str) -> Tensor:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must hold numbers, got {array.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _target(values: ArrayLike | Tensor, like: Tensor, loss: OutputLoss, name: str) -> Tensor:
+def _target(values: Any, like: Tensor, loss: OutputLoss, name: str) -> Tensor:
     tensor = _tensor(values, like, name)
     if not isinstance(loss, Softmax):
         return tensor if tensor.is_floating_point() else tensor.to(like.dtype)

@@ -24,6 +24,7 @@ def check_batches(model: nn.Module, batches: Sequence[Batch], aim: Aim) -> Aim:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"model: parameter {name!r} is not finite; load the weights again")
+    _check_alike(batches)
     few = batches[0].take(torch.arange(min(2, batches[0].rows)))
     outputs = _tried(model, few, batches)
     if outputs.ndim == 0 or len(outputs) != few.rows:
@@ -49,6 +50,22 @@ def check_batches(model: nn.Module, batches: Sequence[Batch], aim: Aim) -> Aim:
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"y: {error}") from error
     return aim
+
+
+def _check_alike(batches: Sequence[Batch]) -> None:
+    """Compare the inputs and the axes of the targets of all batches, held-out ones among them, with the first."""
+    first = batches[0]
+    for batch in batches:
+        if batch.tensors.keys() != first.tensors.keys():
+            raise ValueError(
+                f"all rows must have the same inputs, held-out ones too: there are {', '.join(first.tensors)} and "
+                f"{', '.join(batch.tensors)}"
+            )
+        if batch.targets.ndim != first.targets.ndim:
+            raise ValueError(
+                f"targets must have the same axes in all rows, held-out ones too: there are {first.targets.ndim} and "
+                f"{batch.targets.ndim}"
+            )
 
 
 def _tried(model: nn.Module, few: Batch, batches: Sequence[Batch]) -> Tensor:

@@ -1,10 +1,11 @@
 """A module cut between its repeated blocks: those in front run once, and what they give is kept."""
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,7 +101,6 @@ class KeptStates:
         self.nbytes = 0
         self._model = model
         self._kept: list[dict[str, Any]] = []
-        self._folder: tempfile.TemporaryDirectory | None = None
         in_front = [] if first is None else _in_front(lists, first)
         self.skipped = tuple(block for blocks in in_front for block in blocks)
         # The last of its list gives what the first block that runs takes; those before it give the same, unread.
@@ -138,11 +138,29 @@ class KeptStates:
         if tensor.device.type != "cpu":
             return tensor.detach()
         self.on_disk = True
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="widefit-states-")
-        path = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}.bin"
-        stored = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-        return stored.copy_(tensor)
+        return _mapped(tensor)
+
+
+def _mapped(tensor: Tensor) -> Tensor:
+    """A copy in a file without a name, which ends with the tensor, and with the process however that ends.
+
+    Raises
+    ------
+    OSError
+        The disk is full.
+    """
+    if not tensor.numel():
+        return tensor.detach().clone()
+    descriptor, path = tempfile.mkstemp(prefix="widefit-states-")
+    try:
+        if hasattr(os, "posix_fallocate"):  # a full disk is told here, and not by a signal where it is written
+            os.posix_fallocate(descriptor, 0, tensor.nbytes)
+        stored = torch.from_file(path, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(PermissionError):  # of systems that keep the names of open files
+            os.unlink(path)
+    return stored.view(tensor.shape).copy_(tensor)
 
 
 def _in_front(lists: Sequence[BlockList], first: str) -> list[tuple[str, ...]]:

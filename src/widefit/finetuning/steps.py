@@ -1,21 +1,18 @@
 """The steps of a fine-tuning, stage by stage, as the loop takes them."""
 
-import hashlib
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from widefit.finetuning.delta import LowRankDelta
+from widefit.finetuning.fingerprint import fingerprint
 from widefit.finetuning.schedule import Schedule, Task
 from widefit.finetuning.stage import Point
 from widefit.finetuning.stage_run import Problem, Progress, StageRun, tensors_of
-from widefit.losses.custom import Custom
 from widefit.plan.base import Choice
 from widefit.records import FileError, read
 from widefit.rules import StopReason
@@ -161,20 +158,6 @@ class FineTuningSteps:
     def _fingerprint(self) -> str:
         """Hash of everything that a resumed run must share with the one before it."""
         problem, data = self._problem, self._schedule.data
-        losses = [_name_of(loss) for loss in (problem.loss, problem.surrogate)]
-        settings = (losses, problem.alpha, problem.patience, problem.batch_size, problem.seed)
-        digest = hashlib.sha256(repr((settings, self._schedule.settings)).encode())
+        settings = (problem.loss, problem.surrogate, problem.alpha, problem.patience, problem.batch_size, problem.seed)
         tensors = [problem.targets, problem.held_targets, data.inputs, data.held_inputs]
-        for tensor in [*tensors, *self._model.state_dict().values()]:
-            if isinstance(tensor, Tensor):
-                digest.update(repr((tensor.dtype, tensor.shape)).encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-
-def _name_of(loss: Any) -> str:
-    """A name of a loss that is the same in every process."""
-    if not isinstance(loss, Custom) or isinstance(loss.function, nn.Module):
-        return repr(loss)
-    function = inspect.unwrap(loss.function)
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+        return fingerprint((settings, self._schedule.settings), tensors, self._model)

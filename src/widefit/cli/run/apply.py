@@ -12,7 +12,7 @@ import widefit
 from widefit.cli.output import Output, columns, number, size
 from widefit.cli.run import scores
 from widefit.cli.run.places import refuse_unwritable
-from widefit.cli.run.texts import TextEncoding, open_folder
+from widefit.cli.run.text_folder import TextEncoding, open_folder
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading

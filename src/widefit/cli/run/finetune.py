@@ -20,13 +20,13 @@ from torch import Tensor, nn
 import widefit
 from widefit.cli.failure import INTERRUPTED
 from widefit.cli.output import Output, columns, number, seconds, size
+from widefit.cli.run.parts import held_out_and_training
 from widefit.cli.run.places import refuse_checkpoint, refuse_unwritable
 from widefit.cli.run.progress import callbacks_of
 from widefit.cli.run.scores import of_numbers
 from widefit.data.columns import kind_of, missing, read_numbers
 from widefit.data.readers import read_table
 from widefit.data.reading import Reading
-from widefit.data.splitting import split_rows
 from widefit.data.survey import missing_message
 from widefit.data.target import Task, choose_target, learn_target
 from widefit.data.words import listing, plural
@@ -34,12 +34,8 @@ from widefit.files import read_checkpoint
 from widefit.files.atomic import replacing
 
 SAFE = ".safetensors"
-
-
 # Rows that go through a model at a time when it is scored.
 _BATCH = 1000
-# The fewest rows that are held out; fewer tell nothing.
-_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -266,7 +262,9 @@ def _samples(job: Job) -> Samples:
         y = np.searchsorted(classes, y)
     loss = job.loss or ("mse" if classes is None else "cross_entropy")
     y = y.astype(np.int64 if loss == "cross_entropy" else np.float64)
-    return Samples(X, y, loss, classes, _parts(y, job, stratify=classes is not None))
+    seed = job.settings.get("seed", 0)
+    parts = held_out_and_training(y, job.validation, seed, stratify=classes is not None)
+    return Samples(X, y, loss, classes, parts)
 
 
 def _inputs(frame: pl.DataFrame, name: str) -> np.ndarray:
@@ -280,16 +278,6 @@ def _inputs(frame: pl.DataFrame, name: str) -> np.ndarray:
         raise ValueError(missing_message(absent, "; fill them in, or remove those rows"))
     numbers = [read_numbers(column, gaps[column.name], kind_of(column)) for column in frame]
     return np.column_stack(numbers)
-
-
-def _parts(y: np.ndarray, job: Job, *, stratify: bool) -> dict[str, np.ndarray]:
-    count = round(job.validation * len(y))
-    if count < _FEWEST:
-        return {"training": np.arange(len(y))}
-    if len(y) - count < 2:
-        raise ValueError(f"--validation {job.validation:g} leaves fewer than two of {len(y)} rows to train on")
-    training, held_out = split_rows(y, job.validation, job.settings.get("seed", 0), stratify=stratify)
-    return {"held-out": held_out, "training": training}
 
 
 def _write(state: Mapping[str, Tensor], path: Path) -> None:

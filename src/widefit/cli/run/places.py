@@ -37,6 +37,37 @@ def refuse_unwritable(places: Mapping[str, Path | None], sources: Mapping[str, s
         _try(option, path)
 
 
+def refuse_unwritable_folders(places: Mapping[str, Path | None], sources: Mapping[str, Path], file: str) -> None:
+    """Check that every folder is there or can be made, takes a file, and is no other one and no source.
+
+    Parameters
+    ----------
+    places
+        Folders that will be written, by the name of their option; None: nothing.
+    sources
+        Folders that are read, by name.
+    file
+        Name of a file that will be written into each.
+
+    Raises
+    ------
+    ValueError
+        A file in place of a folder, a folder above it that does not exist, one that is not writable, the same folder
+        twice.
+    """
+    seen = {os.path.realpath(source): name for name, source in sources.items()}
+    for option, path in places.items():
+        if path is None:
+            continue
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{option}: {path} is a file; name a folder")
+        resolved = os.path.realpath(path)
+        if resolved in seen:
+            raise ValueError(f"{option}: {path} is {seen[resolved]}; name another folder")
+        seen[resolved] = f"that of {option}"
+        _try(option, path / file if path.is_dir() else Path(resolved))
+
+
 def refuse_checkpoint(path: Path | None, resume: bool) -> None:
     """Check that a checkpoint is there exactly when it is resumed.
 
