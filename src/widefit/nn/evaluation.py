@@ -6,6 +6,7 @@ work holds a processor, a sum over many small blocks takes a hundred times as lo
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import numpy as np
 import torch
@@ -58,10 +59,10 @@ def _sum(network: TwoLayer, x: np.ndarray, neurons: Span, term: Callable[[Span, 
     def part(span: Span) -> np.ndarray:
         weight = network.rows(*span)
         blocks = _ranges(*span, rows)
-        return sum(term((a, b), weight[a - span[0] : b - span[0]].astype(x.dtype)) for a, b in blocks)
+        return reduce(np.add, (term((a, b), weight[a - span[0] : b - span[0]].astype(x.dtype)) for a, b in blocks))
 
     with serial_blas():
-        return sum(ordered_map(part, _ranges(*neurons, drawn), torch.get_num_threads()))
+        return reduce(np.add, ordered_map(part, _ranges(*neurons, drawn), torch.get_num_threads()))
 
 
 def _ranges(first: int, last: int, size: int) -> Iterator[Span]:
