@@ -40,12 +40,11 @@ def shell(folder: Path, *arguments: str, to: str = "", **environment: str) -> "s
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_results_in_letters_that_the_encoding_lacks(folder: Path, encoding: str) -> None:
-    ran = shell(folder, *TRAIN, PYTHONIOENCODING=encoding)
+def test_results_in_letters_that_the_encoding_lacks(folder: Path) -> None:
+    ran = shell(folder, *TRAIN, PYTHONIOENCODING="ascii")
     assert ran.returncode == 0, ran.stderr
     assert b"\\u221a(0.4 ln width)" in ran.stdout
-    document = json.loads(shell(folder, *TRAIN, "--json", PYTHONIOENCODING=encoding).stdout.decode(encoding))
+    document = json.loads(shell(folder, *TRAIN, "--json", PYTHONIOENCODING="cp1252").stdout.decode("cp1252"))
     assert any("√(0.4 ln width)" in choice["reason"] for choice in document["plan"]["choices"])
 
 

@@ -90,6 +90,12 @@ def test_rows_are_written_wherever_they_are_wanted(first, size, double, strided)
     assert np.array_equal(out, whole)
 
 
+def test_large_matrices_are_drawn_by_the_kernel_and_small_ones_are_equal():
+    columns = 5
+    large = gaussian_rows(9, 1000, 3100, columns, rows=(1 << 25) // columns + 1)
+    assert np.array_equal(large, gaussian_rows(9, 1000, 3100, columns))
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestBothStores:
     def test_arrays(self, case):

@@ -23,6 +23,7 @@ from widefit.trackers.certificate.bounds import OutputBounds
 from widefit.trackers.certificate.geometry import Geometry, bucket_caps
 from widefit.trackers.certificate.movement import movements
 from widefit.trackers.certificate.passes import scan
+from widefit.trackers.certificate.products import Products
 from widefit.trackers.fire_pattern import Chunk
 from widefit.training.train import Training
 
@@ -222,7 +223,8 @@ def test_a_pass_in_integers_finds_what_one_in_floats_does(samples, features, exp
     network = TwoLayer(features, 130, threshold=threshold, dtype=torch.float32 if dtype == "f4" else torch.float64)
     network.weight.data[:] = torch.from_numpy(weights)
     geometry = Geometry.of(network, inputs, 1)
-    chosen, radius = geometry.products, np.full(geometry.caps.size, 0.3 * 10.0**exponent, np.float32)
+    chosen = Products.of(inputs, weights, 1 << 40)
+    radius = np.full(geometry.caps.size, 0.3 * 10.0**exponent, np.float32)
     assert chosen.rounded is not None
     bounds = OutputBounds(radius, np.zeros((radius.size, samples), np.float32), radius) if certified else None
     found = [

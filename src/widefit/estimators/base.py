@@ -45,6 +45,7 @@ from widefit.kernels import clock
 from widefit.kernels.surroundings import insulated
 from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
+from widefit.nn.evaluation import evaluate
 from widefit.plan.base import Choice, Plan
 from widefit.rules import SGD, GaussNewton, Rule, StopReason
 from widefit.training.history import History
@@ -642,5 +643,7 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _forward(network: TwoLayer | Deep, inputs: np.ndarray) -> np.ndarray:
     """Return the outputs by all neurons."""
+    if isinstance(network, TwoLayer):
+        return evaluate(network, inputs)
     with torch.no_grad():
         return network(torch.from_numpy(inputs)).numpy()

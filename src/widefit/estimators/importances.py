@@ -1,10 +1,13 @@
 """Columns on which the predictions of a network rest."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from widefit.nn import Deep, TwoLayer
+from widefit.nn.evaluation import input_gradients
 
 # Rows of which gradients are taken.
 _ROWS = 256
@@ -37,14 +40,23 @@ def column_importances(
     if mixing is not None:
         columns = np.linalg.solve(mixing.T, columns.T).T
     x = inputs[:_ROWS]
-    points = torch.from_numpy(x).requires_grad_()
     total = np.zeros(columns.shape[1])
-    with torch.enable_grad():
-        for values in network(points).unbind(dim=1):
-            (slope,) = torch.autograd.grad(values.sum(), points, retain_graph=True)
-            # x = a / ‖a‖, so ∇_a f = (I − x xᵀ) ∇_x f / ‖a‖.
-            across = slope.numpy() - np.sum(slope.numpy() * x, axis=1, keepdims=True) * x
-            along = (across / norm[:_ROWS])[:, :-1]
-            total += np.mean((along if mixing is None else along @ mixing.T) ** 2, axis=0)
+    for slope in _slopes(network, x):
+        # x = a / ‖a‖, so ∇_a f = (I − x xᵀ) ∇_x f / ‖a‖.
+        across = slope - np.sum(slope * x, axis=1, keepdims=True) * x
+        along = (across / norm[:_ROWS])[:, :-1]
+        total += np.mean((along if mixing is None else along @ mixing.T) ** 2, axis=0)
     importance = total * columns.var(axis=0)
     return importance / max(float(importance.sum()), np.finfo(float).tiny)
+
+
+def _slopes(network: TwoLayer | Deep, x: Float[np.ndarray, "r d"]) -> Iterator[Float[np.ndarray, "r d"]]:
+    """Yield the gradients of each output in its inputs."""
+    if isinstance(network, TwoLayer):
+        for output in range(network.out_features):
+            yield input_gradients(network, x, output)
+        return
+    with torch.enable_grad():
+        points = torch.from_numpy(x).requires_grad_()
+        for values in network(points).unbind(dim=1):
+            yield torch.autograd.grad(values.sum(), points, retain_graph=True)[0].numpy()

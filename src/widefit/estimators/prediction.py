@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from widefit.kernels.memory import available_memory
 from widefit.nn import TwoLayer
+from widefit.nn.evaluation import evaluate
 from widefit.plan.neurons import plan_prediction
 from widefit.trackers.cost import NeuronShape
 from widefit.trackers.half_space.cost import LEAF_SIZE
@@ -47,8 +48,7 @@ class Predictor:
         trees = self._current()
         if trees is not None:
             return trees.evaluate(x)
-        with torch.no_grad():
-            return self._network(torch.from_numpy(x)).numpy()
+        return evaluate(self._network, x)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the trees."""

@@ -10,9 +10,13 @@ from jaxtyping import Float
 
 # Neurons a stream: the unit in which weights are drawn, whatever the blocks in which they are asked for.
 NEURONS_PER_STREAM = 1024
+# Numbers of a matrix from which on our kernel draws, four times as fast as NumPy: compiling it takes seconds.
+_WORTH_COMPILING = 1 << 25
 
 
-def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarray | None = None) -> np.ndarray:
+def gaussian_rows(
+    seed: int, first: int, last: int, columns: int, out: np.ndarray | None = None, *, rows: int | None = None
+) -> np.ndarray:
     """Draw rows `first` to `last` of the matrix of standard normal numbers that belongs to `seed`.
 
     The fastest ranges begin at a multiple of 1024: the numbers of a stream can only be drawn from its beginning.
@@ -28,13 +32,15 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarra
     out
         Array for them, shape (last − first, columns), of any floating-point dtype; None: a new float32 array. Drawn in
         place when it is float32 and contiguous.
+    rows
+        Rows of the whole matrix; None: `last`. It decides alone who draws, so that a matrix has one source.
 
     Returns
     -------
     ndarray of shape (last − first, columns). The same numbers whatever range they are asked in: neuron r belongs to
     stream r // 1024, which is `numpy.random.Generator(Philox(key=(seed, stream)))` (Salmon et al. 2011) in float32.
     """
-    draw, tables = _generator()
+    draw = _kernel() if (last if rows is None else rows) * columns >= _WORTH_COMPILING else _numpy
     out = np.empty((last - first, columns), np.float32) if out is None else out
     in_place = out.dtype == np.float32 and out.flags.c_contiguous
     for stream in range(first // NEURONS_PER_STREAM, -(-last // NEURONS_PER_STREAM)):
@@ -43,20 +49,28 @@ def gaussian_rows(seed: int, first: int, last: int, columns: int, out: np.ndarra
         high = min(last, origin + NEURONS_PER_STREAM)
         own = out[low - first : high - first]
         drawn = own if in_place else np.empty(own.shape, np.float32)
-        draw(np.uint64(seed), np.uint64(stream), (low - origin) * columns, *tables, drawn.reshape(-1))
+        draw(seed, stream, (low - origin) * columns, drawn.reshape(-1))
         if not in_place:
             own[...] = drawn
     return out
 
 
+def _numpy(seed: int, stream: int, skip: int, out: Float[np.ndarray, " size"]) -> None:
+    """Write numbers `skip` and following of a stream by NumPy's generator."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+    generator.standard_normal(skip, np.float32)
+    generator.standard_normal(dtype=np.float32, out=out)
+
+
 @cache
-def _generator() -> tuple[Callable, tuple[np.ndarray, ...]]:
-    """Return the kernel that draws, imported when first used, and its tables."""
+def _kernel() -> Callable[[int, int, int, np.ndarray], None]:
+    """Return our kernel, which writes the same numbers; imported when first used."""
     from widefit.kernels.compilation import announce_compilation
     from widefit.kernels.normal import standard_normal, ziggurat_tables
 
     announce_compilation()
-    return standard_normal, ziggurat_tables()
+    tables = ziggurat_tables()
+    return lambda seed, stream, skip, out: standard_normal(np.uint64(seed), np.uint64(stream), skip, *tables, out)
 
 
 @dataclass(frozen=True)
@@ -89,9 +103,9 @@ class Initial:
     def write_rows(self, first: int, last: int, out: Float[np.ndarray, "rows d"]) -> None:
         """Write W₀ of a range of neurons into `out`, of any floating-point dtype."""
         if not self.paired:
-            gaussian_rows(self.seed, first, last, self.in_features, out)
+            gaussian_rows(self.seed, first, last, self.in_features, out, rows=self.width)
             return
-        drawn = gaussian_rows(self.seed, first // 2, -(-last // 2), self.in_features)
+        drawn = gaussian_rows(self.seed, first // 2, -(-last // 2), self.in_features, rows=-(-self.width // 2))
         for offset in (0, 1):
             own = out[offset::2]
             # The second neuron asked for has the row of the first, unless the first is the second half of a pair.

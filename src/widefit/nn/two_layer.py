@@ -194,7 +194,7 @@ class TwoLayer(nn.Module):
         """
         self._check_range(first, last)
         if self.store == "array":
-            rows = self.weight.detach().cpu().numpy()[first:last]
+            rows = self.weight.detach()[first:last].cpu().numpy()
             if out is None:
                 return rows
             self._checked(out, first, last)[...] = rows
@@ -218,6 +218,13 @@ class TwoLayer(nn.Module):
         self.initial.write_rows(first, last, out)
         return out
 
+    def readout_rows(self, first: int, last: int) -> Float[np.ndarray, "rows k"]:
+        """Return a of neurons `first` to `last`, in the dtype of the network; see `rows`."""
+        self._check_range(first, last)
+        if self.store == "array":
+            return self.readout.detach()[first:last].cpu().numpy()
+        return self.regenerated.readout_rows(first, last).numpy()
+
     def coefficients(self, first: int = 0, last: int | None = None) -> Float[np.ndarray, " rows"]:
         """Return a_r / √m of neurons `first` to `last` (None: all others), float64, for the one output that each feeds.
 
@@ -228,7 +235,7 @@ class TwoLayer(nn.Module):
         """
         last = self.width if last is None else last
         self._check_range(first, last)
-        readout = self._readout_rows(first, last).detach().cpu().double().numpy()
+        readout = self.readout_rows(first, last).astype(np.float64)
         out = np.empty(last - first)
         nonzero = np.count_nonzero(readout, axis=1)
         for output in range(self.out_features):
@@ -257,7 +264,7 @@ class TwoLayer(nn.Module):
         if self.store == "regenerate":
             # Signs alternate from an even neuron on: the last neuron of an odd group is all that is left of the sum.
             edges = [self.neurons_of(output) for output in range(self.out_features)]
-            last = self._readout_rows(0, 1)[0, 0].double().item()
+            last = float(self.readout_rows(0, 1)[0, 0])
             total = np.array([last * ((high - low) % 2) for low, high in edges])
         else:
             columns = self.readout.detach().cpu().double().numpy().T
@@ -340,12 +347,6 @@ class TwoLayer(nn.Module):
             pass
         self.weight = nn.Parameter(weight.to(like.device))
         self.readout = nn.Parameter(readout.to(like.device), requires_grad=False)
-
-    def _readout_rows(self, first: int, last: int) -> Tensor:
-        """Return a of a range of neurons, (last − first, k)."""
-        if self.store == "array":
-            return self.readout[first:last]
-        return self.regenerated.readout_rows(first, last)
 
     def _check_range(self, first: int, last: int) -> None:
         if not 0 <= first <= last <= self.width:

@@ -78,7 +78,7 @@ def pass_block(weights, coefficients, operand, samples, radius, level, rows, scr
 
     Parameters
     ----------
-    weights : (rows, d) float64 or the dtype of the network; decides where z is too near to the threshold
+    weights : (rows, d) float64, decide where z is too near to the threshold
     coefficients : (rows,) float64
     radius : (q,) float32, pairs get a certificate when it ends below that of their bucket; of size 0 for none
     level : (q, n) float32, the bounds so far, to which the margin is added

@@ -165,7 +165,7 @@ class Geometry:
             inputs64=inputs64,
             blocks64=column_blocks(inputs, np.float64),
             blocks32=blocks32,
-            products=Products.of(inputs, network.rows(0, min(_DRAWN, network.width))),
+            products=Products.of(inputs, network.rows(0, min(_DRAWN, network.width)), network.width),
             similarity=similarity,
             peak=peak,
             lengths=lengths,

@@ -85,10 +85,10 @@ def scan(
 
 
 def _cut(weights: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """Yield the same rows, at most so many at a time."""
+    """Yield the same rows, at most so many at a time and in float64: the kernel is compiled for one dtype."""
     for given in weights:
         for low in range(0, given.shape[0], rows):
-            yield given[low : low + rows]
+            yield given[low : low + rows].astype(np.float64, copy=False)
 
 
 def evaluate_slots(

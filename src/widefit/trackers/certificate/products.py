@@ -10,6 +10,8 @@ from widefit.kernels.products import BLOCK, INTEGERS, panels_of, together_of
 
 # Features up to which rounding does not make rows so much longer that products could overflow.
 _MOST_FEATURES = 1 << 16
+# Products of a pass from which on integers gain more time than the compilation of their kernel takes, in some fits.
+_WORTH_INTEGERS = 1e10
 # Least radius of certificates for integer products, in units of their largest error.
 _FINE = 16.0
 
@@ -72,10 +74,10 @@ class Products:
     error: float
 
     @classmethod
-    def of(cls, inputs: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "rows d"]) -> "Products":
-        """Prepare products with samples, for weights like the given ones."""
+    def of(cls, inputs: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "rows d"], width: int) -> "Products":
+        """Prepare products of samples with so many neurons, whose weights are like the given ones."""
         exact = Operand.of(inputs)
-        if not INTEGERS or inputs.shape[1] > _MOST_FEATURES:
+        if not INTEGERS or inputs.shape[1] > _MOST_FEATURES or width * inputs.size < _WORTH_INTEGERS:
             return cls(exact, None, 0.0)
         rounded = Operand.rounded(inputs)
         _, longest, lost = rounded.rounding
