@@ -196,7 +196,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def evaluate(self, *data: Any) -> float:
         """The loss on what `step` takes, without a step."""
-        moving = MovingParameters.of(self.model, self.param_groups)
+        moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
         with torch.inference_mode(False):
             system = self._system(data, moving)
             return system.loss(system.outputs(moving.values()))
@@ -281,11 +281,10 @@ class GaussNewton(torch.optim.Optimizer):
             A loss other than squares, no data, parameters that the residuals do not determine (named), a matrix J
             beyond the memory budget.
         """
-        moving = MovingParameters.of(self.model, self.param_groups)
+        moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
         with torch.inference_mode(False), torch.no_grad():
-            system = self._system(data, moving) if data else self._latest
-            if system is None:
-                raise ValueError("covariance needs data: give it what step takes, or take a step first")
+            given = self.processes.any(bool(data))
+            system = self._system(data, moving) if given else self.processes.attempt(self._latest_system)
             return system_covariance(system, moving, self._budget(moving.device), absolute)
 
     def standard_errors(self, *data: Any, absolute: bool = False) -> dict[str, Tensor]:
@@ -364,6 +363,11 @@ class GaussNewton(torch.optim.Optimizer):
 
         batch = self.processes.attempt(lambda: as_batch(data, moving.dtype, moving.device))
         return share_out(batch, blocks, self.processes)
+
+    def _latest_system(self) -> System:
+        if self._latest is None:
+            raise ValueError("covariance needs data: give it what step takes, or take a step first")
+        return self._latest
 
     def _step(self, system: System, moving: MovingParameters) -> StepInfo:
         if not self._checked:
@@ -497,7 +501,9 @@ class GaussNewton(torch.optim.Optimizer):
         metric = point.moving.metric()
         # Where every step sees other data, what a batch leaves out is far more than what float32 does.
         narrow = changes and metric is None
-        narrow = narrow and not self.processes.any(not point.system.traceable(point.values, self._traces))
+        narrow = narrow and not self.processes.any(
+            self.processes.attempt(lambda: not point.system.traceable(point.values, self._traces))
+        )
         dtype = torch.float32 if narrow else point.moving.dtype
         cost = self._factor_cost(point) if metric is None else None
         return JacobianRequest(dtype, cost, metric)
@@ -506,10 +512,15 @@ class GaussNewton(torch.optim.Optimizer):
         """Asked once for every shape of a sample and choice of parameters."""
         shapes = tuple(tensor.shape[1:] for block in point.system.blocks for tensor in block.outputs.data)
         key = (point.system.module is None, shapes, tuple(point.values))
-        if key not in self._costs:
-            with torch.enable_grad():
-                self._costs[key] = point.system.factor_cost(point.values)
-        return None if self.processes.any(self._costs[key] is None) else self._costs[key]
+
+        def known() -> FactorCost | None:
+            if key not in self._costs:
+                with torch.enable_grad():
+                    self._costs[key] = point.system.factor_cost(point.values)
+            return self._costs[key]
+
+        cost = self.processes.attempt(known)
+        return None if self.processes.any(cost is None) else cost
 
     def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:
         state = self._state

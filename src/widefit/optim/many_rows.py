@@ -65,6 +65,15 @@ class TallSpectral(Spectral):
 
 def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: Alone = ALONE) -> Float[Tensor, "q q"]:
     """R of the QR of [J̃ r̃] in float64, from blocks of rows."""
+    factor = processes.attempt(lambda: _own_triangle(jacobian, residual))
+    if processes.size > 1:
+        factor = processes.same(torch.linalg.qr(processes.joined(factor), mode="r")[1])
+    size = jacobian.shape[1] + 1
+    return torch.cat([factor, factor.new_zeros(size - len(factor), size)])
+
+
+def _own_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"]) -> Float[Tensor, "q s"]:
+    """R of the rows of this process, of as many rows as they determine."""
     size = jacobian.shape[1] + 1
     factor = torch.zeros(0, size, dtype=torch.float64, device=jacobian.device)
     for start, block in jacobian.row_blocks():
@@ -72,9 +81,7 @@ def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: 
         for rows, right in pieces:
             added = torch.cat([rows.to(torch.float64), right.to(torch.float64)[:, None]], dim=1)
             factor = torch.linalg.qr(torch.cat([factor, added]), mode="r")[1]
-    if processes.size > 1:
-        factor = processes.same(torch.linalg.qr(processes.joined(factor), mode="r")[1])
-    return torch.cat([factor, factor.new_zeros(size - len(factor), size)])
+    return factor
 
 
 class SketchedPrimal(Curvature):
@@ -175,10 +182,15 @@ class SketchedPrimal(Curvature):
 def sketched_normal(jacobian: StackedJacobian, seed: int, processes: Alone = ALONE) -> Float[Tensor, "P P"]:
     """(SJ)ᵀSJ in float64 for the sketch S of the parts of J, those of all processes."""
     total = torch.zeros(jacobian.shape[1], jacobian.shape[1], dtype=torch.float64, device=jacobian.device)
-    begun: dict[tuple[int, int], Tensor] = {}
-    for found in jacobian.grouped(seed):
-        add_lower_gram(total, found.whole.to(torch.float64).T)
-        add_up(begun, found.begun)
+
+    def own() -> dict[tuple[int, int], Tensor]:
+        begun: dict[tuple[int, int], Tensor] = {}
+        for found in jacobian.grouped(seed):
+            add_lower_gram(total, found.whole.to(torch.float64).T)
+            add_up(begun, found.begun)
+        return begun
+
+    begun = processes.attempt(own)
     shared: dict[tuple[int, int], Tensor] = {}
     for other in processes.gathered(begun):
         add_up(shared, other)
