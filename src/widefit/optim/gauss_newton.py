@@ -24,6 +24,7 @@ from widefit.optim.bounds import BoundedCurvature, Bounds, masked
 from widefit.optim.covariance import system_covariance
 from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
+from widefit.optim.latest import LatestData
 from widefit.optim.linearization import JacobianRequest, make_jacobian
 from widefit.optim.many_rows import SketchedPrimal, TallSpectral
 from widefit.optim.minimization import minimize
@@ -157,7 +158,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._preconditioner: Preconditioner | None = None
         self._checked = False
         self._warned = False
-        self._promise: float | None = None
+        self._data = LatestData()
         self._forget()
         moving = MovingParameters.of(model, self.param_groups)
         self._bounds = None if bounds is None else Bounds(bounds, moving)
@@ -165,8 +166,8 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError(f"momentum={momentum} may carry parameters over their bounds: leave one of the two out")
 
     def _forget(self) -> None:
-        """Drop what is only remembered to save time, or to recognize the data of the step before."""
-        self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
+        """Drop what is only remembered to save time."""
+        self._compared = False
         self._latest: System | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
         self._traces = Traces()
@@ -295,12 +296,13 @@ class GaussNewton(torch.optim.Optimizer):
     @property
     def stationary(self) -> bool:
         """Whether the latest step found nothing left to gain beyond rounding."""
-        return self._promise == 0.0
+        return self._state.promise == 0.0
 
     @property
     def status(self) -> str:
         """One sentence on how far from a stationary point the latest step was, and what to try where it is stuck."""
-        if self._promise is None:
+        promise = self._state.promise
+        if promise is None:
             return "no step has been taken"
         if self.stationary:
             single = any(parameter.dtype == torch.float32 for parameter in self.model.parameters())
@@ -311,12 +313,12 @@ class GaussNewton(torch.optim.Optimizer):
             )
         if not self.history[-1].accepted:
             return (
-                f"stuck: the linear model promised to lower the loss by {self._promise:.1%}, but no step did, however "
+                f"stuck: the linear model promised to lower the loss by {promise:.1%}, but no step did, however "
                 "short: the outputs are rougher than their derivative says; try smoother activations, float64, or "
                 "scaled inputs and outputs"
             )
         return (
-            f"not stationary: the linear model of the latest step promised to lower the loss by {self._promise:.1%}; "
+            f"not stationary: the linear model of the latest step promised to lower the loss by {promise:.1%}; "
             "take more steps"
         )
 
@@ -327,6 +329,8 @@ class GaussNewton(torch.optim.Optimizer):
             **asdict(self._state),
             "preconditioner": None if self._preconditioner is None else vars(self._preconditioner),
             "history": self.history.to_dict(),
+            # Another number of processes shares the samples out in another way.
+            "data": self._data.digest if self.processes.size == 1 else None,
         }
         return state
 
@@ -340,14 +344,17 @@ class GaussNewton(torch.optim.Optimizer):
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
         self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
-        self._last = None
+        self._data = LatestData(own["data"] if self.processes.size == 1 else None)
         self._checked = False
+        # Whatever there is to say of the points was said at the second step.
+        self._warned = self._warned or self._state.step > 1
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's optimizers keep their groups and states only; a copy of this one must step as the original does.
         hooks = {name for name in vars(self) if name.startswith("_optimizer_")} | {"step"}
-        passing = hooks | {"_last", "_latest", "_costs", "_traces"}
-        return {name: value for name, value in vars(self).items() if name not in passing}
+        passing = hooks | {"_compared", "_latest", "_costs", "_traces"}
+        kept = {name: value for name, value in vars(self).items() if name not in passing}
+        return kept | {"_data": LatestData(self._data.digest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -396,7 +403,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _warn_of_few_points(self, point: StartingPoint, changes: bool) -> None:
         """Say once that equations at few, fixed points may become small where they are not solved."""
-        if self._warned or changes or self._state.step != 1 or point.system.sources is None:
+        if self._warned or changes or not self._compared or point.system.sources is None:
             return
         self._warned = True
         residuals, parameters = point.system.total_rows(point.expansion), point.moving.count
@@ -422,6 +429,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _rest(self, system: System) -> StepInfo:
         """The step of a schedule that has come to a rate of 0."""
+        self._changes(system)
         self._state.step += 1
         return StepInfo(self._state.step, system.loss(system.outputs({})), accepted=False)
 
@@ -568,7 +576,7 @@ class GaussNewton(torch.optim.Optimizer):
         if curvature.column_norms is not None:
             point.moving.keep(self.state, "column_norm", curvature.column_norms.to(point.moving.dtype))
         self._preconditioner = curvature.preconditioner
-        self._promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
+        state.promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
         state.level = result.level
         fell = result.loss / max(point.expansion.loss, 1e-300)
         state.tolerance = self.policy.tolerance(state.tolerance, result.change is not None, fell)
@@ -578,17 +586,11 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _changes(self, system: System) -> bool:
         """Whether steps see different data, as mini-batches and resampled points do."""
-        current = system.data
-        # Tensors of inference mode count no changes in place.
-        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in current)
-        if self._last is not None:
-            last, last_versions = self._last
-            differ = len(last) != len(current) or not all(
-                (a is b and v == w) or (a.shape == b.shape and a is not b and torch.equal(a, b))
-                for a, b, v, w in zip(current, last, versions, last_versions, strict=True)
-            )
-            self._state.changing = self.processes.any(differ)
-        self._last = (current, versions)
+        differ = self._data.replace(system.data)
+        self._compared = not self.processes.any(differ is None)
+        told = self.processes.any(bool(differ))
+        if self._compared:
+            self._state.changing = told
         return self._state.changing
 
 
