@@ -19,7 +19,7 @@ from widefit.gram.stacked import StackedJacobian
 from widefit.kernels import clock
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
-from widefit.optim.batch import as_batch
+from widefit.optim.batch import as_arguments, as_batch
 from widefit.optim.bounds import BoundedCurvature, Bounds, masked
 from widefit.optim.covariance import system_covariance
 from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
@@ -210,14 +210,15 @@ class GaussNewton(torch.optim.Optimizer):
         metric: Callable[[nn.Module], float] | None = None,
         callbacks: Sequence[Callback] = (),
         resume: State | None = None,
-        validation: Sequence[Any] | Callable[[], Sequence[Any]] | None = None,
+        validation: Any = None,
     ) -> History:
         """Step until a goal is reached, with progress and a clean end on Ctrl-C.
 
         Parameters
         ----------
         data
-            What `step` takes, or one function of no argument that draws it anew before each step.
+            What `step` takes, or one function of no argument that draws it anew before each step: a tuple, or one
+            tensor or Residual by itself.
         max_iter
             Largest number of steps, rejected ones included.
         tol
@@ -225,8 +226,9 @@ class GaussNewton(torch.optim.Optimizer):
         metric
             Called with the model after each step; its value is recorded in `StepInfo.metric`.
         validation
-            What `step` takes, at points that are not trained on, or a function that draws it: the loss there is
-            recorded in place of a metric. A small loss at few points of an equation is not a solution yet.
+            What `step` takes, at points that are not trained on, as a tuple or one Residual by itself, or a function
+            that draws it: the loss there is recorded in place of a metric. A small loss at few points of an equation
+            is not a solution yet.
         callbacks
             See `widefit.callbacks`: `Progress()` for a bar, `Log()` for the logger.
         resume
@@ -594,8 +596,6 @@ class GaussNewton(torch.optim.Optimizer):
         return self._state.changing
 
 
-def _loss_elsewhere(
-    optimizer: GaussNewton, validation: Sequence[Any] | Callable[[], Sequence[Any]], _: nn.Module
-) -> float:
+def _loss_elsewhere(optimizer: GaussNewton, validation: Any, _: nn.Module) -> float:
     """The loss on data that are not trained on."""
-    return optimizer.evaluate(*(validation() if callable(validation) else validation))
+    return optimizer.evaluate(*as_arguments(validation() if callable(validation) else validation, "validation"))
