@@ -1,4 +1,4 @@
-"""What is built into a network holds exactly, is differentiated by jets, and trains."""
+"""Conditions that are built into a network hold exactly, are differentiated by jets, and train."""
 
 import math
 
@@ -31,11 +31,14 @@ def test_periodic_with_all_derivatives(harmonics: int) -> None:
     assert not torch.allclose(moved, pinn.partials(network, POINT, ())[0])
 
 
-def test_period_is_exact_after_float32() -> None:
-    embedding = pinn.Periodic(1, {0: 1.0}).double()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_period_is_exact_after_float32(dtype: torch.dtype) -> None:
+    embedding = nn.Sequential(pinn.Periodic(1, {0: 1.0}, harmonics=2)).to(dtype).double()
     ends = embedding(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-14)
     assert embedding(torch.zeros(2, 1)).dtype == torch.float32
+    moved = embedding.to("meta").to_empty(device="cpu")
+    assert torch.equal(moved[0].angles, torch.tensor([[1.0], [2.0]], dtype=torch.float64) * 2 * math.pi)
 
 
 def test_values_hold_by_construction() -> None:

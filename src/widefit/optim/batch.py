@@ -28,7 +28,7 @@ def as_batch(data: tuple[Any, ...], dtype: torch.dtype, device: torch.device) ->
 
 
 def as_arguments(found: Any, where: str) -> tuple[Any, ...]:
-    """What a function that draws data returned, as arguments of a step: several of them, or one by itself.
+    """Arguments of a step from what a function that draws data returned, several of them or one by itself.
 
     Raises
     ------

@@ -19,7 +19,24 @@ _PATIENCE = 4
 _ITERATIONS = 200
 
 
-class TallSpectral(Spectral):
+class _Products:
+    """Products with J̃S in float64, whose rows are never stored; the rows may be those of several processes."""
+
+    jacobian: Jacobian
+    processes: Alone
+    sizes: Float[Tensor, " P"]
+
+    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        """J̃S v."""
+        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
+
+    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        """S J̃ᵀ w."""
+        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
+        return self.sizes * self.processes.sum(pulled)
+
+
+class TallSpectral(_Products, Spectral):
     """Singular values of J̃S from the QR of one block of rows after another, for few parameters and very many rows.
 
     (Tall-skinny QR: Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012.) Costs about 2 M P² flops in
@@ -37,7 +54,7 @@ class TallSpectral(Spectral):
         columns = jacobian.shape[1]
         factor = tall_triangle(jacobian, residual, processes)
         self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(factor[:, :columns], dim=0)))
-        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        self.sizes = scaling.sizes(self.column_norms)
         left, self.singular, self.right = torch.linalg.svd(factor[:columns, :columns] * self.sizes)
         self.projected = left.T @ factor[:columns, columns]
         self.trace = float(self.singular.square().sum())
@@ -54,13 +71,6 @@ class TallSpectral(Spectral):
             return step
         value = self.processes.same(step.value)
         return ParameterStep(value, self.image(value), step.residual_norm, step.iterations, step.solver)
-
-    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
-
-    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
-        return self.sizes * self.processes.sum(pulled)
 
 
 def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: Alone = ALONE) -> Float[Tensor, "q q"]:
@@ -84,7 +94,7 @@ def _own_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"]) -> Float[Te
     return factor
 
 
-class SketchedPrimal(Curvature):
+class SketchedPrimal(_Products, Curvature):
     """Conjugate gradients in parameter space behind the Cholesky factor of a sketched SJ̃ᵀJ̃S.
 
     The rows of J̃, each with a random sign, are added up in groups (a count sketch): a tenth or a hundredth of the rows,
@@ -123,7 +133,7 @@ class SketchedPrimal(Curvature):
         self.tolerance = tolerance
         total = sketched_normal(jacobian, seed, processes)
         self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
-        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        self.sizes = scaling.sizes(self.column_norms)
         self.normal = DenseGram(total.mul_(self.sizes).mul_(self.sizes[:, None]))
         self.trace = float(total.diagonal().sum())
         self.floor = 10 * torch.finfo(torch.float64).eps
@@ -168,15 +178,6 @@ class SketchedPrimal(Curvature):
             self._factored = damping, None if found is None else found[1]
         factor = self._factored[1]
         return vector if factor is None else torch.cholesky_solve(vector[:, None], factor)[:, 0]
-
-    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        """J̃S v."""
-        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
-
-    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        """S J̃ᵀ w."""
-        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
-        return self.sizes * self.processes.sum(pulled)
 
 
 def sketched_normal(jacobian: StackedJacobian, seed: int, processes: Alone = ALONE) -> Float[Tensor, "P P"]:
