@@ -1,7 +1,8 @@
 """Relative error over time on equations that are known to be hard for networks, defaults untouched.
 
-Burgers (ν = 0.01, periodic), convection (β = 30), Helmholtz (a = 4), Korteweg-de Vries, Allen-Cahn (ε = 1e-4, k = 5),
-Kovasznay flow (Re = 40) and Poisson in five dimensions. Conditions that a network can have by construction it has;
+Burgers (ν = 0.01, periodic), convection (β = 30 and 40, with waves in time to begin with, and with none), reaction
+(ρ = 5), Helmholtz (a = 4), Korteweg-de Vries, Allen-Cahn (ε = 1e-4, k = 5), Kovasznay flow (Re = 40) and Poisson in
+five dimensions. Conditions that a network can have by construction it has;
 points come from a Sobol sequence and stay, but for Poisson 5d, whose points are drawn anew in each step. Errors are
 relative in L2, against exact or spectral solutions (`spectral.py`). The clock is that of the process.
 """
@@ -77,12 +78,19 @@ def evolution(
     widths: tuple[int, ...],
     count: int,
     harmonics: int = 1,
+    waves: tuple[int, float] | None = None,
 ) -> Equation:
-    """An equation of period 2 in x with u(x, 0) by construction."""
+    """An equation of period 2 in x with u(x, 0) by construction; `waves`: how many to begin with, and how fast."""
 
     def network() -> nn.Module:
-        embedding = pinn.Periodic(2, {0: 2.0}, harmonics)
-        inner = nn.Sequential(embedding, perceptron(embedding.out_features, *widths))
+        first: nn.Module = pinn.Periodic(2, {0: 2.0}, harmonics)
+        size = 2 * harmonics + 1
+        if waves is not None:
+            count, scale = waves
+            seed = int(torch.initial_seed()) % 2**31
+            first = nn.Sequential(first, pinn.Fourier(size, count, [1.0] * (size - 1) + [scale], seed=seed).double())
+            size = 2 * count
+        inner = nn.Sequential(first, perceptron(size, *widths))
         return pinn.Constrained(inner, lambda p: p[..., 1:], lambda p: start(p[..., :1]))
 
     def blocks(seed: int) -> Blocks:
@@ -112,14 +120,39 @@ def allen_cahn(u: nn.Module, p: Tensor) -> Tensor:
     return u_t - 1e-4 * u_xx - 5 * (value - value**3)
 
 
-def convection(u: nn.Module, p: Tensor) -> Tensor:
-    u_x, u_t = pinn.partials(u, p, (0,), (1,))
-    return u_t + 30 / PI * u_x
+def convection(beta: float, waves: tuple[int, float] | None, widths: tuple[int, ...], count: int) -> Equation:
+    """u_t + β u_x = 0 in the units of x ∈ [0, 2π]: a sine that travels."""
+
+    def equation(u: nn.Module, p: Tensor) -> Tensor:
+        u_x, u_t = pinn.partials(u, p, (0,), (1,))
+        return u_t + beta / PI * u_x
+
+    def truth() -> Truth:
+        points = pinn.grid([-1, 0], [1, 1], [200, 100], DOUBLE)
+        return points, torch.sin(PI * points[:, :1] - beta * points[:, 1:])
+
+    return replace(evolution(equation, sine, spectral.burgers, widths, count, waves=waves), truth=truth)
 
 
-def travelled() -> Truth:
-    points = pinn.grid([-1, 0], [1, 1], [200, 100], DOUBLE)
-    return points, torch.sin(PI * points[:, :1] - 30 * points[:, 1:])
+def reaction() -> Equation:
+    """u_t = 5 u (1 − u) from a bump; u = 0 solves it as well, and draws networks that only try for small residuals."""
+
+    def equation(u: nn.Module, p: Tensor) -> Tensor:
+        value, u_t = pinn.partials(u, p, (), (1,))
+        return u_t - 5 * value * (1 - value)
+
+    def bump(x: Tensor) -> Tensor:
+        return torch.exp(-8 * x**2)
+
+    def network() -> nn.Module:
+        return pinn.Constrained(perceptron(2, 20, 20, 1), lambda p: p[..., 1:], lambda p: bump(p[..., :1]))
+
+    def truth() -> Truth:
+        points = pinn.grid([-1, 0], [1, 1], [200, 100], DOUBLE)
+        grown = bump(points[:, :1]) * torch.exp(5 * points[:, 1:])
+        return points, grown / (grown + 1 - bump(points[:, :1]))
+
+    return Equation(network, lambda seed: (Residual(equation, pinn.sobol([-1, 0], [1, 1], 2000, seed, DOUBLE)),), truth)
 
 
 def helmholtz(u: nn.Module, p: Tensor) -> Tensor:
@@ -192,7 +225,10 @@ def sine(x: Tensor) -> Tensor:
 
 EQUATIONS: dict[str, Equation] = {
     "burgers": evolution(burgers, lambda x: -sine(x), spectral.burgers, (20, 20, 20, 20, 1), 3000),
-    "convection": replace(evolution(convection, sine, spectral.burgers, (20, 20, 1), 2000), truth=travelled),
+    "convection": convection(30, (32, 15.0), (20, 1), 3000),
+    "convection-40": convection(40, (32, 20.0), (20, 1), 3000),
+    "convection-plain": convection(30, None, (20, 20, 1), 2000),
+    "reaction": reaction(),
     "helmholtz": Equation(
         edged, lambda seed: (Residual(helmholtz, pinn.sobol([-1, -1], [1, 1], 3000, seed, DOUBLE)),), standing
     ),

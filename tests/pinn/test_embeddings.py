@@ -61,6 +61,11 @@ def test_fourier_features(learnt: bool) -> None:
     torch.testing.assert_close(found, torch.cat([angles.cos(), angles.sin()]))
 
 
+def test_fourier_features_with_a_scale_for_each_coordinate() -> None:
+    one, each = pinn.Fourier(3, 5), pinn.Fourier(3, 5, scale=[1.0, 0.5, 20.0])
+    torch.testing.assert_close(each.waves.weight, one.waves.weight * torch.tensor([1.0, 0.5, 20.0]))
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -115,6 +120,8 @@ def test_a_system_with_two_outputs_and_hard_conditions_is_solved() -> None:
         (lambda: pinn.Periodic(2, {0: 0.0}), "periods must be positive"),
         (lambda: pinn.Periodic(2, {0: 1.0}, 0), "harmonics"),
         (lambda: pinn.Fourier(2, 0), "frequencies and scale"),
+        (lambda: pinn.Fourier(2, 4, [1.0, 0.0]), "frequencies and scale"),
+        (lambda: pinn.Fourier(2, 4, [1.0]), "one for each of 2 coordinates"),
         (lambda: pinn.partials(tail(2), POINT), "at least one tuple"),
         (lambda: pinn.partials(tail(2), POINT, (0, 2)), "axis 2 is out of range"),
     ],

@@ -4,7 +4,7 @@ All take points, shape (…, d), or a jet in their place, and give features or v
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -85,7 +85,8 @@ class Fourier(nn.Module):
     frequencies
         Number of frequencies; twice as many outputs.
     scale
-        Standard deviation of the entries of W at the start: about the largest wave number of the solution.
+        Standard deviation of the entries of W at the start: about the largest wave number of the solution, for all
+        coordinates or for each.
     learnt
         Whether W trains.
     seed
@@ -94,17 +95,27 @@ class Fourier(nn.Module):
     Raises
     ------
     ValueError
-        No frequency, a scale that is not positive.
+        No frequency, a scale that is not positive, not one number a coordinate.
     """
 
-    def __init__(self, in_features: int, frequencies: int, scale: float = 1.0, learnt: bool = True, seed: int = 0):
+    def __init__(
+        self,
+        in_features: int,
+        frequencies: int,
+        scale: float | Sequence[float] = 1.0,
+        learnt: bool = True,
+        seed: int = 0,
+    ):
         super().__init__()
-        if frequencies < 1 or not 0 < scale < math.inf:
+        scales = [scale] * in_features if isinstance(scale, int | float) else list(scale)
+        if len(scales) != in_features:
+            raise ValueError(f"scale must be one number, or one for each of {in_features} coordinates, got {scales}")
+        if frequencies < 1 or not all(0 < one < math.inf for one in scales):
             raise ValueError(f"frequencies and scale must be positive, got {frequencies} and {scale}")
         self.waves = nn.Linear(in_features, frequencies, bias=False)
         drawn = torch.randn(frequencies, in_features, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            self.waves.weight.copy_(scale * drawn)
+            self.waves.weight.copy_(torch.tensor(scales) * drawn)
         self.waves.requires_grad_(learnt)
         self.out_features = 2 * frequencies
 
