@@ -31,6 +31,7 @@ SMALL = {
     "kovasznay": {"STEPS": 2},
     "million_neurons": {"WIDTH": 1024, "ROWS": 100},
     "poisson_2d": {"STEPS": 1},
+    "travelling_wave": {"STEPS": 2, "POINTS": 100},
     "stream": {"BATCHES": 3, "BATCH": 60, "WIDTH": 256},
     "surrogate": {"RUNS": 40, "WIDTH": 512},
 }
