@@ -9,11 +9,10 @@ from torch import nn
 import widefit
 from widefit import pinn
 
-STEPS = 100
+STEPS, POINTS = 100, 2000
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
-STEPS = 100
 LOW, HIGH, VISCOSITY = [-1, 0], [1, 1], 0.01  # (x, t)
 
 
@@ -34,7 +33,7 @@ network = nn.Sequential(
     nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1)
 )
 blocks = [
-    widefit.Residual(equation, pinn.sobol(LOW, HIGH, 2000)),
+    widefit.Residual(equation, pinn.sobol(LOW, HIGH, POINTS)),
     widefit.Residual(start, pinn.initial(LOW, HIGH, 100)),
     widefit.Residual(ends, pinn.boundary(LOW, HIGH, 60, axes=[0])),
 ]

@@ -9,11 +9,10 @@ from torch import nn
 import widefit
 from widefit import pinn
 
-STEPS = 60
+STEPS, KAPPA, NOISE = 60, 2.5, 1e-3
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
-STEPS, KAPPA, NOISE = 60, 2.5, 1e-3
 
 
 class Body(nn.Module):

@@ -13,7 +13,6 @@ STEPS = 120
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
-STEPS = 120
 
 
 def exact(x):

@@ -17,7 +17,7 @@ from widefit.cli.benches import load
 ROOT = Path(__file__).parents[1]
 # Constants at the top of an example, and values with which it takes a second.
 SMALL = {
-    "burgers": {"STEPS": 1},
+    "burgers": {"STEPS": 1, "POINTS": 100},
     "classification": {"ROWS": 80, "WIDTH": 512},
     "convection": {"STEPS": 2},
     "failure": {"ROWS": 60, "WIDTH": 512},
@@ -31,6 +31,7 @@ SMALL = {
     "kovasznay": {"STEPS": 2},
     "million_neurons": {"WIDTH": 1024, "ROWS": 100},
     "poisson_2d": {"STEPS": 1},
+    "travelling_wave": {"STEPS": 2, "POINTS": 100},
     "stream": {"BATCHES": 3, "BATCH": 60, "WIDTH": 256},
     "surrogate": {"RUNS": 40, "WIDTH": 512},
 }
@@ -38,23 +39,33 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def with_constants(source: str, values: dict[str, object]) -> ast.Module:
-    """A module whose constants have other values; each must be there."""
-    tree, left = ast.parse(source), dict(values)
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            target = node.targets[0]
-            names = [name.id for name in getattr(target, "elts", [target]) if isinstance(name, ast.Name)]
-            if set(names) & left.keys():
-                olds = node.value.elts if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) else None
-                for place, name in enumerate(names):
-                    if name in left:
-                        new = ast.parse(repr(left.pop(name)), mode="eval").body
-                        if olds is None:
-                            node.value = new
-                        else:
-                            olds[place] = new
-    assert not left, f"the example has no constants {sorted(left)}"
+    """A module whose constants have other values; each must be assigned once, or a later line would undo it."""
+    tree = ast.parse(source)
+    for name, value in values.items():
+        assignments = [node for node in tree.body if isinstance(node, ast.Assign) and name in _assigned(node)]
+        assert len(assignments) == 1, f"{name} must be assigned once, it is {len(assignments)} times"
+        node = assignments[0]
+        new = ast.parse(repr(value), mode="eval").body
+        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            node.value.elts[_assigned(node).index(name)] = new
+        else:
+            node.value = new
     return ast.fix_missing_locations(tree)
+
+
+def _assigned(node: ast.Assign) -> list[str]:
+    """Names of an assignment, those of a tuple one by one."""
+    target = node.targets[0]
+    return [name.id for name in getattr(target, "elts", [target]) if isinstance(name, ast.Name)]
+
+
+@pytest.mark.parametrize("source", ["STEPS = 5\nSTEPS = 5", "STEPS = 5\nSTEPS, BETA = 5, 2", "BETA = 2"])
+def test_constants_that_another_line_would_undo_are_found(source: str) -> None:
+    with pytest.raises(AssertionError, match="STEPS must be assigned once"):
+        with_constants(source, {"STEPS": 1})
+    tree = with_constants("BETA, STEPS = 2, 5", {"STEPS": 1})
+    assert ast.unparse(tree) == "BETA, STEPS = (2, 1)"
+    assert ast.unparse(with_constants("SIZES = (2, 5)", {"SIZES": (1,)})) == "SIZES = (1,)"
 
 
 def test_every_example_has_a_small_setting() -> None:

@@ -118,7 +118,7 @@ def refusals(group: Processes) -> dict[str, str]:
     def error(work: Callable[[], Any]) -> str:
         try:
             work()
-        except ValueError as caught:
+        except (ValueError, ProcessError) as caught:
             return str(caught)
         return "nothing"
 
@@ -144,12 +144,40 @@ def refusals(group: Processes) -> dict[str, str]:
         "state": error(lambda: ahead.step(x, y)),
         "residual": error(lambda: plain.step(Residual(failing if last else value, x, y))),
     }
+    small = GaussNewton(network(3, 4, 1), memory=100 if last else "auto", process_group=group)
+    told |= {
+        "covariance": error(lambda: plain.covariance(Residual(derivative_fails if last else value, x, y))),
+        "covariance memory": error(lambda: small.covariance(x, y)),
+        "covariance data": error(lambda: plain.covariance(*(() if last else (x, y)))),
+        "derivative": error(lambda: plain.step(Residual(derivative_fails if last else value, x, y))),
+    }
     told["after"] = f"{plain.step(x, y).loss:.12g}"  # all are still in step with each other
     return told
 
 
 def failing(net: nn.Module, point: Tensor, wanted: Tensor) -> Tensor:
     raise RuntimeError("no such residual")
+
+
+class Unprepared(torch.autograd.Function):
+    """A function whose derivative cannot be taken."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise ValueError("no such derivative")
+
+
+def derivative_fails(net: nn.Module, point: Tensor, wanted: Tensor) -> Tensor:
+    return Unprepared.apply(net(point) - wanted)
 
 
 def resumed(group: Processes) -> float:

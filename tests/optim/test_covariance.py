@@ -45,6 +45,26 @@ def test_covariance_is_that_of_scipy(absolute: bool) -> None:
     np.testing.assert_allclose(optimizer.covariance(absolute=absolute).numpy(), expected, rtol=1e-4)
 
 
+def test_of_a_model_that_is_differentiated_sample_by_sample() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.RNN(1, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.cell(x)[0][:, -1]
+
+    torch.manual_seed(0)
+    model, x = Recurrent().double(), torch.rand(40, 3, 1, dtype=torch.float64)
+    gradients = [torch.autograd.grad(entry, model.parameters(), retain_graph=True) for entry in model(x).flatten()]
+    rows = torch.stack([torch.cat([piece.flatten() for piece in row]) for row in gradients])
+    # The two biases of a cell are one.
+    model.cell.bias_hh_l0.requires_grad_(False)
+    free = rows[:, : model.cell.weight_ih_l0.numel() + model.cell.weight_hh_l0.numel() + 2]
+    found = GaussNewton(model).covariance(x, model(x).detach(), absolute=True)
+    torch.testing.assert_close(found, torch.linalg.inv(free.T @ free))
+
+
 def test_of_a_linear_layer_and_in_blocks() -> None:
     x, y = regression(50)
     torch.manual_seed(0)

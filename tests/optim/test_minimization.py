@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from small_systems import mlp, regression
 
-from widefit import GaussNewton
+from widefit import GaussNewton, Residual
 from widefit.callbacks import Callback, Progress
 from widefit.files import Checkpoint, read_checkpoint
 
@@ -134,3 +134,34 @@ def test_refusals(options: dict, message: str) -> None:
     x, y = regression(5)
     with pytest.raises(ValueError, match=message):
         GaussNewton(mlp(3, 1)).minimize(x, y, **options)
+
+
+@pytest.mark.parametrize("kind", ["residual", "tensor", "array", "tuple", "list"])
+def test_functions_that_draw_one_thing(kind: str) -> None:
+    def function(u, x):
+        return u(x) - x.sum(dim=-1)
+
+    x = torch.rand(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = {
+        "residual": Residual(function, x),
+        "tensor": x,
+        "array": x.numpy(),
+        "tuple": (Residual(function, x),),
+        "list": [x],
+    }[kind]
+    plain = GaussNewton(mlp(3, 4, 1), residual=function)
+    expected = plain.minimize(Residual(function, x), max_iter=2, validation=(Residual(function, x),))
+    for validation in (found, lambda: found):
+        optimizer = GaussNewton(mlp(3, 4, 1), residual=function)
+        history = optimizer.minimize(lambda: found, max_iter=2, validation=validation)
+        assert history.losses == expected.losses
+        assert [info.metric for info in history] == [info.metric for info in expected]
+
+
+@pytest.mark.parametrize("found", [{"x": torch.ones(3, 3)}, None, 3.0])
+def test_functions_that_draw_something_else_are_refused(found: object) -> None:
+    x = torch.ones(4, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"function draws must be a tensor.* got {type(found).__name__}"):
+        GaussNewton(mlp(3, 4, 1)).minimize(lambda: found)
+    with pytest.raises(ValueError, match=f"validation must be a tensor.* got {type(found).__name__}"):
+        GaussNewton(mlp(3, 4, 1)).minimize(x, x[:, :1], validation=lambda: found)

@@ -60,6 +60,10 @@ def test_what_is_wrong_on_one_process_ends_all(found: list[dict[str, Any]]) -> N
         "model": "process 2 has other parameters: seed torch alike",
         "options": "process 2 has other options or another state",
         "state": "process 2 has other options or another state",
+        "covariance": "no such derivative",
+        "covariance memory": "covariance stores J",
+        "covariance data": "process 2: step needs the data",
+        "derivative": "no such derivative",
         "residual": "process 2: a residual is called with ONE sample",
     }
     for own in found:

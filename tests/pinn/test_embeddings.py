@@ -1,4 +1,4 @@
-"""What is built into a network holds exactly, is differentiated by jets, and trains."""
+"""Conditions that are built into a network hold exactly, are differentiated by jets, and train."""
 
 import math
 
@@ -31,11 +31,14 @@ def test_periodic_with_all_derivatives(harmonics: int) -> None:
     assert not torch.allclose(moved, pinn.partials(network, POINT, ())[0])
 
 
-def test_period_is_exact_after_float32() -> None:
-    embedding = pinn.Periodic(1, {0: 1.0}).double()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_period_is_exact_after_float32(dtype: torch.dtype) -> None:
+    embedding = nn.Sequential(pinn.Periodic(1, {0: 1.0}, harmonics=2)).to(dtype).double()
     ends = embedding(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-14)
     assert embedding(torch.zeros(2, 1)).dtype == torch.float32
+    moved = embedding.to("meta").to_empty(device="cpu")
+    assert torch.equal(moved[0].angles, torch.tensor([[1.0], [2.0]], dtype=torch.float64) * 2 * math.pi)
 
 
 def test_values_hold_by_construction() -> None:
@@ -56,6 +59,11 @@ def test_fourier_features(learnt: bool) -> None:
     found = features(POINT)
     angles = features.waves.weight @ POINT
     torch.testing.assert_close(found, torch.cat([angles.cos(), angles.sin()]))
+
+
+def test_fourier_features_with_a_scale_for_each_coordinate() -> None:
+    one, each = pinn.Fourier(3, 5), pinn.Fourier(3, 5, scale=[1.0, 0.5, 20.0])
+    torch.testing.assert_close(each.waves.weight, one.waves.weight * torch.tensor([1.0, 0.5, 20.0]))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,8 @@ def test_a_system_with_two_outputs_and_hard_conditions_is_solved() -> None:
         (lambda: pinn.Periodic(2, {0: 0.0}), "periods must be positive"),
         (lambda: pinn.Periodic(2, {0: 1.0}, 0), "harmonics"),
         (lambda: pinn.Fourier(2, 0), "frequencies and scale"),
+        (lambda: pinn.Fourier(2, 4, [1.0, 0.0]), "frequencies and scale"),
+        (lambda: pinn.Fourier(2, 4, [1.0]), "one for each of 2 coordinates"),
         (lambda: pinn.partials(tail(2), POINT), "at least one tuple"),
         (lambda: pinn.partials(tail(2), POINT, (0, 2)), "axis 2 is out of range"),
     ],

@@ -157,7 +157,8 @@ class PerSample:
         rows: list[list[Tensor]] = [[] for _ in parameters]
         for sample in zip(*data, strict=True):
             outputs, live = differentiable(self.function, parameters, *sample)
-            found = [gradient(output, live) for output in outputs]
+            with torch.enable_grad():  # an output by itself is a view, which has a graph only where one is made
+                found = [gradient(output, live) for output in outputs]
             for own, gradients in zip(rows, zip(*found, strict=True), strict=True):
                 own.append(torch.stack(gradients))
         return {name: torch.stack(own) for name, own in zip(parameters, rows, strict=True)}

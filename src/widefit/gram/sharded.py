@@ -55,7 +55,7 @@ class ShardedJacobian(Jacobian):
         return self.processes.sum(self.own.rmatvec(self.part(weights)))
 
     def gram(self, dtype: torch.dtype) -> Float[Tensor, "M M"]:
-        own = torch.cat([block for _, block in self.own.row_blocks()])[self.places]
+        own = self.processes.attempt(lambda: torch.cat([block for _, block in self.own.row_blocks()])[self.places])
         # Each process sums over a part of the columns, which it gets from all.
         edges = [self.shape[1] * rank // self.processes.size for rank in range(self.processes.size + 1)]
         total = torch.zeros(self.shape[0], self.shape[0], dtype=dtype, device=self.device)

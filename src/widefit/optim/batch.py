@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -24,6 +25,23 @@ def as_batch(data: tuple[Any, ...], dtype: torch.dtype, device: torch.device) ->
     if not data:
         raise ValueError("step needs the data: step(x, y), step(*data) with residual=, or step(Residual(...), ...)")
     return tuple(_converted(item, position, dtype, device) for position, item in enumerate(data))
+
+
+def as_arguments(found: Any, where: str) -> tuple[Any, ...]:
+    """Arguments of a step from what a function that draws data returned, several of them or one by itself.
+
+    Raises
+    ------
+    ValueError
+        Anything but a tensor, a NumPy array, a Residual, or a tuple or list of them.
+    """
+    if isinstance(found, tuple | list):
+        return tuple(found)
+    if isinstance(found, Tensor | np.ndarray | Residual):
+        return (found,)
+    raise ValueError(
+        f"{where} must be a tensor, an array or a Residual, or a tuple of what step takes, got {type(found).__name__}"
+    )
 
 
 def _converted(item: Any, position: int, dtype: torch.dtype, device: torch.device) -> Tensor | Residual:

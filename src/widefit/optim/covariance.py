@@ -84,24 +84,37 @@ def system_covariance(
         raise ValueError("covariance is that of a least-squares estimate: it needs loss='mse' or residuals")
     point = StartingPoint.of(system, moving)
     residual = point.residual
-    needed = 3 * 8 * len(residual) * moving.count
-    if needed > memory:
-        raise ValueError(
-            f"covariance stores J, {len(residual)} by {moving.count}, and takes {needed / 1e9:.3g} GB; the memory "
-            f"budget is {memory / 1e9:.3g} GB: fix some of the parameters, or raise memory="
-        )
-    jacobian = system.jacobian(point.values, point.expansion, memory // 4).dense().matrix
-    if absolute:  # the loss averages, and the matrix of the step with it
-        parts = zip(_blocks(jacobian, point), point.expansion.locals, system.portions, strict=True)
-        # What stands for no sample has no root.
-        jacobian = torch.cat([rows / local.root if part.share else rows for rows, local, part in parts])
-    names = [name for name, tensor in moving.tensors.items() for _ in range(tensor.numel())]
     processes = system.processes
+    jacobian = processes.attempt(lambda: _stored_jacobian(point, memory, absolute))
+    names = [name for name, tensor in moving.tensors.items() for _ in range(tensor.numel())]
     if processes.size == 1:
         return covariance(jacobian, residual, names, absolute)
     triangle = tall_triangle(DenseJacobian(jacobian), residual, processes)[:-1, :-1]
     norm = torch.tensor([processes.norm(residual)], dtype=torch.float64)
     return processes.same(covariance(triangle, norm, names, absolute, system.total_rows(point.expansion)))
+
+
+def _stored_jacobian(point: StartingPoint, memory: int, absolute: bool) -> Float[Tensor, "M P"]:
+    """J̃ of the samples of this process, or J without the weights of the mean.
+
+    Raises
+    ------
+    ValueError
+        It takes more than `memory` bytes.
+    """
+    system, count = point.system, point.moving.count
+    needed = 3 * 8 * len(point.residual) * count
+    if needed > memory:
+        raise ValueError(
+            f"covariance stores J, {len(point.residual)} by {count}, and takes {needed / 1e9:.3g} GB; the memory "
+            f"budget is {memory / 1e9:.3g} GB: fix some of the parameters, or raise memory="
+        )
+    jacobian = system.jacobian(point.values, point.expansion, memory // 4).dense().matrix
+    if not absolute:  # the loss averages, and the matrix of the step with it
+        return jacobian
+    parts = zip(_blocks(jacobian, point), point.expansion.locals, system.portions, strict=True)
+    # What stands for no sample has no root.
+    return torch.cat([rows / local.root if part.share else rows for rows, local, part in parts])
 
 
 def _blocks(jacobian: Float[Tensor, "M P"], point: StartingPoint) -> tuple[Float[Tensor, "_ P"], ...]:

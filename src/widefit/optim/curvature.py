@@ -164,7 +164,7 @@ class Primal(Curvature):
         self.jacobian = jacobian
         self.processes = processes
         self.solver = Reusing(solver)
-        total = processes.sum(normal_matrix(jacobian))
+        total = processes.sum(processes.attempt(lambda: normal_matrix(jacobian)))
         self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
         self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
         total.mul_(self.sizes).mul_(self.sizes[:, None])

@@ -19,11 +19,12 @@ from widefit.gram.stacked import StackedJacobian
 from widefit.kernels import clock
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
-from widefit.optim.batch import as_batch
+from widefit.optim.batch import as_arguments, as_batch
 from widefit.optim.bounds import BoundedCurvature, Bounds, masked
 from widefit.optim.covariance import system_covariance
 from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
 from widefit.optim.damping import DampingPolicy
+from widefit.optim.latest import LatestData
 from widefit.optim.linearization import JacobianRequest, make_jacobian
 from widefit.optim.many_rows import SketchedPrimal, TallSpectral
 from widefit.optim.minimization import minimize
@@ -157,7 +158,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._preconditioner: Preconditioner | None = None
         self._checked = False
         self._warned = False
-        self._promise: float | None = None
+        self._data = LatestData()
         self._forget()
         moving = MovingParameters.of(model, self.param_groups)
         self._bounds = None if bounds is None else Bounds(bounds, moving)
@@ -165,8 +166,8 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError(f"momentum={momentum} may carry parameters over their bounds: leave one of the two out")
 
     def _forget(self) -> None:
-        """Drop what is only remembered to save time, or to recognize the data of the step before."""
-        self._last: tuple[tuple[Tensor, ...], tuple[int, ...]] | None = None
+        """Drop what is only remembered to save time."""
+        self._compared = False
         self._latest: System | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
         self._traces = Traces()
@@ -196,7 +197,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def evaluate(self, *data: Any) -> float:
         """The loss on what `step` takes, without a step."""
-        moving = MovingParameters.of(self.model, self.param_groups)
+        moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
         with torch.inference_mode(False):
             system = self._system(data, moving)
             return system.loss(system.outputs(moving.values()))
@@ -209,14 +210,15 @@ class GaussNewton(torch.optim.Optimizer):
         metric: Callable[[nn.Module], float] | None = None,
         callbacks: Sequence[Callback] = (),
         resume: State | None = None,
-        validation: Sequence[Any] | Callable[[], Sequence[Any]] | None = None,
+        validation: Any = None,
     ) -> History:
         """Step until a goal is reached, with progress and a clean end on Ctrl-C.
 
         Parameters
         ----------
         data
-            What `step` takes, or one function of no argument that draws it anew before each step.
+            What `step` takes, or one function of no argument that draws it anew before each step: a tuple, or one
+            tensor or Residual by itself.
         max_iter
             Largest number of steps, rejected ones included.
         tol
@@ -224,8 +226,9 @@ class GaussNewton(torch.optim.Optimizer):
         metric
             Called with the model after each step; its value is recorded in `StepInfo.metric`.
         validation
-            What `step` takes, at points that are not trained on, or a function that draws it: the loss there is
-            recorded in place of a metric. A small loss at few points of an equation is not a solution yet.
+            What `step` takes, at points that are not trained on, as a tuple or one Residual by itself, or a function
+            that draws it: the loss there is recorded in place of a metric. A small loss at few points of an equation
+            is not a solution yet.
         callbacks
             See `widefit.callbacks`: `Progress()` for a bar, `Log()` for the logger.
         resume
@@ -281,11 +284,10 @@ class GaussNewton(torch.optim.Optimizer):
             A loss other than squares, no data, parameters that the residuals do not determine (named), a matrix J
             beyond the memory budget.
         """
-        moving = MovingParameters.of(self.model, self.param_groups)
+        moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
         with torch.inference_mode(False), torch.no_grad():
-            system = self._system(data, moving) if data else self._latest
-            if system is None:
-                raise ValueError("covariance needs data: give it what step takes, or take a step first")
+            given = self.processes.any(bool(data))
+            system = self._system(data, moving) if given else self.processes.attempt(self._latest_system)
             return system_covariance(system, moving, self._budget(moving.device), absolute)
 
     def standard_errors(self, *data: Any, absolute: bool = False) -> dict[str, Tensor]:
@@ -296,12 +298,13 @@ class GaussNewton(torch.optim.Optimizer):
     @property
     def stationary(self) -> bool:
         """Whether the latest step found nothing left to gain beyond rounding."""
-        return self._promise == 0.0
+        return self._state.promise == 0.0
 
     @property
     def status(self) -> str:
         """One sentence on how far from a stationary point the latest step was, and what to try where it is stuck."""
-        if self._promise is None:
+        promise = self._state.promise
+        if promise is None:
             return "no step has been taken"
         if self.stationary:
             single = any(parameter.dtype == torch.float32 for parameter in self.model.parameters())
@@ -312,12 +315,12 @@ class GaussNewton(torch.optim.Optimizer):
             )
         if not self.history[-1].accepted:
             return (
-                f"stuck: the linear model promised to lower the loss by {self._promise:.1%}, but no step did, however "
+                f"stuck: the linear model promised to lower the loss by {promise:.1%}, but no step did, however "
                 "short: the outputs are rougher than their derivative says; try smoother activations, float64, or "
                 "scaled inputs and outputs"
             )
         return (
-            f"not stationary: the linear model of the latest step promised to lower the loss by {self._promise:.1%}; "
+            f"not stationary: the linear model of the latest step promised to lower the loss by {promise:.1%}; "
             "take more steps"
         )
 
@@ -328,6 +331,8 @@ class GaussNewton(torch.optim.Optimizer):
             **asdict(self._state),
             "preconditioner": None if self._preconditioner is None else vars(self._preconditioner),
             "history": self.history.to_dict(),
+            # Another number of processes shares the samples out in another way.
+            "data": self._data.digest if self.processes.size == 1 else None,
         }
         return state
 
@@ -341,14 +346,17 @@ class GaussNewton(torch.optim.Optimizer):
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
         self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
-        self._last = None
+        self._data = LatestData(own["data"] if self.processes.size == 1 else None)
         self._checked = False
+        # Whatever there is to say of the points was said at the second step.
+        self._warned = self._warned or self._state.step > 1
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's optimizers keep their groups and states only; a copy of this one must step as the original does.
         hooks = {name for name in vars(self) if name.startswith("_optimizer_")} | {"step"}
-        passing = hooks | {"_last", "_latest", "_costs", "_traces"}
-        return {name: value for name, value in vars(self).items() if name not in passing}
+        passing = hooks | {"_compared", "_latest", "_costs", "_traces"}
+        kept = {name: value for name, value in vars(self).items() if name not in passing}
+        return kept | {"_data": LatestData(self._data.digest)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -364,6 +372,11 @@ class GaussNewton(torch.optim.Optimizer):
 
         batch = self.processes.attempt(lambda: as_batch(data, moving.dtype, moving.device))
         return share_out(batch, blocks, self.processes)
+
+    def _latest_system(self) -> System:
+        if self._latest is None:
+            raise ValueError("covariance needs data: give it what step takes, or take a step first")
+        return self._latest
 
     def _step(self, system: System, moving: MovingParameters) -> StepInfo:
         if not self._checked:
@@ -392,7 +405,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _warn_of_few_points(self, point: StartingPoint, changes: bool) -> None:
         """Say once that equations at few, fixed points may become small where they are not solved."""
-        if self._warned or changes or self._state.step != 1 or point.system.sources is None:
+        if self._warned or changes or not self._compared or point.system.sources is None:
             return
         self._warned = True
         residuals, parameters = point.system.total_rows(point.expansion), point.moving.count
@@ -418,6 +431,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _rest(self, system: System) -> StepInfo:
         """The step of a schedule that has come to a rate of 0."""
+        self._changes(system)
         self._state.step += 1
         return StepInfo(self._state.step, system.loss(system.outputs({})), accepted=False)
 
@@ -497,7 +511,9 @@ class GaussNewton(torch.optim.Optimizer):
         metric = point.moving.metric()
         # Where every step sees other data, what a batch leaves out is far more than what float32 does.
         narrow = changes and metric is None
-        narrow = narrow and not self.processes.any(not point.system.traceable(point.values, self._traces))
+        narrow = narrow and not self.processes.any(
+            self.processes.attempt(lambda: not point.system.traceable(point.values, self._traces))
+        )
         dtype = torch.float32 if narrow else point.moving.dtype
         cost = self._factor_cost(point) if metric is None else None
         return JacobianRequest(dtype, cost, metric)
@@ -506,10 +522,15 @@ class GaussNewton(torch.optim.Optimizer):
         """Asked once for every shape of a sample and choice of parameters."""
         shapes = tuple(tensor.shape[1:] for block in point.system.blocks for tensor in block.outputs.data)
         key = (point.system.module is None, shapes, tuple(point.values))
-        if key not in self._costs:
-            with torch.enable_grad():
-                self._costs[key] = point.system.factor_cost(point.values)
-        return None if self.processes.any(self._costs[key] is None) else self._costs[key]
+
+        def known() -> FactorCost | None:
+            if key not in self._costs:
+                with torch.enable_grad():
+                    self._costs[key] = point.system.factor_cost(point.values)
+            return self._costs[key]
+
+        cost = self.processes.attempt(known)
+        return None if self.processes.any(cost is None) else cost
 
     def _search(self, point: StartingPoint, curvature: Curvature, changes: bool) -> SearchResult:
         state = self._state
@@ -557,7 +578,7 @@ class GaussNewton(torch.optim.Optimizer):
         if curvature.column_norms is not None:
             point.moving.keep(self.state, "column_norm", curvature.column_norms.to(point.moving.dtype))
         self._preconditioner = curvature.preconditioner
-        self._promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
+        state.promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
         state.level = result.level
         fell = result.loss / max(point.expansion.loss, 1e-300)
         state.tolerance = self.policy.tolerance(state.tolerance, result.change is not None, fell)
@@ -567,22 +588,14 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _changes(self, system: System) -> bool:
         """Whether steps see different data, as mini-batches and resampled points do."""
-        current = system.data
-        # Tensors of inference mode count no changes in place.
-        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in current)
-        if self._last is not None:
-            last, last_versions = self._last
-            differ = len(last) != len(current) or not all(
-                (a is b and v == w) or (a.shape == b.shape and a is not b and torch.equal(a, b))
-                for a, b, v, w in zip(current, last, versions, last_versions, strict=True)
-            )
-            self._state.changing = self.processes.any(differ)
-        self._last = (current, versions)
+        differ = self._data.replace(system.data)
+        self._compared = not self.processes.any(differ is None)
+        told = self.processes.any(bool(differ))
+        if self._compared:
+            self._state.changing = told
         return self._state.changing
 
 
-def _loss_elsewhere(
-    optimizer: GaussNewton, validation: Sequence[Any] | Callable[[], Sequence[Any]], _: nn.Module
-) -> float:
+def _loss_elsewhere(optimizer: GaussNewton, validation: Any, _: nn.Module) -> float:
     """The loss on data that are not trained on."""
-    return optimizer.evaluate(*(validation() if callable(validation) else validation))
+    return optimizer.evaluate(*as_arguments(validation() if callable(validation) else validation, "validation"))

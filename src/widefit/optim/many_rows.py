@@ -19,7 +19,24 @@ _PATIENCE = 4
 _ITERATIONS = 200
 
 
-class TallSpectral(Spectral):
+class _Products:
+    """Products with J̃S in float64, whose rows are never stored; the rows may be those of several processes."""
+
+    jacobian: Jacobian
+    processes: Alone
+    sizes: Float[Tensor, " P"]
+
+    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        """J̃S v."""
+        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
+
+    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        """S J̃ᵀ w."""
+        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
+        return self.sizes * self.processes.sum(pulled)
+
+
+class TallSpectral(_Products, Spectral):
     """Singular values of J̃S from the QR of one block of rows after another, for few parameters and very many rows.
 
     (Tall-skinny QR: Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012.) Costs about 2 M P² flops in
@@ -37,7 +54,7 @@ class TallSpectral(Spectral):
         columns = jacobian.shape[1]
         factor = tall_triangle(jacobian, residual, processes)
         self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(factor[:, :columns], dim=0)))
-        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        self.sizes = scaling.sizes(self.column_norms)
         left, self.singular, self.right = torch.linalg.svd(factor[:columns, :columns] * self.sizes)
         self.projected = left.T @ factor[:columns, columns]
         self.trace = float(self.singular.square().sum())
@@ -55,16 +72,18 @@ class TallSpectral(Spectral):
         value = self.processes.same(step.value)
         return ParameterStep(value, self.image(value), step.residual_norm, step.iterations, step.solver)
 
-    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
-
-    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
-        return self.sizes * self.processes.sum(pulled)
-
 
 def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: Alone = ALONE) -> Float[Tensor, "q q"]:
     """R of the QR of [J̃ r̃] in float64, from blocks of rows."""
+    factor = processes.attempt(lambda: _own_triangle(jacobian, residual))
+    if processes.size > 1:
+        factor = processes.same(torch.linalg.qr(processes.joined(factor), mode="r")[1])
+    size = jacobian.shape[1] + 1
+    return torch.cat([factor, factor.new_zeros(size - len(factor), size)])
+
+
+def _own_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"]) -> Float[Tensor, "q s"]:
+    """R of the rows of this process, of as many rows as they determine."""
     size = jacobian.shape[1] + 1
     factor = torch.zeros(0, size, dtype=torch.float64, device=jacobian.device)
     for start, block in jacobian.row_blocks():
@@ -72,12 +91,10 @@ def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: 
         for rows, right in pieces:
             added = torch.cat([rows.to(torch.float64), right.to(torch.float64)[:, None]], dim=1)
             factor = torch.linalg.qr(torch.cat([factor, added]), mode="r")[1]
-    if processes.size > 1:
-        factor = processes.same(torch.linalg.qr(processes.joined(factor), mode="r")[1])
-    return torch.cat([factor, factor.new_zeros(size - len(factor), size)])
+    return factor
 
 
-class SketchedPrimal(Curvature):
+class SketchedPrimal(_Products, Curvature):
     """Conjugate gradients in parameter space behind the Cholesky factor of a sketched SJ̃ᵀJ̃S.
 
     The rows of J̃, each with a random sign, are added up in groups (a count sketch): a tenth or a hundredth of the rows,
@@ -116,7 +133,7 @@ class SketchedPrimal(Curvature):
         self.tolerance = tolerance
         total = sketched_normal(jacobian, seed, processes)
         self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
-        self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
+        self.sizes = scaling.sizes(self.column_norms)
         self.normal = DenseGram(total.mul_(self.sizes).mul_(self.sizes[:, None]))
         self.trace = float(total.diagonal().sum())
         self.floor = 10 * torch.finfo(torch.float64).eps
@@ -162,23 +179,19 @@ class SketchedPrimal(Curvature):
         factor = self._factored[1]
         return vector if factor is None else torch.cholesky_solve(vector[:, None], factor)[:, 0]
 
-    def _push(self, value: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
-        """J̃S v."""
-        return self.jacobian.matvec((self.sizes * value).to(self.jacobian.dtype)).to(torch.float64)
-
-    def _pull(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
-        """S J̃ᵀ w."""
-        pulled = self.jacobian.rmatvec(weights.to(self.jacobian.dtype)).to(torch.float64)
-        return self.sizes * self.processes.sum(pulled)
-
 
 def sketched_normal(jacobian: StackedJacobian, seed: int, processes: Alone = ALONE) -> Float[Tensor, "P P"]:
     """(SJ)ᵀSJ in float64 for the sketch S of the parts of J, those of all processes."""
     total = torch.zeros(jacobian.shape[1], jacobian.shape[1], dtype=torch.float64, device=jacobian.device)
-    begun: dict[tuple[int, int], Tensor] = {}
-    for found in jacobian.grouped(seed):
-        add_lower_gram(total, found.whole.to(torch.float64).T)
-        add_up(begun, found.begun)
+
+    def own() -> dict[tuple[int, int], Tensor]:
+        begun: dict[tuple[int, int], Tensor] = {}
+        for found in jacobian.grouped(seed):
+            add_lower_gram(total, found.whole.to(torch.float64).T)
+            add_up(begun, found.begun)
+        return begun
+
+    begun = processes.attempt(own)
     shared: dict[tuple[int, int], Tensor] = {}
     for other in processes.gathered(begun):
         add_up(shared, other)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from widefit.optim.batch import as_arguments
 from widefit.optim.validation import check_minimization
 from widefit.rules import StopReason
 from widefit.training.callback import Callback
@@ -60,7 +61,7 @@ class OptimizerSteps:
         self._model = model
         self._began = began
         self._fixed = not (len(data) == 1 and callable(data[0]))
-        self._draw = (lambda: data) if self._fixed else cast(Callable[[], tuple[Any, ...]], data[0])
+        self._data = data
         self._waiting: tuple[Any, ...] | None = self._draw()
 
     def begin(self) -> StepInfo:
@@ -75,6 +76,10 @@ class OptimizerSteps:
         latest = self._optimizer.history[-(_PATIENCE_OF_ITERATIONS if info.solver_iterations else _PATIENCE) :]
         stuck = self._optimizer.stationary or not any(entry.accepted for entry in latest)
         return info, StopReason.STALLED if self._fixed and stuck else None
+
+    def _draw(self) -> tuple[Any, ...]:
+        """The data of a step."""
+        return self._data if self._fixed else as_arguments(self._data[0](), "what the function draws")
 
     def record(self, info: StepInfo) -> None:
         """Add an entry, or the metric to the entry that the optimizer has added."""

@@ -22,6 +22,9 @@ class StepState:
         Products with H that an iteration takes a step, half of it from the latest one.
     pace, trend
         Part of a step that is taken, and trend of the losses before it, where every step sees few, other data.
+    promise
+        Decrease of the loss by the linear model of the latest step, as a part of the loss: 0 where nothing beyond
+        rounding was left to gain. None: no step has been taken.
     """
 
     level: float
@@ -32,3 +35,4 @@ class StepState:
     products: float = 50.0
     pace: float = 1.0
     trend: float = math.inf
+    promise: float | None = None

@@ -91,11 +91,14 @@ def _check_groups(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> 
 
 def _check_own(own: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     names = {field.name for field in fields(StepState)}
-    if own.keys() != names | {"preconditioner", "history"}:
+    if own.keys() != names | {"preconditioner", "history", "data"}:
         raise FileError("the checkpoint does not say what the optimizer remembers")
     memory = read(StepState, {name: own[name] for name in names}, "the checkpoint")
-    if not all(value >= 0 for value in asdict(memory).values()) or not memory.step < 2**53:
+    # A step that momentum carries promises anything.
+    counts = [value for name, value in asdict(memory).items() if name != "promise"]
+    if not all(value >= 0 for value in counts) or not memory.step < 2**53:
         raise FileError(f"the checkpoint remembers {memory}")
+    read(str | None, own["data"], "the digest of the data in the checkpoint")
     read(History, own["history"], "the history of the checkpoint")
     if own["preconditioner"] is not None:
         read(_Preconditioner, own["preconditioner"], "the preconditioner of the checkpoint")

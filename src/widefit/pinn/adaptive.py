@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
+from widefit.pinn.drawing import uniform
+
 
 def adaptive(
     function: Callable[..., Tensor],
@@ -57,5 +59,5 @@ def adaptive(
     weights = (sizes / sizes.max().clamp(min=torch.finfo(sizes.dtype).tiny)) ** power
     weights = weights / weights.mean().clamp(min=torch.finfo(sizes.dtype).tiny) + share
     # Drawing without replacement: the largest of log w + Gumbel noise.
-    noise = torch.rand(len(weights), generator=generator, dtype=weights.dtype).log().neg().log().neg()
+    noise = uniform(len(weights), like=weights, generator=generator).log().neg().log().neg()
     return candidates[(weights.log() + noise).topk(count).indices]

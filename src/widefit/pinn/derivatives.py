@@ -68,9 +68,6 @@ def derivative(
     ValueError
         An axis the point does not have, an order below 1.
     """
-    _check_point(point)
-    if not -len(point) <= axis < len(point):
-        raise ValueError(f"axis {axis} is out of range for a point of {len(point)} coordinates")
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}")
     return partials(network, point, (axis,) * order)[0]

@@ -4,10 +4,12 @@ All take points, shape (…, d), or a jet in their place, and give features or v
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,14 +45,27 @@ class Periodic(nn.Module):
             raise ValueError(f"periods must be positive and finite, got {dict(periods)}")
         if harmonics < 1:
             raise ValueError(f"harmonics must be at least 1, got {harmonics}")
-        angles = torch.zeros(len(periods) * harmonics, in_features, dtype=torch.float64)
-        for row, (axis, k) in enumerate((axis, k) for axis in periods for k in range(1, harmonics + 1)):
-            angles[row, axis] = 2 * math.pi * k / periods[axis]
+        self.periods = dict(periods)
+        self.harmonics = harmonics
+        angles = self._angles(in_features)
         kept = [axis for axis in range(in_features) if axis not in periods]
-        # In float64 whatever the model is: the period is exact.
+        # In float64 whatever the model is.
         self.register_buffer("angles", angles)
         self.register_buffer("kept", torch.eye(in_features, dtype=torch.float64)[kept])
         self.out_features = 2 * len(angles) + len(kept)
+
+    def _angles(self, in_features: int) -> Float[Tensor, "a d"]:
+        found = torch.zeros(len(self.periods) * self.harmonics, in_features, dtype=torch.float64)
+        for row, (axis, k) in enumerate(product(self.periods, range(1, self.harmonics + 1))):
+            found[row, axis] = 2 * math.pi * k / self.periods[axis]
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Periodic":
+        """Move the module, but keep the angles in float64: a period once rounded would stay so."""
+        super()._apply(fn, recurse)
+        given = self.get_buffer("angles")
+        self.angles = self._angles(given.shape[1]).to(given.device)
+        return self
 
     def forward(self, x: Any) -> Any:
         angles = functional.linear(x, self.get_buffer("angles").to(x.dtype))
@@ -70,7 +85,8 @@ class Fourier(nn.Module):
     frequencies
         Number of frequencies; twice as many outputs.
     scale
-        Standard deviation of the entries of W at the start: about the largest wave number of the solution.
+        Standard deviation of the entries of W at the start: about the largest wave number of the solution, for all
+        coordinates or for each.
     learnt
         Whether W trains.
     seed
@@ -79,17 +95,27 @@ class Fourier(nn.Module):
     Raises
     ------
     ValueError
-        No frequency, a scale that is not positive.
+        No frequency, a scale that is not positive, not one number a coordinate.
     """
 
-    def __init__(self, in_features: int, frequencies: int, scale: float = 1.0, learnt: bool = True, seed: int = 0):
+    def __init__(
+        self,
+        in_features: int,
+        frequencies: int,
+        scale: float | Sequence[float] = 1.0,
+        learnt: bool = True,
+        seed: int = 0,
+    ):
         super().__init__()
-        if frequencies < 1 or not 0 < scale < math.inf:
+        scales = [scale] * in_features if isinstance(scale, int | float) else list(scale)
+        if len(scales) != in_features:
+            raise ValueError(f"scale must be one number, or one for each of {in_features} coordinates, got {scales}")
+        if frequencies < 1 or not all(0 < one < math.inf for one in scales):
             raise ValueError(f"frequencies and scale must be positive, got {frequencies} and {scale}")
         self.waves = nn.Linear(in_features, frequencies, bias=False)
         drawn = torch.randn(frequencies, in_features, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            self.waves.weight.copy_(scale * drawn)
+            self.waves.weight.copy_(torch.tensor(scales) * drawn)
         self.waves.requires_grad_(learnt)
         self.out_features = 2 * frequencies
 

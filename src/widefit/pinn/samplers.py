@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from widefit.pinn.drawing import check_count, uniform
+
 
 def box(
     low: Sequence[float],
@@ -34,8 +36,8 @@ def box(
         Corners that do not span a box, a count below 1.
     """
     lower, upper = _corners(low, high, dtype)
-    _check_count(count)
-    return lower + (upper - lower) * torch.rand(count, len(lower), generator=generator, dtype=lower.dtype)
+    check_count(count)
+    return lower + (upper - lower) * uniform(count, len(lower), like=lower, generator=generator)
 
 
 def sobol(
@@ -60,9 +62,9 @@ def sobol(
         As for `box`.
     """
     lower, upper = _corners(low, high, dtype)
-    _check_count(count)
+    check_count(count)
     engine = torch.quasirandom.SobolEngine(len(lower), scramble=True, seed=seed)
-    return lower + (upper - lower) * engine.draw(count, dtype=torch.float64).to(lower.dtype)
+    return lower + (upper - lower) * engine.draw(count, dtype=torch.float64).to(lower)
 
 
 def grid(
@@ -109,7 +111,7 @@ def slabs(
         As for `box`; an axis the box does not have.
     """
     _corners(low, high, None)
-    _check_count(count)
+    check_count(count)
     if not -len(low) <= axis < len(low):
         raise ValueError(f"axis {axis} is out of range for a box of {len(low)} coordinates")
     cuts = [low[axis] + (high[axis] - low[axis]) * k / count for k in range(count + 1)]
@@ -186,8 +188,3 @@ def _corners(low: Sequence[float], high: Sequence[float], dtype: torch.dtype | N
     if not bool((lower < upper).all()):
         raise ValueError(f"low must be below high in every coordinate, got {list(low)} and {list(high)}")
     return lower, upper
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from widefit.pinn.drawing import check_count, device_of, normal, uniform
+
 
 def ball(
     centre: Sequence[float],
@@ -23,12 +25,8 @@ def ball(
         d numbers.
     radius
         Positive.
-    count
-        n.
-    generator
-        Draws them; None: torch's own.
-    dtype
-        None: torch's default.
+    count, generator, dtype
+        As for `box`.
 
     Raises
     ------
@@ -36,8 +34,8 @@ def ball(
         A radius that is not positive, a count below 1, no coordinate.
     """
     middle = _centre(centre, radius, count, dtype)
-    outward = _directions(len(middle), count, generator, middle.dtype)
-    part = torch.rand(count, 1, generator=generator, dtype=middle.dtype) ** (1 / len(middle))
+    outward = _directions(count, middle, generator)
+    part = uniform(count, 1, like=middle, generator=generator) ** (1 / len(middle))
     return middle + radius * part * outward
 
 
@@ -56,7 +54,7 @@ def sphere(
         As for `ball`.
     """
     middle = _centre(centre, radius, count, dtype)
-    return middle + radius * _directions(len(middle), count, generator, middle.dtype)
+    return middle + radius * _directions(count, middle, generator)
 
 
 def mesh(vertices: Any, cells: Any, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
@@ -67,40 +65,46 @@ def mesh(vertices: Any, cells: Any, count: int, generator: torch.Generator | Non
     Parameters
     ----------
     vertices
-        Coordinates, shape (v, d); a tensor or an array. Its type is that of the points.
+        Coordinates, shape (v, d); a tensor or an array. Its type and device are those of the points.
     cells
         Numbers of the k + 1 corners of every cell, shape (c, k + 1), 1 ≤ k ≤ d.
-    count
-        n.
-    generator
-        Draws them; None: torch's own.
+    count, generator
+        As for `box`.
 
     Raises
     ------
     ValueError
         Corners that are not vertices, cells without any measure, shapes that do not fit, a count below 1.
     """
-    places = torch.as_tensor(vertices)
+    places = vertices if isinstance(vertices, Tensor) else torch.as_tensor(vertices)
     places = places if places.is_floating_point() else places.to(torch.get_default_dtype())
-    corners = torch.as_tensor(cells).long()
+    corners = torch.as_tensor(cells, device=places.device).long()
     if places.ndim != 2 or not bool(torch.isfinite(places).all()):
         raise ValueError(f"vertices must be finite, of shape (v, d), got shape {tuple(places.shape)}")
     if corners.ndim != 2 or not 2 <= corners.shape[1] <= places.shape[1] + 1:
         raise ValueError(f"cells must be of shape (c, 2 … {places.shape[1] + 1}), got {tuple(corners.shape)}")
     if not corners.numel() or int(corners.min()) < 0 or int(corners.max()) >= len(places):
         raise ValueError(f"cells must hold numbers of vertices, 0 … {len(places) - 1}")
-    _check_count(count)
+    check_count(count)
     first = places[corners[:, 0]]
     edges = places[corners[:, 1:]] - first[:, None]
-    # k! times the measure of a cell is the square root of the Gram determinant of its edges.
-    measures = torch.linalg.det((edges @ edges.mT).double()).clamp(min=0).sqrt()
+    measures = _measures(places.double()[corners])
     if not bool(measures.sum() > 0):
         raise ValueError("the cells have no length, area or volume")
-    chosen = torch.multinomial(measures, count, replacement=True, generator=generator)
+    chosen = torch.multinomial(measures.to(device_of(generator)), count, replacement=True, generator=generator)
+    chosen = chosen.to(places.device)
     # Gaps between sorted uniform numbers are uniform barycentric coordinates.
-    cuts = torch.rand(count, edges.shape[1], generator=generator, dtype=places.dtype).sort(dim=1).values
-    weights = cuts.diff(dim=1, prepend=torch.zeros(count, 1, dtype=places.dtype))
+    cuts = uniform(count, edges.shape[1], like=places, generator=generator).sort(dim=1).values
+    weights = cuts.diff(dim=1, prepend=cuts.new_zeros(count, 1))
     return first[chosen] + (weights[:, :, None] * edges[chosen]).sum(dim=1)
+
+
+def _measures(corners: Float[Tensor, "c k d"]) -> Float[Tensor, " c"]:
+    """(k − 1)! times the length, area or volume of cells: the product of the singular values of their edges.
+
+    Not the root of a Gram determinant, in which the measure of a thin cell is lost.
+    """
+    return torch.linalg.svdvals(corners[:, 1:] - corners[:, :1]).prod(dim=1)
 
 
 def polygon(
@@ -121,12 +125,12 @@ def polygon(
         Fewer than three corners, or corners without an area; a count below 1.
     """
     around = _around(corners, dtype)
-    _check_count(count)
+    check_count(count)
     low, high = around.amin(dim=0), around.amax(dim=0)
     found: list[Tensor] = []
     missing = count
     while missing > 0:
-        drawn = low + (high - low) * torch.rand(2 * missing + 64, 2, generator=generator, dtype=around.dtype)
+        drawn = low + (high - low) * uniform(2 * missing + 64, 2, like=around, generator=generator)
         kept = drawn[_inside(drawn, around)][:missing]
         found.append(kept)
         missing -= len(kept)
@@ -144,7 +148,7 @@ def polygon_edge(
         As for `polygon`.
     """
     around = _around(corners, dtype)
-    numbers = torch.arange(len(around))
+    numbers = torch.arange(len(around), device=around.device)
     return mesh(around, torch.stack([numbers, numbers.roll(-1)], dim=1), count, generator)
 
 
@@ -158,19 +162,22 @@ def _inside(points: Float[Tensor, "n 2"], around: Float[Tensor, "c 2"]) -> Tenso
 
 
 def _around(corners: Any, dtype: torch.dtype | None) -> Float[Tensor, "c 2"]:
-    around = torch.as_tensor(corners, dtype=dtype if dtype is not None else torch.get_default_dtype())
+    around = corners if isinstance(corners, Tensor) else torch.as_tensor(corners)
+    around = around.to(dtype if dtype is not None else torch.get_default_dtype())
     if around.ndim != 2 or around.shape[1] != 2 or len(around) < 3:
         raise ValueError(f"corners must be at least three points of the plane, got shape {tuple(around.shape)}")
-    x, y = around.T
+    # From the first corner, in float64: a small polygon may lie far from the origin.
+    wide = around.double() - around[0].double()
+    x, y = wide.T
     area = 0.5 * float((x * y.roll(-1) - y * x.roll(-1)).sum())
-    extent = float((around.amax(dim=0) - around.amin(dim=0)).prod())
+    extent = float((wide.amax(dim=0) - wide.amin(dim=0)).prod())
     if not abs(area) > 1e-6 * extent:
         raise ValueError("the polygon has no area: give its corners in their order around it")
     return around
 
 
 def _centre(centre: Sequence[float], radius: float, count: int, dtype: torch.dtype | None) -> Float[Tensor, " d"]:
-    _check_count(count)
+    check_count(count)
     if not 0 < radius < float("inf"):
         raise ValueError(f"radius must be positive and finite, got {radius}")
     if not len(centre):
@@ -178,11 +185,6 @@ def _centre(centre: Sequence[float], radius: float, count: int, dtype: torch.dty
     return torch.tensor([float(v) for v in centre], dtype=dtype if dtype is not None else torch.get_default_dtype())
 
 
-def _directions(size: int, count: int, generator: torch.Generator | None, dtype: torch.dtype) -> Float[Tensor, "n d"]:
-    drawn = torch.randn(count, size, generator=generator, dtype=dtype)
+def _directions(count: int, like: Float[Tensor, " d"], generator: torch.Generator | None) -> Float[Tensor, "n d"]:
+    drawn = normal(count, len(like), like=like, generator=generator)
     return drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")

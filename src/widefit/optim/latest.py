@@ -1,0 +1,62 @@
+"""The data of the step before: whether the next step sees other ones."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class LatestData:
+    """The tensors of a step, or after a run was loaded their digest.
+
+    Parameters
+    ----------
+    digest
+        From the property of that name; None: there is nothing to compare with.
+    """
+
+    def __init__(self, digest: str | None = None):
+        self._tensors: tuple[Tensor, ...] = ()
+        self._versions: tuple[int, ...] = ()
+        self._digest = digest
+
+    def replace(self, tensors: Sequence[Tensor]) -> bool | None:
+        """Take the data of the next step; return whether they differ, None where there was nothing to compare with."""
+        given = tuple(tensors)
+        differ = self._differ(given)
+        self._tensors, self._versions, self._digest = given, tuple(map(_version, given)), None
+        return differ
+
+    @property
+    def digest(self) -> str | None:
+        """Hexadecimal digest of types, shapes and contents, and empty where the tensors were changed since the step."""
+        if not self._tensors:
+            return self._digest
+        unchanged = self._versions == tuple(map(_version, self._tensors))
+        return _digest(self._tensors) if unchanged else ""
+
+    def _differ(self, given: tuple[Tensor, ...]) -> bool | None:
+        if self._tensors:
+            return len(given) != len(self._tensors) or not all(
+                _version(a) == version if a is b else _equal(a, b)
+                for a, b, version in zip(given, self._tensors, self._versions, strict=True)
+            )
+        return None if self._digest is None else _digest(given) != self._digest
+
+
+def _version(tensor: Tensor) -> int:
+    """Number of changes in place; tensors of inference mode count none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _digest(tensors: Sequence[Tensor]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
