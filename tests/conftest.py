@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import jaxtyping
+import typecheck
 from filelock import FileLock
-from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".numba_cache")))
@@ -39,7 +40,8 @@ for name in ("save", "load"):
 # themselves, and return Self, which only a class decorator can check.
 BARE = {"kernels", "estimators"}
 PARTS = {path.stem for path in (ROOT / "src" / "widefit").iterdir() if not path.name.startswith(("_", "."))}
-install_import_hook(sorted(f"widefit.{part}" for part in PARTS - BARE), "typecheck.checked")
+jaxtyping.jaxtyped = typecheck.jaxtyped  # which the hook looks up there
+jaxtyping.install_import_hook(sorted(f"widefit.{part}" for part in PARTS - BARE), "typecheck.checked")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some of them press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
