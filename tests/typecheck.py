@@ -1,7 +1,7 @@
 """The run-time type checker of the tests: beartype, where an int is a float as PEP 484 has it.
 
-Shapes and types are checked in the first calls of every function and in a part of the others: checking all of them takes
-as long as the tests themselves.
+Shapes and types are checked in the first calls of every function and in a part of the others: checking all of them
+takes as long as the tests themselves.
 """
 
 from collections.abc import Callable
