@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -96,9 +96,14 @@ class Column:
         """True where a missing value is no error."""
         return self.fill is not None or self.indicator
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
-        record: dict = {"name": self.name, "kind": self.kind, "categories": list(self.categories), "fill": self.fill}
+        record: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "categories": list(self.categories),
+            "fill": self.fill,
+        }
         record |= {"indicator": True} if self.indicator else {}
         record |= {"effects": [list(row) for row in self.effects]} if self.effects else {}
         return record | ({"parts": list(self.parts)} if self.parts else {})

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -90,7 +91,7 @@ def load_openml(name: str) -> Table:
     base, _, version = name.partition("@")
     if not base:
         raise TableError("openml: needs a name or a number after the colon, such as openml:adult")
-    which: dict = (
+    which: dict[str, Any] = (
         {"data_id": int(base)}
         if base.isascii() and base.isdecimal()
         else {"name": base, "version": _version(version, name)}

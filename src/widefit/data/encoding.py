@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -155,14 +156,14 @@ class TableEncoding(FeatureEncoding):
             self.write_out_of_fold(found.features, rows, outcomes, out)
         return out
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
         left_out = [list(pair) for pair in self.left_out]
         record = {"target": self.target.to_dict(), **super().to_dict(), "left_out": left_out}
         return record | {"decimal": self.decimal, "na_values": list(self.na_values)}
 
     @classmethod
-    def from_dict(cls, record: dict) -> "TableEncoding":
+    def from_dict(cls, record: dict[str, Any]) -> "TableEncoding":
         """The inverse of `to_dict`; files of version 0.1 say nothing about decimal marks and missing values.
 
         Raises

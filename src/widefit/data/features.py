@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -205,12 +206,12 @@ class FeatureEncoding:
                 f"this one: {listing(lacking)}"
             )
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
         return {"columns": [column.to_dict() for column in self.columns]}
 
     @classmethod
-    def from_dict(cls, record: dict) -> "FeatureEncoding":
+    def from_dict(cls, record: dict[str, Any]) -> "FeatureEncoding":
         """The inverse of `to_dict`.
 
         Raises

@@ -1,7 +1,7 @@
 """The column to predict, and whether that is regression or classification."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -50,12 +50,12 @@ class Target:
         kinds: dict[type, Kind] = {str: "category", bool: "boolean", int: "number"}
         return kinds[type(self.labels[0])]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
         return {"name": self.name, "task": self.task, "labels": list(self.labels), "reason": self.reason}
 
     @classmethod
-    def from_dict(cls, record: dict) -> "Target":
+    def from_dict(cls, record: dict[str, Any]) -> "Target":
         """The inverse of `to_dict`.
 
         Raises

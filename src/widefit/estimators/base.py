@@ -48,6 +48,8 @@ from widefit.nn import Deep, TwoLayer
 from widefit.nn.evaluation import evaluate
 from widefit.plan.base import Choice, Plan
 from widefit.rules import SGD, GaussNewton, Rule, StopReason
+from widefit.solvers import Solver
+from widefit.trackers import Tracker
 from widefit.training.history import History
 from widefit.training.train import Training
 from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
@@ -94,20 +96,20 @@ class Wide(TableInput, FitDisplay, ABC):
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] | str = "auto",
-        activation="shifted_relu",
-        threshold="auto",
-        alpha="auto",
-        readout_scale="auto",
-        rule="gauss-newton",
-        tracker="auto",
-        solver="auto",
-        max_iter=20,
-        tol="auto",
-        refit_readout=False,
-        warm_start=False,
-        random_state=0,
-        verbose=False,
-        categorical_features="auto",
+        activation: str = "shifted_relu",
+        threshold: float | str = "auto",
+        alpha: float | str = "auto",
+        readout_scale: float | str = "auto",
+        rule: str | Rule[Any] = "gauss-newton",
+        tracker: str | Tracker = "auto",
+        solver: str | Solver = "auto",
+        max_iter: int = 20,
+        tol: float | str = "auto",
+        refit_readout: bool = False,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+        categorical_features: ArrayLike | str | None = "auto",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -400,7 +402,7 @@ class Wide(TableInput, FitDisplay, ABC):
         self._uncertainty = None
         vars(self).pop("progressive_predictions_", None)
 
-    def _rule(self) -> str | Rule:
+    def _rule(self) -> str | Rule[Any]:
         """Return the rule with the loss in use, and with the seed of its order where it has none."""
         rule: Any = SGD() if isinstance(self.rule, str) and self.rule == "sgd" else self.rule
         if isinstance(rule, SGD):

@@ -19,6 +19,9 @@ from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
 from widefit.kernels.surroundings import insulated
 from widefit.losses.family import RULE_LOSSES
+from widefit.rules import Rule
+from widefit.solvers import Solver
+from widefit.trackers import Tracker
 from widefit.tuning.tune import Tuning
 
 # The largest factor between outputs and logits: at it, the held-out predictions make no error.
@@ -67,21 +70,21 @@ class WideClassifier(ClassifierMixin, Wide):
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] | str = "auto",
-        activation="shifted_relu",
-        threshold="auto",
-        alpha="auto",
-        readout_scale="auto",
-        rule="gauss-newton",
-        tracker="auto",
-        solver="auto",
-        max_iter=20,
-        tol="auto",
-        refit_readout=False,
-        warm_start=False,
-        random_state=0,
-        verbose=False,
-        categorical_features="auto",
-        class_weight=None,
+        activation: str = "shifted_relu",
+        threshold: float | str = "auto",
+        alpha: float | str = "auto",
+        readout_scale: float | str = "auto",
+        rule: str | Rule[Any] = "gauss-newton",
+        tracker: str | Tracker = "auto",
+        solver: str | Solver = "auto",
+        max_iter: int = 20,
+        tol: float | str = "auto",
+        refit_readout: bool = False,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+        categorical_features: ArrayLike | str | None = "auto",
+        class_weight: Mapping[Any, float] | str | None = None,
     ):
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,

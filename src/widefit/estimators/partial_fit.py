@@ -48,7 +48,7 @@ class StreamState:
     def __init__(
         self,
         network: TwoLayer,
-        rule: str | Rule,
+        rule: str | Rule[Any],
         tracker: str | Tracker,
         *,
         recorder: Recorder | None = None,
@@ -117,7 +117,7 @@ class StreamState:
     def from_parts(
         cls,
         network: TwoLayer,
-        rule: str | Rule,
+        rule: str | Rule[Any],
         tracker: str | Tracker,
         history: History,
         tensors: dict[str, Tensor],

@@ -17,6 +17,9 @@ from widefit.estimators.parameters import HiddenLayers
 from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
 from widefit.losses.family import rule_loss
+from widefit.rules import Rule
+from widefit.solvers import Solver
+from widefit.trackers import Tracker
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.target_scale import compare_logarithm, may_be_logarithmic, smearing
 from widefit.tuning.tune import Tuning
@@ -115,23 +118,23 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] | str = "auto",
-        activation="shifted_relu",
-        threshold="auto",
-        alpha="auto",
-        readout_scale="auto",
-        rule="gauss-newton",
-        tracker="auto",
-        solver="auto",
-        max_iter=20,
-        tol="auto",
-        refit_readout=False,
-        warm_start=False,
-        random_state=0,
-        verbose=False,
-        categorical_features="auto",
-        loss="squared",
-        quantile=0.5,
-        target_transform="auto",
+        activation: str = "shifted_relu",
+        threshold: float | str = "auto",
+        alpha: float | str = "auto",
+        readout_scale: float | str = "auto",
+        rule: str | Rule[Any] = "gauss-newton",
+        tracker: str | Tracker = "auto",
+        solver: str | Solver = "auto",
+        max_iter: int = 20,
+        tol: float | str = "auto",
+        refit_readout: bool = False,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+        categorical_features: ArrayLike | str | None = "auto",
+        loss: str = "squared",
+        quantile: float = 0.5,
+        target_transform: str | None = "auto",
     ):
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,

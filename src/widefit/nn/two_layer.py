@@ -77,6 +77,15 @@ class TwoLayer(nn.Module):
         The weights cannot fit; said before they are drawn.
     """
 
+    in_features: int
+    width: int
+    out_features: int
+    store: str
+    activation: ShiftedReLU
+    regenerated: Regenerated
+    weight: nn.Parameter
+    readout: nn.Parameter
+
     @torch.inference_mode(False)
     def __init__(
         self,

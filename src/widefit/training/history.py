@@ -194,7 +194,7 @@ class History(Sequence[StepInfo]):
         left_out = f"; the first and the last {_SHOWN} of {len(self.steps):,} steps" if len(infos) < len(self) else ""
         return html_table(head, rows, f"ended because {self.why}{left_out}" if self.why else left_out.strip("; "))
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
         return {
             "stop_reason": self.stop_reason,
@@ -205,7 +205,7 @@ class History(Sequence[StepInfo]):
         }
 
     @classmethod
-    def from_dict(cls, record: dict) -> "History":
+    def from_dict(cls, record: dict[str, Any]) -> "History":
         """Return what `to_dict` was called on.
 
         Raises
