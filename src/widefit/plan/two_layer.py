@@ -22,6 +22,8 @@ ESTIMATE_SAMPLES = 2048
 _SEEN = 1024
 _SEEN_PART = 1 << 10
 _SEEN_PAIRS = 1 << 23
+# Pre-activations of them that are held at a time.
+_ALIVE_NUMBERS = 1 << 20
 # Iterations of conjugate gradients that a step is reckoned to take, in products with H.
 _ITERATIONS = 100
 # Solvers that need H for its products and a few of its columns alone.
@@ -293,7 +295,11 @@ def _steps_of(rule: Rule, alpha: float) -> Steps:
 def _alive(network: TwoLayer, inputs: Float[np.ndarray, "n d"]) -> float:
     """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
     seen = min(network.width, max(_SEEN, min(network.width // _SEEN_PART, _SEEN_PAIRS // len(inputs))))
-    fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
+    rows = network.rows(0, seen)
+    fire = np.zeros(seen, bool)
+    step = max(1, _ALIVE_NUMBERS // seen)
+    for first in range(0, len(inputs), step):
+        fire |= np.any(rows @ inputs[first : first + step].T > network.threshold, axis=1)
     alive = float(np.count_nonzero(fire))
     return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)
 

@@ -7,15 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Prepared, Solution, Solver
+from widefit.solvers.base import Prepared, Solution, Solver, is_worn
 from widefit.solvers.pcg import Preconditioned
 
 # Numbers of a factor beyond which it is kept in float32.
 _WIDE = 1 << 24
 # Part of the trace of H below which what float32 leaves of it is rounding.
 _NARROW_FLOOR = 1e-6
-# A factor made for another operator is replaced once a solve takes so many times the products that it took at first.
-_WORN = 2.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class LowRank:
     @property
     def worn(self) -> bool:
         """Whether the latest solve took many more products than the first."""
-        return bool(self.products) and self.products[-1] > _WORN * max(self.products[0], 5)
+        return bool(self.products) and is_worn(self.products[0], self.products[-1])
 
 
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
