@@ -1,8 +1,9 @@
 """H of a two-layer network applied from its fire pattern: nothing of size n × n is ever formed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ _VECTORS = 8
 _COLUMNS = 64
 # Products of samples that are held at a time.
 _NUMBERS = 1 << 22
+
+Item = TypeVar("Item")
+
+
+def _go_on() -> None:
+    """Return at once."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class FireListGram(Operator):
         Gives a_r / √m of a range of neurons (`TwoLayer.coefficients`).
     threads
         Cores to use; the result does not depend on it.
+    pause
+        Called again and again during products and columns; what it raises gives them up.
     """
 
     dtype = torch.float64
@@ -90,10 +99,12 @@ class FireListGram(Operator):
         samples: Samples,
         coefficients: Callable[[int, int], Float[np.ndarray, " rows"]],
         threads: int = 1,
+        pause: Callable[[], None] = _go_on,
     ):
         self.size = samples.inputs.shape[0]
         self._samples = samples
         self._threads = threads
+        self._pause = pause
         self._tasks = [task for pattern in patterns for task in _tasks_of(pattern, coefficients)]
 
     def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
@@ -115,7 +126,13 @@ class FireListGram(Operator):
             kernels.apply_rows(task.rows, task.weights, blocks, vectors, tile, width, out)
             return out
 
-        return ordered_map(part, self._tasks, self._threads)
+        return ordered_map(part, self._paused(self._tasks), self._threads)
+
+    def _paused(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the same items, with a pause before each, in the thread that reads them."""
+        for item in items:
+            self._pause()
+            yield item
 
     def diagonal(self) -> Float[Tensor, " n"]:
         fired = np.zeros(self.size)
@@ -133,7 +150,7 @@ class FireListGram(Operator):
             self._times_similarity(counted, own, None)
             found[:, first : first + own.size] = counted
 
-        for _ in ordered_map(fill, range(0, chosen.size, _COLUMNS), self._threads):
+        for _ in ordered_map(fill, self._paused(range(0, chosen.size, _COLUMNS)), self._threads):
             pass
         return torch.from_numpy(found if np.array_equal(chosen, indices) else found[:, back.reshape(-1)])
 
@@ -181,6 +198,8 @@ class FireListGrams:
         Gives a_r / √m of a range of neurons (`TwoLayer.coefficients`).
     threads
         Cores to use; the result does not depend on it.
+    pause
+        Called again and again during products and columns; what it raises gives them up.
     """
 
     def __init__(
@@ -189,16 +208,18 @@ class FireListGrams:
         samples: Samples,
         coefficients: Callable[[int, int], Float[np.ndarray, " rows"]],
         threads: int = 1,
+        pause: Callable[[], None] = _go_on,
     ):
         self._tracking = tracking
         self._samples = samples
         self._coefficients = coefficients
         self._threads = threads
+        self._pause = pause
 
     def __call__(self, output: int) -> FireListGram:
         """H of an output, for as long as the pattern stays as it is."""
         own = [pattern for pattern in self._tracking.patterns() if pattern.chunk.output == output]
-        return FireListGram(own, self._samples, self._coefficients, self._threads)
+        return FireListGram(own, self._samples, self._coefficients, self._threads, self._pause)
 
     def follow(self, changes: Flips | None) -> None:
         """Nothing to do: the pattern itself is all there is."""

@@ -17,8 +17,9 @@ from widefit.rules import Direction, NetworkProblem, Objective, Rule
 from widefit.solvers import NystromCG, Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import expected_firing
+from widefit.training.interruption import abandon_if_asked
 from widefit.training.phases import Phases
-from widefit.training.problem import linearize, refuse_floor
+from widefit.training.problem import linearize, refuse_floor, solver_identity
 
 # Neurons of every output from which the length of the first step is foretold: so many that about this number of them
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
@@ -106,6 +107,11 @@ class TwoLayerModel:
         return self._tracker.name
 
     @property
+    def system(self) -> str:
+        """Form of H, and the solver: another one leads to other bits."""
+        return f"{solver_identity(self._solver)}, {'n × n array' if self.plan.arrays else 'fire lists'}"
+
+    @property
     def outputs(self) -> np.ndarray:
         """f at the committed weights, shape (n, k)."""
         return self._tracking.outputs
@@ -148,8 +154,10 @@ class TwoLayerModel:
 
     def propose(self, direction: Direction) -> Trial:
         """Find out what a step would do."""
+        abandon_if_asked()
+        image = None if direction.image is None else direction.image.numpy()
         with self._phases("pass"):
-            return self._tracking.propose(Update(direction.g.numpy(), direction.shrink.numpy()), self._grams)
+            return self._tracking.propose(Update(direction.g.numpy(), direction.shrink.numpy(), image), self._grams)
 
     def commit(self, trial: Trial) -> None:
         """Carry a trial out."""
@@ -231,7 +239,9 @@ class TwoLayerModel:
     def _start_grams(self) -> None:
         """H as it follows from the network's readout."""
         if self._samples is not None:
-            self._grams = gram.FireListGrams(self._tracking, self._samples, self._iterate.coefficients, self._threads)
+            self._grams = gram.FireListGrams(
+                self._tracking, self._samples, self._iterate.coefficients, self._threads, abandon_if_asked
+            )
             return
         similarity = partial(gram.similarity, self._inputs)
         self._grams = gram.CurrentGrams(
