@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +203,25 @@ class TestPlan:
         assert row[1] == "fire lists"
         assert "against" in row[2]
         assert "29 GB" in row[2]
+
+    def test_the_columns_of_the_solver_that_is_asked_for_are_counted(self) -> None:
+        few, many = (
+            plan_two_layer(MANY, "certificate", NystromCG(rank=rank), 2, 10**11)[0].bytes_needed for rank in (100, 4000)
+        )
+        assert many - few > 4 * MANY.samples * 3900
+        by_name = plan_two_layer(MANY, "certificate", "nystrom-cg", 2, 10**11)[0].bytes_needed
+        assert by_name == plan_two_layer(MANY, "certificate", NystromCG(), 2, 10**11)[0].bytes_needed
+        with pytest.raises(MemoryError):
+            plan_two_layer(MANY, "certificate", NystromCG(rank=4000), 2, few)
+
+    def test_looking_at_neurons_takes_little_memory(self) -> None:
+        x = np.ones((30_000, 2), np.float32)
+        tracemalloc.start()
+        work = two_layer.workload_of(TwoLayer(2, 1024, threshold=0.5), x, 0.0, widefit.rules.GaussNewton())
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert 0 < work.alive < 1
+        assert peak < 2e7
 
     def test_few_samples_stay_as_they_were(self) -> None:
         few = Workload(samples=2000, features=20, width=2**16, outputs=1, firing=0.02, itemsize=4)

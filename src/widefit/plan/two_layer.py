@@ -1,6 +1,7 @@
 """Choices of "auto" for a two-layer network: trackers tell their cost, the plan compares and refuses."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,7 +13,7 @@ from widefit.nn import TwoLayer
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
 from widefit.rules import SGD, GaussNewton, Rule
-from widefit.solvers import CG, NystromCG, Solver
+from widefit.solvers import CG, Cholesky, NystromCG, Solver
 from widefit.trackers import Tracker
 from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload, expected_firing
 
@@ -166,28 +167,28 @@ def _plan_with_lists(
     work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget", tol: float
 ) -> tuple[TwoLayerPlan, Tracker, Solver]:
     """Choose tracker and solver where H is applied."""
-    wanted = ["nystrom-cg", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
+    rank = preconditioner_rank(work.samples)
+    tolerance = _INEXACT if work.anchored else min(_INEXACT, max(math.sqrt(tol), _LEAST_TOLERANCE))
+    behind = NystromCG(tolerance=tolerance, rank=rank, max_iterations=_MOST_PRODUCTS)
+    plain = CG(tolerance=tolerance, max_iterations=_MOST_PRODUCTS)
+    wanted = [behind, plain] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))]
     followed, choices = _tracker_for(work, tracker, wanted, budget)
+    solved = wanted[0]
     if solver == "auto":
-        rank = preconditioner_rank(work.samples)
-        tolerance = _INEXACT if work.anchored else min(_INEXACT, max(math.sqrt(tol), _LEAST_TOLERANCE))
         told = f"systems solved to {tolerance:.2g} of their right-hand sides"
-        if budget.holds(work, followed, "nystrom-cg"):
-            solved: Solver = NystromCG(tolerance=tolerance, rank=rank, max_iterations=_MOST_PRODUCTS)
+        if budget.holds(work, followed, behind):
             choices.append(Choice("solver", solved.name, f"{told}, behind {rank} columns of H"))
         else:
-            solved = CG(tolerance=tolerance, max_iterations=_MOST_PRODUCTS)
+            solved = plain
             choices.append(Choice("solver", solved.name, f"{told}; {rank} columns of H do not fit in memory"))
-    else:
-        solved = cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))
-    needed = budget.bytes_needed(work, followed, solved.name)
+    needed = budget.bytes_needed(work, followed, solved)
     if needed > budget.memory:
-        raise MemoryError(_refusal(work, followed, solved.name, budget))
+        raise MemoryError(_refusal(work, followed, solved, budget))
     return TwoLayerPlan(tuple(choices), needed, _flops_per_step(work, solved.name), arrays=False), followed, solved
 
 
 def _tracker_for(
-    work: Workload, tracker: str | Tracker, solvers: list[str], budget: "_Budget"
+    work: Workload, tracker: str | Tracker, solvers: Sequence[Solver], budget: "_Budget"
 ) -> tuple[Tracker, list[Choice]]:
     """The tracker that was asked for, or the one that is chosen and why."""
     if tracker == "auto":
@@ -202,20 +203,19 @@ def _plan_with_arrays(
     work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget"
 ) -> tuple[TwoLayerPlan, Tracker, Solver]:
     """Choose tracker and solver where K, N and H are arrays."""
-    wanted = ["cholesky", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
+    wanted = [Cholesky(), CG()] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))]
     followed, choices = _tracker_for(work, tracker, wanted, budget)
+    solved = wanted[0]
     if solver == "auto":
-        direct = budget.holds(work, followed, "cholesky")
-        solved = cast(Solver, resolve("cholesky" if direct or work.steps.sees_few else "cg", TWO_LAYER_SOLVERS))
+        direct = budget.holds(work, followed, solved)
+        solved = wanted[0 if direct or work.steps.sees_few else 1]
         if not work.steps.sees_few:
             need = f"{8 * work.samples**2 / 1e9:.2g} GB for H in float64"
             fits = f"{need} and as much for its factor fit in memory"
             choices.append(Choice("solver", solved.name, fits if direct else f"{need}, its factor would not fit"))
-    else:
-        solved = cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))
-    needed = budget.bytes_needed(work, followed, solved.name)
+    needed = budget.bytes_needed(work, followed, solved)
     if needed > budget.memory:
-        raise MemoryError(_refusal(work, followed, solved.name, budget))
+        raise MemoryError(_refusal(work, followed, solved, budget))
     # Those of further outputs are followed from step to step as far as half of what is left holds them.
     each = _GRAM_ENTRY * work.samples**2
     more = 0 if work.steps.sees_few else min(work.outputs - 1, (budget.memory - needed) // (2 * each))
@@ -230,7 +230,7 @@ class _Budget:
     threads: int
     memory: int
 
-    def bytes_needed(self, work: Workload, tracker: Tracker, solver: str) -> int:
+    def bytes_needed(self, work: Workload, tracker: Tracker, solver: Solver) -> int:
         """Peak memory of a run: what the tracker keeps, a block of a pass for each thread, and the matrices."""
         cost = tracker.cost(work)
         block = max(64, min(1024, (1 << 20) // work.samples))
@@ -238,12 +238,12 @@ class _Budget:
         held = cost.bytes + self.threads * (cost.bytes_a_thread + passing)
         return held + (_square_bytes(work, solver) if work.arrays else _list_bytes(work, solver, self.threads))
 
-    def holds(self, work: Workload, tracker: Tracker, solver: str) -> bool:
+    def holds(self, work: Workload, tracker: Tracker, solver: Solver) -> bool:
         """Whether that fits."""
         return self.bytes_needed(work, tracker, solver) <= self.memory
 
 
-def _choose_tracker(work: Workload, solvers: list[str], budget: _Budget) -> tuple[Tracker, str]:
+def _choose_tracker(work: Workload, solvers: Sequence[Solver], budget: _Budget) -> tuple[Tracker, str]:
     """The tracker that is predicted to be the fastest of those that fit, and why."""
     known: list[Tracker] = [resolve(name, TRACKERS) for name in TRACKERS.homes]
     able = [tracker for tracker in known if tracker.can_follow(work)]
@@ -304,11 +304,12 @@ def _alive(network: TwoLayer, inputs: Float[np.ndarray, "n d"]) -> float:
     return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)
 
 
-def _square_bytes(work: Workload, solver: str) -> int:
+def _square_bytes(work: Workload, solver: Solver) -> int:
     """K, N and H are held at once, and a factorization works on a copy of H."""
     if work.steps.sees_few:
         return 20 * min(work.samples, ESTIMATE_SAMPLES) ** 2
-    return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver == "cholesky" else 0))
+    beside = solver.bytes_needed(work.samples) if isinstance(solver, NystromCG) else 0
+    return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver.name == Cholesky.name else 0)) + beside
 
 
 def preconditioner_rank(samples: int) -> int:
@@ -316,16 +317,15 @@ def preconditioner_rank(samples: int) -> int:
     return min(samples, max(_LEAST_RANK, min(_MOST_RANK, _RANK_NUMBERS // samples)))
 
 
-def _list_bytes(work: Workload, solver: str, threads: int) -> int:
+def _list_bytes(work: Workload, solver: Solver, threads: int) -> int:
     """X once more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
     n = work.samples
     row = 64 * math.ceil(work.features * work.itemsize / 64) + 64
     vectors = 8 * n * (20 + 8 * work.outputs) + threads * 5 * (8 * n + _TASK_BYTES)
     columns = 0
-    if solver == "nystrom-cg":
-        rank = preconditioner_rank(n)
-        # The columns that are being added are in three places, in float32 and float64.
-        columns = n * (4 * rank + 28 * (rank // 8) + 512 * min(threads, 2))
+    if isinstance(solver, NystromCG):
+        # Each thread counts some columns of H by itself.
+        columns = solver.bytes_needed(n) + 512 * n * min(threads, 2)
     return n * row + vectors + columns
 
 
@@ -359,7 +359,7 @@ def _flops_per_step(work: Workload, solver: str) -> float:
     return 2.0 * work.pairs * work.features + work.width * fired**2 + work.outputs * solve
 
 
-def _refusal(work: Workload, tracker: Tracker, solver: str, budget: _Budget) -> str:
+def _refusal(work: Workload, tracker: Tracker, solver: Solver, budget: _Budget) -> str:
     """The message on work that does not fit, with the nearest setting that does."""
     needed = budget.bytes_needed(work, tracker, solver)
     said = f"training needs about {needed / 1e9:.1f} GB and {budget.memory / 1e9:.1f} GB are free"

@@ -12,6 +12,8 @@ from widefit.solvers.pcg import Preconditioned
 
 # Numbers of a factor beyond which it is kept in float32.
 _WIDE = 1 << 24
+# Rows of a factor that are at work at a time.
+_ROWS = 4096
 # Part of the trace of H below which what float32 leaves of it is rounding.
 _NARROW_FLOOR = 1e-6
 
@@ -53,6 +55,13 @@ class NystromCG(Solver):
         """Return r for H of so many rows."""
         return min(size, self.rank if self.rank is not None else max(1, int(4 * size**0.5)))
 
+    def bytes_needed(self, size: int) -> int:
+        """Return the memory of the preconditioner of H of so many rows, and of making it."""
+        rank = self.columns_of(size)
+        itemsize = 8 if size * rank <= _WIDE else 4
+        # Columns that are being added, in float64 and in the dtype of F; FᵀF, its eigenvectors and what they give.
+        return size * (itemsize * rank + (16 + 4 * itemsize) * max(1, rank // 8)) + 48 * rank**2
+
     def shared(self) -> "SharedNystromCG":
         """Return the same for operators that are alike, such as those of several outputs: the first one's columns serve
         all."""
@@ -64,7 +73,7 @@ class NystromCG(Solver):
     def _factored(self, operator: Operator) -> "LowRank":
         generator = torch.Generator().manual_seed(self.seed)
         factor, rest = pivoted_cholesky(operator, self.columns_of(operator.size), generator)
-        return LowRank(factor, (factor.T @ factor).double(), float(rest.mean()))
+        return LowRank(factor, _inner_products(factor), float(rest.mean()))
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,25 @@ class LowRank:
         return bool(self.products) and is_worn(self.products[0], self.products[-1])
 
 
+def _inner_products(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
+    """FᵀF, summed in float64 whatever F is kept in."""
+    total = torch.zeros(factor.shape[1], factor.shape[1], dtype=torch.float64, device=factor.device)
+    for rows in factor.split(_ROWS):
+        wide = rows.double()
+        total.addmm_(wide.T, wide)
+    return total
+
+
+def _least_share(dtype: torch.dtype, rank: int) -> float:
+    """Part of the largest eigenvalue of FᵀF from which on F tells the direction to about a hundredth."""
+    rounding = torch.finfo(dtype).eps
+    return max((100 * rounding) ** 2, torch.finfo(torch.float64).eps * rank)
+
+
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
     values, vectors = torch.linalg.eigh(low.gram)
     largest = float(values.max()) if len(values) else 1.0
-    kept = values > torch.finfo(low.factor.dtype).eps * len(values) * largest
+    kept = values > _least_share(low.factor.dtype, len(values)) * largest
     values = values[kept]
     # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts in
     # balance.
