@@ -19,7 +19,7 @@ from widefit.gram import FireListGram
 from widefit.nn import TwoLayer
 from widefit.plan import two_layer
 from widefit.plan.two_layer import plan_two_layer
-from widefit.solvers import NystromCG
+from widefit.solvers import NystromCG, nystrom_cg
 from widefit.trackers import Trial, Update
 from widefit.trackers.base import Grams
 from widefit.trackers.certificate import geometry
@@ -116,6 +116,17 @@ def test_weights_that_are_not_stored(lists) -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
     inputs = torch.from_numpy(x)
     torch.testing.assert_close(own(inputs), stored(inputs), rtol=1e-8, atol=1e-8)
+
+
+def test_each_output_has_a_preconditioner_of_its_own(lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem()
+    served: list[FireListGram] = []
+    factor = nystrom_cg.pivoted_cholesky
+    monkeypatch.setattr(
+        nystrom_cg, "pivoted_cholesky", lambda operator, *others: served.append(operator) or factor(operator, *others)
+    )
+    widefit.train(network(), x, y, alpha=0.02, max_iter=1, tol=0.0)
+    assert len({id(operator) for operator in served}) == 2
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])

@@ -148,7 +148,7 @@ class FireListGram(Operator):
             own = chosen[first : first + _COLUMNS]
             counted = self._counted(own, within=False)
             self._times_similarity(counted, own, None)
-            found[:, first : first + own.size] = counted
+            found[:, first : first + own.size] = counted.T
 
         for _ in ordered_map(fill, self._paused(range(0, chosen.size, _COLUMNS)), self._threads):
             pass
@@ -161,28 +161,28 @@ class FireListGram(Operator):
         back = back.reshape(-1)
         return torch.from_numpy(counted[back[:, None], back])
 
-    def _counted(self, chosen: Int[np.ndarray, " r"], within: bool) -> Float[np.ndarray, "rows r"]:
-        """Columns of Sᵀ diag(a² / m) S, of the chosen rows alone or of all."""
+    def _counted(self, chosen: Int[np.ndarray, " r"], within: bool) -> Float[np.ndarray, "r rows"]:
+        """Columns of Sᵀ diag(a² / m) S, one below the other, of the chosen rows alone or of all."""
         place = np.full(self.size, -1, np.int32)
         place[chosen] = np.arange(chosen.size, dtype=np.int32)
-        counted = np.zeros((chosen.size if within else self.size, chosen.size))
+        counted = np.zeros((chosen.size, chosen.size if within else self.size))
         for task in self._tasks:
             kernels.add_columns(task.rows, task.weights, place, within, counted)
         return counted
 
     def _times_similarity(
         self,
-        counted: Float[np.ndarray, "rows r"],
+        counted: Float[np.ndarray, "r rows"],
         chosen: Int[np.ndarray, " r"],
         rows: Int[np.ndarray, " rows"] | None,
     ) -> None:
         """Multiply by K = X Xᵀ, entry by entry and in place."""
         inputs = self._samples.inputs
-        others = np.ascontiguousarray(inputs[chosen].T)
+        others = np.ascontiguousarray(inputs[chosen])
         step = max(1, _NUMBERS // max(1, inputs.shape[1], chosen.size))
-        for first in range(0, len(counted), step):
+        for first in range(0, counted.shape[1], step):
             own = slice(first, first + step)
-            counted[own] *= inputs[own if rows is None else rows[own]] @ others
+            counted[:, own] *= others @ inputs[own if rows is None else rows[own]].T
 
 
 class FireListGrams:

@@ -10,13 +10,8 @@ from torch import Tensor
 from widefit.gram.base import Jacobian, Operator
 from widefit.gram.identical_blocks import IdenticalBlocks
 
-# A preconditioner made for another H is kept while it costs at most so many times the products of a fresh one.
+# A preconditioner made for an earlier H is kept while it costs at most so many times the products of a fresh one.
 _WORN = 2.0
-
-
-def is_worn(fresh: int, latest: int) -> bool:
-    """Whether a solve behind a preconditioner for another H takes many more products than one behind a fresh one."""
-    return latest > _WORN * max(fresh, 5)
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,9 @@ class Preconditioner:
 
     def still_works(self, size: int, damping: float) -> bool:
         """Whether it pays for another H: same size, a similar λ, and products that have not grown much."""
+        fresh, latest = self.products
         similar = self.damping / 10 <= damping <= self.damping * 10
-        return len(self.factor) == size and similar and not is_worn(*self.products)
+        return len(self.factor) == size and similar and latest <= _WORN * max(fresh, 5)
 
 
 class Prepared(ABC):

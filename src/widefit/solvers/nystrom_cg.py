@@ -1,13 +1,13 @@
 """Conjugate gradients behind a low-rank preconditioner from randomly chosen columns of H."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Prepared, Solution, Solver, is_worn
+from widefit.solvers.base import Prepared, Solver
 from widefit.solvers.pcg import Preconditioned
 
 # Numbers of a factor beyond which it is kept in float32.
@@ -62,11 +62,6 @@ class NystromCG(Solver):
         # Columns that are being added, in float64 and in the dtype of F; FᵀF, its eigenvectors and what they give.
         return size * (itemsize * rank + (16 + 4 * itemsize) * max(1, rank // 8)) + 48 * rank**2
 
-    def shared(self) -> "SharedNystromCG":
-        """Return the same for operators that are alike, such as those of several outputs: the first one's columns serve
-        all."""
-        return SharedNystromCG(**{own.name: getattr(self, own.name) for own in fields(NystromCG)})
-
     def _prepare(self, operator: Operator, damping: float) -> Prepared:
         return _prepared(self, operator, damping, self._factored(operator))
 
@@ -74,20 +69,6 @@ class NystromCG(Solver):
         generator = torch.Generator().manual_seed(self.seed)
         factor, rest = pivoted_cholesky(operator, self.columns_of(operator.size), generator)
         return LowRank(factor, _inner_products(factor), float(rest.mean()))
-
-
-@dataclass(frozen=True)
-class SharedNystromCG(NystromCG):
-    """`NystromCG` for a time in which the operators are alike; see `NystromCG.shared`."""
-
-    _kept: "list[LowRank]" = field(default_factory=list)
-
-    def _prepare(self, operator: Operator, damping: float) -> Prepared:
-        if self._kept and (len(self._kept[0].factor) != operator.size or self._kept[0].worn):
-            self._kept.clear()
-        if not self._kept:
-            self._kept.append(self._factored(operator))
-        return _prepared(self, operator, damping, self._kept[0])
 
 
 @dataclass(frozen=True)
@@ -100,19 +81,11 @@ class LowRank:
         F, and FᵀF in float64.
     rest
         Mean of what is left of the diagonal of H.
-    products
-        With H that each solve behind it took.
     """
 
     factor: Float[Tensor, "n r"]
     gram: Float[Tensor, "r r"]
     rest: float
-    products: list[int] = field(default_factory=list)
-
-    @property
-    def worn(self) -> bool:
-        """Whether the latest solve took many more products than the first."""
-        return bool(self.products) and is_worn(self.products[0], self.products[-1])
 
 
 def _inner_products(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
@@ -125,9 +98,9 @@ def _inner_products(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
 
 
 def _least_share(dtype: torch.dtype, rank: int) -> float:
-    """Part of the largest eigenvalue of FᵀF from which on F tells the direction to about a hundredth."""
+    """Part of the largest eigenvalue of FᵀF up to which the others are rounding, of FᵀF or of F."""
     rounding = torch.finfo(dtype).eps
-    return max((100 * rounding) ** 2, torch.finfo(torch.float64).eps * rank)
+    return rounding * rank if dtype == torch.float64 else max(10 * rounding, torch.finfo(torch.float64).eps * rank)
 
 
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
@@ -158,11 +131,6 @@ class _Nystrom(Preconditioned):
         factor = self.low.factor
         inner = self.core @ (factor.T @ vector.to(factor.dtype)).double()
         return self.outside * vector + (factor @ inner.to(factor.dtype)).to(vector.dtype)
-
-    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        found = super().solve(rhs)
-        self.low.products.append(found.iterations)
-        return found
 
 
 def pivoted_cholesky(

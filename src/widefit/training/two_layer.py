@@ -14,7 +14,7 @@ from widefit.nn import TwoLayer
 from widefit.plan.base import AVERAGED
 from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, workload_of
 from widefit.rules import Direction, NetworkProblem, Objective, Rule
-from widefit.solvers import NystromCG, Solver
+from widefit.solvers import Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import expected_firing
 from widefit.training.interruption import abandon_if_asked
@@ -96,9 +96,7 @@ class TwoLayerModel:
 
     @property
     def solver(self) -> Solver:
-        """The solver of a step: outputs are alike, and where H is applied they share a preconditioner."""
-        if isinstance(self._solver, NystromCG) and not self.plan.arrays:
-            return self._solver.shared()
+        """The solver of a step."""
         return self._solver
 
     @property
