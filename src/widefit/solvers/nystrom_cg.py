@@ -106,12 +106,13 @@ def _least_share(dtype: torch.dtype, rank: int) -> float:
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
     values, vectors = torch.linalg.eigh(low.gram)
     largest = float(values.max()) if len(values) else 1.0
-    kept = values > _least_share(low.factor.dtype, len(values)) * largest
+    # Below, products with F have more rounding than what they are to tell, and would make M indefinite.
+    smallest = _least_share(low.factor.dtype, len(values)) * largest
+    kept = values > smallest
     values = values[kept]
     # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts in
     # balance.
     level = low.rest + damping
-    smallest = torch.finfo(operator.dtype).eps * largest
     weights = max(level, smallest) / (values + max(damping, level, smallest))
     # Without λ, and with nothing but rounding outside the basis, only what lies inside can be answered.
     rounding = 2 * torch.finfo(operator.dtype).eps * float(values.sum())
