@@ -20,7 +20,7 @@ from widefit.nn import TwoLayer
 from widefit.plan import two_layer
 from widefit.plan.two_layer import plan_two_layer
 from widefit.solvers import NystromCG, nystrom_cg
-from widefit.trackers import Trial, Update
+from widefit.trackers import Certificate, Trial, Update
 from widefit.trackers.base import Grams
 from widefit.trackers.certificate import geometry
 from widefit.trackers.certificate.tracking import CertificateTracking
@@ -224,6 +224,10 @@ class TestPlan:
         assert by_name == plan_two_layer(MANY, "certificate", NystromCG(), 2, 10**11)[0].bytes_needed
         with pytest.raises(MemoryError):
             plan_two_layer(MANY, "certificate", NystromCG(rank=4000), 2, few)
+
+    def test_the_certificate_tracker_makes_a_pass_more_than_with_arrays(self) -> None:
+        seconds = [Certificate().cost(replace(MANY, arrays=arrays)).seconds for arrays in (False, True)]
+        assert seconds[0] - seconds[1] == pytest.approx(MANY.seconds_of_a_pass)
 
     def test_looking_at_neurons_takes_little_memory(self) -> None:
         x = np.ones((30_000, 2), np.float32)
