@@ -229,6 +229,13 @@ class TestPlan:
         seconds = [Certificate().cost(replace(MANY, arrays=arrays)).seconds for arrays in (False, True)]
         assert seconds[0] - seconds[1] == pytest.approx(MANY.seconds_of_a_pass)
 
+    def test_dear_products_take_more_columns(self) -> None:
+        table = replace(MANY, features=10, width=2**16, outputs=1, firing=0.018)
+        pictures, cells = two_layer.preconditioner_rank(MANY), two_layer.preconditioner_rank(table)
+        assert 128 <= cells < pictures
+        assert two_layer.preconditioner_rank(replace(table, samples=10**6)) <= (1 << 28) / 10**6
+        assert two_layer.preconditioner_rank(replace(table, samples=50)) == 50
+
     def test_looking_at_neurons_takes_little_memory(self) -> None:
         x = np.ones((30_000, 2), np.float32)
         tracemalloc.start()

@@ -15,7 +15,7 @@ from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
 from widefit.rules import SGD, GaussNewton, Rule
 from widefit.solvers import CG, Cholesky, NystromCG, Solver
 from widefit.trackers import Tracker
-from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload, expected_firing
+from widefit.trackers.cost import FLOPS, REFERENCE_THREADS, Cost, Steps, Workload, expected_firing
 
 # Samples that stand for all in the estimates of stochastic rules.
 ESTIMATE_SAMPLES = 2048
@@ -41,14 +41,18 @@ _PRODUCTS = 20
 _MOST_PRODUCTS = 300
 _INEXACT = 1e-2
 _LEAST_TOLERANCE = 1e-4
-# Columns of the preconditioner, and the numbers that they should not exceed.
-_LEAST_RANK, _MOST_RANK, _RANK_NUMBERS = 128, 400, 1 << 28
+# Columns that a preconditioner may have, and the numbers that they should not exceed; products that a solve takes
+# behind 512 columns of an output, which fall as the root of these (measured on images).
+_RANKS, _RANK_NUMBERS = (128, 256, 512, 1024, 1536), 1 << 28
+_PRODUCTS_A_SOLVE = 28.0
 # Bytes of the sums of a thousand neurons over a block of columns.
 _TASK_BYTES = 1 << 20
 # Measured on one core (AMD Zen 4): operations of a factorization in float64 and from fire lists a second, seconds a
 # pair of a product beside them, an entry of an array, and an addition to N.
 _DOUBLE_FLOPS, _LIST_FLOPS = 4e10, 1.3e10
 _PAIR, _ENTRY, _ADDITION = 8e-9, 1e-9, 2.5e-10
+# A column of H, a pair that fires, and the square of the columns of a preconditioner, a sample.
+_COLUMN_PAIR, _COLUMNS_SQUARED = 4.5e-10, 7e-11
 
 
 def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: float, rule: Rule) -> Workload:
@@ -167,7 +171,7 @@ def _plan_with_lists(
     work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget", tol: float
 ) -> tuple[TwoLayerPlan, Tracker, Solver]:
     """Choose tracker and solver where H is applied."""
-    rank = preconditioner_rank(work.samples)
+    rank = preconditioner_rank(work)
     tolerance = _INEXACT if work.anchored else min(_INEXACT, max(math.sqrt(tol), _LEAST_TOLERANCE))
     behind = NystromCG(tolerance=tolerance, rank=rank, max_iterations=_MOST_PRODUCTS)
     plain = CG(tolerance=tolerance, max_iterations=_MOST_PRODUCTS)
@@ -312,9 +316,20 @@ def _square_bytes(work: Workload, solver: Solver) -> int:
     return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver.name == Cholesky.name else 0)) + beside
 
 
-def preconditioner_rank(samples: int) -> int:
-    """Columns of H that a preconditioner is made from, where H is applied: a few hundred."""
-    return min(samples, max(_LEAST_RANK, min(_MOST_RANK, _RANK_NUMBERS // samples)))
+def preconditioner_rank(work: Workload) -> int:
+    """Columns of H that a preconditioner is made from, where H is applied: those with which a solve is the quickest.
+
+    More of them take fewer products, and are made once for every output of a step.
+    """
+    fired = work.width * work.firing / work.outputs
+    product = seconds_of_a_product(work.samples, work.features, fired)
+
+    def seconds(rank: int) -> float:
+        columns = work.samples * rank * (_COLUMN_PAIR * fired + 2 * work.features / FLOPS + _COLUMNS_SQUARED * rank)
+        return columns + _PRODUCTS_A_SOLVE * math.sqrt(512 / rank) * product
+
+    able = [rank for rank in _RANKS if rank * work.samples <= _RANK_NUMBERS] or [_RANKS[0]]
+    return min(work.samples, min(able, key=seconds))
 
 
 def _list_bytes(work: Workload, solver: Solver, threads: int) -> int:
