@@ -15,7 +15,7 @@ from widefit.estimators import base
 from widefit.estimators.parameters import affordable_width
 from widefit.files import Checkpoint
 from widefit.files.checkpoint import read_checkpoint
-from widefit.gram import FireListGram
+from widefit.gram import FireListGram, Samples
 from widefit.nn import TwoLayer
 from widefit.plan import two_layer
 from widefit.plan.two_layer import plan_two_layer
@@ -116,6 +116,18 @@ def test_weights_that_are_not_stored(lists) -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
     inputs = torch.from_numpy(x)
     torch.testing.assert_close(own(inputs), stored(inputs), rtol=1e-8, atol=1e-8)
+
+
+def test_sums_over_very_many_samples_are_taken_in_float64(lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem()
+    seen: list[np.dtype] = []
+    of = Samples.of
+    monkeypatch.setattr(Samples, "of", lambda inputs: seen.append(inputs.dtype) or of(inputs))
+    for many in (len(x) + 1, len(x)):
+        monkeypatch.setattr(two_layer, "_MANY_SUMMED", many)
+        single = TwoLayer(5, 60, 2, threshold=1.0, seed=1)
+        widefit.train(single, x, y, alpha=0.02, max_iter=1)
+    assert seen == [np.float32, np.float64]
 
 
 def test_each_output_has_a_preconditioner_of_its_own(lists, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ _WIDTH = 1 << 16
 _LEAST_WIDTH = 1 << 12
 _SECONDS_A_PRODUCT = 6.0
 # And pairs that fire, which take four bytes before a step and after it.
-_FIRING_PAIRS = 1 << 29
+_FIRING_PAIRS = 1 << 28
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3
 

@@ -45,6 +45,9 @@ _LEAST_TOLERANCE = 1e-4
 # behind 512 columns of an output, which fall as the root of these (measured on images).
 _RANKS, _RANK_NUMBERS = (128, 256, 512, 1024, 1536), 1 << 28
 _PRODUCTS_A_SOLVE = 28.0
+# Samples from which products take sums over samples in float64 whatever the dtype of the network: rounding of float32
+# grows with them, and with a million it hides a small ridge from a solve.
+_MANY_SUMMED = 1 << 17
 # Bytes of the sums of a thousand neurons over a block of columns.
 _TASK_BYTES = 1 << 20
 # Measured on one core (AMD Zen 4): operations of a factorization in float64 and from fire lists a second, seconds a
@@ -316,6 +319,11 @@ def _square_bytes(work: Workload, solver: Solver) -> int:
     return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver.name == Cholesky.name else 0)) + beside
 
 
+def product_dtype(samples: int, dtype: np.dtype) -> np.dtype:
+    """Dtype in which a product with H sums over samples and columns, for a network of some dtype."""
+    return np.dtype(np.float64) if samples >= _MANY_SUMMED else dtype
+
+
 def preconditioner_rank(work: Workload) -> int:
     """Columns of H that a preconditioner is made from, where H is applied: those with which a solve is the quickest.
 
@@ -335,7 +343,10 @@ def preconditioner_rank(work: Workload) -> int:
 def _list_bytes(work: Workload, solver: Solver, threads: int) -> int:
     """X once more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
     n = work.samples
-    row = 64 * math.ceil(work.features * work.itemsize / 64) + 64
+    itemsize = product_dtype(n, np.dtype(f"f{work.itemsize}")).itemsize
+    row = 64 * math.ceil(work.features * itemsize / 64) + 64
+    if itemsize > work.itemsize:
+        row += work.features * itemsize
     vectors = 8 * n * (20 + 8 * work.outputs) + threads * 5 * (8 * n + _TASK_BYTES)
     columns = 0
     if isinstance(solver, NystromCG):

@@ -12,7 +12,7 @@ from torch import Tensor
 from widefit import gram, rules, trackers
 from widefit.nn import TwoLayer
 from widefit.plan.base import AVERAGED
-from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, workload_of
+from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, product_dtype, workload_of
 from widefit.rules import Direction, NetworkProblem, Objective, Rule
 from widefit.solvers import Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
@@ -82,7 +82,8 @@ class TwoLayerModel:
         work = workload_of(network, inputs, objective.alpha, rule)
         self.plan, self._tracker, self._solver = plan_two_layer(work, tracker, solver, threads, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
-        self._samples = gram.Samples.of(inputs) if not self.plan.arrays else None
+        summed = product_dtype(len(inputs), inputs.dtype)
+        self._samples = None if self.plan.arrays else gram.Samples.of(inputs.astype(summed, copy=False))
         # Where a solve iterates it begins from the steps so far.
         warm = self._samples is not None and objective.alpha > 0
         self._collected = np.zeros(objective.targets.shape) if warm else None
