@@ -19,22 +19,24 @@ TEST_ROWS = 5_000
 QUICK_WIDTH = 4096
 
 
-def run(size: str, data: str = "") -> dict:
+def run(size: str, data: str = "", rows: str = "") -> dict:
     """Rows of a made-up function of 20 columns with noise, or the first so many of an NPZ file, in a random order.
 
     The file holds X and y, with test_indices (the first row of them is tested on), or X_train, y_train, X_test and
-    y_test; labels of fewer than 20 kinds are classes. Every fit has a process of its own, whose largest resident set is
-    told; kernels have been compiled before, for their sizes, by a smaller fit that is not counted.
+    y_test; labels of fewer than 20 kinds are classes. `rows` is a list such as 1000,41157. Every fit has a process of
+    its own, whose largest resident set is told; kernels have been compiled before, for their sizes, by smaller fits
+    that are not counted.
     """
     figures, before = [], None
-    for rows in ROWS[size]:
+    counts = [int(count) for count in rows.split(",")] if rows else ROWS[size]
+    for count in counts:
         found = {}
         for contestant in ("widefit", "gradient boosting"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[contestant] = pool.apply(_measure, (contestant, rows, data, size == "quick"))
+                found[contestant] = pool.apply(_measure, (contestant, count, data, size == "quick"))
             if found[contestant] is None:
                 break
-            label = f"{rows:,} rows, {contestant}"
+            label = f"{count:,} rows, {contestant}"
             against = "widefit" if contestant != "widefit" else None
             ratio = found["widefit"]["error"] / found[contestant]["error"] if against else None
             figures.append(entry(f"{label}, error", found[contestant]["error"], "see settings", against, ratio))
@@ -42,11 +44,11 @@ def run(size: str, data: str = "") -> dict:
         if not found.get("gradient boosting"):
             break
         ours = found["widefit"]
-        figures += [entry(f"{rows:,} rows, widefit, {name}", ours[name], "") for name in ("steps", "products")]
+        figures += [entry(f"{count:,} rows, widefit, {name}", ours[name], "") for name in ("steps", "products")]
         if before is not None:
-            power = np.log(ours["seconds"] / before[1]) / np.log(rows / before[0])
-            figures.append(entry(f"{before[0]:,} to {rows:,} rows, widefit, power of n", float(power), ""))
-        before = (rows, ours["seconds"])
+            power = np.log(ours["seconds"] / before[1]) / np.log(count / before[0])
+            figures.append(entry(f"{before[0]:,} to {count:,} rows, widefit, power of n", float(power), ""))
+        before = (count, ours["seconds"])
     settings = {
         "data": data or f"made up, {FEATURES} columns",
         "error": "root mean square on unseen rows over the spread of the target, or share of wrong labels",
@@ -90,6 +92,7 @@ def _measure(contestant: str, rows: int, data: str, quick: bool) -> dict[str, fl
     model: Any = _model(contestant, classes, quick)
     if contestant == "widefit":
         _model(contestant, classes, True).fit(X[:600], y[:600])
+        _apply_from_lists(X, outputs=np.unique(y).size if classes and np.unique(y).size > 2 else 1)
     begun, spent = time.perf_counter(), time.process_time()
     model.fit(X, y)
     seconds, spent = time.perf_counter() - begun, time.process_time() - spent
@@ -101,6 +104,17 @@ def _measure(contestant: str, rows: int, data: str, quick: bool) -> dict[str, fl
         history = model.history_
         measured |= {"steps": len(history) - 1, "products": sum(step.solver_iterations for step in history)}
     return measured
+
+
+def _apply_from_lists(X: np.ndarray, outputs: int) -> None:
+    """Train a few neurons on all rows: beyond 8,192 of them that compiles the kernels of fire lists for their sizes."""
+    from widefit import train
+    from widefit.nn import TwoLayer
+
+    rows = np.hstack([X, np.ones((len(X), 1))]).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    targets = np.tile(rows[:, :1], outputs)
+    train(TwoLayer(rows.shape[1], 16 * outputs, outputs, threshold=1.0), rows, targets, alpha=0.1, max_iter=1)
 
 
 def _model(contestant: str, classes: bool, quick: bool):

@@ -395,3 +395,15 @@ def test_gauss_newton_takes_the_logistic_loss_output_by_output():
     history = widefit.train(problem.fresh(), problem.inputs, signs, loss="logistic", max_iter=6)
     assert history.losses == sorted(history.losses, reverse=True)
     assert history.losses[-1] < 0.5 * history.losses[0]
+
+
+@pytest.mark.parametrize("rule", [SGD, GradientDescent])
+def test_a_loss_without_a_largest_curvature_takes_a_rate(rule) -> None:
+    with pytest.raises(ValueError, match=r"'poisson' has no largest second derivative.*give lr a number"):
+        rule(loss="poisson")
+    x = np.random.default_rng(0).standard_normal((40, 3))
+    y = np.random.default_rng(1).poisson(np.exp(x[:, 0])).astype(float)
+    losses = widefit.train(
+        TwoLayer(3, 64, seed=0), x, y, rule=rule(loss="poisson", lr=0.01), max_iter=3, tol=0.0
+    ).losses
+    assert losses[-1] < 0.9 * losses[0]

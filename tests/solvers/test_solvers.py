@@ -20,7 +20,7 @@ from widefit.gram import (
     WeightedGram,
 )
 from widefit.gram.jacobian import DenseJacobian
-from widefit.solvers import CG, BlockCG, Cholesky, NystromCG, Primal, Reusing, SketchedCG, Solver
+from widefit.solvers import CG, BlockCG, Cholesky, NystromCG, Primal, Reusing, SketchedCG, Solver, nystrom_cg
 from widefit.solvers.warm_start import solve_from
 from widefit.tuning.leave_one_out import leave_one_out
 
@@ -365,35 +365,10 @@ def test_leave_one_out_equals_leaving_one_out(samples, outputs, alpha, seed):
     np.testing.assert_allclose(jacobian.T @ found.coefficients, u, atol=1e-8)
 
 
-class TestSharedPreconditioner:
-    def operators(self) -> list[DenseGram]:
-        generator = torch.Generator().manual_seed(0)
-        factor = torch.randn(80, 30, generator=generator, dtype=torch.float64) / torch.arange(1, 31)
-        other = factor + 0.01 * torch.randn(80, 30, generator=generator, dtype=torch.float64)
-        return [DenseGram(factor @ factor.T), DenseGram(other @ other.T)]
-
-    def test_serves_operators_that_are_alike(self) -> None:
-        rhs = torch.linspace(-1, 1, 80, dtype=torch.float64)
-        shared = NystromCG(tolerance=1e-8, rank=20).shared()
-        for operator in self.operators():
-            found = shared.solve(operator, rhs, 1e-2)
-            assert found.residual_norm <= 1e-8
-            assert found.iterations < CG(tolerance=1e-8).solve(operator, rhs, 1e-2).iterations
-        assert len(shared._kept) == 1
-        assert len(shared._kept[0].products) == 2
-
-    def test_is_made_anew_for_what_it_serves_badly(self) -> None:
-        shared = NystromCG(tolerance=1e-8, rank=20).shared()
-        rhs = torch.linspace(-1, 1, 80, dtype=torch.float64)
-        shared.solve(self.operators()[0], rhs, 1e-2)
-        first = shared._kept[0]
-        first.products.append(1000)
-        shared.solve(self.operators()[0], rhs, 1e-2)
-        assert shared._kept[0] is not first
-
-
 def test_solves_begin_from_a_guess() -> None:
-    operator = TestSharedPreconditioner().operators()[0]
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(80, 30, generator=generator, dtype=torch.float64) / torch.arange(1, 31)
+    operator = DenseGram(factor @ factor.T)
     rhs = torch.linspace(-1, 1, 80, dtype=torch.float64)
     solver = CG(tolerance=1e-6)
     fresh = solver.solve(operator, rhs, 1e-2)
@@ -408,3 +383,15 @@ def test_solves_begin_from_a_guess() -> None:
     assert torch.equal(misled.value, fresh.value)
     exact = solve_from(Cholesky(), operator, rhs, 1e-2, fresh.value)
     assert exact.residual_norm < 1e-12
+
+
+def test_a_factor_in_float32_keeps_the_directions_that_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nystrom_cg, "_WIDE", 0)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(120, 120, generator=generator, dtype=torch.float64))[0]
+    values = torch.logspace(0, -12, 120, dtype=torch.float64)
+    operator = DenseGram(basis @ (values[:, None] * basis.T))
+    rhs = torch.linspace(-1, 1, 120, dtype=torch.float64)
+    found = NystromCG(tolerance=1e-3, rank=100).solve(operator, rhs, 1e-7)
+    assert found.residual_norm <= 1e-3
+    assert found.iterations <= 20

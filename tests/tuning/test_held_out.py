@@ -59,3 +59,19 @@ def test_many_rows_are_judged(alpha, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "held-out rows" in found.choices[0].reason
     assert alpha == "auto" or found.alpha == alpha
     assert np.mean((found.held_out - found.held_out_targets) ** 2) < 0.5
+
+
+def test_passes_over_the_table_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "MANY", 300)
+    monkeypatch.setattr(held_out, "SAMPLE", 50)
+    monkeypatch.setattr(tune, "_MAP_ROWS_OF_MANY", (50, 60))
+    fitted: list[str] = []
+    fit = SphereMap.fit
+
+    def counted(*arguments, scaling: str, **settings) -> SphereMap:
+        fitted.append(scaling)
+        return fit(*arguments, scaling=scaling, **settings)
+
+    monkeypatch.setattr(SphereMap, "fit", counted)
+    tune.tune(table(0.3), threshold=1.0, width=4096, alpha=0.2, readout_scale=1.0, seed=0)
+    assert sorted(fitted) == ["columns", "common"]

@@ -14,9 +14,9 @@ from widefit.plan.two_layer import seconds_of_a_product
 # Neurons of "auto", and the least of them; seconds on one core that a product with H may take before they are fewer.
 _WIDTH = 1 << 16
 _LEAST_WIDTH = 1 << 12
-_SECONDS_A_PRODUCT = 20.0
+_SECONDS_A_PRODUCT = 6.0
 # And pairs that fire, which take four bytes before a step and after it.
-_FIRING_PAIRS = 1 << 29
+_FIRING_PAIRS = 1 << 28
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3
 

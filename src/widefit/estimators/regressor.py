@@ -55,7 +55,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     tracker : str or Tracker, default "auto"
         How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree" or
         "half-space-tree"; "auto" with several hidden layers.
-    solver : {"auto", "cholesky", "cg", "block-cg"} or Solver, default "auto"
+    solver : {"auto", "cholesky", "cg", "nystrom-cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20
         Largest number of steps. With rule="sgd" a step is an epoch, as for scikit-learn's stochastic solvers; rules of

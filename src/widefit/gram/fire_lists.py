@@ -1,8 +1,9 @@
 """H of a two-layer network applied from its fire pattern: nothing of size n × n is ever formed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ _VECTORS = 8
 _COLUMNS = 64
 # Products of samples that are held at a time.
 _NUMBERS = 1 << 22
+
+Item = TypeVar("Item")
+
+
+def _go_on() -> None:
+    """Return at once."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class FireListGram(Operator):
         Gives a_r / √m of a range of neurons (`TwoLayer.coefficients`).
     threads
         Cores to use; the result does not depend on it.
+    pause
+        Called again and again during products and columns; what it raises gives them up.
     """
 
     dtype = torch.float64
@@ -90,10 +99,12 @@ class FireListGram(Operator):
         samples: Samples,
         coefficients: Callable[[int, int], Float[np.ndarray, " rows"]],
         threads: int = 1,
+        pause: Callable[[], None] = _go_on,
     ):
         self.size = samples.inputs.shape[0]
         self._samples = samples
         self._threads = threads
+        self._pause = pause
         self._tasks = [task for pattern in patterns for task in _tasks_of(pattern, coefficients)]
 
     def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
@@ -115,7 +126,13 @@ class FireListGram(Operator):
             kernels.apply_rows(task.rows, task.weights, blocks, vectors, tile, width, out)
             return out
 
-        return ordered_map(part, self._tasks, self._threads)
+        return ordered_map(part, self._paused(self._tasks), self._threads)
+
+    def _paused(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the same items, with a pause before each, in the thread that reads them."""
+        for item in items:
+            self._pause()
+            yield item
 
     def diagonal(self) -> Float[Tensor, " n"]:
         fired = np.zeros(self.size)
@@ -131,9 +148,9 @@ class FireListGram(Operator):
             own = chosen[first : first + _COLUMNS]
             counted = self._counted(own, within=False)
             self._times_similarity(counted, own, None)
-            found[:, first : first + own.size] = counted
+            found[:, first : first + own.size] = counted.T
 
-        for _ in ordered_map(fill, range(0, chosen.size, _COLUMNS), self._threads):
+        for _ in ordered_map(fill, self._paused(range(0, chosen.size, _COLUMNS)), self._threads):
             pass
         return torch.from_numpy(found if np.array_equal(chosen, indices) else found[:, back.reshape(-1)])
 
@@ -144,28 +161,28 @@ class FireListGram(Operator):
         back = back.reshape(-1)
         return torch.from_numpy(counted[back[:, None], back])
 
-    def _counted(self, chosen: Int[np.ndarray, " r"], within: bool) -> Float[np.ndarray, "rows r"]:
-        """Columns of Sᵀ diag(a² / m) S, of the chosen rows alone or of all."""
+    def _counted(self, chosen: Int[np.ndarray, " r"], within: bool) -> Float[np.ndarray, "r rows"]:
+        """Columns of Sᵀ diag(a² / m) S, one below the other, of the chosen rows alone or of all."""
         place = np.full(self.size, -1, np.int32)
         place[chosen] = np.arange(chosen.size, dtype=np.int32)
-        counted = np.zeros((chosen.size if within else self.size, chosen.size))
+        counted = np.zeros((chosen.size, chosen.size if within else self.size))
         for task in self._tasks:
             kernels.add_columns(task.rows, task.weights, place, within, counted)
         return counted
 
     def _times_similarity(
         self,
-        counted: Float[np.ndarray, "rows r"],
+        counted: Float[np.ndarray, "r rows"],
         chosen: Int[np.ndarray, " r"],
         rows: Int[np.ndarray, " rows"] | None,
     ) -> None:
         """Multiply by K = X Xᵀ, entry by entry and in place."""
         inputs = self._samples.inputs
-        others = np.ascontiguousarray(inputs[chosen].T)
+        others = np.ascontiguousarray(inputs[chosen])
         step = max(1, _NUMBERS // max(1, inputs.shape[1], chosen.size))
-        for first in range(0, len(counted), step):
+        for first in range(0, counted.shape[1], step):
             own = slice(first, first + step)
-            counted[own] *= inputs[own if rows is None else rows[own]] @ others
+            counted[:, own] *= others @ inputs[own if rows is None else rows[own]].T
 
 
 class FireListGrams:
@@ -181,6 +198,8 @@ class FireListGrams:
         Gives a_r / √m of a range of neurons (`TwoLayer.coefficients`).
     threads
         Cores to use; the result does not depend on it.
+    pause
+        Called again and again during products and columns; what it raises gives them up.
     """
 
     def __init__(
@@ -189,16 +208,18 @@ class FireListGrams:
         samples: Samples,
         coefficients: Callable[[int, int], Float[np.ndarray, " rows"]],
         threads: int = 1,
+        pause: Callable[[], None] = _go_on,
     ):
         self._tracking = tracking
         self._samples = samples
         self._coefficients = coefficients
         self._threads = threads
+        self._pause = pause
 
     def __call__(self, output: int) -> FireListGram:
         """H of an output, for as long as the pattern stays as it is."""
         own = [pattern for pattern in self._tracking.patterns() if pattern.chunk.output == output]
-        return FireListGram(own, self._samples, self._coefficients, self._threads)
+        return FireListGram(own, self._samples, self._coefficients, self._threads, self._pause)
 
     def follow(self, changes: Flips | None) -> None:
         """Nothing to do: the pattern itself is all there is."""

@@ -241,14 +241,14 @@ def add_weights(rows, weights, out):
 
 @njit(nogil=True, cache=True)
 def add_columns(rows, weights, place, within, out):
-    """Add columns of Sᵀ diag(weights) S.
+    """Add columns of Sᵀ diag(weights) S, one below the other: neurons fire on samples in ascending order.
 
     Parameters
     ----------
     rows, weights : fire rows, and a weight each
     place : (n,) int32, the column of out that a sample has, or −1
     within : True for the rows of samples with a column alone: out is square
-    out : (n or columns, columns) float64, added to
+    out : (columns, n or columns) float64, added to
     """
     n = place.size
     fired = np.empty(n + 1, np.int32)
@@ -268,7 +268,7 @@ def add_columns(rows, weights, place, within, out):
                 for q in range(found):
                     out[chosen[p], chosen[q]] += weight
         else:
-            for p in range(k):
-                target = fired[p]
-                for q in range(found):
-                    out[target, chosen[q]] += weight
+            for q in range(found):
+                column = chosen[q]
+                for p in range(k):
+                    out[column, fired[p]] += weight

@@ -47,9 +47,17 @@ def _parsed(name: str) -> OutputLoss:
         raise ValueError(f"loss {name!r} has wrong numbers: {error}") from error
 
 
-def check_rule_loss(name: str) -> None:
-    """Raise a ValueError for a name that is no loss of a rule."""
-    rule_loss(name)
+def check_rule_loss(name: object) -> OutputLoss:
+    """Return the loss of a rule by its name.
+
+    Raises
+    ------
+    ValueError
+        Something that is no name of such a loss.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f'loss must be a name such as "squared", got {name!r}')
+    return rule_loss(name)
 
 
 def output_loss(loss: str | OutputLoss | Callable[[Tensor, Tensor], Tensor]) -> OutputLoss:

@@ -1,6 +1,7 @@
 """Choices of "auto" for a two-layer network: trackers tell their cost, the plan compares and refuses."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,9 +13,9 @@ from widefit.nn import TwoLayer
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
 from widefit.rules import SGD, GaussNewton, Rule
-from widefit.solvers import CG, NystromCG, Solver
+from widefit.solvers import CG, Cholesky, NystromCG, Solver
 from widefit.trackers import Tracker
-from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload, expected_firing
+from widefit.trackers.cost import FLOPS, REFERENCE_THREADS, Cost, Steps, Workload, expected_firing
 
 # Samples that stand for all in the estimates of stochastic rules.
 ESTIMATE_SAMPLES = 2048
@@ -22,6 +23,8 @@ ESTIMATE_SAMPLES = 2048
 _SEEN = 1024
 _SEEN_PART = 1 << 10
 _SEEN_PAIRS = 1 << 23
+# Pre-activations of them that are held at a time.
+_ALIVE_NUMBERS = 1 << 20
 # Iterations of conjugate gradients that a step is reckoned to take, in products with H.
 _ITERATIONS = 100
 # Solvers that need H for its products and a few of its columns alone.
@@ -38,14 +41,21 @@ _PRODUCTS = 20
 _MOST_PRODUCTS = 300
 _INEXACT = 1e-2
 _LEAST_TOLERANCE = 1e-4
-# Columns of the preconditioner, and the numbers that they should not exceed.
-_LEAST_RANK, _MOST_RANK, _RANK_NUMBERS = 128, 400, 1 << 28
+# Columns that a preconditioner may have, and the numbers that they should not exceed; products that a solve takes
+# behind 512 columns of an output, which fall as the root of these (measured on images).
+_RANKS, _RANK_NUMBERS = (128, 256, 512, 1024, 1536), 1 << 28
+_PRODUCTS_A_SOLVE = 28.0
+# Samples from which products take sums over samples in float64 whatever the dtype of the network: rounding of float32
+# grows with them, and with a million it hides a small ridge from a solve.
+_MANY_SUMMED = 1 << 17
 # Bytes of the sums of a thousand neurons over a block of columns.
 _TASK_BYTES = 1 << 20
 # Measured on one core (AMD Zen 4): operations of a factorization in float64 and from fire lists a second, seconds a
 # pair of a product beside them, an entry of an array, and an addition to N.
 _DOUBLE_FLOPS, _LIST_FLOPS = 4e10, 1.3e10
 _PAIR, _ENTRY, _ADDITION = 8e-9, 1e-9, 2.5e-10
+# A column of H, a pair that fires, and the square of the columns of a preconditioner, a sample.
+_COLUMN_PAIR, _COLUMNS_SQUARED = 4.5e-10, 7e-11
 
 
 def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: float, rule: Rule) -> Workload:
@@ -164,28 +174,28 @@ def _plan_with_lists(
     work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget", tol: float
 ) -> tuple[TwoLayerPlan, Tracker, Solver]:
     """Choose tracker and solver where H is applied."""
-    wanted = ["nystrom-cg", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
+    rank = preconditioner_rank(work)
+    tolerance = _INEXACT if work.anchored else min(_INEXACT, max(math.sqrt(tol), _LEAST_TOLERANCE))
+    behind = NystromCG(tolerance=tolerance, rank=rank, max_iterations=_MOST_PRODUCTS)
+    plain = CG(tolerance=tolerance, max_iterations=_MOST_PRODUCTS)
+    wanted = [behind, plain] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))]
     followed, choices = _tracker_for(work, tracker, wanted, budget)
+    solved = wanted[0]
     if solver == "auto":
-        rank = preconditioner_rank(work.samples)
-        tolerance = _INEXACT if work.anchored else min(_INEXACT, max(math.sqrt(tol), _LEAST_TOLERANCE))
         told = f"systems solved to {tolerance:.2g} of their right-hand sides"
-        if budget.holds(work, followed, "nystrom-cg"):
-            solved: Solver = NystromCG(tolerance=tolerance, rank=rank, max_iterations=_MOST_PRODUCTS)
+        if budget.holds(work, followed, behind):
             choices.append(Choice("solver", solved.name, f"{told}, behind {rank} columns of H"))
         else:
-            solved = CG(tolerance=tolerance, max_iterations=_MOST_PRODUCTS)
+            solved = plain
             choices.append(Choice("solver", solved.name, f"{told}; {rank} columns of H do not fit in memory"))
-    else:
-        solved = cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))
-    needed = budget.bytes_needed(work, followed, solved.name)
+    needed = budget.bytes_needed(work, followed, solved)
     if needed > budget.memory:
-        raise MemoryError(_refusal(work, followed, solved.name, budget))
+        raise MemoryError(_refusal(work, followed, solved, budget))
     return TwoLayerPlan(tuple(choices), needed, _flops_per_step(work, solved.name), arrays=False), followed, solved
 
 
 def _tracker_for(
-    work: Workload, tracker: str | Tracker, solvers: list[str], budget: "_Budget"
+    work: Workload, tracker: str | Tracker, solvers: Sequence[Solver], budget: "_Budget"
 ) -> tuple[Tracker, list[Choice]]:
     """The tracker that was asked for, or the one that is chosen and why."""
     if tracker == "auto":
@@ -200,20 +210,19 @@ def _plan_with_arrays(
     work: Workload, tracker: str | Tracker, solver: str | Solver, budget: "_Budget"
 ) -> tuple[TwoLayerPlan, Tracker, Solver]:
     """Choose tracker and solver where K, N and H are arrays."""
-    wanted = ["cholesky", "cg"] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name]
+    wanted = [Cholesky(), CG()] if solver == "auto" else [cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))]
     followed, choices = _tracker_for(work, tracker, wanted, budget)
+    solved = wanted[0]
     if solver == "auto":
-        direct = budget.holds(work, followed, "cholesky")
-        solved = cast(Solver, resolve("cholesky" if direct or work.steps.sees_few else "cg", TWO_LAYER_SOLVERS))
+        direct = budget.holds(work, followed, solved)
+        solved = wanted[0 if direct or work.steps.sees_few else 1]
         if not work.steps.sees_few:
             need = f"{8 * work.samples**2 / 1e9:.2g} GB for H in float64"
             fits = f"{need} and as much for its factor fit in memory"
             choices.append(Choice("solver", solved.name, fits if direct else f"{need}, its factor would not fit"))
-    else:
-        solved = cast(Solver, resolve(solver, TWO_LAYER_SOLVERS))
-    needed = budget.bytes_needed(work, followed, solved.name)
+    needed = budget.bytes_needed(work, followed, solved)
     if needed > budget.memory:
-        raise MemoryError(_refusal(work, followed, solved.name, budget))
+        raise MemoryError(_refusal(work, followed, solved, budget))
     # Those of further outputs are followed from step to step as far as half of what is left holds them.
     each = _GRAM_ENTRY * work.samples**2
     more = 0 if work.steps.sees_few else min(work.outputs - 1, (budget.memory - needed) // (2 * each))
@@ -228,7 +237,7 @@ class _Budget:
     threads: int
     memory: int
 
-    def bytes_needed(self, work: Workload, tracker: Tracker, solver: str) -> int:
+    def bytes_needed(self, work: Workload, tracker: Tracker, solver: Solver) -> int:
         """Peak memory of a run: what the tracker keeps, a block of a pass for each thread, and the matrices."""
         cost = tracker.cost(work)
         block = max(64, min(1024, (1 << 20) // work.samples))
@@ -236,12 +245,12 @@ class _Budget:
         held = cost.bytes + self.threads * (cost.bytes_a_thread + passing)
         return held + (_square_bytes(work, solver) if work.arrays else _list_bytes(work, solver, self.threads))
 
-    def holds(self, work: Workload, tracker: Tracker, solver: str) -> bool:
+    def holds(self, work: Workload, tracker: Tracker, solver: Solver) -> bool:
         """Whether that fits."""
         return self.bytes_needed(work, tracker, solver) <= self.memory
 
 
-def _choose_tracker(work: Workload, solvers: list[str], budget: _Budget) -> tuple[Tracker, str]:
+def _choose_tracker(work: Workload, solvers: Sequence[Solver], budget: _Budget) -> tuple[Tracker, str]:
     """The tracker that is predicted to be the fastest of those that fit, and why."""
     known: list[Tracker] = [resolve(name, TRACKERS) for name in TRACKERS.homes]
     able = [tracker for tracker in known if tracker.can_follow(work)]
@@ -293,33 +302,56 @@ def _steps_of(rule: Rule, alpha: float) -> Steps:
 def _alive(network: TwoLayer, inputs: Float[np.ndarray, "n d"]) -> float:
     """Part of the neurons that fire on some sample, from the first of them; more rather than less."""
     seen = min(network.width, max(_SEEN, min(network.width // _SEEN_PART, _SEEN_PAIRS // len(inputs))))
-    fire = np.any(network.rows(0, seen) @ inputs.T > network.threshold, axis=1)
+    rows = network.rows(0, seen)
+    fire = np.zeros(seen, bool)
+    step = max(1, _ALIVE_NUMBERS // seen)
+    for first in range(0, len(inputs), step):
+        fire |= np.any(rows @ inputs[first : first + step].T > network.threshold, axis=1)
     alive = float(np.count_nonzero(fire))
     return min(1.0, (alive + 2 * alive**0.5 + 1) / seen)
 
 
-def _square_bytes(work: Workload, solver: str) -> int:
+def _square_bytes(work: Workload, solver: Solver) -> int:
     """K, N and H are held at once, and a factorization works on a copy of H."""
     if work.steps.sees_few:
         return 20 * min(work.samples, ESTIMATE_SAMPLES) ** 2
-    return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver == "cholesky" else 0))
+    beside = solver.bytes_needed(work.samples) if isinstance(solver, NystromCG) else 0
+    return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver.name == Cholesky.name else 0)) + beside
 
 
-def preconditioner_rank(samples: int) -> int:
-    """Columns of H that a preconditioner is made from, where H is applied: a few hundred."""
-    return min(samples, max(_LEAST_RANK, min(_MOST_RANK, _RANK_NUMBERS // samples)))
+def product_dtype(samples: int, dtype: np.dtype) -> np.dtype:
+    """Dtype in which a product with H sums over samples and columns, for a network of some dtype."""
+    return np.dtype(np.float64) if samples >= _MANY_SUMMED else dtype
 
 
-def _list_bytes(work: Workload, solver: str, threads: int) -> int:
+def preconditioner_rank(work: Workload) -> int:
+    """Columns of H that a preconditioner is made from, where H is applied: those with which a solve is the quickest.
+
+    More of them take fewer products, and are made once for every output of a step.
+    """
+    fired = work.width * work.firing / work.outputs
+    product = seconds_of_a_product(work.samples, work.features, fired)
+
+    def seconds(rank: int) -> float:
+        columns = work.samples * rank * (_COLUMN_PAIR * fired + 2 * work.features / FLOPS + _COLUMNS_SQUARED * rank)
+        return columns + _PRODUCTS_A_SOLVE * math.sqrt(512 / rank) * product
+
+    able = [rank for rank in _RANKS if rank * work.samples <= _RANK_NUMBERS] or [_RANKS[0]]
+    return min(work.samples, min(able, key=seconds))
+
+
+def _list_bytes(work: Workload, solver: Solver, threads: int) -> int:
     """X once more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
     n = work.samples
-    row = 64 * math.ceil(work.features * work.itemsize / 64) + 64
+    itemsize = product_dtype(n, np.dtype(f"f{work.itemsize}")).itemsize
+    row = 64 * math.ceil(work.features * itemsize / 64) + 64
+    if itemsize > work.itemsize:
+        row += work.features * itemsize
     vectors = 8 * n * (20 + 8 * work.outputs) + threads * 5 * (8 * n + _TASK_BYTES)
     columns = 0
-    if solver == "nystrom-cg":
-        rank = preconditioner_rank(n)
-        # The columns that are being added are in three places, in float32 and float64.
-        columns = n * (4 * rank + 28 * (rank // 8) + 512 * min(threads, 2))
+    if isinstance(solver, NystromCG):
+        # Each thread counts some columns of H by itself.
+        columns = solver.bytes_needed(n) + 512 * n * min(threads, 2)
     return n * row + vectors + columns
 
 
@@ -353,7 +385,7 @@ def _flops_per_step(work: Workload, solver: str) -> float:
     return 2.0 * work.pairs * work.features + work.width * fired**2 + work.outputs * solve
 
 
-def _refusal(work: Workload, tracker: Tracker, solver: str, budget: _Budget) -> str:
+def _refusal(work: Workload, tracker: Tracker, solver: Solver, budget: _Budget) -> str:
     """The message on work that does not fit, with the nearest setting that does."""
     needed = budget.bytes_needed(work, tracker, solver)
     said = f"training needs about {needed / 1e9:.1f} GB and {budget.memory / 1e9:.1f} GB are free"

@@ -43,6 +43,8 @@ class Direction:
         λ over the mean of diag H, largest over the blocks.
     solutions
         One for each system that was solved.
+    image
+        H g, shape (M, k), where the solves have found it; None otherwise.
     """
 
     g: Float[Tensor, "M k"]
@@ -51,6 +53,7 @@ class Direction:
     damping: float = 0.0
     relative_damping: float = 0.0
     solutions: tuple[Solution, ...] = ()
+    image: Float[Tensor, "M k"] | None = None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class GaussNewton(FullBatch[Damping]):
             sum(step.damping for step in steps) / len(steps),
             max(state.damping, *(step.relative_damping for step in steps)),
             tuple(step.solution for step in steps),
+            _stacked([step.image for step in steps]),
         )
 
     def judge(
@@ -112,11 +113,18 @@ def gain_ratio(actual: float, predicted: float) -> float | None:
     return ratio if math.isfinite(ratio) else None
 
 
+def _stacked(columns: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return the columns as a matrix; None where one is missing."""
+    known = [column for column in columns if column is not None]
+    return torch.stack(known, dim=1) if len(known) == len(columns) else None
+
+
 @dataclass(frozen=True)
 class _Step:
-    """Step of one block: g, the pull towards W₀, the predicted decrease of Q, and how it was found."""
+    """Step of one block: g, H g where known, the pull towards W₀, the predicted decrease of Q, and how it was found."""
 
     g: torch.Tensor
+    image: torch.Tensor | None
     pull: float
     gain: float
     damping: float
@@ -143,4 +151,4 @@ def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
         ridge = kept**2 * block.squared_norm - 2 * kept * float(g.double() @ block.response.double())
         ridge += float(solution.value.double() @ image.double())
         gain += alpha * (block.squared_norm - ridge)
-    return _Step(g, pull, gain, damping, damping / scale if scale > 0 else 0.0, solution)
+    return _Step(g, block.unweighted_image(image), pull, gain, damping, damping / scale if scale > 0 else 0.0, solution)

@@ -7,10 +7,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
 from widefit.rules.local_problem import NetworkProblem
-from widefit.rules.step_size import SCHEDULES, check_step_size, full_batch_rate, rates
+from widefit.rules.step_size import SCHEDULES, check_loss_of_step, check_step_size, full_batch_rate, rates
 from widefit.rules.stop_reason import StopReason
 from widefit.solvers import Solver
 
@@ -68,7 +67,7 @@ class GradientDescent(FullBatch[Descent]):
 
     def __post_init__(self) -> None:
         check_step_size(self.lr, self.schedule, (*SCHEDULES, "line-search"), self.decay, self.period)
-        check_rule_loss(self.loss)
+        check_loss_of_step(self.loss, self.lr)
 
     def start(self, problem: NetworkProblem) -> Descent:
         lr = full_batch_rate(problem) if self.lr == "auto" else float(self.lr)

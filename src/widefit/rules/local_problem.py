@@ -63,6 +63,14 @@ class Block:
         """g = B̃ g̃."""
         return step if self.root is None else block_times(self.root, step)
 
+    def unweighted_image(self, image: Float[Tensor, " M"]) -> Float[Tensor, " M"] | None:
+        """H g of H̃ g̃ = B̃ᵀ H g; None where B̃ is not a diagonal without zeros."""
+        if self.root is None:
+            return image
+        if self.root.shape[1] > 1 or not bool((self.root > 0).all()):
+            return None
+        return image / self.root[:, 0, 0]
+
 
 class LocalProblem(ABC):
     """The objective Q near the current weights.

@@ -7,11 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Rule, RuleState, Verdict
 from widefit.rules.local_problem import NetworkProblem
 from widefit.rules.objective import Objective
-from widefit.rules.step_size import SCHEDULES, check_step_size, minibatch_rate, rates
+from widefit.rules.step_size import SCHEDULES, check_loss_of_step, check_step_size, minibatch_rate, rates
 from widefit.rules.stop_reason import StopReason
 from widefit.trackers import Adversary, Minibatches
 
@@ -115,7 +114,7 @@ class SGD(Rule[Epochs]):
             if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < most:
                 bound = f"an integer ≥ {least}" if most == math.inf else f"an integer ≥ {least} and below 2**64"
                 raise ValueError(f"{name} must be {bound}, got {value!r}")
-        check_rule_loss(self.loss)
+        check_loss_of_step(self.loss, self.lr)
         if not isinstance(self.train_readout, bool):
             raise ValueError(f"train_readout must be True or False, got {self.train_readout!r}")
         if not isinstance(self.average, bool) and (not isinstance(self.average, Integral) or self.average < 1):

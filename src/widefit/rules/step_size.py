@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from widefit.losses.family import check_rule_loss
 from widefit.rules.local_problem import NetworkProblem
 
 SCHEDULES = ("constant", "inverse", "cosine")
@@ -22,6 +23,15 @@ def check_step_size(lr: float | str, schedule: str, schedules: tuple[str, ...], 
         raise ValueError(f"decay must be a finite number ≥ 0, got {decay!r}")
     if isinstance(period, bool) or not isinstance(period, Integral) or period < 1:
         raise ValueError(f"period must be an integer ≥ 1, got {period!r}")
+
+
+def check_loss_of_step(loss: object, lr: float | str) -> None:
+    """Raise a ValueError for what is no loss, and for one without a longest stable step where that is asked for."""
+    if math.isinf(check_rule_loss(loss).curvature) and lr == "auto":
+        raise ValueError(
+            f'loss {loss!r} has no largest second derivative, which lr="auto" needs; give lr a number, or use '
+            'rule="gauss-newton"'
+        )
 
 
 def rates(

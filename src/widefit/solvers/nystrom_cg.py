@@ -1,21 +1,21 @@
 """Conjugate gradients behind a low-rank preconditioner from randomly chosen columns of H."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.solvers.base import Prepared, Solution, Solver
+from widefit.solvers.base import Prepared, Solver
 from widefit.solvers.pcg import Preconditioned
 
 # Numbers of a factor beyond which it is kept in float32.
 _WIDE = 1 << 24
+# Rows of a factor that are at work at a time.
+_ROWS = 4096
 # Part of the trace of H below which what float32 leaves of it is rounding.
 _NARROW_FLOOR = 1e-6
-# A factor made for another operator is replaced once a solve takes so many times the products that it took at first.
-_WORN = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,12 @@ class NystromCG(Solver):
         """Return r for H of so many rows."""
         return min(size, self.rank if self.rank is not None else max(1, int(4 * size**0.5)))
 
-    def shared(self) -> "SharedNystromCG":
-        """Return the same for operators that are alike, such as those of several outputs: the first one's columns serve
-        all."""
-        return SharedNystromCG(**{own.name: getattr(self, own.name) for own in fields(NystromCG)})
+    def bytes_needed(self, size: int) -> int:
+        """Return the memory of the preconditioner of H of so many rows, and of making it."""
+        rank = self.columns_of(size)
+        itemsize = 8 if size * rank <= _WIDE else 4
+        # Columns that are being added, in float64 and in the dtype of F; FᵀF, its eigenvectors and what they give.
+        return size * (itemsize * rank + (16 + 4 * itemsize) * max(1, rank // 8)) + 48 * rank**2
 
     def _prepare(self, operator: Operator, damping: float) -> Prepared:
         return _prepared(self, operator, damping, self._factored(operator))
@@ -66,21 +68,7 @@ class NystromCG(Solver):
     def _factored(self, operator: Operator) -> "LowRank":
         generator = torch.Generator().manual_seed(self.seed)
         factor, rest = pivoted_cholesky(operator, self.columns_of(operator.size), generator)
-        return LowRank(factor, (factor.T @ factor).double(), float(rest.mean()))
-
-
-@dataclass(frozen=True)
-class SharedNystromCG(NystromCG):
-    """`NystromCG` for a time in which the operators are alike; see `NystromCG.shared`."""
-
-    _kept: "list[LowRank]" = field(default_factory=list)
-
-    def _prepare(self, operator: Operator, damping: float) -> Prepared:
-        if self._kept and (len(self._kept[0].factor) != operator.size or self._kept[0].worn):
-            self._kept.clear()
-        if not self._kept:
-            self._kept.append(self._factored(operator))
-        return _prepared(self, operator, damping, self._kept[0])
+        return LowRank(factor, _inner_products(factor), float(rest.mean()))
 
 
 @dataclass(frozen=True)
@@ -93,30 +81,38 @@ class LowRank:
         F, and FᵀF in float64.
     rest
         Mean of what is left of the diagonal of H.
-    products
-        With H that each solve behind it took.
     """
 
     factor: Float[Tensor, "n r"]
     gram: Float[Tensor, "r r"]
     rest: float
-    products: list[int] = field(default_factory=list)
 
-    @property
-    def worn(self) -> bool:
-        """Whether the latest solve took many more products than the first."""
-        return bool(self.products) and self.products[-1] > _WORN * max(self.products[0], 5)
+
+def _inner_products(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
+    """FᵀF, summed in float64 whatever F is kept in."""
+    total = torch.zeros(factor.shape[1], factor.shape[1], dtype=torch.float64, device=factor.device)
+    for rows in factor.split(_ROWS):
+        wide = rows.double()
+        total.addmm_(wide.T, wide)
+    return total
+
+
+def _least_share(dtype: torch.dtype, rank: int) -> float:
+    """Part of the largest eigenvalue of FᵀF up to which the others are rounding, of FᵀF or of F."""
+    rounding = torch.finfo(dtype).eps
+    return rounding * rank if dtype == torch.float64 else max(10 * rounding, torch.finfo(torch.float64).eps * rank)
 
 
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
     values, vectors = torch.linalg.eigh(low.gram)
     largest = float(values.max()) if len(values) else 1.0
-    kept = values > torch.finfo(low.factor.dtype).eps * len(values) * largest
+    # Below, products with F have more rounding than what they are to tell, and would make M indefinite.
+    smallest = _least_share(low.factor.dtype, len(values)) * largest
+    kept = values > smallest
     values = values[kept]
     # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts in
     # balance.
     level = low.rest + damping
-    smallest = torch.finfo(operator.dtype).eps * largest
     weights = max(level, smallest) / (values + max(damping, level, smallest))
     # Without λ, and with nothing but rounding outside the basis, only what lies inside can be answered.
     rounding = 2 * torch.finfo(operator.dtype).eps * float(values.sum())
@@ -136,11 +132,6 @@ class _Nystrom(Preconditioned):
         factor = self.low.factor
         inner = self.core @ (factor.T @ vector.to(factor.dtype)).double()
         return self.outside * vector + (factor @ inner.to(factor.dtype)).to(vector.dtype)
-
-    def solve(self, rhs: Float[Tensor, "n *c"]) -> Solution:
-        found = super().solve(rhs)
-        self.low.products.append(found.iterations)
-        return found
 
 
 def pivoted_cholesky(

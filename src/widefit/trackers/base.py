@@ -30,10 +30,13 @@ class Update:
     shrink
         Shape (k,), float64: pull of the neurons of each output towards their initial weights, from 0, none, to 1, all
         the way.
+    image
+        H g, shape (n, k), float64, at the weights before the update; None where nobody has found it yet.
     """
 
     g: Float[np.ndarray, "n k"]
     shrink: Float[np.ndarray, " k"]
+    image: Float[np.ndarray, "n k"] | None = None
 
     @classmethod
     def none(cls, samples: int, outputs: int) -> "Update":

@@ -16,6 +16,7 @@ from widefit.solvers import Solver
 from widefit.trackers import Displacement, Minibatches, Tracker, TrackerReport, Trial, Update
 from widefit.trackers.deep.tracking import DeepTracking, Sparse
 from widefit.training.phases import Phases
+from widefit.training.problem import solver_identity
 
 
 class DeepModel:
@@ -67,6 +68,11 @@ class DeepModel:
         return Sparse.name
 
     @property
+    def system(self) -> str:
+        """The solver: another one leads to other bits."""
+        return solver_identity(self.solver)
+
+    @property
     def outputs(self) -> np.ndarray:
         """f at the committed weights, shape (n, k)."""
         return self._tracking.outputs
@@ -98,7 +104,9 @@ class DeepModel:
         """Find out what a step would do."""
         update = Update(direction.g.numpy(), direction.shrink.numpy())
         image = None
-        if self._objective.alpha > 0:
+        if self._objective.alpha > 0 and direction.image is not None:
+            image = direction.image[:, 0].contiguous().numpy()
+        elif self._objective.alpha > 0:
             with self._phases("gram"):
                 image = self._gram(0).matvec(direction.g[:, 0].clone()).numpy()
         with self._phases("pass"):

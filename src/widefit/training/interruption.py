@@ -1,15 +1,39 @@
-"""Ctrl-C, and requests to end: the step in progress ends whole."""
+"""Ctrl-C, and requests to end: a step ends whole, or is given up where that leaves everything as it was."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 # Of Ctrl-C, of kill and batch systems, and of a terminal that closes; the last is not everywhere.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Of the runs in progress, in all threads.
 _flags: list[threading.Event] = []
+# Of the run whose step is in progress here, where the step may be given up.
+_current: ContextVar[threading.Event | None] = ContextVar("widefit_interrupted", default=None)
+
+
+class AbandonedError(Exception):
+    """A step has been given up before it changed anything: the run was asked to end."""
+
+
+@contextmanager
+def abandonable(flag: threading.Event) -> Iterator[None]:
+    """Inside, `abandon_if_asked` looks at the flag of this run."""
+    token = _current.set(flag)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def abandon_if_asked() -> None:
+    """Raise `AbandonedError` where the run in progress was asked to end; for long work that changes nothing yet."""
+    flag = _current.get()
+    if flag is not None and flag.is_set():
+        raise AbandonedError
 
 
 @contextmanager

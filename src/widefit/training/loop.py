@@ -1,8 +1,9 @@
 """The loop: callbacks, Ctrl-C, goals, metric, resume, and why a run ends. Everything that trains goes through it."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from threading import Event
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from widefit.kernels import clock
 from widefit.rules.stop_reason import StopReason
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
-from widefit.training.interruption import interrupt_flag
+from widefit.training.interruption import AbandonedError, abandonable, interrupt_flag
 from widefit.training.phases import Phases
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -34,7 +35,13 @@ class Stepper(Protocol):
         ...
 
     def step(self) -> tuple[StepInfo, StopReason | None]:
-        """Take a step; its entry without metric and time, and why the run should end, if it should."""
+        """Take a step; its entry without metric and time, and why the run should end, if it should.
+
+        Raises
+        ------
+        AbandonedError
+            The run was asked to end, and everything is as it was before the step.
+        """
         ...
 
     def state(self) -> State:
@@ -110,6 +117,7 @@ class Loop:
         self._callbacks = tuple(callbacks)
         self._loss_floor = loss_floor
         self._record = self.history.steps.append if record is None else record
+        self._alone = agree is None
         self._agree = bool if agree is None else agree
         self._started = 0.0
 
@@ -119,7 +127,7 @@ class Loop:
             with interrupt_flag() as interrupted:
                 ended = self._begin(resume)
                 asked = [bool(callback.start(self)) for callback in self._callbacks]
-                self.history.stop_reason = str(self._steps(ended, any(asked), interrupted.is_set))
+                self.history.stop_reason = str(self._steps(ended, any(asked), interrupted))
             for callback in self._callbacks:
                 callback.finish(self, self.history)
         finally:
@@ -155,13 +163,18 @@ class Loop:
         self.history.stop_reason = earlier.stop_reason
         self._started -= earlier[-1].seconds
 
-    def _steps(self, ended: StopReason | None, asked: bool, interrupted: Callable[[], bool]) -> StopReason:
-        reason = self._reason(self.history[-1], ended, self._agree(asked), self._agree(interrupted()))
+    def _steps(self, ended: StopReason | None, asked: bool, interrupted: Event) -> StopReason:
+        reason = self._reason(self.history[-1], ended, self._agree(asked), self._agree(interrupted.is_set()))
         while reason is None:
-            info, stop = self.stepper.step()
+            try:
+                # Several processes give up no step: the others would wait for this one.
+                with abandonable(interrupted) if self._alone else nullcontext():
+                    info, stop = self.stepper.step()
+            except AbandonedError:
+                return StopReason.INTERRUPTED
             info = self._add(info)
             answers = [bool(callback.step(self, info)) for callback in self._callbacks]
-            reason = self._reason(info, stop, self._agree(any(answers)), self._agree(interrupted()))
+            reason = self._reason(info, stop, self._agree(any(answers)), self._agree(interrupted.is_set()))
         return reason
 
     def _reason(self, info: StepInfo, stop: StopReason | None, asked: bool, interrupted: bool) -> StopReason | None:

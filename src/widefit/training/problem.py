@@ -1,6 +1,6 @@
 """The arguments of a run, checked once: the rule, its loss, the data."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from widefit.losses.family import RULE_LOSSES, rule_loss
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.names import RULES, resolve
 from widefit.rules import NetworkProblem, Objective, Rule
+from widefit.solvers import Solver
 
 
 def check_network(network: Any) -> None:
@@ -84,6 +85,11 @@ def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threa
     return NetworkProblem(
         objective, tracking.outputs, None, grams, features_squared=lambda: trackers.features_squared(network, inputs)
     )
+
+
+def solver_identity(solver: Solver) -> str:
+    """Name of a solver, with its settings where these are told."""
+    return repr(solver) if is_dataclass(solver) else solver.name
 
 
 def refuse_floor(network: TwoLayer) -> None:

@@ -26,6 +26,7 @@ class _TrainingRecord:
     history: History
     data: str
     state: dict[str, float]
+    system: str | None = None
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,13 @@ class NetworkSteps:
 
     def step(self) -> tuple[StepInfo, StopReason | None]:
         """One step of the rule: an update from all samples, or an epoch of minibatches."""
-        self._step += 1
         if isinstance(self._rule, SGD):
             return self._epoch(self._rule)
         assert isinstance(self._rule, FullBatch)
         assert self._state is not None
         result = damped_step(self.model, self._rule, self._state, self.model.solver, self.phases)
         self._state = result.verdict.state
+        self._step += 1
         return result.info(self._step, self._loss()), result.verdict.stop
 
     def state(self) -> State:
@@ -78,6 +78,7 @@ class NetworkSteps:
             tensors[f"tracker.{name}"] = torch.from_numpy(array)
         document = {
             "tracker": self.model.tracker,
+            "system": self.model.system,
             "rule": self._rule.name,
             "state": self._state.to_dict(),
             "data": self._fingerprint,
@@ -93,6 +94,12 @@ class NetworkSteps:
             )
         if document["tracker"] != self.model.tracker:
             raise ValueError(f'resume: the checkpoint was made with tracker="{document["tracker"]}"; resume with it')
+        # Version 0.1 did not tell.
+        if document.get("system", self.model.system) != self.model.system:
+            raise ValueError(
+                f"resume: the checkpoint was made with {document['system']}, and this run takes {self.model.system}; "
+                "resume with the solver and the memory it was made with"
+            )
         check_tensors(tensors, self.model.replaced(tensors), ("tracker.",))
         numbers = document["state"]
         self._state = self._rule.restore(numbers)
@@ -121,6 +128,7 @@ class NetworkSteps:
             flips, rebased = self.model.descend(minibatches)
             verdict = rule.judge(minibatches, self.model.local_problem().value, state)
         self._state = verdict.state
+        self._step += 1
         return StepInfo(self._step, self._loss(), flips=flips, rebased=rebased), verdict.stop
 
     def _loss(self) -> float:

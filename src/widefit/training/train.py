@@ -140,7 +140,8 @@ def train(
         "auto", "dense", "certificate", "verlet-list", "weight-tree", "data-tree", "half-space-tree", or a tracker of
         `widefit.trackers`; "auto" for a deep network, which has one of its own.
     solver
-        "auto", "cholesky", "cg", "block-cg" (for several outputs of a deep network), or a solver of `widefit.solvers`.
+        "auto", "cholesky", "cg", "nystrom-cg", "block-cg" (for several outputs of a deep network), or a solver of
+        `widefit.solvers`.
     max_iter
         Largest number of steps, rejected ones included; of epochs with "sgd". Rules of first order want hundreds.
     tol
@@ -149,8 +150,7 @@ def train(
         α ≥ 0, pull towards the initial weights in the units of Q.
     loss
         ℓ, in place of that of the rule: "squared", "logistic" (y of ±1), "softmax" (y one-hot rows or probabilities) or
-        "cross_entropy", which is "logistic" for one output and "softmax" for more. Gauss-Newton takes "softmax" for
-        deep networks.
+        "cross_entropy", which is "logistic" for one output and "softmax" for more.
     sample_weight
         ω ≥ 0, shape (n,); None: ones.
     metric

@@ -12,13 +12,14 @@ from torch import Tensor
 from widefit import gram, rules, trackers
 from widefit.nn import TwoLayer
 from widefit.plan.base import AVERAGED
-from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, workload_of
+from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, product_dtype, workload_of
 from widefit.rules import Direction, NetworkProblem, Objective, Rule
-from widefit.solvers import NystromCG, Solver
+from widefit.solvers import Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import expected_firing
+from widefit.training.interruption import abandon_if_asked
 from widefit.training.phases import Phases
-from widefit.training.problem import linearize, refuse_floor
+from widefit.training.problem import linearize, refuse_floor, solver_identity
 
 # Neurons of every output from which the length of the first step is foretold: so many that about this number of them
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
@@ -81,7 +82,8 @@ class TwoLayerModel:
         work = workload_of(network, inputs, objective.alpha, rule)
         self.plan, self._tracker, self._solver = plan_two_layer(work, tracker, solver, threads, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
-        self._samples = gram.Samples.of(inputs) if not self.plan.arrays else None
+        summed = product_dtype(len(inputs), inputs.dtype)
+        self._samples = None if self.plan.arrays else gram.Samples.of(inputs.astype(summed, copy=False))
         # Where a solve iterates it begins from the steps so far.
         warm = self._samples is not None and objective.alpha > 0
         self._collected = np.zeros(objective.targets.shape) if warm else None
@@ -95,15 +97,18 @@ class TwoLayerModel:
 
     @property
     def solver(self) -> Solver:
-        """The solver of a step: outputs are alike, and where H is applied they share a preconditioner."""
-        if isinstance(self._solver, NystromCG) and not self.plan.arrays:
-            return self._solver.shared()
+        """The solver of a step."""
         return self._solver
 
     @property
     def tracker(self) -> str:
         """Name of the tracker."""
         return self._tracker.name
+
+    @property
+    def system(self) -> str:
+        """Form of H, and the solver: another one leads to other bits."""
+        return f"{solver_identity(self._solver)}, {'n × n array' if self.plan.arrays else 'fire lists'}"
 
     @property
     def outputs(self) -> np.ndarray:
@@ -148,8 +153,10 @@ class TwoLayerModel:
 
     def propose(self, direction: Direction) -> Trial:
         """Find out what a step would do."""
+        abandon_if_asked()
+        image = None if direction.image is None else direction.image.numpy()
         with self._phases("pass"):
-            return self._tracking.propose(Update(direction.g.numpy(), direction.shrink.numpy()), self._grams)
+            return self._tracking.propose(Update(direction.g.numpy(), direction.shrink.numpy(), image), self._grams)
 
     def commit(self, trial: Trial) -> None:
         """Carry a trial out."""
@@ -231,7 +238,9 @@ class TwoLayerModel:
     def _start_grams(self) -> None:
         """H as it follows from the network's readout."""
         if self._samples is not None:
-            self._grams = gram.FireListGrams(self._tracking, self._samples, self._iterate.coefficients, self._threads)
+            self._grams = gram.FireListGrams(
+                self._tracking, self._samples, self._iterate.coefficients, self._threads, abandon_if_asked
+            )
             return
         similarity = partial(gram.similarity, self._inputs)
         self._grams = gram.CurrentGrams(

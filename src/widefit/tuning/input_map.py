@@ -1,7 +1,8 @@
 """Choice of the input map: a few fixed ones, compared by closed-form leave-one-out, and scales learnt from there."""
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -35,8 +36,51 @@ _ROUNDS = 2
 _RIDGES = (1e-4, 1e-2, 1.0)
 
 
+@dataclass(frozen=True)
+class FixedMap:
+    """A map that follows from the columns of a table alone.
+
+    Attributes
+    ----------
+    sphere
+        The map.
+    name
+        What it does, in words.
+    usual
+        False where it bends tails or leaves indicators alone: such a map has to be clearly better.
+    """
+
+    sphere: SphereMap
+    name: str
+    usual: bool
+
+
+def fixed_maps(merged: MergedRows) -> list[FixedMap]:
+    """Return the fixed maps of a table; each pass over all its rows is made once."""
+    of_two = indicators(merged.rows)
+    scalings = [scaling for scaling in _SCALINGS if scaling != "indicators" or 0 < of_two.sum() < of_two.size]
+    heavy = heavy_tailed(merged.rows)
+    tails = {"": QuantileMap.none()}
+    if heavy.any():
+        columns = "1 column" if heavy.sum() == 1 else f"{heavy.sum()} columns"
+        tails[f"{columns} with heavy tails to normal scores, "] = QuantileMap.fit(
+            merged.rows, merged.sample_weight, heavy
+        )
+    found = []
+    for (prefix, quantiles), scaling in product(tails.items(), scalings):
+        sphere = SphereMap.fit(
+            merged.rows, merged.sample_weight, scaling=scaling, constant=_CONSTANTS[0], quantiles=quantiles
+        )
+        usual = not prefix and scaling != "indicators"
+        for constant in _CONSTANTS:
+            name = f"{prefix}{_SCALINGS[scaling]}, constant {constant:g}"
+            found.append(FixedMap(replace(sphere, constant=constant), name, usual))
+    return found
+
+
 def choose_map(
     merged: MergedRows,
+    fixed_ones: Sequence[FixedMap],
     threshold: float,
     classes: Int[np.ndarray, " n"] | None,
     generator: np.random.Generator,
@@ -48,6 +92,8 @@ def choose_map(
     ----------
     merged
         Distinct rows and centred targets.
+    fixed_ones
+        The fixed maps of these rows (`fixed_maps`).
     threshold
         b.
     classes
@@ -62,7 +108,7 @@ def choose_map(
     # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
     learning = min(size, -(-2 * merged.rows.shape[0] // 3))
     learners = sample.part(slice(learning))
-    fixed, name, reason = _best_fixed(merged, learners, threshold)
+    fixed, name, reason = _best_fixed(fixed_ones, learners, threshold)
     choice = Choice("input map", name, f"{reason}, {which_rows(everyone[:learning], merged)}")
     if learning == everyone.size:
         return fixed, choice
@@ -130,28 +176,16 @@ def which_rows(rows: Int[np.ndarray, " r"], merged: MergedRows) -> str:
     return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"
 
 
-def _best_fixed(merged: MergedRows, learners: WeightedRows, threshold: float) -> tuple[SphereMap, str, str]:
+def _best_fixed(fixed_ones: Sequence[FixedMap], learners: WeightedRows, threshold: float) -> tuple[SphereMap, str, str]:
     """Return the fixed map with the smallest leave-one-out error, its name, and the reason."""
-    of_two = indicators(merged.rows)
-    scalings = [scaling for scaling in _SCALINGS if scaling != "indicators" or 0 < of_two.sum() < of_two.size]
-    heavy = heavy_tailed(merged.rows)
-    tails = {"": QuantileMap.none()}
-    if heavy.any():
-        columns = "1 column" if heavy.sum() == 1 else f"{heavy.sum()} columns"
-        tails[f"{columns} with heavy tails to normal scores, "] = QuantileMap.fit(
-            merged.rows, merged.sample_weight, heavy
-        )
-    found = []
-    for (prefix, quantiles), scaling, constant in product(tails.items(), scalings, _CONSTANTS):
-        sphere = SphereMap.fit(
-            merged.rows, merged.sample_weight, scaling=scaling, constant=constant, quantiles=quantiles
-        )
-        error = spreads_of(_squared_errors(learners, sphere, threshold), learners.sample_weight)
+
+    def error_of(fixed: FixedMap) -> float:
+        error = spreads_of(_squared_errors(learners, fixed.sphere, threshold), learners.sample_weight)
         # The usual maps stay unless it is clearly better to bend tails or to leave indicators alone.
-        handicap = math.sqrt(_WORTHWHILE) if prefix or scaling == "indicators" else 1.0
-        found.append((error / handicap, sphere, f"{prefix}{_SCALINGS[scaling]}, constant {constant:g}"))
-    _, sphere, name = min(found, key=lambda entry: entry[0])
-    return sphere, name, f"best leave-one-out error of {len(found)} maps"
+        return error if fixed.usual else error / math.sqrt(_WORTHWHILE)
+
+    best = min(fixed_ones, key=error_of)
+    return best.sphere, best.name, f"best leave-one-out error of {len(fixed_ones)} maps"
 
 
 def _squared_errors(sample: WeightedRows, sphere: SphereMap, threshold: float) -> Float[np.ndarray, " n"]:

@@ -1,7 +1,7 @@
 """Choice of input map, ridge and readout scale before training, by closed-form leave-one-out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.held_out import MANY, SAMPLE, Halves, HeldOut
-from widefit.tuning.input_map import MAP_ROWS, choose_map, which_rows
+from widefit.tuning.input_map import MAP_ROWS, FixedMap, choose_map, fixed_maps, which_rows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.rows import draw_rows
@@ -117,7 +117,8 @@ def tune(
         Class of every row where the targets are indicators: rare ones are not left out.
     """
     generator = np.random.default_rng(seed)
-    sphere, map_choice = choose_map(merged, threshold, classes, generator)
+    fixed = fixed_maps(merged)
+    sphere, map_choice = choose_map(merged, fixed, threshold, classes, generator)
     rows, weight = draw_rows(merged, _RIDGE_ROWS, classes, generator)
     judged = kernel is None
     kernel = kernel or partial(limit_gram, threshold=threshold)
@@ -139,7 +140,9 @@ def tune(
     held_out = None
     if judged and len(merged.rows) > MANY:
         first = alpha or float(RIDGES[0]) * problem.mean
-        sphere, held_out, choices = _judge(merged, (sphere, map_choice), threshold, first, corrects, classes, generator)
+        sphere, held_out, choices = _judge(
+            merged, fixed, (sphere, map_choice), threshold, first, corrects, classes, generator
+        )
         alpha = held_out.alpha if corrects else alpha
         problem = probe(sphere)
     fit = problem.fit(alpha)
@@ -168,6 +171,7 @@ def tune(
 
 def _judge(
     merged: MergedRows,
+    fixed: Sequence[FixedMap],
     first: tuple[SphereMap, Choice],
     threshold: float,
     alpha: float,
@@ -177,7 +181,7 @@ def _judge(
 ) -> tuple[SphereMap, HeldOut, list[Choice]]:
     """Return the best of the map from few rows and of others from other rows, its fit to a larger sample, and why."""
     halves = Halves.draw(merged, classes, generator)
-    maps = [first, *(choose_map(merged, threshold, classes, generator, size) for size in _MAP_ROWS_OF_MANY)]
+    maps = [first, *(choose_map(merged, fixed, threshold, classes, generator, size) for size in _MAP_ROWS_OF_MANY)]
     fits = [halves.judge(sphere, threshold, alpha, corrects) for sphere, _ in maps]
     best = min(range(len(fits)), key=lambda one: fits[one].error)
     (sphere, choice), found = maps[best], fits[best]

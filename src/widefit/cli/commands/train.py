@@ -27,7 +27,7 @@ from widefit.cli.options import (
     reading_of,
     refuse_resume_without_checkpoint,
 )
-from widefit.plan.names import ACTIVATIONS, DEEP_SOLVERS, RULES, STREAM_TRACKERS, TRACKERS
+from widefit.plan.names import ACTIVATIONS, DEEP_SOLVERS, RULES, STREAM_TRACKERS, TRACKERS, TWO_LAYER_SOLVERS
 
 EXAMPLES = examples(
     "widefit train digits",
@@ -139,7 +139,12 @@ AlphaOption = Annotated[object, auto_or_number_option("Ridge: the pull towards t
 RuleOption = Annotated[str, one_of(RULES, "How a step is chosen.", MODEL)]
 TrackerOption = Annotated[str, one_of(TRACKERS, "How firing neurons are found.", MODEL)]
 SolverOption = Annotated[
-    str, one_of(DEEP_SOLVERS, "How each step's equations are solved; block-cg with several hidden layers.", MODEL)
+    str,
+    one_of(
+        dict.fromkeys([*TWO_LAYER_SOLVERS, *DEEP_SOLVERS]),
+        "How each step's equations are solved; nystrom-cg with one hidden layer, block-cg with several.",
+        MODEL,
+    ),
 ]
 MaxIterOption = Annotated[
     int,

@@ -8,8 +8,10 @@ from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload
 # Seconds that a flip takes with all that is looked at for it, on one core; and of a run whatever its width, on two.
 _SECONDS_A_FLIP = 1.2e-6
 _SECONDS_A_RUN = 0.3
-# A pass that issues certificates, in passes that do not.
+# A pass that issues certificates, in passes that do not; and with the pass of the first step, where H is applied from
+# fire lists: nothing foretells how long that step is, so the opening issues none.
 _FIRST_PASS = 1.1
+_TWO_PASSES = 2.1
 # Certificates issued for each pair that flips in a run, and how many of them are looked at.
 _CERTIFICATES_A_FLIP = 11.0
 _LOOKS_A_FLIP = 4.8
@@ -52,7 +54,8 @@ def _seconds(work: Workload) -> float:
     if work.steps is not Steps.LONG:
         return math.inf
     flips = _SECONDS_A_FLIP * expected_flips(work) / REFERENCE_THREADS
-    return _FIRST_PASS * work.seconds_of_a_pass + flips + _SECONDS_A_RUN
+    passes = _FIRST_PASS if work.arrays else _TWO_PASSES
+    return passes * work.seconds_of_a_pass + flips + _SECONDS_A_RUN
 
 
 def _held(work: Workload) -> float:

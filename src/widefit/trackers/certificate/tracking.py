@@ -148,8 +148,7 @@ class CertificateTracking(Tracking):
 
     def propose(self, update: Update, gram: Grams) -> Trial:
         keep = 1 - update.shrink
-        columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in update.g.T]
-        image = np.stack([gram(output).matvec(own).numpy() for output, own in enumerate(columns)], axis=1)
+        image = _image(update, gram) if update.image is None else update.image
         outputs = self.outputs - update.shrink * self.displacement.response - image
         response = keep * self.displacement.response - image
         squared_norm = (
@@ -313,6 +312,12 @@ class CertificateTracking(Tracking):
         restore_run(self.geometry, self._run, state)
         self.outputs = state["outputs"].copy()
         self.displacement = Displacement(state["response"].copy(), state["squared_norm"].copy())
+
+
+def _image(update: Update, gram: Grams) -> Float[np.ndarray, "n k"]:
+    """Return H g."""
+    columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in update.g.T]
+    return np.stack([gram(output).matvec(own).numpy() for output, own in enumerate(columns)], axis=1)
 
 
 def _changes(chunks: list[CertifiedChunk], step: CandidateStep) -> Flips:
