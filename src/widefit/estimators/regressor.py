@@ -53,8 +53,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     rule : {"gauss-newton", "gradient-descent", "sgd"} or Rule, default "gauss-newton"
         How a step is chosen. Rules are for the squared loss here.
     tracker : str or Tracker, default "auto"
-        How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree" or
-        "half-space-tree"; "auto" with several hidden layers.
+        How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree",
+        "half-space-tree" or "torch"; "auto" with several hidden layers.
     solver : {"auto", "cholesky", "cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20

@@ -17,6 +17,7 @@ from widefit.gram.recording import FactorCost
 from widefit.gram.sharded import ShardedJacobian
 from widefit.gram.stacked import StackedJacobian
 from widefit.kernels import clock
+from widefit.kernels.devices import free_memory
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.batch import as_arguments, as_batch
@@ -39,7 +40,7 @@ from widefit.optim.state import StepState
 from widefit.optim.system import Block, Residual, System, WeightedResidual, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
-from widefit.plan.step import StepPlan, available_bytes, named_solver, plan_step
+from widefit.plan.step import StepPlan, named_solver, plan_step
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 from widefit.training.callback import Callback
@@ -493,7 +494,7 @@ class GaussNewton(torch.optim.Optimizer):
         return SampleSpace(jacobian, solver, form, plan.dtype, request.metric, self._preconditioner, shards)
 
     def _budget(self, device: torch.device) -> int:
-        own = available_bytes(device) // 2 if self.memory == "auto" else int(self.memory)
+        own = free_memory(device) // 2 if self.memory == "auto" else int(self.memory)
         # Processes of one machine share what is free, and all of them follow one plan.
         return min(self.processes.gathered(own // self.processes.neighbours if self.memory == "auto" else own))
 
