@@ -346,7 +346,10 @@ class GaussNewton(torch.optim.Optimizer):
         self._state = StepState(**{field.name: own[field.name] for field in fields(StepState)})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
-        self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
+        if kept is not None:
+            place = next(self.model.parameters()).device
+            kept = kept | {"factor": kept["factor"].to(place), "products": tuple(kept["products"])}
+        self._preconditioner = None if kept is None else Preconditioner(**kept)
         self._data = LatestData(own["data"] if self.processes.size == 1 else None)
         self._checked = False
         # Whatever there is to say of the points was said at the second step.
@@ -503,7 +506,7 @@ class GaussNewton(torch.optim.Optimizer):
             largest=point.moving.kept(self.state, "column_norm"),
             single=point.moving.single(),
             scalars=point.moving.flat().abs(),
-            residual=self.processes.norm(point.residual),
+            residual=point.size,
             metric=point.moving.metric(),
             plain=self.damping != "auto",
         )
@@ -545,6 +548,7 @@ class GaussNewton(torch.optim.Optimizer):
             loss=point.system.loss,
             expansion=point.expansion,
             residual=point.residual,
+            size=point.size,
             curvature=curvature,
             policy=self.policy,
             rate=point.moving.rate * state.pace,
@@ -555,7 +559,7 @@ class GaussNewton(torch.optim.Optimizer):
             # Few data in the first step may be the first of many batches.
             cautious=changes or (scarce and state.step == 0),
             fresh=few,
-            nearby=torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
+            nearby=lambda: torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
             processes=self.processes,
         )
         return search.run(state.level, fixed=self.damping != "auto")
