@@ -19,7 +19,9 @@ from widefit.finetuning.stage import Products
 from widefit.finetuning.stage_run import Problem
 from widefit.finetuning.steps import FineTuningSteps
 from widefit.finetuning.tensors import tensor_of
+from widefit.kernels.devices import check_precision
 from widefit.kernels.memory import available_memory
+from widefit.kernels.surroundings import full_precision
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
@@ -34,6 +36,7 @@ _SPARSE_WEIGHTS = 1 << 20
 _LOOKED_AT = 64
 
 
+@full_precision()
 def finetune(
     model: nn.Module,
     X: Any,
@@ -181,6 +184,8 @@ def _evaluating(model: nn.Module) -> nn.Module:
         raise ValueError("model is a single linear layer: pass torch.nn.Sequential(model)")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("model has parameters that are not initialized: call it on a batch first")
+    for parameter in model.parameters():
+        check_precision(parameter.device)
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 

@@ -17,7 +17,8 @@ from widefit.gram.recording import FactorCost
 from widefit.gram.sharded import ShardedJacobian
 from widefit.gram.stacked import StackedJacobian
 from widefit.kernels import clock
-from widefit.kernels.devices import free_memory
+from widefit.kernels.devices import check_precision, free_memory
+from widefit.kernels.surroundings import full_precision
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.batch import as_arguments, as_batch
@@ -162,6 +163,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._data = LatestData()
         self._forget()
         moving = MovingParameters.of(model, self.param_groups)
+        check_precision(moving.device)
         self._bounds = None if bounds is None else Bounds(bounds, moving)
         if bounds is not None and momentum not in ("auto", 0):
             raise ValueError(f"momentum={momentum} may carry parameters over their bounds: leave one of the two out")
@@ -188,7 +190,7 @@ class GaussNewton(torch.optim.Optimizer):
         self.processes.meet()
         moving = self.processes.attempt(self._moving)
         # The derivatives are the step's own: what is around it makes no difference, and it leaves no graph.
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(), torch.inference_mode(False), torch.no_grad():
             system = self._system(data, moving)
             info = self._step(system, moving) if moving.rate > 0 else self._rest(system)
         self._state.seconds += clock.now() - began
@@ -199,7 +201,7 @@ class GaussNewton(torch.optim.Optimizer):
     def evaluate(self, *data: Any) -> float:
         """The loss on what `step` takes, without a step."""
         moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
-        with torch.inference_mode(False):
+        with full_precision(), torch.inference_mode(False):
             system = self._system(data, moving)
             return system.loss(system.outputs(moving.values()))
 
@@ -286,7 +288,7 @@ class GaussNewton(torch.optim.Optimizer):
             beyond the memory budget.
         """
         moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(), torch.inference_mode(False), torch.no_grad():
             given = self.processes.any(bool(data))
             system = self._system(data, moving) if given else self.processes.attempt(self._latest_system)
             return system_covariance(system, moving, self._budget(moving.device), absolute)
