@@ -24,7 +24,7 @@ def device_named(name: str | torch.device) -> torch.device:
     found = " and ".join(f'"{kind}"' for kind in devices())
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f'device must be "auto" or a device of torch, got {name!r}; here there is {found}') from error
     if device.type not in devices() or (device.index or 0) >= _count(device.type):
         raise ValueError(f'device="{device}" is not at hand; here there is {found}')
@@ -50,11 +50,17 @@ def free_memory(device: torch.device) -> int:
     return available_memory() if query is None else int(query(device)[0])
 
 
+def model_of(device: torch.device) -> str:
+    """Return what the maker calls a device, or its kind where torch does not say."""
+    query = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return device.type if query is None else str(query(device))
+
+
 def told(device: torch.device, dtype: torch.dtype) -> str:
     """Return the device and the precision of what is on it, for plans and reports."""
-    query = getattr(getattr(torch, device.type, None), "get_device_name", None)
-    model = "" if query is None else f" ({query(device)})"
-    return f"{device.type}{model}, {str(dtype).removeprefix('torch.')}"
+    model = model_of(device)
+    named = device.type if model == device.type else f"{device.type} ({model})"
+    return f"{named}, {str(dtype).removeprefix('torch.')}"
 
 
 def _count(kind: str) -> int:
