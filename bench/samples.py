@@ -19,19 +19,20 @@ TEST_ROWS = 5_000
 QUICK_WIDTH = 4096
 
 
-def run(size: str, data: str = "") -> dict:
+def run(size: str, data: str = "", device: str = "auto") -> dict:
     """Rows of a made-up function of 20 columns with noise, or the first so many of an NPZ file, in a random order.
 
     The file holds X and y, with test_indices (the first row of them is tested on), or X_train, y_train, X_test and
     y_test; labels of fewer than 20 kinds are classes. Every fit has a process of its own, whose largest resident set is
-    told; kernels have been compiled before, for their sizes, by a smaller fit that is not counted.
+    told; kernels have been compiled before, for their sizes, by a smaller fit that is not counted. `device` is that of
+    the estimators.
     """
     figures, before = [], None
     for rows in ROWS[size]:
         found = {}
         for contestant in ("widefit", "gradient boosting"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[contestant] = pool.apply(_measure, (contestant, rows, data, size == "quick"))
+                found[contestant] = pool.apply(_measure, (contestant, rows, data, size == "quick", device))
             if found[contestant] is None:
                 break
             label = f"{rows:,} rows, {contestant}"
@@ -50,6 +51,7 @@ def run(size: str, data: str = "") -> dict:
     settings = {
         "data": data or f"made up, {FEATURES} columns",
         "error": "root mean square on unseen rows over the spread of the target, or share of wrong labels",
+        "device": device,
         "width": QUICK_WIDTH if size == "quick" else "auto",
     }
     return {"machine": describe_machine(), "settings": settings, "figures": figures}
@@ -78,7 +80,7 @@ def draw(result: dict, path: Path) -> None:
     figure.savefig(path)
 
 
-def _measure(contestant: str, rows: int, data: str, quick: bool) -> dict[str, float] | None:
+def _measure(contestant: str, rows: int, data: str, quick: bool, device: str) -> dict[str, float] | None:
     """Fit and judge; None where the file has not so many rows."""
     table = _read(Path(data)) if data else _made_up(rows)
     X, y, X_test, y_test = table
@@ -87,9 +89,9 @@ def _measure(contestant: str, rows: int, data: str, quick: bool) -> dict[str, fl
     chosen = np.random.default_rng(0).permutation(len(X))[:rows]
     X, y = X[chosen], y[chosen]
     classes = np.unique(y).size < 20
-    model: Any = _model(contestant, classes, quick)
+    model: Any = _model(contestant, classes, quick, device)
     if contestant == "widefit":
-        _model(contestant, classes, True).fit(X[:600], y[:600])
+        _model(contestant, classes, True, device).fit(X[:600], y[:600])
     begun, spent = time.perf_counter(), time.process_time()
     model.fit(X, y)
     seconds, spent = time.perf_counter() - begun, time.process_time() - spent
@@ -103,14 +105,14 @@ def _measure(contestant: str, rows: int, data: str, quick: bool) -> dict[str, fl
     return measured
 
 
-def _model(contestant: str, classes: bool, quick: bool):
+def _model(contestant: str, classes: bool, quick: bool, device: str):
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     from widefit import WideClassifier, WideRegressor
 
     if contestant == "gradient boosting":
         return (HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor)(random_state=0)
-    settings: dict[str, Any] = {"hidden_layer_sizes": (QUICK_WIDTH,)} if quick else {}
+    settings: dict[str, Any] = {"device": device} | ({"hidden_layer_sizes": (QUICK_WIDTH,)} if quick else {})
     return (WideClassifier if classes else WideRegressor)(**settings)
 
 
