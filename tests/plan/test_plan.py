@@ -38,8 +38,8 @@ def finetuning_plan() -> Plan:
     ("make", "decided"),
     [
         (fit_plan, ["threshold", "input map", "alpha", "readout scale", "device", "tracker", "solver", "prediction"]),
-        (step_plan, ["solver", "jacobian"]),
-        (finetuning_plan, ["products of 0", "products of 2", "layers", "frozen start", "rows"]),
+        (step_plan, ["solver", "jacobian", "device"]),
+        (finetuning_plan, ["device", "products of 0", "products of 2", "layers", "frozen start", "rows"]),
     ],
     ids=["fit", "step", "fine-tuning"],
 )

@@ -25,7 +25,7 @@ from widefit.kernels.surroundings import full_precision
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
-from widefit.plan.base import Choice, Plan
+from widefit.plan.base import Choice, Plan, placed
 from widefit.training.loop import Loop, State
 
 # Rows a step of more layers than the readout takes, where there are more.
@@ -163,7 +163,9 @@ def finetune(
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
     delta = steps.delta()
     result = delta.merged(model)
-    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, rows))
+    weight = next(own for own in work.parameters() if own.is_floating_point())
+    where = placed(weight.device, weight.dtype)
+    plan = Plan((where, *reasons, *_alone(layers, names, structure), *steps.choices, rows))
     record = FineTuning(history, delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result

@@ -41,6 +41,7 @@ from widefit.optim.state import StepState
 from widefit.optim.system import Block, Residual, System, WeightedResidual, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
+from widefit.plan.base import placed
 from widefit.plan.step import StepPlan, named_solver, plan_step
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
@@ -466,6 +467,7 @@ class GaussNewton(torch.optim.Optimizer):
             jacobian, self.plan = self.processes.attempt(
                 lambda: make_jacobian(point, request, plan, self._traces, memory)
             )
+        self.plan = self.plan.then(placed(point.moving.device, request.dtype))
         build = partial(self._curvature_of, point, request, plan)
         curvature = build(jacobian, self._scaling(point))
         if self._bounds is None:

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit import gram, trackers
-from widefit.kernels.devices import check_precision, device_named, told
+from widefit.kernels.devices import check_precision, device_named
 from widefit.losses.family import RULE_LOSSES, rule_loss
 from widefit.nn import Deep, TwoLayer
-from widefit.plan.base import Choice
+from widefit.plan.base import Choice, placed
 from widefit.plan.names import RULES, resolve
 from widefit.rules import NetworkProblem, Objective, Rule
 
@@ -55,7 +55,7 @@ def place(network: TwoLayer | Deep, device: str | torch.device) -> Choice:
     if moving is not None:
         network.to(moving)
     reason = "where the network is" if moving is None else "as asked for"
-    return Choice("device", told(there, network.dtype), reason)
+    return placed(there, network.dtype, reason)
 
 
 def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
