@@ -18,7 +18,7 @@ from widefit.callbacks import Callback
 from widefit.nn import TwoLayer
 
 sys.path.append(str(Path(__file__).parents[1] / "finetuning"))
-from networks import sentences, transformer
+from networks import sentences, transformer  # pyright: ignore[reportMissingImports]
 
 Device = torch.device | str
 Case = Callable[[Device], Any]
@@ -88,7 +88,8 @@ def other_modules(device: Device) -> list[float]:
     x, y = data(device, 20)
     optimizer.minimize(x, y, max_iter=4, validation=data(device, 8, seed=2))
     deviations = optimizer.standard_errors(x, y)["slopes"]
-    return [*optimizer.history.losses, *deviations.tolist(), float(widefit.ntk(Sines().to(device), x, x[:3]).sum())]
+    kernel = torch.as_tensor(widefit.ntk(Sines().to(device), x, x[:3]))
+    return [*optimizer.history.losses, *deviations.tolist(), float(kernel.sum())]
 
 
 def equations(device: Device) -> list[float]:

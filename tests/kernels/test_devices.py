@@ -21,7 +21,7 @@ def tf32():
 
 
 def allowed() -> tuple[bool, bool]:
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return bool(torch.backends.cuda.matmul.allow_tf32), torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("context", [full_precision, insulated])

@@ -28,7 +28,7 @@ class Choice:
 
 
 def placed(device: torch.device, dtype: torch.dtype, reason: str = "where the model is") -> Choice:
-    """What a plan says of device and precision."""
+    """Device and precision, as a plan says them."""
     return Choice("device", told(device, dtype), reason)
 
 
