@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from finetune_peers import adam_runs
-from harness import describe_machine, entry, main
+from harness import describe_machine, entry, main, synchronize
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,6 +39,11 @@ class Digits:
     test_images: Tensor
     test_labels: Tensor
 
+    def to(self, device: str) -> "Digits":
+        """The same on a device."""
+        tensors = (self.images, self.labels, self.test_images, self.test_labels)
+        return Digits(self.name, *(tensor.to(device) for tensor in tensors))
+
 
 @dataclass(frozen=True)
 class Task:
@@ -65,18 +70,30 @@ class Reached:
 
 
 def run(
-    size: str, data: str = "", widths: str = "", samples: str = "", limit: float = 20.0, clock: str = "wall"
+    size: str,
+    data: str = "",
+    widths: str = "",
+    samples: str = "",
+    limit: float = 20.0,
+    clock: str = "wall",
+    device: str = "cpu",
 ) -> dict:
     """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting.
 
     `data` is an NPZ file with X_train, y_train, X_test, y_test, or "openml" for MNIST from there; without it the small
     digits that come with scikit-learn. `limit`: seconds an Adam run may take. `clock`: "wall", or
     "cpu" for processor seconds where the machine has other work (with OMP_NUM_THREADS=1 they are those of one core).
+    `device`: of torch, for both sides.
     """
     chosen_widths, chosen_samples, epochs = SIZES[size]
     chosen_widths = _numbers(widths) or chosen_widths
     chosen_samples = _numbers(samples) or chosen_samples
-    digits = _digits(data)
+    digits = _digits(data).to(device)
+
+    def now() -> float:
+        synchronize(device)
+        return CLOCKS[clock]()
+
     _warm_up()
     figures, skipped = [], []
     for width in chosen_widths:
@@ -89,13 +106,14 @@ def run(
                     skipped.append({"name": f"{kind}, n = {rows}", "reason": f"{digits.name} has fewer rows"})
                     continue
                 task = _task(kind, digits, rows)
-                figures += _compared(f"{kind}, m = {width}, n = {rows}", model, task, limit, CLOCKS[clock])
+                figures += _compared(f"{kind}, m = {width}, n = {rows}", model, task, limit, now)
     settings = {
         "data": digits.name,
         "widths": chosen_widths,
         "samples": chosen_samples,
         "limit": limit,
         "clock": clock,
+        "device": device,
         "size": size,
     }
     return {"machine": describe_machine(), "settings": settings, "figures": figures, "skipped": skipped}
@@ -159,7 +177,7 @@ def _trained(digits: Digits, width: int, epochs: int) -> nn.Module:
     images, labels = digits.images[:PRETRAINING], digits.labels[:PRETRAINING]
     model = nn.Sequential(
         *(nn.Linear(images.shape[1], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
-    )
+    ).to(images.device)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     for epoch in range(epochs):
         for group in optimizer.param_groups:
@@ -175,6 +193,7 @@ def _task(kind: str, digits: Digits, rows: int) -> Task:
     """Rows that the training before has seen in another shape, or with another label."""
     change: Callable[[Tensor], Tensor] = _rotated if kind == "rotated" else lambda images: images
     names = torch.tensor(LABELS) if kind == "relabelled" else torch.arange(10)
+    names = names.to(digits.labels.device)
     return Task(
         change(digits.images[-rows:]),
         names[digits.labels[-rows:]],
@@ -186,7 +205,7 @@ def _task(kind: str, digits: Digits, rows: int) -> Task:
 def _rotated(images: Tensor) -> Tensor:
     side = math.isqrt(images.shape[1])
     square = images.reshape(-1, 1, side, side)
-    turn = torch.tensor([[math.cos(ANGLE), -math.sin(ANGLE), 0.0], [math.sin(ANGLE), math.cos(ANGLE), 0.0]])
+    turn = torch.tensor([[math.cos(ANGLE), -math.sin(ANGLE), 0.0], [math.sin(ANGLE), math.cos(ANGLE), 0.0]]).to(images)
     grid = functional.affine_grid(turn.expand(len(square), 2, 3), list(square.shape), align_corners=False)
     return functional.grid_sample(square, grid, align_corners=False).reshape(images.shape)
 

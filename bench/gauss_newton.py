@@ -36,28 +36,36 @@ def train(
     make: Callable[[nn.Module], Callable[..., None]],
     seconds: float,
     now: Callable[[], float],
+    device: str = "cpu",
 ) -> Curve:
     """Errors over time of one method; a few steps on a throw-away network come first, so that times are warm."""
-    step = make(problem.network(seed))
+    step = make(problem.network(seed).to(device))
     for _ in range(2):
-        step(*problem.blocks(torch.Generator().manual_seed(0)))
-    network = problem.network(seed)
+        step(*moved(problem.blocks(torch.Generator().manual_seed(0)), device))
+    network = problem.network(seed).to(device)
     step = make(network)
     generator = torch.Generator().manual_seed(seed)
-    blocks = problem.blocks(generator)
-    test = problem.test_points()
+    blocks = moved(problem.blocks(generator), device)
+    test = problem.test_points().to(device)
     curve: Curve = []
     spent = 0.0
     while spent < seconds:
         began = now()
         step(*blocks)
         if problem.resampled:
-            blocks = problem.blocks(generator)
+            blocks = moved(problem.blocks(generator), device)
         spent += now() - began
         curve.append((spent, problem.error(network, test)))
         if curve[-1][1] < problem.goals[-1]:
             break
     return curve
+
+
+def moved(blocks: tuple[Residual, ...], device: str) -> tuple[Residual, ...]:
+    """Blocks with their points on a device."""
+    if device == "cpu":
+        return blocks
+    return tuple(Residual(one.function, *(part.to(device) for part in one.data), weight=one.weight) for one in blocks)
 
 
 def gauss_newton(network: nn.Module) -> Callable[..., None]:
@@ -128,12 +136,12 @@ def lbfgs(history: int) -> Callable[[nn.Module], Callable[..., None]]:
 GRIDS = {"adam": (adam, (1e-3, 3e-3, 1e-2)), "l-bfgs": (lbfgs, (20, 100))}
 
 
-def tuned(problem: Problem, method: str, seconds: float, now: Callable[[], float]) -> tuple[float, Curve]:
+def tuned(problem: Problem, method: str, seconds: float, now: Callable[[], float], device: str) -> tuple[float, Curve]:
     """The best value of a method's grid and its curve."""
     make, grid = GRIDS[method]
-    short = {value: train(problem, 0, make(value), seconds / 5, now) for value in grid}
+    short = {value: train(problem, 0, make(value), seconds / 5, now, device) for value in grid}
     best = min(grid, key=lambda value: min((error for _, error in short[value]), default=float("inf")))
-    return best, train(problem, 0, make(best), seconds, now)
+    return best, train(problem, 0, make(best), seconds, now, device)
 
 
 def reached(curve: Curve, goal: float) -> float:
@@ -149,7 +157,13 @@ def peer_curves(python: str, name: str, seconds: float) -> dict[str, Curve]:
 
 
 def run(
-    size: str, peers: str = "", problems: str = "", seeds: int = 0, seconds: float = 0.0, clock: str = "wall"
+    size: str,
+    peers: str = "",
+    problems: str = "",
+    seeds: int = 0,
+    seconds: float = 0.0,
+    clock: str = "wall",
+    device: str = "cpu",
 ) -> dict:
     """Time every method on every problem.
 
@@ -168,6 +182,8 @@ def run(
         Given to every method on every problem; 0: by problem.
     clock
         "wall", or "cpu": the processor time of this process, which other work on the machine does not lengthen.
+    device
+        Of torch, for all but the packages of another environment. Points are drawn on the CPU.
     """
     now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     names = (
@@ -180,18 +196,18 @@ def run(
     count = seeds or (3 if size == "quick" else 10)
     figures, curves, skipped = [], {}, []
     settings = {"size": size, "dtype": "float64", "seeds": count, "problems": names, "peers": bool(peers)}
-    settings["clock"] = clock
+    settings |= {"clock": clock, "device": device}
     for name in names:
         problem = PROBLEMS[name]
         repeats = seeds or (count if problem.seconds < 25 else 3 if problem.seconds < 60 else 1)
         limit = seconds or (min(5.0, problem.seconds) if size == "quick" else problem.seconds)
-        ours = [train(problem, seed, gauss_newton, limit, now) for seed in range(repeats)]
+        ours = [train(problem, seed, gauss_newton, limit, now, device) for seed in range(repeats)]
         theirs: dict[str, Curve] = {}
         for method in () if size == "quick" else GRIDS:
             if method == "l-bfgs" and problem.resampled:
                 skipped.append({"name": f"{name}, l-bfgs", "reason": "it needs the same points in every step"})
                 continue
-            settings[f"{method} on {name}"], theirs[method] = tuned(problem, method, limit, now)
+            settings[f"{method} on {name}"], theirs[method] = tuned(problem, method, limit, now, device)
         if peers and name == "poisson-2d":
             theirs |= peer_curves(peers, name, 4 * limit)
         for goal in problem.goals:

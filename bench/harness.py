@@ -49,6 +49,15 @@ def entry(
     return {"name": name, "value": known[0], "unit": unit, "against": against, "ratio": known[1]}
 
 
+def synchronize(device: str) -> None:
+    """Wait for what a device still has to do, before a clock is read."""
+    import torch
+
+    module = getattr(torch, torch.device(device).type, None)
+    if device != "cpu" and module is not None:
+        module.synchronize()
+
+
 def peak_memory_gb() -> float:
     """Largest resident set of this process so far, in 10⁹ bytes."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from harness import describe_machine, entry, main, peak_memory_gb
+from harness import describe_machine, entry, main, peak_memory_gb, synchronize
 from torch import nn
 
 from widefit import GaussNewton
@@ -39,22 +39,24 @@ def network_of(parameters: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def measure(parameters: int, samples: int, solver: str, steps: int) -> dict:
+def measure(parameters: int, samples: int, solver: str, steps: int, device: str = "cpu") -> dict:
     """Seconds of forward + backward and of a step, and the memory a step adds; in this process."""
-    model = network_of(parameters)
+    model = network_of(parameters).to(device)
     x = torch.randn(samples, FEATURES, generator=torch.Generator().manual_seed(1))
+    x = x.to(device)
     y = torch.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:3]
 
     def forward_backward() -> None:
         model.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()
+        synchronize(device)
 
     forward_backward()
     plain, plain_cpu = medians([timed(forward_backward) for _ in range(7)])
     model.zero_grad()
     before = peak_memory_gb()
     optimizer = GaussNewton(model, solver=solver)
-    times = [timed(lambda: optimizer.step(x, y)) for _ in range(steps)]
+    times = [timed(lambda: (optimizer.step(x, y), synchronize(device))) for _ in range(steps)]
     plan = optimizer.plan
     wall, cpu = medians(times[1:])
     return {
@@ -82,9 +84,11 @@ def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
     return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
 
 
-def in_own_process(parameters: int, samples: int, solver: str, steps: int, limit: float) -> dict | str:
+def in_own_process(
+    parameters: int, samples: int, solver: str, steps: int, limit: float, device: str = "cpu"
+) -> dict | str:
     """`measure` in a process of its own, whose peak memory is its own; its last words where it refuses."""
-    command = [sys.executable, __file__, "--one", str(parameters), str(samples), solver, str(steps)]
+    command = [sys.executable, __file__, "--one", str(parameters), str(samples), solver, str(steps), device]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -92,7 +96,15 @@ def in_own_process(parameters: int, samples: int, solver: str, steps: int, limit
     return json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else ran.stderr.splitlines()[-1]
 
 
-def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peers: str = "", sizes: str = "") -> dict:
+def run(
+    size: str,
+    steps: int = 6,
+    limit: float = 120.0,
+    solvers: str = "",
+    peers: str = "",
+    sizes: str = "",
+    device: str = "cpu",
+) -> dict:
     """Measure every solver on every size.
 
     Parameters
@@ -109,6 +121,8 @@ def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peer
         Interpreter of the environment with torch-levenberg-marquardt; empty: without.
     sizes
         P:n, comma-separated, instead of those of the size; these are all measured, however long it takes.
+    device
+        Of torch, for widefit.
     """
     figures, skipped = [], []
     chosen = [tuple(map(int, pair.split(":"))) for pair in sizes.split(",")] if sizes else SIZES[size]
@@ -124,7 +138,7 @@ def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peer
                 reason = f"no time left; --sizes {parameters}:{samples} measures it"
                 skipped.append({"name": f"{place}: {solver}", "reason": reason})
                 continue
-            result = in_own_process(parameters, samples, solver, steps, patience)
+            result = in_own_process(parameters, samples, solver, steps, patience, device)
             if isinstance(result, str):
                 skipped.append({"name": f"{place}: {solver}", "reason": result})
             else:
@@ -143,7 +157,7 @@ def run(size: str, steps: int = 6, limit: float = 120.0, solvers: str = "", peer
             if ran.returncode == 0:
                 found["torch-levenberg-marquardt"] = json.loads(ran.stdout.splitlines()[-1])
         figures += lines_of(parameters, samples, found)
-    settings = {"size": size, "steps": steps, "dtype": "float32", "features": FEATURES}
+    settings = {"size": size, "steps": steps, "dtype": "float32", "features": FEATURES, "device": device}
     return {"machine": describe_machine(), "settings": settings, "figures": figures, "skipped": skipped}
 
 
@@ -188,6 +202,6 @@ def draw(result: dict, path: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "--one":
-        print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))))
+        print(json.dumps(measure(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]), sys.argv[6])))
     else:
         main("step", run, draw)

@@ -41,6 +41,7 @@ def run(
     tracker: str = "auto",
     limit: float = 0.0,
     exponents: str = "",
+    device: str = "auto",
 ) -> dict:
     """Digits parity, n = 1000, d = 64, float32: Gauss-Newton to loss 1e-10, and 10,000 first-order steps.
 
@@ -56,12 +57,15 @@ def run(
         Seconds for one run of one contestant; 0: by size.
     exponents
         Comma-separated: log₂ of the widths, instead of those of the size.
+    device
+        Where widefit trains by Gauss-Newton, in memory that is not the processor's; all else is on the CPU.
     """
     problem, limit = digits_parity(), limit or LIMITS[size]
     result = {
         "machine": describe_machine(),
         "settings": {
             "samples": 1000, "features": 64, "dtype": "float32", "size": size, "tracker": tracker, "limit": limit,
+            "device": device,
             "tolerance": TOLERANCE,
             "peer": "torch: blocked passes, SᵀS by float32 GEMM over the lower triangle, float64 Cholesky",
         },
@@ -73,7 +77,7 @@ def run(
         raise ValueError(f"rules: {', '.join(sorted(unknown))} is not measured here")
     asked = tuple(map(int, exponents.split(","))) if exponents else ()
     if "gauss-newton" in chosen:
-        _second_order(result, problem, asked or WIDTHS[size], REPEATS[size], tracker, limit)
+        _second_order(result, problem, asked or WIDTHS[size], REPEATS[size], tracker, limit, device)
     for rule in FIRST_ORDER:
         if rule in chosen:
             first_order(result, problem, rule, asked or FIRST_ORDER_WIDTHS[size], tracker, limit)
@@ -81,15 +85,16 @@ def run(
 
 
 def _second_order(
-    result: dict, problem: Problem, widths: tuple[int, ...], repeats: int, tracker: str, limit: float
+    result: dict, problem: Problem, widths: tuple[int, ...], repeats: int, tracker: str, limit: float, device: str
 ) -> None:
     """The Gauss-Newton section, into `result`."""
-    cold = fit(TwoLayer(64, 1 << 12), problem, tracker=tracker, tol=TOLERANCE, max_iter=MAX_STEPS).seconds
+    first = TwoLayer(64, 1 << 12)
+    cold = fit(first, problem, tracker=tracker, tol=TOLERANCE, max_iter=MAX_STEPS, device=device).seconds
     result["figures"].append(entry("first fit of the process (kernels compiled or loaded), m = 2^12", cold, "s"))
     curves = result["curves"].setdefault("gauss-newton", {})
     losing = []
     for exponent in widths:
-        figures, points, record = _width(problem, exponent, tracker, repeats, limit)
+        figures, points, record = _width(problem, exponent, tracker, repeats, limit, device)
         result["figures"] += figures
         result["records"].append(record)
         for label, seconds in points.items():
@@ -105,7 +110,7 @@ def _second_order(
 
 
 def _width(
-    problem: Problem, exponent: int, tracker: str, repeats: int, limit: float
+    problem: Problem, exponent: int, tracker: str, repeats: int, limit: float, device: str
 ) -> tuple[list[dict], dict[str, float], dict]:
     """Figures, points of the curves and the record of one width."""
     network = TwoLayer(problem.inputs.shape[1], 1 << exponent)
@@ -117,7 +122,7 @@ def _width(
     def train() -> None:
         with torch.no_grad():
             network.weight.copy_(start)
-        ours.append(fit(network, problem, tracker=tracker, tol=TOLERANCE, max_iter=MAX_STEPS))
+        ours.append(fit(network, problem, tracker=tracker, tol=TOLERANCE, max_iter=MAX_STEPS, device=device))
 
     def train_dense() -> None:
         taken = dense_network(network, start[: 1 << held])
@@ -132,7 +137,8 @@ def _width(
             break
     product = bare_product(start, inputs)
     right, memory = accuracy(network, problem), _peak_memory(exponent, tracker)
-    return _figures(exponent, ours, theirs, held, product, right, memory, _followed(network, start, problem))
+    followed = _followed(network, start, problem) if network.weight.device.type == "cpu" else {}
+    return _figures(exponent, ours, theirs, held, product, right, memory, followed)
 
 
 def _followed(network: TwoLayer, start: Tensor, problem: Problem) -> dict[str, tuple[float, int | None]]:

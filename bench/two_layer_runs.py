@@ -104,13 +104,14 @@ def fit(
     tol: float = 1e-10,
     limit: float = math.inf,
     progress: bool = False,
+    device: str = "auto",
 ) -> Fit:
     """Train a network in place and keep what it cost."""
     watch = Watch(limit, progress)
     begun = time.perf_counter()
     history = widefit.train(
         network, problem.inputs, problem.targets, rule=rule, tracker=tracker, max_iter=max_iter, tol=tol,
-        callbacks=[watch],
+        callbacks=[watch], device=device,
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     assert watch.report is not None
@@ -120,7 +121,7 @@ def fit(
 def accuracy(network: TwoLayer, problem: Problem) -> float:
     """Part of the test samples whose sign is right."""
     with torch.no_grad():
-        outputs = network(torch.from_numpy(problem.test_inputs))[:, 0].numpy()
+        outputs = network(torch.from_numpy(problem.test_inputs).to(network.weight.device))[:, 0].cpu().numpy()
     return float(np.mean(np.sign(outputs) == problem.test_targets))
 
 

@@ -37,9 +37,9 @@ def finetuning_plan() -> Plan:
 @pytest.mark.parametrize(
     ("make", "decided"),
     [
-        (fit_plan, ["threshold", "input map", "alpha", "readout scale", "tracker", "solver", "prediction"]),
-        (step_plan, ["solver", "jacobian"]),
-        (finetuning_plan, ["products of 0", "products of 2", "layers", "frozen start", "rows"]),
+        (fit_plan, ["threshold", "input map", "alpha", "readout scale", "device", "tracker", "solver", "prediction"]),
+        (step_plan, ["solver", "jacobian", "device"]),
+        (finetuning_plan, ["products of 0", "products of 2", "layers", "frozen start", "rows", "device"]),
     ],
     ids=["fit", "step", "fine-tuning"],
 )

@@ -9,7 +9,7 @@ from problems import NAMES, DenseReference, make
 
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
-from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Update, VerletList, WeightTree
+from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Torch, Update, VerletList, WeightTree
 
 TRACKERS = [
     Dense(),
@@ -19,6 +19,7 @@ TRACKERS = [
     HalfSpaceTree("data", 8),
     HalfSpaceTree("weights", 8),
     VerletList(),
+    Torch(),
 ]
 
 

@@ -21,6 +21,14 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, max=1024, metavar="N", help="Processor cores to use; all by default."),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|xpu|mps",
+        help="Where the network is trained: auto leaves it on the CPU.",
+    ),
+]
 DataArgument = Annotated[
     str,
     typer.Argument(

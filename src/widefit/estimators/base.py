@@ -110,6 +110,7 @@ class Wide(TableInput, FitDisplay, ABC):
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
         categorical_features: ArrayLike | str | None = "auto",
+        device: str = "auto",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -126,6 +127,7 @@ class Wide(TableInput, FitDisplay, ABC):
         self.random_state = random_state
         self.verbose = verbose
         self.categorical_features = categorical_features
+        self.device = device
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -326,13 +328,18 @@ class Wide(TableInput, FitDisplay, ABC):
             metric=metric,
             callbacks=(*callbacks, *settled, Log(), *([Progress()] if self.verbose else [])),
             loss_floor=floor,
+            device=self.device,
         )
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.
         held = 20 * inputs.size
         tuned = bytes_needed(*inputs.shape)
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
-        self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
+        try:
+            self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
+        finally:
+            # Predictions, intervals and files are made on the CPU.
+            self.network_.to("cpu")
         if settled and settled[0].reached and self.history_.stop_reason == StopReason.CALLBACK:
             self.history_.stop_reason = str(StopReason.SETTLED)
         if not math.isfinite(self.history_[-1].loss):
@@ -342,6 +349,8 @@ class Wide(TableInput, FitDisplay, ABC):
     def _partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None) -> Self:
         """Take one step along every minibatch of a batch; `partial_fit` of the two estimators documents it."""
         layers = self._check_parameters()
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f'a stream is learnt on the CPU: device must be "auto" or "cpu", got {self.device!r}')
         if len(layers.widths) > 1:
             raise ValueError("partial_fit trains one hidden layer; for several, call fit with all rows")
         first = not hasattr(self, "network_")
@@ -645,7 +654,8 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _forward(network: TwoLayer | Deep, inputs: np.ndarray) -> np.ndarray:
     """Return the outputs by all neurons."""
-    if isinstance(network, TwoLayer):
+    place = next(network.parameters(), torch.empty(0)).device
+    if isinstance(network, TwoLayer) and place.type == "cpu":
         return evaluate(network, inputs)
     with torch.no_grad():
-        return network(torch.from_numpy(inputs)).numpy()
+        return network(torch.from_numpy(inputs).to(place)).cpu().numpy()

@@ -85,6 +85,7 @@ class WideClassifier(ClassifierMixin, Wide):
         verbose: bool = False,
         categorical_features: ArrayLike | str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
+        device: str = "auto",
     ):
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -102,6 +103,7 @@ class WideClassifier(ClassifierMixin, Wide):
             random_state=random_state,
             verbose=verbose,
             categorical_features=categorical_features,
+            device=device,
         )
         self.class_weight = class_weight
 

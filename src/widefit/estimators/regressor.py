@@ -53,8 +53,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     rule : {"gauss-newton", "gradient-descent", "sgd"} or Rule, default "gauss-newton"
         How a step is chosen. Rules are for the squared loss here.
     tracker : str or Tracker, default "auto"
-        How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree" or
-        "half-space-tree"; "auto" with several hidden layers.
+        How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree",
+        "half-space-tree" or "torch"; "auto" with several hidden layers.
     solver : {"auto", "cholesky", "cg", "nystrom-cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20
@@ -85,6 +85,9 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     target_transform : {"auto", "log", None}, default "auto"
         Whether logarithms of positive targets are fitted; predictions are means of the targets all the same. "auto"
         compares leave-one-out errors where there is one output and the loss is squared.
+    device : str, default "auto"
+        Where a network of one hidden layer is trained: "auto" and "cpu" on the CPU, "cuda" or another device of torch
+        by tracker="torch"; what decides before the training, and predictions, are the CPU's.
 
     Attributes
     ----------
@@ -135,6 +138,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         loss: str = "squared",
         quantile: float = 0.5,
         target_transform: str | None = "auto",
+        device: str = "auto",
     ):
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -152,6 +156,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
             random_state=random_state,
             verbose=verbose,
             categorical_features=categorical_features,
+            device=device,
         )
         self.loss = loss
         self.quantile = quantile

@@ -19,11 +19,13 @@ from widefit.finetuning.stage import Products
 from widefit.finetuning.stage_run import Problem
 from widefit.finetuning.steps import FineTuningSteps
 from widefit.finetuning.tensors import tensor_of
+from widefit.kernels.devices import check_precision
 from widefit.kernels.memory import available_memory
+from widefit.kernels.surroundings import full_precision
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
-from widefit.plan.base import Choice, Plan
+from widefit.plan.base import Choice, Plan, placed
 from widefit.training.loop import Loop, State
 
 # Rows a step of more layers than the readout takes, where there are more.
@@ -34,6 +36,7 @@ _SPARSE_WEIGHTS = 1 << 20
 _LOOKED_AT = 64
 
 
+@full_precision()
 def finetune(
     model: nn.Module,
     X: Any,
@@ -160,7 +163,9 @@ def finetune(
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
     delta = steps.delta()
     result = delta.merged(model)
-    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, rows))
+    weight = next(own for own in work.parameters() if own.is_floating_point())
+    where = placed(weight.device, weight.dtype)
+    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, rows, where))
     record = FineTuning(history, delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
@@ -181,6 +186,8 @@ def _evaluating(model: nn.Module) -> nn.Module:
         raise ValueError("model is a single linear layer: pass torch.nn.Sequential(model)")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("model has parameters that are not initialized: call it on a batch first")
+    for parameter in model.parameters():
+        check_precision(parameter.device)
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 

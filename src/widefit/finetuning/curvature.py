@@ -163,7 +163,7 @@ def _pass_gram(
 def _factored_gram(layers: tuple[LayerRows, ...]) -> Operator:
     """H by rows of J, for several positions a sample or many more samples than neurons."""
     columns = {
-        name: torch.empty(size, dtype=layer.dtype)
+        name: torch.empty(size, dtype=layer.dtype, device=layer.device)
         for layer in layers
         for name, size in zip(layer.names, (layer.out_features * layer.in_features, layer.out_features), strict=False)
     }

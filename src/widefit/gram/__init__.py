@@ -9,6 +9,7 @@ from widefit.gram.identical_blocks import IdenticalBlocks
 from widefit.gram.implicit import ImplicitGram
 from widefit.gram.jacobian import JacobianGram
 from widefit.gram.layer_rows import LayerRows
+from widefit.gram.masks import MaskGram, MaskGrams
 from widefit.gram.weighted import WeightedGram, block_times
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "ImplicitGram",
     "JacobianGram",
     "LayerRows",
+    "MaskGram",
+    "MaskGrams",
     "Operator",
     "Samples",
     "WeightedGram",

@@ -111,7 +111,9 @@ class _Fits:
         own = torch.where(parameters != 0, _OWN_SIZE * size / parameters.abs(), 0.0)
         weights = torch.maximum(self.norms[here], own)
         weights = torch.where((weights > 0) & torch.isfinite(weights), weights, 1.0)
-        root = self.damping[here].sqrt()[:, None, None] * torch.eye(parameters.shape[1]).to(parameters)
+        root = self.damping[here].sqrt()[:, None, None] * torch.eye(
+            parameters.shape[1], dtype=parameters.dtype, device=parameters.device
+        )
         stacked = torch.cat([jacobian / weights[:, None, :], root], dim=1)
         right = torch.cat([-residual, torch.zeros_like(parameters)], dim=1)
         orthogonal, triangle = torch.linalg.qr(stacked)

@@ -57,9 +57,9 @@ class Curvature(ABC):
         """Preconditioner that the curvature of the next step may start from."""
         return None
 
-    def norm(self, change: Float[Tensor, " P"]) -> float:
-        """‖S⁻¹ change‖."""
-        return float(torch.linalg.vector_norm(change if self.sizes is None else change / self.sizes))
+    def norm(self, change: Float[Tensor, " P"]) -> Float[Tensor, ""]:
+        """‖S⁻¹ change‖, left on the device."""
+        return torch.linalg.vector_norm(change if self.sizes is None else change / self.sizes)
 
     @abstractmethod
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
@@ -145,8 +145,10 @@ class Spectral(Curvature):
     ) -> float:
         """(SJ̃ᵀJ̃S + λI) q + SJ̃ᵀw in the basis of the singular vectors: what rounding left of the equations."""
         curved = self._pull(image) if self._wide else self.right.T @ (self.singular.square() * (self.right @ value))
-        size = torch.linalg.vector_norm(gradient)
-        return float(torch.linalg.vector_norm(curved + damping * value + gradient) / size) if size > 0 else 0.0
+        scale = torch.linalg.vector_norm(gradient)
+        defect = torch.linalg.vector_norm(curved + damping * value + gradient)
+        size, part = torch.stack([scale, defect / scale]).tolist()
+        return part if size > 0 else 0.0
 
 
 class Primal(Curvature):
@@ -229,7 +231,7 @@ class SampleSpace(Curvature):
         self.solver = Reusing(solver, previous)
         self.sizes = sizes
         self.operator: Operator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
-        self.trace = float(finite(self.operator.diagonal()).sum())
+        self.trace = finite_sum(self.operator.diagonal())
         # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
         self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
 
@@ -261,6 +263,13 @@ class SampleSpace(Curvature):
 
 def finite(norms: Float[Tensor, " _"]) -> Float[Tensor, " _"]:
     """Norms or their squares, refused where their sum is not finite."""
-    if not math.isfinite(float(norms.sum())):
-        raise NonFiniteDerivativeError("the derivative of the outputs by the parameters is not finite")
+    finite_sum(norms)
     return norms
+
+
+def finite_sum(norms: Float[Tensor, " _"]) -> float:
+    """Sum of norms or of their squares, refused where it is not finite."""
+    total = float(norms.sum())
+    if not math.isfinite(total):
+        raise NonFiniteDerivativeError("the derivative of the outputs by the parameters is not finite")
+    return total

@@ -111,7 +111,7 @@ def curve_fit(
 
 @dataclass(frozen=True)
 class _Problem:
-    """A function and checked tensors in float64."""
+    """A function and checked tensors in float64, on the device of x."""
 
     function: Callable[..., Tensor]
     x: Tensor
@@ -123,7 +123,9 @@ class _Problem:
 
     @classmethod
     def of(cls, function: Callable[..., Tensor], x: Any, y: Any, p0: Any, sigma: Any, bounds: Any) -> "_Problem":
-        values, observed = _numbers(x, "x"), _numbers(y, "y")
+        values = _numbers(x, "x")
+        place = values.device
+        observed = _numbers(y, "y").to(place)
         if observed.ndim not in (1, 2) or observed.numel() == 0:
             raise ValueError(f"y must have shape (M,) or (B, M), got {tuple(observed.shape)}")
         if values.ndim == 0 or values.shape[-1] != observed.shape[-1]:
@@ -132,8 +134,8 @@ class _Problem:
                 "dimension, the observations"
             )
         count = _count(function) if p0 is None else _numbers(p0, "p0").shape[-1]
-        low, high = _bounds(bounds, count)
-        start = _start(low, high) if p0 is None else _numbers(p0, "p0")
+        low, high = (end.to(place) for end in _bounds(bounds, count))
+        start = _start(low, high) if p0 is None else _numbers(p0, "p0").to(place)
         if start.ndim not in (1, 2) or (start.ndim == observed.ndim == 2 and len(start) != len(observed)):
             raise ValueError(f"p0 of shape {tuple(start.shape)} does not go with y of shape {tuple(observed.shape)}")
         if bool(((start < low) | (start > high)).any()):
@@ -155,10 +157,10 @@ class _Problem:
             spread = optimizer.covariance(block, absolute=absolute)
         except UndeterminedError as error:
             warnings.warn(f"curve_fit: the covariance could not be estimated, {error}", stacklevel=3)
-            spread = torch.full((len(start), len(start)), math.inf, dtype=torch.float64)
-        squares = torch.tensor(2 * history[-1].loss * self.y.numel(), dtype=torch.float64)
+            spread = start.new_full((len(start), len(start)), math.inf)
+        squares = start.new_tensor(2 * history[-1].loss * self.y.numel())
         steps = history[-1].step
-        converged = torch.tensor(optimizer.stationary or history[-1].loss == 0)
+        converged = torch.tensor(optimizer.stationary or history[-1].loss == 0, device=start.device)
         return CurveFit(model.values(), spread, squares, converged, steps)
 
     def fit_many(self, start: Float[Tensor, "B P"], max_iter: int, absolute: bool) -> CurveFit:
@@ -169,7 +171,7 @@ class _Problem:
             try:
                 spreads.append(covariance(jacobian, residual, names, absolute))
             except UndeterminedError:
-                spreads.append(torch.full((len(names), len(names)), math.inf, dtype=torch.float64))
+                spreads.append(start.new_full((len(names), len(names)), math.inf))
         squares = solution.residual.square().sum(dim=1)
         return CurveFit(solution.parameters, torch.stack(spreads), squares, solution.converged, solution.steps)
 
@@ -291,7 +293,7 @@ def _deviations(sigma: Any, y: Float[Tensor, "*B M"]) -> Tensor | None:
     """Standard deviations in the shape of y, or a covariance matrix."""
     if sigma is None:
         return None
-    found = _numbers(sigma, "sigma")
+    found = _numbers(sigma, "sigma").to(y.device)
     count = y.shape[-1]
     if y.ndim == 1 and found.shape == (count, count):
         if not bool(torch.linalg.cholesky_ex(found).info == 0):

@@ -17,6 +17,8 @@ from widefit.gram.recording import FactorCost
 from widefit.gram.sharded import ShardedJacobian
 from widefit.gram.stacked import StackedJacobian
 from widefit.kernels import clock
+from widefit.kernels.devices import check_precision, free_memory
+from widefit.kernels.surroundings import full_precision
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.batch import as_arguments, as_batch
@@ -39,7 +41,8 @@ from widefit.optim.state import StepState
 from widefit.optim.system import Block, Residual, System, WeightedResidual, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
-from widefit.plan.step import StepPlan, available_bytes, named_solver, plan_step
+from widefit.plan.base import placed
+from widefit.plan.step import StepPlan, named_solver, plan_step
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 from widefit.training.callback import Callback
@@ -161,6 +164,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._data = LatestData()
         self._forget()
         moving = MovingParameters.of(model, self.param_groups)
+        check_precision(moving.device)
         self._bounds = None if bounds is None else Bounds(bounds, moving)
         if bounds is not None and momentum not in ("auto", 0):
             raise ValueError(f"momentum={momentum} may carry parameters over their bounds: leave one of the two out")
@@ -187,7 +191,7 @@ class GaussNewton(torch.optim.Optimizer):
         self.processes.meet()
         moving = self.processes.attempt(self._moving)
         # The derivatives are the step's own: what is around it makes no difference, and it leaves no graph.
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(), torch.inference_mode(False), torch.no_grad():
             system = self._system(data, moving)
             info = self._step(system, moving) if moving.rate > 0 else self._rest(system)
         self._state.seconds += clock.now() - began
@@ -198,7 +202,7 @@ class GaussNewton(torch.optim.Optimizer):
     def evaluate(self, *data: Any) -> float:
         """The loss on what `step` takes, without a step."""
         moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
-        with torch.inference_mode(False):
+        with full_precision(), torch.inference_mode(False):
             system = self._system(data, moving)
             return system.loss(system.outputs(moving.values()))
 
@@ -285,7 +289,7 @@ class GaussNewton(torch.optim.Optimizer):
             beyond the memory budget.
         """
         moving = self.processes.attempt(lambda: MovingParameters.of(self.model, self.param_groups))
-        with torch.inference_mode(False), torch.no_grad():
+        with full_precision(), torch.inference_mode(False), torch.no_grad():
             given = self.processes.any(bool(data))
             system = self._system(data, moving) if given else self.processes.attempt(self._latest_system)
             return system_covariance(system, moving, self._budget(moving.device), absolute)
@@ -345,7 +349,10 @@ class GaussNewton(torch.optim.Optimizer):
         self._state = StepState(**{field.name: own[field.name] for field in fields(StepState)})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
-        self._preconditioner = None if kept is None else Preconditioner(**kept | {"products": tuple(kept["products"])})
+        if kept is not None:
+            place = next(self.model.parameters()).device
+            kept = kept | {"factor": kept["factor"].to(place), "products": tuple(kept["products"])}
+        self._preconditioner = None if kept is None else Preconditioner(**kept)
         self._data = LatestData(own["data"] if self.processes.size == 1 else None)
         self._checked = False
         # Whatever there is to say of the points was said at the second step.
@@ -460,6 +467,7 @@ class GaussNewton(torch.optim.Optimizer):
             jacobian, self.plan = self.processes.attempt(
                 lambda: make_jacobian(point, request, plan, self._traces, memory)
             )
+        self.plan = self.plan.then(placed(point.moving.device, request.dtype))
         build = partial(self._curvature_of, point, request, plan)
         curvature = build(jacobian, self._scaling(point))
         if self._bounds is None:
@@ -493,7 +501,7 @@ class GaussNewton(torch.optim.Optimizer):
         return SampleSpace(jacobian, solver, form, plan.dtype, request.metric, self._preconditioner, shards)
 
     def _budget(self, device: torch.device) -> int:
-        own = available_bytes(device) // 2 if self.memory == "auto" else int(self.memory)
+        own = free_memory(device) // 2 if self.memory == "auto" else int(self.memory)
         # Processes of one machine share what is free, and all of them follow one plan.
         return min(self.processes.gathered(own // self.processes.neighbours if self.memory == "auto" else own))
 
@@ -502,7 +510,7 @@ class GaussNewton(torch.optim.Optimizer):
             largest=point.moving.kept(self.state, "column_norm"),
             single=point.moving.single(),
             scalars=point.moving.flat().abs(),
-            residual=self.processes.norm(point.residual),
+            residual=point.size,
             metric=point.moving.metric(),
             plain=self.damping != "auto",
         )
@@ -544,6 +552,7 @@ class GaussNewton(torch.optim.Optimizer):
             loss=point.system.loss,
             expansion=point.expansion,
             residual=point.residual,
+            size=point.size,
             curvature=curvature,
             policy=self.policy,
             rate=point.moving.rate * state.pace,
@@ -554,7 +563,7 @@ class GaussNewton(torch.optim.Optimizer):
             # Few data in the first step may be the first of many batches.
             cautious=changes or (scarce and state.step == 0),
             fresh=few,
-            nearby=torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
+            nearby=lambda: torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
             processes=self.processes,
         )
         return search.run(state.level, fixed=self.damping != "auto")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from widefit.gram.base import Jacobian, Operator
 from widefit.gram.jacobian import FunctionJacobian, JacobianGram
 from widefit.gram.recording import factor_cost, factored_jacobian, module_outputs
+from widefit.kernels.surroundings import full_precision
 from widefit.losses.squared import HalfSquare
 from widefit.optim.batch import as_batch
 from widefit.optim.modules import check_module
@@ -42,7 +43,7 @@ def ntk(model: nn.Module, x: Any, x2: Any = None, *, dense: bool = True) -> Floa
     check_module(model)
     if x2 is not None and not dense:
         raise ValueError("dense=False is for the kernel of x with itself: leave out x2")
-    with torch.inference_mode(False), torch.enable_grad():
+    with full_precision(), torch.inference_mode(False), torch.enable_grad():
         first = _jacobian(model, x)
         if x2 is not None:
             return _across(first, _jacobian(model, x2))

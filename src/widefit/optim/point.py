@@ -38,6 +38,11 @@ class StartingPoint:
         """r̃, one tensor for all who ask."""
         return self.expansion.residual
 
+    @cached_property
+    def size(self) -> float:
+        """‖r̃‖ of all processes."""
+        return self.system.processes.norm(self.residual)
+
     @classmethod
     def of(cls, system: System, moving: MovingParameters) -> "StartingPoint":
         """The present point.

@@ -84,6 +84,8 @@ class Path:
         2‖a‖/‖d‖.
     iterations
         Products with H that the solves for it took.
+    size
+        ‖S⁻¹ d‖.
     """
 
     first: ParameterStep
@@ -91,6 +93,7 @@ class Path:
     curve: Float[Tensor, " M"] | None
     bend: float
     iterations: int
+    size: float = 0.0
 
     @property
     def farthest(self) -> float:
@@ -130,8 +133,8 @@ class Search:
         Loss of such outputs.
     expansion
         The problem at θ.
-    residual
-        r̃ there.
+    residual, size
+        r̃ there, and its norm.
     curvature
         Solves it.
     policy
@@ -151,7 +154,7 @@ class Search:
     fresh
         Whether that are few data for the number of parameters as well.
     nearby
-        Norm of a change of the parameters whose second-order effect is lost in rounding.
+        Gives the norm of a change of the parameters whose second-order effect is lost in rounding.
     processes
         They share out the outputs.
     """
@@ -160,6 +163,7 @@ class Search:
     loss: Callable[[list[Float[Tensor, "_ _"]]], float]
     expansion: Expansion
     residual: Float[Tensor, " M"]
+    size: float
     curvature: Curvature
     policy: DampingPolicy
     rate: float = 1.0
@@ -169,7 +173,7 @@ class Search:
     resampled: bool = False
     cautious: bool = False
     fresh: bool = False
-    nearby: float = 0.0
+    nearby: Callable[[], float] = float
     processes: Alone = ALONE
 
     def run(self, level: float, fixed: bool = False) -> SearchResult:
@@ -183,19 +187,21 @@ class Search:
             damping = level * self.curvature.trace
             first = self._direction(damping)
             iterations += first.iterations
-            if self._lost(first, self._rounding):
+            promised = self._promised(first, 1.0)
+            if self._lost(promised, self._rounding):
                 # A larger λ promises less still. A smaller one may promise more, where λ had been raised before.
                 if lowered or level <= 10 * floor:
-                    return self._nothing(level, damping, first, iterations, stationary=True)
+                    return self._nothing(level, damping, first, iterations, promised, stationary=True)
                 level = floor
                 lowered = True
                 continue
-            if attempt > 0 and not fixed and self._lost(first, noise):
-                return self._nothing(level, damping, first, iterations, stationary=True)
-            found, spent = self._along(first, level, damping, fixed)
+            if attempt > 0 and not fixed and self._lost(promised, noise):
+                return self._nothing(level, damping, first, iterations, promised, stationary=True)
+            found, spent = self._along(first, promised, level, damping, fixed)
             iterations += spent
             if found is not None:
-                gain = self._gain_ratio(first, found.length, found.loss)
+                reached = promised if found.length == 1 else self._promised(first, found.length)
+                gain = self._gain_ratio(reached, found.loss)
                 following = level if fixed else self._following(level, found.length, first, attempt)
                 return SearchResult(
                     found.change,
@@ -206,16 +212,18 @@ class Search:
                     gain_ratio=gain,
                     step=first,
                     iterations=iterations,
-                    promised=self._promised(first, 1.0),
+                    promised=promised,
                 )
             # Measured once: a larger λ promises less, and what is lost in rounding need not be tried.
             noise = noise or self._noise(first)
-            if not fixed and self._lost(first, noise):
-                return self._nothing(level, damping, first, iterations, stationary=True)
+            if not fixed and self._lost(promised, noise):
+                return self._nothing(level, damping, first, iterations, promised, stationary=True)
             level = level if fixed else policy.after_failure(level, attempt + 1)
-        return self._nothing(level, damping, first, iterations)
+        return self._nothing(level, damping, first, iterations, promised)
 
-    def _along(self, first: ParameterStep, level: float, damping: float, fixed: bool) -> tuple[Point | None, int]:
+    def _along(
+        self, first: ParameterStep, promised: float, level: float, damping: float, fixed: bool
+    ) -> tuple[Point | None, int]:
         """A lower point on or near the path that begins with d, and the iterations of the solves for it."""
         policy = self.policy
         shortest = 2.0**-10 if fixed else policy.shortest
@@ -225,9 +233,9 @@ class Search:
         if length >= shortest or level >= policy.largest:
             found, spent = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
             return found, path.iterations + spent
-        return self._straight(first), path.iterations
+        return self._straight(first, promised), path.iterations
 
-    def _straight(self, first: ParameterStep) -> Point | None:
+    def _straight(self, first: ParameterStep, promised: float) -> Point | None:
         """The end of d itself, where the outputs bend as measured nearby but the loss falls as the linear model says.
 
         Kinks, those of rectifiers above all, look like a second derivative to a probe.
@@ -235,11 +243,17 @@ class Search:
         if self.max_norm is not None:
             return None
         point = self._point(self.rate * first.value, 1.0)
-        gain = self._gain_ratio(first, 1.0, point.loss)
+        gain = self._gain_ratio(promised, point.loss)
         return point if gain is not None and gain >= self.policy.trusted else None
 
     def _nothing(
-        self, level: float, damping: float, first: ParameterStep, iterations: int, stationary: bool = False
+        self,
+        level: float,
+        damping: float,
+        first: ParameterStep,
+        iterations: int,
+        promised: float,
+        stationary: bool = False,
     ) -> SearchResult:
         """The result of a search in which no point was lower."""
         return SearchResult(
@@ -251,13 +265,13 @@ class Search:
             gain_ratio=None,
             step=first,
             iterations=iterations,
-            promised=self._promised(first, 1.0),
+            promised=promised,
             stationary=stationary,
         )
 
-    def _lost(self, first: ParameterStep, noise: float) -> bool:
+    def _lost(self, promised: float, noise: float) -> bool:
         """Whether what d promises cannot be told from noise; a step with momentum need not promise anything."""
-        return self.momentum is None and self._promised(first, 1.0) <= noise
+        return self.momentum is None and promised <= noise
 
     @property
     def _rounding(self) -> float:
@@ -270,16 +284,16 @@ class Search:
         Measured: how far the outputs are off their tangent, so near on d that only rounding can tell them apart.
         """
         length = float(torch.linalg.vector_norm(first.value))
-        reach = min(1.0, self.nearby / length) if length > 0 else 1.0
+        reach = min(1.0, self.nearby() / length) if length > 0 else 1.0
         missed = self._change(self.evaluate(reach * first.value)) - reach * first.image
         noise = self.processes.norm(missed)
-        return noise * (noise + self.processes.norm(self.residual))
+        return noise * (noise + self.size)
 
     def _promised(self, first: ParameterStep, length: float) -> float:
         """Decrease of the loss by the linear model."""
         image = length * self.rate * first.image.double()
-        dot = self.processes.dot
-        return -(dot(self.residual.double(), image) + 0.5 * dot(image, image))
+        slope, bend = self.processes.dots((self.residual.double(), image), (image, image))
+        return -(slope + 0.5 * bend)
 
     def _following(self, level: float, length: float, first: ParameterStep, attempt: int) -> float:
         """The relative λ that the next step starts from."""
@@ -302,18 +316,20 @@ class Search:
 
     def _path(self, first: ParameterStep, damping: float) -> Path:
         """The parabola along d, its bend measured from the outputs a little way along it."""
-        size = self.curvature.norm(first.value)
-        if size == 0:
-            return Path(first, None, None, 0.0, 0)
         probe = self.policy.probe
         change = self._change(self.evaluate(probe * first.value))
         # (f(θ + h d) − f(θ))/h = J d + (h/2) f″(d, d) + O(h²)
         half_second = (change / probe - first.image) / probe
-        if self.processes.any(not bool(torch.isfinite(half_second).all())):
-            return Path(first, None, None, math.inf, 0)
+        length = self.curvature.norm(first.value)
+        # One transfer from the device.
+        size, finite = torch.stack([length, torch.isfinite(half_second).all().to(length.dtype)]).tolist()
+        if size == 0:
+            return Path(first, None, None, 0.0, 0)
+        if self.processes.any(not finite):
+            return Path(first, None, None, math.inf, 0, size)
         second = self.curvature.direction(half_second, damping)
-        bend = 2 * self.curvature.norm(second.value) / size
-        return Path(first, second, second.image + half_second, bend, second.iterations)
+        bend = 2 * float(self.curvature.norm(second.value)) / size
+        return Path(first, second, second.image + half_second, bend, second.iterations, size)
 
     def _follow(self, path: Path, length: float, shortest: float, damping: float) -> tuple[Point | None, int]:
         """The first point near the path, going back from `length`, that lowers the loss; iterations of corrections."""
@@ -342,14 +358,13 @@ class Search:
         if self.resampled:
             return point, 0.0, 0
         missed = self._change(point.outputs) - path.image(reach)
-        size = self.processes.norm(self.residual)
-        defect = self.processes.norm(missed) / size if size > 0 else 0.0
+        defect = self.processes.norm(missed) / self.size if self.size > 0 else 0.0
         if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
             return point, defect, 0
         correction = self.curvature.direction(missed, damping)
         change = point.change + correction.value
-        longest = policy.shortest * reach * self.curvature.norm(path.first.value)
-        too_far = self.curvature.norm(correction.value) > longest
+        longest = policy.shortest * reach * path.size
+        too_far = float(self.curvature.norm(correction.value)) > longest
         if too_far or (self.max_norm is not None and bool(torch.linalg.vector_norm(change) > self.max_norm)):
             return point, defect, correction.iterations
         corrected = self._point(change, length)
@@ -372,7 +387,6 @@ class Search:
         after = self.processes.norm((self.residual + first.image).double())
         return (after / before) ** 2 if before > 0 else 1.0
 
-    def _gain_ratio(self, first: ParameterStep, length: float, loss: float) -> float | None:
+    def _gain_ratio(self, promised: float, loss: float) -> float | None:
         """Actual decrease over that of the linear model; None where that predicts no decrease."""
-        promised = self._promised(first, length)
         return (self.expansion.loss - loss) / promised if promised > 0 else None

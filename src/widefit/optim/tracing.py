@@ -216,7 +216,8 @@ def trace_system(functions: list[PerSample], parameters: dict[str, Tensor]) -> T
         covered = sum(parameters[name].numel() for name in _covered(trace))
         if 2 * covered < sum(tensor.numel() for tensor in parameters.values()):
             return None
-        one = torch.ones((), dtype=next(iter(parameters.values())).dtype)
+        like = next(iter(parameters.values()))
+        one = torch.ones((), dtype=like.dtype, device=like.device)
         traced = traced_jacobian(few, [one] * len(few), parameters, trace, 1 << 62)
     except UnfactorableError:
         return None

@@ -103,7 +103,8 @@ def _check_own(own: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     if own["preconditioner"] is not None:
         read(_Preconditioner, own["preconditioner"], "the preconditioner of the checkpoint")
         factor = tensors.get("optimizer.widefit.preconditioner.factor")
-        if factor is None or factor.ndim != 2 or factor.shape[0] != factor.shape[1] or factor.dtype != torch.float64:
+        square = factor is not None and factor.ndim == 2 and factor.shape[0] == factor.shape[1]
+        if factor is None or not square or factor.dtype not in (torch.float32, torch.float64):
             raise FileError("the checkpoint has no factor of its preconditioner")
 
 

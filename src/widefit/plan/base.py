@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from textwrap import fill
 from typing import Any, TypeVar
 
+import torch
+
 from widefit.data.markup import html_table
+from widefit.kernels.devices import told
 
 Kind = TypeVar("Kind", bound="Plan")
 # The longest line of a printed plan.
@@ -22,6 +25,11 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.what}: {self.chosen} ({self.reason})"
+
+
+def placed(device: torch.device, dtype: torch.dtype, reason: str = "where the model is") -> Choice:
+    """Device and precision, as a plan says them."""
+    return Choice("device", told(device, dtype), reason)
 
 
 # What a plan says of a rule that averages.

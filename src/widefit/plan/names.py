@@ -89,6 +89,7 @@ TRACKERS = Registry(
         "weight-tree": "widefit.trackers.trees.weight_tree:WeightTree",
         "data-tree": "widefit.trackers.trees.data_tree:DataTree",
         "half-space-tree": "widefit.trackers.half_space.half_space_tree:HalfSpaceTree",
+        "torch": "widefit.trackers.masks:Torch",
     },
 )
 # Those that can follow samples which are seen once.

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from widefit.kernels.memory import available_memory
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import STEP_SOLVERS
 from widefit.solvers import Solver
@@ -334,10 +333,3 @@ def named_solver(name: str, seed: int, tolerance: float = 1e-3) -> Solver:
     kind: Any = STEP_SOLVERS.kind(name)
     settings = {"tolerance": tolerance, "max_iterations": 500, "seed": seed}
     return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that is free now, on the device that the model is on."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_memory()

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
-from widefit.kernels.memory import available_memory
+from widefit.kernels.devices import free_memory
 from widefit.nn import TwoLayer
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import TRACKERS, TWO_LAYER_SOLVERS, resolve
@@ -85,6 +86,7 @@ def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: floa
         stored=network.store == "array",
         alive=_alive(network, inputs),
         readout_scale=max(1e-6, scale),
+        device=network.weight.device.type if network.store == "array" else "cpu",
     )
 
 
@@ -135,7 +137,7 @@ def plan_two_layer(
     MemoryError
         The prediction exceeds the memory; the message gives the number and the nearest width that fits.
     """
-    budget = _Budget(threads, available_memory() if memory is None else memory)
+    budget = _Budget(threads, free_memory(torch.device(work.device)) if memory is None else memory)
     wanted = "auto" if solver == "auto" else cast(Solver, resolve(solver, TWO_LAYER_SOLVERS)).name
     if work.steps.sees_few or wanted not in ("auto", *_BY_PRODUCTS):
         return _plan_with_arrays(work, tracker, solver, budget)
@@ -255,8 +257,13 @@ def _choose_tracker(work: Workload, solvers: Sequence[Solver], budget: _Budget) 
     known: list[Tracker] = [resolve(name, TRACKERS) for name in TRACKERS.homes]
     able = [tracker for tracker in known if tracker.can_follow(work)]
     ranked = sorted(((tracker.cost(work), tracker) for tracker in able), key=lambda pair: pair[0].seconds)
-    if len(ranked) == 1 and not work.stored:
-        return ranked[0][1], "the weights are not stored"
+    if not able:
+        raise ValueError(
+            f'the adversary of the rule moves samples, and no tracker follows them on {work.device}: use device="cpu"'
+        )
+    if len(ranked) == 1:
+        reason = f"the weights are on {work.device}" if work.stored else "the weights are not stored"
+        return ranked[0][1], reason
     ranked = [pair for pair in ranked if pair[0].seconds < math.inf] or ranked[:1]
     for solver in solvers:
         for place, (cost, tracker) in enumerate(ranked):
@@ -281,6 +288,11 @@ def _refuse_what_it_cannot_follow(tracker: Tracker, work: Workload) -> None:
         raise ValueError(
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
             'use "dense" or HalfSpaceTree(over="weights")'
+        )
+    if work.stored and not tracker.can_follow(work):
+        raise ValueError(
+            f'tracker "{tracker.name}" works on the CPU, and the weights are on {work.device}: use tracker="torch", or '
+            'device="cpu"'
         )
     if not tracker.can_follow(work):
         raise ValueError(

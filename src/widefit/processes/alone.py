@@ -60,5 +60,9 @@ class Alone:
         """Inner product of two such vectors."""
         return float(torch.dot(left, right))
 
+    def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
+        """Inner products of pairs of such vectors, in one transfer."""
+        return torch.stack([torch.dot(left, right) for left, right in pairs]).tolist()
+
 
 ALONE = Alone()

@@ -122,6 +122,9 @@ class Processes(Alone):
     def dot(self, left: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> float:
         return float(self.sum(torch.dot(left.double(), right.double())[None]))
 
+    def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
+        return self.sum(torch.stack([torch.dot(left.double(), right.double()) for left, right in pairs])).tolist()
+
     def _counts(self, count: int) -> list[int]:
         places = torch.zeros(self.size, dtype=torch.int64)
         places[self.rank] = count

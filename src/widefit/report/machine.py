@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import widefit
+from widefit.kernels.devices import devices, model_of
 
 
 def this_machine() -> dict[str, str]:
@@ -16,7 +17,7 @@ def this_machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "memory": _memory(),
-        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "accelerator": ", ".join(model_of(torch.device(kind)) for kind in devices()[1:]) or "none",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -167,7 +167,9 @@ class NetworkProblem(LocalProblem):
         total = 0.0
         error = self.objective.sample_weight[:, None] * self.slope
         for output in range(error.shape[1]):
-            image = self.gram(output).matvec(torch.from_numpy(np.ascontiguousarray(error[:, output]))).numpy()
+            gram = self.gram(output)
+            column = torch.from_numpy(np.ascontiguousarray(error[:, output])).to(gram.device)
+            image = gram.matvec(column).cpu().numpy()
             total += float(error[:, output] @ image)
             if self.displacement is not None:
                 total += 2 * self.alpha * float(error[:, output] @ self.displacement.response[:, output])
@@ -176,20 +178,22 @@ class NetworkProblem(LocalProblem):
 
     def _block(self, local: LocalLeastSquares, output: int) -> Block:
         weight = self.objective.sample_weight
+        gram = self.gram(output)
         root = _root(local, weight, output)
-        operator = self.gram(output) if root is None else WeightedGram(self.gram(output), root)
-        residual = torch.from_numpy(np.sqrt(weight)) * local.residual[:, output]
+        root = None if root is None else root.to(gram.device)
+        operator = gram if root is None else WeightedGram(gram, root)
+        residual = (torch.from_numpy(np.sqrt(weight)) * local.residual[:, output]).to(gram.device)
         if self.displacement is None:
             return Block(operator, residual, root, float(weight.sum()))
-        response = torch.from_numpy(np.ascontiguousarray(self.displacement.response[:, output]))
+        response = torch.from_numpy(np.ascontiguousarray(self.displacement.response[:, output])).to(gram.device)
         squared_norm = float(self.displacement.squared_norm[output])
-        guess = None if self.collected is None else _weighted_guess(self.collected[:, output], root)
+        guess = None if self.collected is None else _weighted_guess(self.collected[:, output], root, gram.device)
         return Block(operator, residual, root, float(weight.sum()), response, squared_norm, guess)
 
 
-def _weighted_guess(collected: Float[np.ndarray, " n"], root: Tensor | None) -> Tensor | None:
-    """g̃ of g; None where a sample's rows depend on one another."""
-    guess = torch.from_numpy(np.ascontiguousarray(collected))
+def _weighted_guess(collected: Float[np.ndarray, " n"], root: Tensor | None, device: torch.device) -> Tensor | None:
+    """g̃ of g on a device; None where a sample's rows depend on one another."""
+    guess = torch.from_numpy(np.ascontiguousarray(collected)).to(device)
     if root is None:
         return guess
     if root.shape[1] > 1:

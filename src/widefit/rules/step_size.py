@@ -67,7 +67,7 @@ def minibatch_rate(problem: NetworkProblem, batch: int, both_layers: bool = Fals
     """
     samples, objective = problem.outputs.shape[0], problem.objective
     largest = max(
-        float(np.max(objective.sample_weight * problem.gram(output).diagonal().numpy()))
+        float(np.max(objective.sample_weight * problem.gram(output).diagonal().cpu().numpy()))
         for output in range(problem.outputs.shape[1])
     )
     both = largest + (batch - 1) * largest_eigenvalue(problem) / samples
@@ -80,12 +80,12 @@ def minibatch_rate(problem: NetworkProblem, batch: int, both_layers: bool = Fals
 
 def largest_eigenvalue(problem: NetworkProblem) -> float:
     """λ_max(D H D) over the outputs with D² the sample weights, from above by a percent: 50 power iterations."""
-    weight = torch.from_numpy(problem.objective.sample_weight)
     largest = 0.0
     for output in range(problem.outputs.shape[1]):
         gram = problem.gram(output)
+        weight = torch.from_numpy(problem.objective.sample_weight).to(gram.device)
         # All entries of K may be of one sign or not; a fixed start off every symmetry keeps the run reproducible.
-        vector = torch.linspace(1, 2, gram.size, dtype=torch.float64)
+        vector = torch.linspace(1, 2, gram.size, dtype=torch.float64, device=gram.device)
         value = 0.0
         for _ in range(50):
             vector = vector / torch.linalg.vector_norm(vector)

@@ -183,7 +183,9 @@ def solution(
     """A solution with its residual norm, from g and H g."""
     scale = torch.linalg.vector_norm(rhs)
     defect = torch.linalg.vector_norm(image + damping * value - rhs)
-    norm = float(defect / scale) if scale > 0 else float(bool(value.any()))
+    # One transfer from the device.
+    size, part = torch.stack([scale, defect / scale]).tolist()
+    norm = part if size > 0 else float(bool(value.any()))
     return Solution(value, image, norm, iterations, solver, jitter)
 
 

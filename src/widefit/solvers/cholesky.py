@@ -44,9 +44,10 @@ def damped_factor(
         Those of `Cholesky`.
     """
     diagonal = operator.diagonal().to(torch.float64)
-    if not torch.isfinite(diagonal).all():
+    # One transfer from the device.
+    finite, scale = torch.stack([torch.isfinite(diagonal).all().to(diagonal.dtype), diagonal.mean()]).tolist()
+    if not finite:
         raise ArithmeticError("the Gram matrix is not finite; check the inputs and the weights for overflow")
-    scale = float(diagonal.mean())
     if scale == 0 and damping == 0:
         return None
 

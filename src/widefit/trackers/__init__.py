@@ -18,6 +18,7 @@ from widefit.trackers.dense import Dense
 from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared, refuse_unstored
+from widefit.trackers.masks import MaskTracking, Torch
 from widefit.trackers.minibatches import Adversary, Minibatches, attack
 from widefit.trackers.trees.data_tree import DataTree
 from widefit.trackers.trees.weight_tree import WeightTree
@@ -36,8 +37,10 @@ __all__ = [
     "Grams",
     "HalfSpaceTree",
     "IterateAverage",
+    "MaskTracking",
     "Minibatches",
     "Stream",
+    "Torch",
     "Tracker",
     "TrackerReport",
     "Tracking",

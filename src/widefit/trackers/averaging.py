@@ -63,7 +63,7 @@ class IterateAverage:
         """Write the average into a network; `iterate` has taken the steps, `averaged` iterates among them."""
         share = 1 / averaged if averaged else 0.0
         with torch.no_grad():
-            network.weight.copy_(torch.from_numpy(iterate.weight.detach().numpy() + share * self.weight))
+            network.weight.copy_(torch.from_numpy(iterate.weight.detach().cpu().numpy() + share * self.weight))
         if self.readout.size:
             write_readout(iterate.coefficients() + share * self.readout, network)
 
@@ -73,5 +73,5 @@ class IterateAverage:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the sums of `tensors()`."""
-        self.weight[:] = tensors["average.weight"].numpy()
-        self.readout[:] = tensors["average.readout"].numpy()
+        self.weight[:] = tensors["average.weight"].cpu().numpy()
+        self.readout[:] = tensors["average.readout"].cpu().numpy()

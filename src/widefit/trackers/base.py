@@ -362,8 +362,12 @@ class Tracker(ABC):
         return False
 
     def can_follow(self, work: Workload) -> bool:
-        """Whether it can follow the steps on the network; most trackers move weights that are stored."""
-        return work.stored and (self.accepts_new_points or work.steps is not Steps.PERTURBED_MINIBATCHES)
+        """Whether it can follow the steps on the network; most trackers move weights that the CPU holds."""
+        return (
+            work.stored
+            and work.device == "cpu"
+            and (self.accepts_new_points or work.steps is not Steps.PERTURBED_MINIBATCHES)
+        )
 
     def cost(self, work: Workload) -> Cost:
         """Predicted cost; here fire patterns, and a time that nobody has measured."""

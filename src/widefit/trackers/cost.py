@@ -59,6 +59,8 @@ class Workload:
         |a_r| / √k.
     arrays
         True where K, N and H are held as n × n arrays, False where H is applied from fire lists.
+    device
+        Type of the device that the weights are on.
     """
 
     samples: int
@@ -73,6 +75,7 @@ class Workload:
     alive: float = 1.0
     readout_scale: float = 1.0
     arrays: bool = True
+    device: str = "cpu"
 
     @property
     def pairs(self) -> int:

@@ -39,7 +39,7 @@ class DeepModel:
         tracker: str | Tracker,
         solver: str | Solver,
         threads: int,
-        memory: int,
+        memory: int | None,
         phases: Phases,
     ):
         if tracker not in ("auto", "sparse"):

@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from widefit import gram, trackers
+from widefit.kernels.devices import check_precision, device_named
 from widefit.losses.family import RULE_LOSSES, rule_loss
 from widefit.nn import Deep, TwoLayer
+from widefit.plan.base import Choice, placed
 from widefit.plan.names import RULES, resolve
 from widefit.rules import NetworkProblem, Objective, Rule
 from widefit.solvers import Solver
@@ -31,6 +33,30 @@ def check_network(network: Any) -> None:
             f"network must be a widefit.nn.TwoLayer or widefit.nn.Deep, got {type(network).__name__}; use "
             f"widefit.GaussNewton{instead if isinstance(network, nn.Module) else ' for other modules'}"
         )
+
+
+def place(network: TwoLayer | Deep, device: str | torch.device) -> Choice:
+    """Move a network to a device, and tell where it is; "auto" leaves it there.
+
+    Raises
+    ------
+    ValueError
+        No such device is at hand, it has no float64, or the network is trained on the CPU alone.
+    """
+    moving = None if device == "auto" else device_named(device)
+    tensors = network.state_dict() if isinstance(network, Deep) or network.store == "array" else {}
+    places = {tensor.device for tensor in tensors.values()} if moving is None else {moving}
+    there = next(iter(places), torch.device("cpu"))
+    if there.type != "cpu" and (isinstance(network, Deep) or network.store != "array"):
+        kind = "a deep network" if isinstance(network, Deep) else 'a network with store="regenerate"'
+        raise ValueError(
+            f'{kind} is trained on the CPU: use device="cpu", or widefit.GaussNewton(network), which runs where it is'
+        )
+    check_precision(there)
+    if moving is not None:
+        network.to(moving)
+    reason = "where the network is" if moving is None else "as asked for"
+    return placed(there, network.dtype, reason)
 
 
 def rule_for(rule: str | Rule, loss: str | None, outputs: int) -> Rule:
@@ -80,7 +106,7 @@ def checked_problem(
 
 def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threads: int) -> NetworkProblem:
     """A problem at the weights that a network has, found by one dense pass; without displacement."""
-    tracking = trackers.Dense().start(network, inputs, threads=threads)
+    tracking = exhaustive(network).start(network, inputs, threads=threads)
     grams = gram.CurrentGrams(tracking, partial(gram.similarity, inputs), network.coefficients, 1, threads)
     return NetworkProblem(
         objective, tracking.outputs, None, grams, features_squared=lambda: trackers.features_squared(network, inputs)
@@ -90,6 +116,12 @@ def linearize(network: TwoLayer, inputs: np.ndarray, objective: Objective, threa
 def solver_identity(solver: Solver) -> str:
     """Name of a solver, with its settings where these are told."""
     return repr(solver) if is_dataclass(solver) else solver.name
+
+
+def exhaustive(network: TwoLayer) -> trackers.Tracker:
+    """The tracker that looks at every pair, where the network is."""
+    on_host = network.store != "array" or network.weight.device.type == "cpu"
+    return trackers.Dense() if on_host else trackers.Torch()
 
 
 def refuse_floor(network: TwoLayer) -> None:

@@ -107,7 +107,9 @@ class NetworkSteps:
         self.model.restore(tensors, numbers.get("averaged", 0))
         held = {name: value for name, value in tensors.items() if name.startswith("tracker.")}
         with self.phases("pass"):
-            self.model.start({name.removeprefix("tracker."): value.numpy() for name, value in held.items()} or None)
+            self.model.start(
+                {name.removeprefix("tracker."): value.cpu().numpy() for name, value in held.items()} or None
+            )
         return None
 
     @contextmanager

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from widefit import solvers, trackers
 from widefit.kernels.compilation import announce_compilation
-from widefit.kernels.memory import available_memory
 from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.base import Plan
@@ -21,7 +20,7 @@ from widefit.training.deep import DeepModel
 from widefit.training.history import History
 from widefit.training.loop import Loop, State
 from widefit.training.phases import Phases
-from widefit.training.problem import check_network, checked_problem, rule_for
+from widefit.training.problem import check_network, checked_problem, place, rule_for
 from widefit.training.steps import NetworkSteps
 from widefit.training.two_layer import TwoLayerModel
 
@@ -56,11 +55,13 @@ class Training:
         threads: int | None = None,
         memory: int | None = None,
         loss_floor: float = 0.0,
+        device: str | torch.device = "auto",
     ):
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
                 raise ValueError(f"{name} must be a finite number ≥ {least}, got {value!r}")
         check_network(network)
+        placed = place(network, device)
         chosen = rule_for(rule, loss, network.out_features)
         inputs, objective = checked_problem(network, X, y, sample_weight, float(alpha), chosen.loss)
         phases = Phases()
@@ -73,14 +74,14 @@ class Training:
             tracker,
             solver,
             torch.get_num_threads() if threads is None else threads,
-            available_memory() if memory is None else memory,
+            memory,
             phases,
         )
         steps = NetworkSteps(self.model, inputs, objective, chosen, loss_floor, phases)
         self._loop = Loop(steps, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, loss_floor=loss_floor)
         self._loss_floor = loss_floor
         plan = self.model.plan
-        self.plan = Plan(plan.choices, plan.bytes_needed, plan.flops_per_step)
+        self.plan = Plan((placed, *plan.choices), plan.bytes_needed, plan.flops_per_step)
         self.history = self._loop.history
 
     @property
@@ -120,6 +121,7 @@ def train(
     resume: State | None = None,
     threads: int | None = None,
     memory: int | None = None,
+    device: str | torch.device = "auto",
 ) -> History:
     """Fit a network to data, in place: the first layer of a two-layer one, all layers but the readouts of a deep one.
 
@@ -137,8 +139,8 @@ def train(
     rule
         "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
     tracker
-        "auto", "dense", "certificate", "verlet-list", "weight-tree", "data-tree", "half-space-tree", or a tracker of
-        `widefit.trackers`; "auto" for a deep network, which has one of its own.
+        "auto", "dense", "certificate", "verlet-list", "weight-tree", "data-tree", "half-space-tree", "torch", or a
+        tracker of `widefit.trackers`; "auto" for a deep network, which has one of its own.
     solver
         "auto", "cholesky", "cg", "nystrom-cg", "block-cg" (for several outputs of a deep network), or a solver of
         `widefit.solvers`.
@@ -163,6 +165,9 @@ def train(
         Cores to use, None: `torch.get_num_threads()`. The result does not depend on it.
     memory
         Bytes the training may take, None: what is free.
+    device
+        "auto": where the network is; "cpu", "cuda" or another device of torch: the network is moved there, and stays.
+        On an accelerator a two-layer network is trained by tracker="torch", a deep one not at all.
 
     Returns
     -------
@@ -192,5 +197,6 @@ def train(
         callbacks=callbacks,
         threads=threads,
         memory=memory,
+        device=device,
     )
     return training.run(resume)

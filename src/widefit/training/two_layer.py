@@ -19,7 +19,7 @@ from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport
 from widefit.trackers.cost import expected_firing
 from widefit.training.interruption import abandon_if_asked
 from widefit.training.phases import Phases
-from widefit.training.problem import linearize, refuse_floor, solver_identity
+from widefit.training.problem import exhaustive, linearize, refuse_floor, solver_identity
 
 # Neurons of every output from which the length of the first step is foretold: so many that about this number of them
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
@@ -45,7 +45,7 @@ class TwoLayerModel:
     threads
         Cores to use.
     memory
-        Bytes that the training may take.
+        Bytes that the training may take; None: what is free.
     phases
         Clocks.
     tol
@@ -58,7 +58,7 @@ class TwoLayerModel:
     """
 
     _tracking: Tracking
-    _grams: gram.CurrentGrams | gram.FireListGrams
+    _grams: gram.CurrentGrams | gram.FireListGrams | gram.MaskGrams
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class TwoLayerModel:
         tracker: str | Tracker,
         solver: str | Solver,
         threads: int,
-        memory: int,
+        memory: int | None,
         phases: Phases,
         tol: float = 1e-6,
     ):
@@ -128,7 +128,7 @@ class TwoLayerModel:
         """Find out who fires."""
         if self._objective.alpha > 0 and self._anchor is None and not self._tracker.defers_weights:
             trackers.refuse_unstored(self._tracker.name, self._iterate)
-            self._anchor = self._iterate.weight.detach().numpy().copy()
+            self._anchor = self._iterate.weight.detach().cpu().numpy().copy()
         self._tracking = self._tracker.start(
             self._iterate,
             self._inputs,
@@ -154,9 +154,10 @@ class TwoLayerModel:
     def propose(self, direction: Direction) -> Trial:
         """Find out what a step would do."""
         abandon_if_asked()
-        image = None if direction.image is None else direction.image.numpy()
+        image = None if direction.image is None else direction.image.cpu().numpy()
         with self._phases("pass"):
-            return self._tracking.propose(Update(direction.g.numpy(), direction.shrink.numpy(), image), self._grams)
+            update = Update(direction.g.cpu().numpy(), direction.shrink.numpy(), image)
+            return self._tracking.propose(update, self._grams)
 
     def commit(self, trial: Trial) -> None:
         """Carry a trial out."""
@@ -190,7 +191,7 @@ class TwoLayerModel:
         if self._average is None:
             return None
         with self._phases("pass"):
-            outputs = trackers.Dense().start(self._network, self._inputs, threads=self._threads).outputs
+            outputs = exhaustive(self._network).start(self._network, self._inputs, threads=self._threads).outputs
         return self._objective.loss(outputs)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -222,9 +223,9 @@ class TwoLayerModel:
             self._average.restore(tensors)
             self._average.write(self._iterate, averaged, self._network)
         if self._collected is not None:
-            self._collected = tensors["collected"].numpy().copy()
+            self._collected = tensors["collected"].cpu().numpy().copy()
         if "anchor" in tensors:
-            self._anchor = tensors["anchor"].numpy().copy()
+            self._anchor = tensors["anchor"].cpu().numpy().copy()
 
     def finish(self) -> None:
         """Leave the network with the committed weights."""
@@ -237,6 +238,9 @@ class TwoLayerModel:
 
     def _start_grams(self) -> None:
         """H as it follows from the network's readout."""
+        if isinstance(self._tracking, trackers.MaskTracking):
+            self._grams = gram.MaskGrams(self._tracking, self.plan.grams if self.plan.arrays else 0)
+            return
         if self._samples is not None:
             self._grams = gram.FireListGrams(
                 self._tracking, self._samples, self._iterate.coefficients, self._threads, abandon_if_asked

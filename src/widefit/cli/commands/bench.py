@@ -31,6 +31,10 @@ def command(
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Measure on this data, where the bench takes some.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda|xpu", help="Measure on this device, where the bench takes one."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the result to this file, as JSON.")
     ] = None,
@@ -62,9 +66,14 @@ def command(
         raise ValueError(f"--figure: the bench {name} has none")
     if figure is not None and find_spec("matplotlib") is None:
         raise ValueError("--figure needs the package matplotlib: pip install 'widefit[bench]'")
-    options = {} if data is None else {"data": data}
-    if not options.keys() <= inspect.signature(module.run).parameters.keys():
-        raise ValueError(f"--data: the bench {name} takes none")
+    asked = {"data": data, "device": device}
+    options = {option: value for option, value in asked.items() if value is not None}
+    for option in options.keys() - inspect.signature(module.run).parameters.keys():
+        raise ValueError(f"--{option}: the bench {name} takes none")
+    if device not in (None, "auto"):
+        from widefit.kernels.devices import device_named
+
+        device_named(device)
     with output.warnings():
         result = module.run("quick" if quick else "full" if full else "default", **options)
     _show(result, output)

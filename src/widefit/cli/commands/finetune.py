@@ -10,6 +10,7 @@ from widefit.cli.options import (
     CheckpointEveryOption,
     CheckpointOption,
     DecimalOption,
+    DeviceOption,
     HeaderOption,
     JsonOption,
     NaValueOption,
@@ -99,6 +100,7 @@ def command(
     decimal: DecimalOption = None,
     na_value: NaValueOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -121,6 +123,7 @@ def command(
         "target": target,
         "loss": None if loss == "auto" else loss,
         "settings": settings,
+        "device": device,
         "out": out,
         "delta": delta,
         "validation": validation,

@@ -13,6 +13,7 @@ from widefit.cli.options import (
     CheckpointOption,
     DataArgument,
     DecimalOption,
+    DeviceOption,
     HeaderOption,
     JsonOption,
     NaValueOption,
@@ -202,6 +203,7 @@ def command(
     decimal: DecimalOption = None,
     na_value: NaValueOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
@@ -232,6 +234,7 @@ def command(
         "max_iter": max_iter,
         "tol": tol,
         "random_state": seed,
+        "device": device,
     }
     job = Job(
         data=data,

@@ -32,6 +32,7 @@ from widefit.data.target import Task, choose_target, learn_target
 from widefit.data.words import listing, plural
 from widefit.files import read_checkpoint
 from widefit.files.atomic import replacing
+from widefit.kernels.devices import device_named
 
 SAFE = ".safetensors"
 # Rows that go through a model at a time when it is scored.
@@ -55,6 +56,7 @@ class Job:
     checkpoint_every: float = 30.0
     resume: bool = False
     reading: Reading = field(default_factory=Reading)
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ def run(job: Job, output: Output) -> int:
 def _finetuned(job: Job, model: nn.Module, samples: Samples, output: Output) -> nn.Module:
     callbacks = callbacks_of(output, job.checkpoint, job.checkpoint_every)
     X_val, y_val = samples.part("held-out") if "held-out" in samples.parts else (None, None)
-    return widefit.finetune(
-        model,
+    adapted = widefit.finetune(
+        model.to("cpu" if job.device == "auto" else device_named(job.device)),
         *samples.part("training"),
         loss=samples.loss,
         X_val=X_val,
@@ -152,6 +154,8 @@ def _finetuned(job: Job, model: nn.Module, samples: Samples, output: Output) -> 
         resume=read_checkpoint(job.checkpoint) if job.checkpoint is not None and job.resume else None,
         **job.settings,
     )
+    model.to("cpu")
+    return adapted.to("cpu")
 
 
 def _scores(samples: Samples, *models: nn.Module) -> dict[str, list[float]]:

@@ -29,6 +29,7 @@ from widefit.data.reading import Reading
 from widefit.data.target import choose_target, learn_target
 from widefit.data.words import plural
 from widefit.files import read_checkpoint
+from widefit.kernels.devices import device_named
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class TextJob:
     checkpoint_every: float
     resume: bool
     reading: Reading
+    device: str = "auto"
 
 
 def run(job: TextJob, output: Output) -> int:
@@ -129,8 +131,8 @@ def _finetuned(
 
     X, labels = rows(parts["training"])
     X_val, y_val = rows(parts["held-out"]) if "held-out" in parts else (None, None)
-    return widefit.finetune(
-        model,
+    adapted = widefit.finetune(
+        model.to("cpu" if job.device == "auto" else device_named(job.device)),
         X,
         labels,
         loss="cross_entropy",
@@ -141,6 +143,8 @@ def _finetuned(
         resume=read_checkpoint(job.checkpoint) if job.checkpoint is not None and job.resume else None,
         **job.settings,
     )
+    model.to("cpu")
+    return adapted.to("cpu")
 
 
 def _scores(

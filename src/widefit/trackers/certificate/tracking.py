@@ -81,7 +81,7 @@ class Certificate(Tracker):
     defers_weights: ClassVar[bool] = True
 
     def can_follow(self, work: Workload) -> bool:
-        return work.steps is not Steps.PERTURBED_MINIBATCHES
+        return work.device == "cpu" and work.steps is not Steps.PERTURBED_MINIBATCHES
 
     def cost(self, work: Workload) -> Cost:
         return certificate_cost.cost(work)

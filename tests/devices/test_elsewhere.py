@@ -1,0 +1,74 @@
+"""No tensor on the wrong device, and few waits: shown without an accelerator, by tensors that report another device."""
+
+import pytest
+import torch
+from cases import CASES, data, network
+from elsewhere import DEVICE, Watched
+
+import widefit
+from widefit.gram import MaskGrams
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*residuals at the same points:UserWarning")
+def test_the_numbers_are_those_of_the_host(name: str):
+    expected = torch.tensor(CASES[name]("cpu"), dtype=torch.float64)
+    with Watched():
+        found = torch.tensor(CASES[name](DEVICE), dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+class TestTheDevice:
+    """What the tests above rely on."""
+
+    def test_the_host_may_not_be_mixed_in(self):
+        with Watched():
+            x = torch.ones(3).to(DEVICE)
+            for mixed in (lambda: x + torch.ones(3), lambda: torch.cat([x, torch.ones(1)]), lambda: x @ torch.ones(3)):
+                with pytest.raises(RuntimeError, match="mixes lazy:0 with the host"):
+                    mixed()
+
+    def test_the_host_cannot_read_it(self):
+        with Watched():
+            x = torch.ones(3).to(DEVICE)
+            with pytest.raises((RuntimeError, TypeError)):
+                x.numpy()
+
+    def test_generators_belong_to_a_device(self):
+        with Watched(), pytest.raises(RuntimeError, match="takes a generator of the host"):
+            torch.rand(3, device=DEVICE, generator=torch.Generator())
+
+    def test_waits_are_counted(self):
+        with Watched() as watched:
+            x = torch.arange(3.0).to(DEVICE)
+            assert (float(x.sum()), bool(x.any()), x[x > 0].cpu().tolist()) == (3.0, True, [1.0, 2.0])
+        assert watched.waits == {"_local_scalar_dense": 2, "index": 1, "_to_copy": 1}
+
+
+# Waits of a step that keeps its first λ, listed in docs/devices.md; each further λ adds up to ten.
+WAITS = {"svd": 18, "cholesky": 21, "primal": 22}
+
+
+@pytest.mark.parametrize("solver", WAITS)
+def test_a_step_waits_for_the_device_a_few_times(solver: str):
+    with Watched() as watched:
+        rows = 90 if solver == "primal" else 20
+        optimizer = widefit.GaussNewton(network(DEVICE, 3, 8, 1), solver=solver, memory=10**9)
+        counts, dampings = [], []
+        for _ in range(6):
+            watched.waits.clear()
+            dampings.append(optimizer.step(*data(DEVICE, rows)).damping)
+            counts.append(watched.waits.total())
+    assert min(counts[1:]) <= WAITS[solver], counts
+
+
+def test_a_trial_of_masks_waits_twice():
+    network = widefit.nn.TwoLayer(3, 5000).double()
+    with Watched() as watched:
+        run = widefit.trackers.Torch().start(network.to(DEVICE), data("cpu", 30)[0].numpy())
+        update, grams = widefit.trackers.Update.none(30, 1), MaskGrams(run, held=1)
+        watched.waits.clear()
+        trial = run.propose(update, grams)
+        assert watched.waits.total() == 2
+        run.commit(trial)
+        assert watched.waits.total() == 2
