@@ -9,6 +9,7 @@ from widefit.gram.identical_blocks import IdenticalBlocks
 from widefit.gram.implicit import ImplicitGram
 from widefit.gram.jacobian import JacobianGram
 from widefit.gram.layer_rows import LayerRows
+from widefit.gram.summed import SummedCurrentGrams, SummedFireLists
 from widefit.gram.weighted import WeightedGram, block_times
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "LayerRows",
     "Operator",
     "Samples",
+    "SummedCurrentGrams",
+    "SummedFireLists",
     "WeightedGram",
     "block_times",
     "co_firing",

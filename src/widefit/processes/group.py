@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from widefit.processes.alone import Alone, Result
+from widefit.processes.alone import ALONE, Alone, Result
 
 # Seconds after which a process that does not answer is given up.
 _TIMEOUT = 60.0
@@ -146,3 +146,10 @@ class Processes(Alone):
                 f"process {self.rank} of {self.size} gave up waiting for another one, which has ended, or has not "
                 f"answered for {self.timeout:g} seconds; its own output says why ({str(error).splitlines()[0]})"
             ) from error
+
+
+def as_processes(group: Any) -> Alone:
+    """The processes of a group of torch.distributed, or of a `Processes`; None: this one by itself."""
+    if group is None:
+        return ALONE
+    return group if isinstance(group, Alone) else Processes(group)

@@ -7,6 +7,7 @@ from widefit.trackers.base import (
     Gram,
     Grams,
     Stream,
+    SummedGrams,
     Tracker,
     TrackerReport,
     Tracking,
@@ -19,6 +20,7 @@ from widefit.trackers.fire_pattern import Chunk, FirePattern, partition
 from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared, refuse_unstored
 from widefit.trackers.minibatches import Adversary, Minibatches, attack
+from widefit.trackers.shared import SharedTracking
 from widefit.trackers.trees.data_tree import DataTree
 from widefit.trackers.trees.weight_tree import WeightTree
 from widefit.trackers.verlet.verlet_list import VerletList
@@ -37,7 +39,9 @@ __all__ = [
     "HalfSpaceTree",
     "IterateAverage",
     "Minibatches",
+    "SharedTracking",
     "Stream",
+    "SummedGrams",
     "Tracker",
     "TrackerReport",
     "Tracking",

@@ -59,6 +59,8 @@ class Workload:
         |a_r| / √k.
     arrays
         True where K, N and H are held as n × n arrays, False where H is applied from fire lists.
+    processes
+        Those that share the neurons out; m is the width of one of them.
     """
 
     samples: int
@@ -73,6 +75,7 @@ class Workload:
     alive: float = 1.0
     readout_scale: float = 1.0
     arrays: bool = True
+    processes: int = 1
 
     @property
     def pairs(self) -> int:
