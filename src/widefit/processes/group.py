@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from widefit.processes.alone import ALONE, Alone, Result
@@ -93,7 +93,7 @@ class Processes(Alone):
         self._wait(lambda: dist.broadcast(found, group=self._group, group_src=rank, async_op=True))
         return found.to(tensor.device)
 
-    def joined(self, rows: Float[Tensor, "n *c"], at: int | None = None) -> Float[Tensor, "N *c"]:
+    def joined(self, rows: Shaped[Tensor, "n *c"], at: int | None = None) -> Shaped[Tensor, "N *c"]:
         counts = self._counts(len(rows))
         padded = self._placed(rows.new_zeros(max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
