@@ -1,4 +1,4 @@
-"""A Gauss-Newton step by two processes of one thread against one; steps of up to a million rows, and their memory."""
+"""Two processes of one thread against one: wide trainings, steps of many rows; steps of up to a million rows."""
 
 import json
 import os
@@ -52,6 +52,45 @@ print(json.dumps({
 }))
 """
 
+# A two-layer training: the neurons are shared out, every process has all rows.
+TRAINING = """
+import json, sys, time
+import numpy as np
+import torch
+import torch.distributed as dist
+import widefit
+
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+width, count, features, outputs = map(int, sys.argv[4:8])
+torch.set_num_threads(1)
+group = None
+if size > 1:
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=size)
+    group = widefit.Processes()
+
+def fit(width, count):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((count, features)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.sin(4 * x @ generator.standard_normal((features, outputs)))
+    network = widefit.nn.TwoLayer(features, width, outputs, readout_scale=10.0, paired=True)
+    if group is not None:
+        group.meet()
+    wall, used = time.perf_counter(), time.process_time()
+    history = widefit.train(network, x, y, max_iter=4, tol=0.0, process_group=group)
+    wall, used = time.perf_counter() - wall, time.process_time() - used
+    return {"wall": wall, "cpu": used, "losses": history.losses, "phases": dict(history.phases)}
+
+fit(width, 200)  # compiles, and loads what is compiled
+print(json.dumps(fit(width, count)))
+"""
+
+# Widths, rows, features and outputs of the trainings.
+TRAINED = {
+    "quick": [(1 << 14, 200, 16, 1)],
+    "default": [(1 << 18, 1000, 64, 1), (1 << 18, 1000, 64, 10)],
+    "full": [(1 << 20, 2000, 64, 1), (1 << 20, 2000, 64, 10)],
+}
 # Rows and widths of the comparison of processes; rows of the steps at P = 1001.
 SHARED = {"quick": (40_000, 60), "default": (200_000, 60), "full": (400_000, 100)}
 ROWS = {"quick": (10_000, 50_000), "default": (10_000, 100_000, 1_000_000), "full": (10_000, 100_000, 1_000_000)}
@@ -59,14 +98,13 @@ WIDTH = 100
 STEPS = 3
 
 
-def measure(size: int, count: int, width: int, solver: str, threads: int) -> list[dict]:
-    """Step in so many processes; the figures that each of them prints."""
-    settings = [str(count), str(width), str(STEPS), solver, str(threads)]
+def measure(size: int, program: str, settings: tuple, threads: int) -> list[dict]:
+    """Run a program in so many processes; the figures that each of them prints."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         running = [
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(rank), str(size), folder, *settings],
+                [sys.executable, "-c", program, str(rank), str(size), folder, *map(str, settings)],
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
@@ -79,21 +117,37 @@ def measure(size: int, count: int, width: int, solver: str, threads: int) -> lis
     return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
+def compared(program: str, settings: tuple, repeats: int, what: tuple[str, str]) -> list[dict]:
+    """One process of one thread and two, alternated: `what` they do, and to what."""
+    runs = [(measure(1, program, settings, 1), measure(2, program, settings, 1)) for _ in range(repeats)]
+    figures = []
+    for clock in ("wall", "cpu"):
+        one = median(own[0][clock] for own, _ in runs)
+        two = median(max(process[clock] for process in own) for _, own in runs)
+        ratio = median(o[0][clock] / max(process[clock] for process in t) for o, t in runs)
+        figures.append(entry(f"{what[0]} of one process ({clock}), {what[1]}", one, "s"))
+        figures.append(entry(f"{what[0]} of two processes ({clock}), {what[1]}", two, "s", "one process", ratio))
+    apart = max(abs(one[0]["losses"][-1] - two[0]["losses"][-1]) / one[0]["losses"][0] for one, two in runs)
+    figures.append(entry(f"difference of their losses, {what[1]}", apart, "of the first loss"))
+    return figures
+
+
+def trained(problems: list[tuple[int, int, int, int]], repeats: int) -> list[dict]:
+    """Gauss-Newton on two-layer networks of width m, n rows of d numbers, k outputs."""
+    figures = []
+    for problem in problems:
+        width, count, features, outputs = problem
+        what = f"width {width}, {count} rows of {features} numbers, {outputs} outputs"
+        figures += compared(TRAINING, problem, repeats, ("training", what))
+    return figures
+
+
 def shared(count: int, width: int, repeats: int) -> list[dict]:
-    """One process and two, alternated, with each way of taking a step in parameter space."""
+    """Each way of taking a step in parameter space."""
     figures = []
     for solver in ("primal", "primal-cg"):
-        runs = [(measure(1, count, width, solver, 1), measure(2, count, width, solver, 1)) for _ in range(repeats)]
-        losses = [(one[0]["losses"][-1], two[0]["losses"][-1]) for one, two in runs]
-        apart = max(abs(a - b) / a for a, b in losses)
         what = f"{solver}, {count} rows, {10 * width + 1} parameters"
-        for clock in ("wall", "cpu"):
-            one = median(own[0][clock] for own, _ in runs)
-            two = median(max(process[clock] for process in own) for _, own in runs)
-            ratio = median(o[0][clock] / max(process[clock] for process in t) for o, t in runs)
-            figures.append(entry(f"step of one process ({clock}), {what}", one, "s"))
-            figures.append(entry(f"step of two processes ({clock}), {what}", two, "s", "one process", ratio))
-        figures.append(entry(f"difference of their losses, {what}", apart, "of the loss"))
+        figures += compared(PROGRAM, (count, width, STEPS, solver, 1), repeats, ("step", what))
     return figures
 
 
@@ -102,7 +156,7 @@ def many(rows: tuple[int, ...]) -> list[dict]:
     figures = []
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for count in rows:
-        (found,) = measure(1, count, WIDTH, "auto", threads)
+        (found,) = measure(1, PROGRAM, (count, WIDTH, STEPS, "auto", threads), threads)
         what = f"{count} rows, {10 * WIDTH + 1} parameters, {found['solver']}"
         figures += [
             entry(f"step (wall), {what}", found["wall"], "s"),
@@ -116,9 +170,10 @@ def many(rows: tuple[int, ...]) -> list[dict]:
 
 
 def run(size: str) -> dict:
-    """A perceptron 8-m-1 with tanh in float32 on sin of a sum, fixed damping."""
+    """Two-layer networks; a perceptron 8-m-1 with tanh in float32 on sin of a sum, fixed damping."""
     count, width = SHARED[size]
-    figures = shared(count, width, 1 if size == "quick" else 3) + many(ROWS[size])
+    repeats = 1 if size == "quick" else 3
+    figures = trained(TRAINED[size], repeats) + shared(count, width, repeats) + many(ROWS[size])
     return {"machine": describe_machine(), "settings": {"steps": STEPS, "inputs": 8}, "figures": figures}
 
 

@@ -200,7 +200,12 @@ def test_tables_and_models_that_do_not_fit(said_with_a_model: dict[str, Result],
 def test_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "fit")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    ran = call("train", "digits", folder=tmp_path)
-    assert ran.code == 2
-    assert "commands run in one process" in ran.stderr
+    refused = {
+        "this command runs in one process": ("predict", "model.widefit", "new.csv"),
+        "--stream learns row by row, in one process": ("train", "endless.csv", "--stream"),
+    }
+    for message, arguments in refused.items():
+        ran = call(*arguments, folder=tmp_path)
+        assert ran.code == 2
+        assert message in ran.stderr
     assert not list(tmp_path.iterdir())

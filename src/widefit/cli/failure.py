@@ -1,6 +1,5 @@
 """The end of a command that cannot do its work: one line on standard error, and an exit code."""
 
-import os
 import sys
 from collections.abc import Callable
 from errno import EPIPE
@@ -9,6 +8,7 @@ from typing import NoReturn
 
 import typer
 
+from widefit.cli.launch import several_processes
 from widefit.cli.streams import silence
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -24,17 +24,18 @@ _SAID = {
 }
 
 
-def guarded(command: Callable[..., int]) -> Callable[..., None]:
+def guarded(command: Callable[..., int], shared: bool = False) -> Callable[..., None]:
     """Turn the errors that a user can cause into messages, and the command's result into the exit code.
 
     A ValueError is bad input (2); what the machine refuses, and what a library gives up on, is a failure (1); anything
-    else is a fault in widefit and keeps its traceback.
+    else is a fault in widefit and keeps its traceback. A command that is not `shared` is refused under torchrun.
     """
 
     @wraps(command)
     def run(*args: object, **kwargs: object) -> None:
         try:
-            _refuse_several_processes()
+            if not shared:
+                _refuse_several_processes()
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED)
@@ -48,10 +49,10 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
 
 def _refuse_several_processes() -> None:
     """Each of several processes would do all of the work, and write the same files."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several_processes():
         raise ValueError(
-            "commands run in one process: start widefit without torchrun; several processes train through "
-            "widefit.GaussNewton(model, process_group=...)"
+            "this command runs in one process: start it without torchrun; several processes share "
+            "`widefit train`, widefit.train, fit and widefit.GaussNewton(model, process_group=...)"
         )
 
 
@@ -69,6 +70,8 @@ def _end_with(error: BaseException) -> NoReturn:
     if isinstance(error, MemoryError):
         _end(str(error) or "out of memory", FAILED)
     if isinstance(error, ArithmeticError):
+        _end(str(error), FAILED)
+    if type(error).__name__ == "ProcessError":
         _end(str(error), FAILED)
     if isinstance(error, RuntimeError):
         for sign, (message, code) in _SAID.items():

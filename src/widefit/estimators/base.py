@@ -47,6 +47,7 @@ from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
 from widefit.nn.evaluation import evaluate
 from widefit.plan.base import Choice, Plan
+from widefit.processes import ALONE, Alone, as_processes
 from widefit.rules import SGD, GaussNewton, Rule, StopReason
 from widefit.solvers import Solver
 from widefit.trackers import Tracker
@@ -208,6 +209,7 @@ class Wide(TableInput, FitDisplay, ABC):
         callbacks: Sequence[Callback] = (),
         resume: str | Path | None = None,
         validation: tuple[Any, Any] | None = None,
+        process_group: Any = None,
     ) -> Self:
         """Fit the network to a table.
 
@@ -226,6 +228,10 @@ class Wide(TableInput, FitDisplay, ABC):
             A checkpoint of the same fit, written by `widefit.files.Checkpoint`.
         validation
             (X, y) on which R² or accuracy is recorded after every step.
+        process_group
+            A group of torch.distributed, or a `widefit.Processes`. Every process of it calls `fit` with the same
+            arguments, callbacks included, trains a share of the neurons of one hidden layer, and has the whole model in
+            the end.
 
         Raises
         ------
@@ -235,6 +241,7 @@ class Wide(TableInput, FitDisplay, ABC):
             The work cannot fit in memory; said before it starts.
         """
         layers = self._check_parameters()
+        processes = as_processes(process_group)
         continues = bool(self.warm_start) and hasattr(self, "network_")
         if continues:
             self._refuse_other_targets()
@@ -256,12 +263,14 @@ class Wide(TableInput, FitDisplay, ABC):
         if self.refit_readout:
             refuse_many_rows(len(merged.rows))
         self._forget_stream()
-        tuning = None if continues else self._tune(merged, layers, self.alpha)
+        tuning = None if continues else self._tune(merged, layers, self.alpha, processes)
         if tuning is not None:
             self._choose_loss(tuning)
         self._calibrate(tuning)
         if tuning is not None:
-            self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
+            # Of several processes each draws its share alone.
+            store = "array" if processes.size == 1 else "regenerate"
+            self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed, store)
         kept = weight > 0
         problem = merged
         floor = merged.floor
@@ -272,7 +281,7 @@ class Wide(TableInput, FitDisplay, ABC):
         inputs = self.sphere_(problem.rows)
         knows_error = tuning is not None and self.loss_ == "squared" and len(problem.rows) >= _FEWEST_TO_SETTLE
         error = tuning.error if tuning is not None and knows_error else None
-        self._train(inputs, problem, floor, metric, callbacks, resume, error)
+        self._train(inputs, problem, floor, metric, callbacks, resume, error, processes)
         self._sample = TrainingSample.draw(
             merged, encoded[kept], weight[kept], np.flatnonzero(kept), self.sphere_, self._seed
         )
@@ -281,8 +290,12 @@ class Wide(TableInput, FitDisplay, ABC):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
         return self
 
-    def _tune(self, merged: MergedRows, layers: HiddenLayers, alpha: float | str) -> Tuning:
-        """Decide what is "auto": the input map, the ridge and the readout scale."""
+    def _tune(self, merged: MergedRows, layers: HiddenLayers, alpha: float | str, processes: Alone = ALONE) -> Tuning:
+        """Decide what is "auto": the input map, the ridge and the readout scale.
+
+        Of several processes each decides, so that none waits for longer than they differ in speed; what the first has
+        decided counts, as other processors may round otherwise.
+        """
         tuning = tune(
             merged,
             threshold=layers.thresholds[0],
@@ -293,6 +306,7 @@ class Wide(TableInput, FitDisplay, ABC):
             kernel=limit_kernel(layers.thresholds),
             classes=self._classes_of(merged.targets),
         )
+        (tuning, *_) = processes.gathered(tuning)
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
@@ -308,12 +322,14 @@ class Wide(TableInput, FitDisplay, ABC):
         callbacks: Sequence[Callback],
         resume: str | Path | None,
         error: float | None,
+        processes: Alone,
     ) -> None:
         """Train the network, in place; until it has settled, where the leave-one-out error is known."""
         rule = self._rule()
         settled: list[Settled] = []
         if self.tol == "auto" and error is not None and isinstance(rule, GaussNewton):
             settled.append(Settled(error, floor))
+        told = [Log(), *([Progress()] if self.verbose else [])] if processes.rank == 0 else []
         training = Training(
             self.network_,
             inputs,
@@ -326,9 +342,10 @@ class Wide(TableInput, FitDisplay, ABC):
             alpha=self._ridge * self._loss_ridge,
             sample_weight=problem.sample_weight,
             metric=metric,
-            callbacks=(*callbacks, *settled, Log(), *([Progress()] if self.verbose else [])),
+            callbacks=(*callbacks, *settled, *told),
             loss_floor=floor,
             device=self.device,
+            processes=processes,
         )
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.
@@ -337,6 +354,8 @@ class Wide(TableInput, FitDisplay, ABC):
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         try:
             self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
+            if processes.size > 1 and isinstance(self.network_, TwoLayer):
+                self.network_ = self.network_.holding(training.joined())
         finally:
             # Predictions, intervals and files are made on the CPU.
             self.network_.to("cpu")

@@ -23,8 +23,10 @@ def limit_kernel(thresholds: tuple[float, ...]):
     return lambda inputs: deep_limit_gram(inputs, thresholds, _INPUT_SHARE)
 
 
-def draw(tuning: Tuning, layers: HiddenLayers, outputs: int, activation: str, seed: int) -> TwoLayer | Deep:
-    """Draw an untrained network for the inputs and the readout scale of a tuning."""
+def draw(
+    tuning: Tuning, layers: HiddenLayers, outputs: int, activation: str, seed: int, store: str = "array"
+) -> TwoLayer | Deep:
+    """Draw an untrained network for the inputs and the readout scale of a tuning; `store` is of one hidden layer."""
     features = tuning.sphere.out_features
     if len(layers.widths) == 1:
         return TwoLayer(
@@ -36,6 +38,7 @@ def draw(tuning: Tuning, layers: HiddenLayers, outputs: int, activation: str, se
             readout_scale=tuning.readout_scale,
             paired=True,
             seed=seed,
+            store=store,
         )
     # In the units of a two-layer network, whose activations keep no norm.
     scale = tuning.readout_scale / norm_keeping_scale(1, layers.thresholds[0])

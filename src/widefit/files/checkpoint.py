@@ -16,7 +16,8 @@ class Checkpoint(Callback):
     """Writes the state of the run to a file, from which training goes on to the same bits.
 
     Written after a step when `every_seconds` have passed since the last time, and always when training ends or is
-    interrupted. A file that cannot be written (a full disk) is a warning: the training is worth more.
+    interrupted. A file that cannot be written (a full disk) is a warning: the training is worth more. Of several
+    processes that share a training the first one writes, and the run may go on with another number of them.
 
     Parameters
     ----------
@@ -42,14 +43,18 @@ class Checkpoint(Callback):
         self._written_at = time.monotonic()
 
     def step(self, run: Run, info: StepInfo) -> bool | None:
-        if info.accepted and time.monotonic() - self._written_at >= self.every_seconds:
+        # Rejected steps are rejected on every process, but clocks differ.
+        due = bool(info.accepted) and time.monotonic() - self._written_at >= self.every_seconds
+        if run.processes.any(due):
             self._write(run)
 
     def finish(self, run: Run, history: History) -> None:
         self._write(run)
 
     def _write(self, run: Run) -> None:
-        write_checkpoint(self.path, run.state())
+        state = run.state()
+        if run.processes.rank == 0:
+            write_checkpoint(self.path, state)
         self._written_at = time.monotonic()
 
 

@@ -10,6 +10,7 @@ from widefit.gram.implicit import ImplicitGram
 from widefit.gram.jacobian import JacobianGram
 from widefit.gram.layer_rows import LayerRows
 from widefit.gram.masks import MaskGram, MaskGrams
+from widefit.gram.summed import SummedCurrentGrams, SummedFireLists
 from widefit.gram.weighted import WeightedGram, block_times
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "MaskGrams",
     "Operator",
     "Samples",
+    "SummedCurrentGrams",
+    "SummedFireLists",
     "WeightedGram",
     "block_times",
     "co_firing",

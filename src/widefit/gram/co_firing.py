@@ -53,6 +53,18 @@ def co_firing_counts(
     return counts
 
 
+def fill_gram(
+    counts: np.ndarray, similarity: Float[np.ndarray, "n n"], scale: float, threads: int, out: Float[np.ndarray, "n n"]
+) -> None:
+    """Write scale · K ∘ N into `out`, from the upper triangle of N."""
+
+    def fill(first: int) -> None:
+        kernels.gram_rows(counts, similarity, scale, first, min(first + _TILE, len(out)), out)
+
+    for _ in ordered_map(fill, range(0, len(out), _TILE), threads):
+        pass
+
+
 class CoFiringGram(DenseGram):
     """H = K ∘ N with N kept, so that single flips can be followed.
 
@@ -60,6 +72,8 @@ class CoFiringGram(DenseGram):
     ----------
     counts
         Upper triangle of N: int32 counts, or float64 sums of squared coefficients where those differ.
+    scale
+        Factor of N in H: the square of all coefficients, or 1.
     """
 
     def __init__(
@@ -71,7 +85,7 @@ class CoFiringGram(DenseGram):
         threads: int,
     ):
         self._first, self._similarity, self._threads = patterns[0].chunk.first, similarity, threads
-        self._scale, self._squares = scale, squares
+        self.scale, self._squares = scale, squares
         self._recount(patterns)
 
     def _recount(self, patterns: Sequence[FirePattern]) -> None:
@@ -81,14 +95,7 @@ class CoFiringGram(DenseGram):
 
     def _fill(self) -> None:
         """H from N."""
-        gram, samples = self.matrix.numpy(), self._similarity.shape[0]
-
-        def fill(first: int) -> None:
-            last = min(first + _TILE, samples)
-            kernels.gram_rows(self.counts, self._similarity, self._scale, first, last, gram)
-
-        for _ in ordered_map(fill, range(0, samples, _TILE), self._threads):
-            pass
+        fill_gram(self.counts, self._similarity, self.scale, self._threads, self.matrix.numpy())
 
     def flip(self, patterns: Sequence[FirePattern], flips: Flips) -> None:
         """Follow flips of these neurons: 2 k_r entries of H a flip of neuron r.
@@ -113,7 +120,7 @@ class CoFiringGram(DenseGram):
             return
         for pattern, own in parts:
             kernels.co_firing_flips(
-                *self._rows_of(pattern, flips, own), self._scale, self._similarity, self.counts, self.matrix.numpy()
+                *self._rows_of(pattern, flips, own), self.scale, self._similarity, self.counts, self.matrix.numpy()
             )
 
     def _flip_many(self, parts: list[tuple[FirePattern, slice]], flips: Flips) -> None:

@@ -4,7 +4,6 @@ torch divides each product among its threads, and a thread that has done its par
 work holds a processor, a sum over many small blocks takes a hundred times as long as it should.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from functools import reduce
 
@@ -38,8 +37,8 @@ def evaluate(network: TwoLayer, x: Float[np.ndarray, "q d"]) -> Float[np.ndarray
         z += x.dtype.type(network.activation.silent)
         return z @ network.readout_rows(*block).astype(x.dtype)
 
-    total = _sum(network, x, (0, network.width), outputs_of)
-    return total / x.dtype.type(math.sqrt(network.width))
+    total = network.summed(_sum(network, x, (0, network.width), outputs_of))
+    return total / x.dtype.type(network.norm)
 
 
 def input_gradients(network: TwoLayer, x: Float[np.ndarray, "q d"], output: int) -> Float[np.ndarray, "q d"]:

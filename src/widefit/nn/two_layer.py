@@ -178,6 +178,11 @@ class TwoLayer(nn.Module):
             raise ValueError('delta belongs to networks with store="regenerate"; this one has its weights in `weight`')
         self.regenerated.delta = delta
 
+    @property
+    def norm(self) -> float:
+        """√m, by which sums over neurons are divided; m of the whole network, where this is a part of one."""
+        return math.sqrt(self.width)
+
     def neurons_of(self, output: int) -> tuple[int, int]:
         """Return the half-open range of the neurons that feed an output; it begins at an even neuron."""
         return group_edge(self.width, self.out_features, output), group_edge(self.width, self.out_features, output + 1)
@@ -258,7 +263,7 @@ class TwoLayer(nn.Module):
                     f"readout must let neurons {edges[0]} to {edges[1] - 1} feed output {output} alone; "
                     "build a TwoLayer without changing which entries of readout are zero"
                 )
-        return out / math.sqrt(self.width)
+        return out / self.norm
 
     def readout_identity(self) -> bytes:
         """Return bytes that are equal for equal readouts: those of a, or of the seed and sizes it is drawn from."""
@@ -278,7 +283,11 @@ class TwoLayer(nn.Module):
         else:
             columns = self.readout.detach().cpu().double().numpy().T
             total = np.array([math.fsum(column) for column in columns])
-        return self.activation.silent * total / math.sqrt(self.width)
+        return self.activation.silent * total / self.norm
+
+    def summed(self, part: Float[np.ndarray, "q k"]) -> Float[np.ndarray, "q k"]:
+        """Return the sum over all neurons, from that over those that are here: all of them, but for a shard."""
+        return part
 
     def materialize(self) -> "TwoLayer":
         """Return a copy of the network that holds its current weights, with store="array".
@@ -298,6 +307,14 @@ class TwoLayer(nn.Module):
         network._fill(self.regenerated)
         return network.train(self.training)
 
+    def holding(self, weight: Float[Tensor, "m d"]) -> "TwoLayer":
+        """Return this network with given weights, which it takes over, and store="array"."""
+        readout = torch.from_numpy(self.readout_rows(0, self.width).copy())
+        convention = self.activation.convention
+        network = TwoLayer.from_tensors(weight, readout, threshold=self.threshold, convention=convention)
+        network._drawn = self.initial
+        return network.train(self.training)
+
     def sample(self, width: int) -> "TwoLayer":
         """Return a narrower network with the first neurons of every output: f and J Jᵀ have the same distribution.
 
@@ -313,7 +330,7 @@ class TwoLayer(nn.Module):
         readout = np.zeros((width, self.out_features), weight.dtype)
         for output, (first, last) in enumerate(taken):
             own = slice(group_edge(width, self.out_features, output), group_edge(width, self.out_features, output + 1))
-            readout[own, output] = self.coefficients(first, last) * math.sqrt(self.width)
+            readout[own, output] = self.coefficients(first, last) * self.norm
         return TwoLayer.from_tensors(
             torch.from_numpy(weight),
             torch.from_numpy(readout),
@@ -324,11 +341,11 @@ class TwoLayer(nn.Module):
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return f(x), computed in the dtype of x."""
         if self.store == "regenerate":
-            return self.regenerated.weighted_sum(x, self.activation) / math.sqrt(self.width)
+            return self.regenerated.weighted_sum(x, self.activation) / self.norm
         outputs = x.new_zeros(x.shape[0], self.out_features)
         for first, last in spans(self.width, *x.shape):
             outputs = outputs + span_sum(x, self.weight[first:last], self.readout[first:last], self.activation)
-        return outputs / math.sqrt(self.width)
+        return outputs / self.norm
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, width={self.width}, out_features={self.out_features}"

@@ -36,13 +36,14 @@ from widefit.optim.parameters import MovingParameters
 from widefit.optim.point import StartingPoint
 from widefit.optim.scaling import Scaling
 from widefit.optim.search import Momentum, Search, SearchResult
-from widefit.optim.shards import as_processes, check_alike, share_out
+from widefit.optim.shards import check_alike, share_out
 from widefit.optim.state import StepState
 from widefit.optim.system import Block, Residual, System, WeightedResidual, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
 from widefit.plan.base import placed
 from widefit.plan.step import StepPlan, named_solver, plan_step
+from widefit.processes import as_processes
 from widefit.solvers import Solver
 from widefit.solvers.base import Preconditioner
 from widefit.training.callback import Callback

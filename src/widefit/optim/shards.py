@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 
 from widefit.optim.system import Block, Portion, Residual, System, check_data
-from widefit.processes import ALONE, Alone, Processes
+from widefit.processes import Alone
 
 Batch = tuple[Tensor | Residual, ...]
-
-
-def as_processes(group: Any) -> Alone:
-    """The processes of a group of torch.distributed; None: this one by itself."""
-    if group is None:
-        return ALONE
-    return group if isinstance(group, Alone) else Processes(group)
 
 
 def check_alike(parameters: Mapping[str, Tensor], settings: Sequence[Any], processes: Alone) -> None:

@@ -36,6 +36,8 @@ _ARRAY, _LISTS = "n × n array", "fire lists"
 _FEW = 8192
 # Bytes an entry of N and H.
 _GRAM_ENTRY = 12
+# More where several processes share the neurons out: those of all.
+_SUMMED_ENTRY = 12
 # Where H is applied: products with it that a step takes behind a preconditioner, those after which a solve gives up,
 # and the part of the right-hand side that it may leave: less changes no prediction (measured on tables and images).
 _PRODUCTS = 20
@@ -226,7 +228,7 @@ def _plan_with_arrays(
     if needed > budget.memory:
         raise MemoryError(_refusal(work, followed, solved, budget))
     # Those of further outputs are followed from step to step as far as half of what is left holds them.
-    each = _GRAM_ENTRY * work.samples**2
+    each = _gram_bytes(work)
     more = 0 if work.steps.sees_few else min(work.outputs - 1, (budget.memory - needed) // (2 * each))
     plan = TwoLayerPlan(tuple(choices), needed + more * each, _flops_per_step(work, solved.name), grams=1 + more)
     return plan, followed, solved
@@ -289,6 +291,11 @@ def _refuse_what_it_cannot_follow(tracker: Tracker, work: Workload) -> None:
             f"tracker {tracker.name!r} follows the samples alone, and the adversary of the rule moves them: "
             'use "dense" or HalfSpaceTree(over="weights")'
         )
+    if work.processes > 1 and not tracker.shares_neurons:
+        raise ValueError(
+            f'tracker "{tracker.name}" follows the neurons of one process: several take tracker="auto", "certificate" '
+            'or "dense"'
+        )
     if work.stored and not tracker.can_follow(work):
         raise ValueError(
             f'tracker "{tracker.name}" works on the CPU, and the weights are on {work.device}: use tracker="torch", or '
@@ -328,7 +335,12 @@ def _square_bytes(work: Workload, solver: Solver) -> int:
     if work.steps.sees_few:
         return 20 * min(work.samples, ESTIMATE_SAMPLES) ** 2
     beside = solver.bytes_needed(work.samples) if isinstance(solver, NystromCG) else 0
-    return work.samples**2 * (8 + _GRAM_ENTRY + (16 if solver.name == Cholesky.name else 0)) + beside
+    return work.samples**2 * (8 + (16 if solver.name == Cholesky.name else 0)) + _gram_bytes(work) + beside
+
+
+def _gram_bytes(work: Workload) -> int:
+    """N and H of one output."""
+    return work.samples**2 * (_GRAM_ENTRY + (_SUMMED_ENTRY if work.processes > 1 else 0))
 
 
 def product_dtype(samples: int, dtype: np.dtype) -> np.dtype:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ class Alone:
         """The tensor of one process, in the shape and type of all."""
         return tensor
 
-    def joined(self, rows: Float[Tensor, "n *c"], at: int | None = None) -> Float[Tensor, "N *c"]:
+    def joined(self, rows: Shaped[Tensor, "n *c"], at: int | None = None) -> Shaped[Tensor, "N *c"]:
         """The rows of all processes, in their order; `at`: on this process alone, and none on the others."""
         return rows
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from widefit.processes.alone import Alone, Result
+from widefit.processes.alone import ALONE, Alone, Result
 
 # Seconds after which a process that does not answer is given up.
 _TIMEOUT = 60.0
@@ -93,7 +93,7 @@ class Processes(Alone):
         self._wait(lambda: dist.broadcast(found, group=self._group, group_src=rank, async_op=True))
         return found.to(tensor.device)
 
-    def joined(self, rows: Float[Tensor, "n *c"], at: int | None = None) -> Float[Tensor, "N *c"]:
+    def joined(self, rows: Shaped[Tensor, "n *c"], at: int | None = None) -> Shaped[Tensor, "N *c"]:
         counts = self._counts(len(rows))
         padded = self._placed(rows.new_zeros(max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows
@@ -149,3 +149,10 @@ class Processes(Alone):
                 f"process {self.rank} of {self.size} gave up waiting for another one, which has ended, or has not "
                 f"answered for {self.timeout:g} seconds; its own output says why ({str(error).splitlines()[0]})"
             ) from error
+
+
+def as_processes(group: Any) -> Alone:
+    """The processes of a group of torch.distributed, or of a `Processes`; None: this one by itself."""
+    if group is None:
+        return ALONE
+    return group if isinstance(group, Alone) else Processes(group)

@@ -7,6 +7,7 @@ from widefit.trackers.base import (
     Gram,
     Grams,
     Stream,
+    SummedGrams,
     Tracker,
     TrackerReport,
     Tracking,
@@ -20,6 +21,7 @@ from widefit.trackers.half_space.half_space_tree import HalfSpaceTree
 from widefit.trackers.layer import features_squared, refuse_unstored
 from widefit.trackers.masks import MaskTracking, Torch
 from widefit.trackers.minibatches import Adversary, Minibatches, attack
+from widefit.trackers.shared import SharedTracking
 from widefit.trackers.trees.data_tree import DataTree
 from widefit.trackers.trees.weight_tree import WeightTree
 from widefit.trackers.verlet.verlet_list import VerletList
@@ -39,7 +41,9 @@ __all__ = [
     "IterateAverage",
     "MaskTracking",
     "Minibatches",
+    "SharedTracking",
     "Stream",
+    "SummedGrams",
     "Torch",
     "Tracker",
     "TrackerReport",

@@ -117,6 +117,19 @@ class Grams(Protocol):
         ...
 
 
+@runtime_checkable
+class SummedGrams(Grams, Protocol):
+    """Gram matrices of all neurons, which several processes share out.
+
+    Attributes
+    ----------
+    own
+        Those of the neurons of this process.
+    """
+
+    own: Grams
+
+
 @dataclass(frozen=True)
 class Trial:
     """Effect of an update that has not been carried out.
@@ -346,10 +359,13 @@ class Tracker(ABC):
     defers_weights
         True where the network's weights stay as they were at the start until `Tracking.finish`; then the network need
         not hold them.
+    shares_neurons
+        True where it can follow the neurons of one process, each of several having its own.
     """
 
     name: str
     defers_weights: ClassVar[bool] = False
+    shares_neurons: ClassVar[bool] = False
 
     @property
     def trains_readout(self) -> bool:
@@ -363,6 +379,8 @@ class Tracker(ABC):
 
     def can_follow(self, work: Workload) -> bool:
         """Whether it can follow the steps on the network; most trackers move weights that the CPU holds."""
+        if work.processes > 1 and not self.shares_neurons:
+            return False
         return (
             work.stored
             and work.device == "cpu"

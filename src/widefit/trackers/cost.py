@@ -61,6 +61,8 @@ class Workload:
         True where K, N and H are held as n × n arrays, False where H is applied from fire lists.
     device
         Type of the device that the weights are on.
+    processes
+        Those that share the neurons out; m is the width of one of them.
     """
 
     samples: int
@@ -76,6 +78,7 @@ class Workload:
     readout_scale: float = 1.0
     arrays: bool = True
     device: str = "cpu"
+    processes: int = 1
 
     @property
     def pairs(self) -> int:

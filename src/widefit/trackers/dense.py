@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -38,6 +39,7 @@ class Dense(Tracker):
     """
 
     name: str = "dense"
+    shares_neurons: ClassVar[bool] = True
 
     @property
     def accepts_new_points(self) -> bool:

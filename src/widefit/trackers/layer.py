@@ -1,6 +1,5 @@
 """Arrays of a two-layer network, as trackers train them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -71,7 +70,7 @@ def write_readout(coefficients: Float[np.ndarray, " m"], network: TwoLayer) -> N
     with torch.no_grad():
         for output in range(network.out_features):
             own = slice(*network.neurons_of(output))
-            entries = torch.from_numpy(coefficients[own] * math.sqrt(network.width))
+            entries = torch.from_numpy(coefficients[own] * network.norm)
             network.readout[own, output] = entries.to(network.readout.dtype)
     coefficients[:] = network.coefficients()
 

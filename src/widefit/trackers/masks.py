@@ -38,7 +38,7 @@ class Torch(Tracker):
     name: str = "torch"
 
     def can_follow(self, work: Workload) -> bool:
-        return work.stored and work.steps is not Steps.PERTURBED_MINIBATCHES
+        return work.stored and work.processes == 1 and work.steps is not Steps.PERTURBED_MINIBATCHES
 
     def cost(self, work: Workload) -> Cost:
         masks = 2 * work.width * -(-work.samples // 8)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from widefit.processes import Alone
 from widefit.training.history import History, StepInfo
 
 if TYPE_CHECKING:
@@ -16,9 +17,12 @@ class Run(Protocol):
     ----------
     history
         The steps so far.
+    processes
+        Those that share the state of the run out, and ask for it at once; one process by itself otherwise.
     """
 
     history: History
+    processes: Alone
 
     @property
     def max_iter(self) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from widefit.kernels import clock
+from widefit.processes import ALONE, Alone
 from widefit.rules.stop_reason import StopReason
 from widefit.training.callback import Callback
 from widefit.training.history import History, StepInfo
@@ -72,6 +73,8 @@ class Loop:
         Goals.
     stepper
         Takes the steps.
+    processes
+        Those that share the state of the run out: all of them ask for it at once.
 
     Parameters
     ----------
@@ -92,7 +95,9 @@ class Loop:
     record
         Adds an entry to the history; None: appends it.
     agree
-        Whether a wish to end the run is there on any of the processes that share it; None: there is one process.
+        Whether a wish to end the run is there on any of the processes that share it; None: `processes` are asked.
+    processes
+        As above.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class Loop:
         history: History | None = None,
         record: Callable[[StepInfo], None] | None = None,
         agree: Callable[[bool], bool] | None = None,
+        processes: Alone = ALONE,
     ):
         self.max_iter = max_iter
         self.tol = tol
@@ -117,8 +123,9 @@ class Loop:
         self._callbacks = tuple(callbacks)
         self._loss_floor = loss_floor
         self._record = self.history.steps.append if record is None else record
-        self._alone = agree is None
-        self._agree = bool if agree is None else agree
+        self.processes = processes
+        self._alone = agree is None and processes.size == 1
+        self._agree = processes.any if agree is None else agree
         self._started = 0.0
 
     def run(self, resume: State | None = None) -> History:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from widefit import solvers, trackers
 from widefit.kernels.compilation import announce_compilation
+from widefit.kernels.memory import available_memory
 from widefit.kernels.surroundings import insulated
 from widefit.nn import Deep, TwoLayer
 from widefit.plan.base import Plan
+from widefit.processes import ALONE, Alone, as_processes
 from widefit.rules import Rule
 from widefit.training.callback import Callback
 from widefit.training.deep import DeepModel
@@ -21,6 +23,8 @@ from widefit.training.history import History
 from widefit.training.loop import Loop, State
 from widefit.training.phases import Phases
 from widefit.training.problem import check_network, checked_problem, place, rule_for
+from widefit.training.shared_problem import agreed
+from widefit.training.shared_two_layer import SharedTwoLayerModel
 from widefit.training.steps import NetworkSteps
 from widefit.training.two_layer import TwoLayerModel
 
@@ -56,6 +60,7 @@ class Training:
         memory: int | None = None,
         loss_floor: float = 0.0,
         device: str | torch.device = "auto",
+        processes: Alone = ALONE,
     ):
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
@@ -64,9 +69,11 @@ class Training:
         placed = place(network, device)
         chosen = rule_for(rule, loss, network.out_features)
         inputs, objective = checked_problem(network, X, y, sample_weight, float(alpha), chosen.loss)
+        if processes.size > 1:
+            settings = (chosen, tracker, solver, max_iter, float(tol), loss_floor)
+            inputs, objective = agreed(network, inputs, objective, settings, processes)
         phases = Phases()
-        kind: Any = DeepModel if isinstance(network, Deep) else partial(TwoLayerModel, tol=float(tol))
-        self.model: TwoLayerModel | DeepModel = kind(
+        self.model: TwoLayerModel | DeepModel = _kind(network, float(tol), processes)(
             network,
             inputs,
             objective,
@@ -74,11 +81,18 @@ class Training:
             tracker,
             solver,
             torch.get_num_threads() if threads is None else threads,
-            memory,
+            memory if memory is not None or processes.size == 1 else available_memory() // processes.neighbours,
             phases,
         )
-        steps = NetworkSteps(self.model, inputs, objective, chosen, loss_floor, phases)
-        self._loop = Loop(steps, max_iter=max_iter, tol=tol, metric=metric, callbacks=callbacks, loss_floor=loss_floor)
+        self._loop = Loop(
+            NetworkSteps(self.model, inputs, objective, chosen, loss_floor, phases),
+            max_iter=max_iter,
+            tol=tol,
+            metric=metric,
+            callbacks=callbacks,
+            loss_floor=loss_floor,
+            processes=processes,
+        )
         self._loss_floor = loss_floor
         plan = self.model.plan
         self.plan = Plan((placed, *plan.choices), plan.bytes_needed, plan.flops_per_step)
@@ -97,9 +111,23 @@ class Training:
         history.average_loss = None if average is None else average + self._loss_floor
         return history
 
+    def joined(self) -> Tensor:
+        """Weights after a run of several processes, shape (m, d), which all of them ask for at once."""
+        assert isinstance(self.model, SharedTwoLayerModel)
+        return self.model.joined()
+
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
         return self._loop.state()
+
+
+def _kind(network: TwoLayer | Deep, tol: float, processes: Alone) -> Any:
+    """The model of a network, without the arguments that all have."""
+    if isinstance(network, Deep):
+        return DeepModel
+    if processes.size == 1:
+        return partial(TwoLayerModel, tol=tol)
+    return partial(SharedTwoLayerModel, tol=tol, processes=processes)
 
 
 @insulated()
@@ -122,6 +150,7 @@ def train(
     threads: int | None = None,
     memory: int | None = None,
     device: str | torch.device = "auto",
+    process_group: Any = None,
 ) -> History:
     """Fit a network to data, in place: the first layer of a two-layer one, all layers but the readouts of a deep one.
 
@@ -168,6 +197,10 @@ def train(
     device
         "auto": where the network is; "cpu", "cuda" or another device of torch: the network is moved there, and stays.
         On an accelerator a two-layer network is trained by tracker="torch", a deep one not at all.
+    process_group
+        A group of torch.distributed, or a `widefit.Processes`. Every process of it passes the same network and all
+        rows, moves a share of the neurons, and is left with the whole network trained. Callbacks and the metric are
+        the same everywhere, too; the metric sees a network whose outputs are those of the whole.
 
     Returns
     -------
@@ -181,6 +214,12 @@ def train(
     MemoryError
         The work cannot fit; said before it starts.
     """
+    processes = as_processes(process_group)
+    if processes.size > 1 and isinstance(network, TwoLayer) and network.store != "array":
+        raise ValueError(
+            'several processes train networks that hold their weights, not store="regenerate": pass '
+            "network.materialize(), or start one process"
+        )
     training = Training(
         network,
         X,
@@ -198,5 +237,10 @@ def train(
         threads=threads,
         memory=memory,
         device=device,
+        processes=processes,
     )
-    return training.run(resume)
+    history = training.run(resume)
+    if processes.size > 1 and isinstance(network, TwoLayer):
+        with torch.no_grad():
+            network.weight.copy_(training.joined())
+    return history

@@ -58,7 +58,7 @@ class TwoLayerModel:
     """
 
     _tracking: Tracking
-    _grams: gram.CurrentGrams | gram.FireListGrams | gram.MaskGrams
+    _grams: gram.CurrentGrams | gram.FireListGrams | gram.MaskGrams | gram.SummedCurrentGrams | gram.SummedFireLists
 
     def __init__(
         self,
@@ -79,8 +79,7 @@ class TwoLayerModel:
         self._rule = rule
         self._threads = threads
         self._phases = phases
-        work = workload_of(network, inputs, objective.alpha, rule)
-        self.plan, self._tracker, self._solver = plan_two_layer(work, tracker, solver, threads, memory, tol)
+        self.plan, self._tracker, self._solver = self._planned(tracker, solver, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
         summed = product_dtype(len(inputs), inputs.dtype)
         self._samples = None if self.plan.arrays else gram.Samples.of(inputs.astype(summed, copy=False))
@@ -129,14 +128,7 @@ class TwoLayerModel:
         if self._objective.alpha > 0 and self._anchor is None and not self._tracker.defers_weights:
             trackers.refuse_unstored(self._tracker.name, self._iterate)
             self._anchor = self._iterate.weight.detach().cpu().numpy().copy()
-        self._tracking = self._tracker.start(
-            self._iterate,
-            self._inputs,
-            anchor=self._anchor,
-            threads=self._threads,
-            state=state,
-            expected=self._forecast(),
-        )
+        self._tracking = self._start_tracking(state)
         self._start_grams()
 
     def local_problem(self) -> NetworkProblem:
@@ -232,6 +224,22 @@ class TwoLayerModel:
         if hasattr(self, "_tracking"):
             self._tracking.finish()
 
+    def _planned(
+        self, tracker: str | Tracker, solver: str | Solver, memory: int | None, tol: float
+    ) -> tuple[TwoLayerPlan, Tracker, Solver]:
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule)
+        return plan_two_layer(work, tracker, solver, self._threads, memory, tol)
+
+    def _start_tracking(self, state: dict[str, np.ndarray] | None) -> Tracking:
+        return self._tracker.start(
+            self._iterate,
+            self._inputs,
+            anchor=self._anchor,
+            threads=self._threads,
+            state=state,
+            expected=self._forecast(self._iterate.width),
+        )
+
     def _gram(self, output: int) -> gram.Operator:
         with self._phases("gram"):
             return self._grams(output)
@@ -258,27 +266,26 @@ class TwoLayerModel:
         trained = {"weight": self._iterate.weight.detach()}
         return trained | ({"readout": self._iterate.readout.detach()} if self._rule.train_readout else {})
 
-    def _forecast(self) -> np.ndarray | None:
-        """About the sum of g over the run: a Gauss-Newton step of a narrow sample of the network."""
-        if (
-            not self.plan.arrays
-            or not self._tracker.defers_weights
-            or self._network.width < 8 * _SCOUT * self._network.out_features
-        ):
+    def _forecast(self, most: int) -> np.ndarray | None:
+        """About the sum of g over the run: a Gauss-Newton step of at most so many neurons of the network."""
+        if not self.plan.arrays or not self._tracker.defers_weights or most < 8 * _SCOUT * self._network.out_features:
             return None
         firing = max(expected_firing(self._network.threshold, self._inputs), 1e-4)
         width = max(_SCOUT, int(_SCOUT_FIRING / firing)) * self._network.out_features
-        scout = self._iterate.sample(min(width, self._network.width))
+        scout = self._iterate.sample(min(width, most))
         problem = linearize(scout, self._inputs, self._objective, self._threads)
         rule = rules.GaussNewton()
         return rule.direction(problem, rule.start(problem), self.solver).g.numpy()
 
     def _few(self) -> NetworkProblem:
         """The problem of samples spread evenly and of the longest, which has most of a say in how far to go."""
+        rows = self._few_rows()
+        return linearize(self._iterate, self._inputs[rows], self._objective.subset(rows), self._threads)
+
+    def _few_rows(self) -> np.ndarray:
         spread = np.linspace(0, len(self._inputs) - 1, ESTIMATE_SAMPLES - 1).astype(np.int64)
         length = self._objective.sample_weight * np.einsum("ij,ij->i", self._inputs, self._inputs)
-        rows = np.append(spread, int(length.argmax()))
-        return linearize(self._iterate, self._inputs[rows], self._objective.subset(rows), self._threads)
+        return np.append(spread, int(length.argmax()))
 
 
 def _with_average(plan: TwoLayerPlan, held: int) -> TwoLayerPlan:

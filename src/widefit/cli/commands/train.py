@@ -1,12 +1,14 @@
 """`widefit train`."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.models import OptionInfo
 
 from widefit.cli.failure import guarded
+from widefit.cli.launch import checked_by_all, launched, several_processes
 from widefit.cli.options import (
     FILES,
     CheckpointEveryOption,
@@ -30,6 +32,12 @@ from widefit.cli.options import (
 )
 from widefit.plan.names import ACTIVATIONS, DEEP_SOLVERS, RULES, STREAM_TRACKERS, TRACKERS, TWO_LAYER_SOLVERS
 
+if TYPE_CHECKING:
+    # What they stand on is imported when the command runs.
+    from widefit.cli.output import Output
+    from widefit.cli.run.prepare import Job
+    from widefit.processes import Processes
+
 EXAMPLES = examples(
     "widefit train digits",
     "widefit train houses.csv --target price --drop id --impute",
@@ -39,6 +47,7 @@ EXAMPLES = examples(
     "widefit train big.parquet --checkpoint big.ckpt",
     "widefit train big.parquet --checkpoint big.ckpt --resume",
     "widefit train digits --json --quiet > result.json",
+    "torchrun --nproc-per-node 2 -m widefit train big.parquet",
 )
 
 
@@ -171,7 +180,7 @@ ReportOption = Annotated[
 NoReportOption = Annotated[bool, typer.Option("--no-report", rich_help_panel=FILES, help="Write no report.")]
 
 
-@guarded
+@partial(guarded, shared=True)
 def command(
     data: DataArgument,
     target: TargetOption = None,
@@ -209,7 +218,8 @@ def command(
 ) -> int:
     """Train a wide network on a table, and leave a model file and a report.
 
-    Ctrl-C ends the training after the step in progress and keeps the best model so far.
+    Ctrl-C ends the training after the step in progress and keeps the best model so far. Several processes share the
+    neurons of one hidden layer under torchrun: torchrun --nproc-per-node 2 -m widefit train …
     """
     if no_report and report is not None:
         raise typer.BadParameter("--report and --no-report exclude each other")
@@ -220,7 +230,7 @@ def command(
         raise typer.BadParameter("--stream has no ridge: --alpha is auto or 0")
     limit_threads(threads)
     from widefit.cli.output import Output
-    from widefit.cli.run.prepare import Job, prepare
+    from widefit.cli.run.prepare import Job
 
     widths = "auto" if width is None else (width,)
     settings = {
@@ -255,16 +265,27 @@ def command(
         reading=reading_of(header, decimal, na_value),
         indicate=missing_indicator,
     )
-    output = Output(json, quiet)
+    if stream and several_processes():
+        raise ValueError("--stream learns row by row, in one process: start widefit without torchrun")
+    with launched() as processes:
+        speaks = processes is None or processes.rank == 0
+        output = Output(json and speaks, quiet or not speaks)
+        return _trained(job, stream, output, processes)
+
+
+def _trained(job: "Job", stream: bool, output: "Output", processes: "Processes | None") -> int:
+    """Do the work of the command."""
+    from widefit.cli.run.prepare import prepare
+
     with output.warnings():
         if stream:
             from widefit.cli.run.stream import stream as run_stream
 
             return run_stream(job, output)
-        prepared = prepare(job)
+        prepared = checked_by_all(lambda: prepare(job), processes)
         for note in prepared.notes:
             output.remark(note)
         # torch and all that stands on it come in only now, when the input is known to be good.
         from widefit.cli.run.train import run
 
-        return run(job, prepared, output)
+        return run(job, prepared, output, processes)

@@ -17,6 +17,7 @@ from widefit.estimators import WideClassifier, WideRegressor
 from widefit.files import save
 from widefit.kernels.clock import seconds_compiling
 from widefit.losses.family import rule_loss
+from widefit.processes import Processes
 from widefit.report import Report, Source, this_machine, write
 
 COVERAGE = 0.9
@@ -34,10 +35,12 @@ class Measured:
     probabilities: np.ndarray | None
 
 
-def run(job: Job, prepared: Prepared, output: Output) -> int:
-    """Train, measure, write model and report; returns the exit code."""
+def run(job: Job, prepared: Prepared, output: Output, processes: Processes | None = None) -> int:
+    """Train, measure, write model and report; returns the exit code. Of several processes the first one writes."""
     started = time.perf_counter()
-    model = _fit(job, prepared, output)
+    model = _fit(job, prepared, output, processes)
+    if processes is not None and processes.rank > 0:
+        return INTERRUPTED if model.history_.stop_reason == "interrupted" else 0
     compiled = seconds_compiling()
     if compiled >= 1:
         output.remark(f"kernels were compiled in {seconds(compiled)}, once on this machine; training does not count it")
@@ -59,7 +62,7 @@ def run(job: Job, prepared: Prepared, output: Output) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _fit(job: Job, prepared: Prepared, output: Output) -> Any:
+def _fit(job: Job, prepared: Prepared, output: Output, processes: Processes | None) -> Any:
     estimator = WideRegressor if prepared.task == "regression" else WideClassifier
     name = "R²" if prepared.task == "regression" else "accuracy"
     callbacks = callbacks_of(output, job.checkpoint, job.checkpoint_every, name)
@@ -70,6 +73,7 @@ def _fit(job: Job, prepared: Prepared, output: Output) -> Any:
         callbacks=callbacks,
         resume=job.checkpoint if job.resume else None,
         validation=(prepared.X[held_out], prepared.y[held_out]) if len(held_out) else None,
+        process_group=processes,
     )
 
 

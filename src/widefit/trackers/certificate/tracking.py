@@ -79,6 +79,7 @@ class Certificate(Tracker):
     first: float = 0.04
     name: str = "certificate"
     defers_weights: ClassVar[bool] = True
+    shares_neurons: ClassVar[bool] = True
 
     def can_follow(self, work: Workload) -> bool:
         return work.device == "cpu" and work.steps is not Steps.PERTURBED_MINIBATCHES
