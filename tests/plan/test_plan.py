@@ -39,7 +39,7 @@ def finetuning_plan() -> Plan:
     [
         (fit_plan, ["threshold", "input map", "alpha", "readout scale", "device", "tracker", "solver", "prediction"]),
         (step_plan, ["solver", "jacobian", "device"]),
-        (finetuning_plan, ["products of 0", "products of 2", "layers", "frozen start", "rows", "device"]),
+        (finetuning_plan, ["products of 0", "products of 2", "layers", "frozen start", "device", "rows"]),
     ],
     ids=["fit", "step", "fine-tuning"],
 )

@@ -165,7 +165,7 @@ def finetune(
     result = delta.merged(model)
     weight = next(own for own in work.parameters() if own.is_floating_point())
     where = placed(weight.device, weight.dtype)
-    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, rows, where))
+    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, where, rows))
     record = FineTuning(history, delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
