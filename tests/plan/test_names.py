@@ -114,12 +114,12 @@ def entry(function, argument: str) -> set[str]:
     ("function", "argument", "expected"),
     [
         (widefit.train, "tracker", set(names.TRACKERS)),
-        (widefit.train, "solver", set(names.DEEP_SOLVERS)),
+        (widefit.train, "solver", {*names.TWO_LAYER_SOLVERS, *names.DEEP_SOLVERS}),
         (widefit.train, "loss", {*names.RULE_LOSSES, "cross_entropy"}),
         (widefit.train_stream, "tracker", {"auto", *names.STREAM_TRACKERS}),
         (widefit.WideRegressor, "rule", set(names.RULES)),
         (widefit.WideRegressor, "tracker", set(names.TRACKERS)),
-        (widefit.WideRegressor, "solver", set(names.DEEP_SOLVERS)),
+        (widefit.WideRegressor, "solver", {*names.TWO_LAYER_SOLVERS, *names.DEEP_SOLVERS}),
         (widefit.WideRegressor, "activation", set(names.ACTIVATIONS)),
         (widefit.WideClassifier, "loss_", set(names.RULE_LOSSES)),
         (widefit.GaussNewton, "solver", set(names.STEP_SOLVERS)),
@@ -137,7 +137,7 @@ def test_docstrings_tell_all_names(function, argument: str, expected: set[str]) 
     ("command", "option", "expected"),
     [
         ("train", "--tracker", tuple(names.TRACKERS)),
-        ("train", "--solver", tuple(names.DEEP_SOLVERS)),
+        ("train", "--solver", tuple(dict.fromkeys([*names.TWO_LAYER_SOLVERS, *names.DEEP_SOLVERS]))),
         ("train", "--rule", tuple(names.RULES)),
         ("train", "--activation", tuple(names.ACTIVATIONS)),
         ("finetune", "--loss", ("auto", *names.TORCH_LOSSES)),

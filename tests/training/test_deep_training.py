@@ -218,7 +218,7 @@ def test_refuses_what_cannot_fit():
 def test_the_plan_says_what_was_chosen():
     problem = make_deep("random", torch.float32)
     training = Training(problem.fresh(), problem.inputs, problem.targets)
-    assert [choice.what for choice in training.plan.choices] == ["tracker", "solver"]
+    assert [choice.what for choice in training.plan.choices] == ["device", "tracker", "solver"]
     assert training.plan.flops_per_step > 0
 
 
