@@ -50,6 +50,8 @@ print(json.dumps({
     "losses": [info.loss for info in infos], "residual": max(info.residual_norm for info in infos),
     "products": sum(info.solver_iterations for info in infos) / steps,
 }))
+if group is not None:
+    dist.destroy_process_group()
 """
 
 # A two-layer training: the neurons are shared out, every process has all rows.
@@ -83,6 +85,8 @@ def fit(width, count):
 
 fit(width, count)  # compiles, and loads what is compiled
 print(json.dumps(fit(width, count)))
+if group is not None:
+    dist.destroy_process_group()
 """
 
 # Widths, rows, features and outputs of the trainings.
