@@ -50,6 +50,8 @@ print(json.dumps({
     "losses": [info.loss for info in infos], "residual": max(info.residual_norm for info in infos),
     "products": sum(info.solver_iterations for info in infos) / steps,
 }))
+if group is not None:
+    dist.destroy_process_group()
 """
 
 # A two-layer training: the neurons are shared out, every process has all rows.
@@ -81,15 +83,17 @@ def fit(width, count):
     wall, used = time.perf_counter() - wall, time.process_time() - used
     return {"wall": wall, "cpu": used, "losses": history.losses, "phases": dict(history.phases)}
 
-fit(width, 200)  # compiles, and loads what is compiled
+fit(width, count)  # compiles, and loads what is compiled
 print(json.dumps(fit(width, count)))
+if group is not None:
+    dist.destroy_process_group()
 """
 
 # Widths, rows, features and outputs of the trainings.
 TRAINED = {
     "quick": [(1 << 14, 200, 16, 1)],
-    "default": [(1 << 18, 1000, 64, 1), (1 << 18, 1000, 64, 10)],
-    "full": [(1 << 20, 2000, 64, 1), (1 << 20, 2000, 64, 10)],
+    "default": [(1 << 18, 1000, 64, 1), (1 << 20, 1000, 64, 1), (1 << 18, 1000, 64, 10)],
+    "full": [(1 << 18, 1000, 64, 1), (1 << 20, 1000, 64, 1), (1 << 20, 1000, 64, 10)],
 }
 # Rows and widths of the comparison of processes; rows of the steps at P = 1001.
 SHARED = {"quick": (40_000, 60), "default": (200_000, 60), "full": (400_000, 100)}

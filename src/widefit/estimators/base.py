@@ -355,7 +355,9 @@ class Wide(TableInput, FitDisplay, ABC):
         try:
             self._set_history(training.run(None if resume is None else read_checkpoint(resume)))
             if processes.size > 1 and isinstance(self.network_, TwoLayer):
-                self.network_ = self.network_.holding(training.joined())
+                weight = torch.empty(self.network_.width, self.network_.in_features, dtype=self.network_.dtype)
+                training.join(weight)
+                self.network_ = self.network_.holding(weight)
         finally:
             # Predictions, intervals and files are made on the CPU.
             self.network_.to("cpu")

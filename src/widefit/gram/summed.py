@@ -98,17 +98,26 @@ class SummedCurrentGrams:
         self._scales: dict[int, float | None] = {}
 
     def __call__(self, output: int) -> SummedCounts:
-        """H of an output; the caller must not change it."""
+        """H of an output, on every process; the caller must not change it."""
         if output not in self._held:
             if len(self._held) >= self._most:
                 self._held.clear()
-            own = self.own(output)
-            scale = self._common_scale(output, own.scale, own.counts.dtype)
-            counts = own.counts if scale is not None else own.scale * own.counts
+            counts, scale = self._counts(output)
             total = self._processes.sum(torch.from_numpy(counts)).numpy()
-            factor = 1.0 if scale is None else scale
-            self._held[output] = SummedCounts(total, self._similarity(), factor, self._threads)
+            self._held[output] = SummedCounts(total, self._similarity(), scale, self._threads)
         return self._held[output]
+
+    def at(self, output: int, rank: int) -> SummedCounts | None:
+        """H of an output on one process, None on the others; all of them call it."""
+        counts, scale = self._counts(output)
+        total = self._processes.sum_at(torch.from_numpy(counts), rank)
+        return None if total is None else SummedCounts(total.numpy(), self._similarity(), scale, self._threads)
+
+    def _counts(self, output: int) -> tuple[np.ndarray, float]:
+        """N of the neurons of this process, in the units of all processes, and its factor."""
+        own = self.own(output)
+        scale = self._common_scale(output, own.scale, own.counts.dtype)
+        return (own.scale * own.counts, 1.0) if scale is None else (own.counts, scale)
 
     def follow(self, changes: Flips | None) -> None:
         """Prepare for flips that the run is about to commit; None: the pattern is new as a whole."""

@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from widefit.linalg.gaussian_rows import group_edge
@@ -91,16 +91,26 @@ class NeuronShard(TwoLayer):
         """Return f(x) of the whole network; all processes call it, with the same inputs."""
         return self.processes.sum(super().forward(x))
 
-    def part(self, rows: Float[Tensor, "m *c"]) -> Float[Tensor, "rows *c"]:
+    def part(self, rows: Shaped[Tensor, "m *c"]) -> Shaped[Tensor, "rows *c"]:
         """Return the rows of this process, from those of the whole network."""
         return torch.cat([rows[first:last] for first, last in self.shares[self.processes.rank]])
 
-    def joined(self, rows: Float[Tensor, "rows *c"]) -> Float[Tensor, "m *c"]:
-        """Return the rows of the whole network on every process, from those of each; all processes call it."""
-        whole = rows.new_empty(self.whole[0], *rows.shape[1:])
+    def join(self, rows: Shaped[Tensor, "rows *c"], whole: Shaped[Tensor, "m *c"]) -> None:
+        """Write the rows of the whole network on every process, from those of each; all processes call it."""
+        self.processes.attempt(lambda: self._place(rows, whole))
         for rank, ranges in enumerate(self.shares):
-            sizes = [last - first for first, last in ranges]
-            sent = rows if rank == self.processes.rank else rows.new_empty(sum(sizes), *rows.shape[1:])
-            for (first, last), piece in zip(ranges, self.processes.same(sent, rank).split(sizes), strict=True):
-                whole[first:last] = piece
+            for first, last in ranges:
+                self.processes.spread(whole[first:last], rank)
+
+    def joined(self, rows: Shaped[Tensor, "rows *c"]) -> Shaped[Tensor, "m *c"]:
+        """Return the rows of the whole network, from those of each; see `join`."""
+        whole = aligned_empty(*self.whole, rows.dtype)
+        self.join(rows, whole)
         return whole
+
+    def _place(self, rows: Shaped[Tensor, "rows *c"], whole: Shaped[Tensor, "m *c"]) -> None:
+        """Copy the rows of this process to where they belong."""
+        ranges = self.shares[self.processes.rank]
+        sizes = [last - first for first, last in ranges]
+        for (first, last), piece in zip(ranges, rows.split(sizes), strict=True):
+            whole[first:last] = piece

@@ -36,6 +36,13 @@ class Alone:
         """Sum over the processes."""
         return tensor
 
+    def sum_at(self, tensor: Tensor, rank: int) -> Tensor | None:
+        """Sum over the processes on one of them; None on the others."""
+        return tensor
+
+    def spread(self, tensor: Tensor, rank: int) -> None:
+        """Overwrite a contiguous tensor by that of one process."""
+
     def same(self, tensor: Tensor, rank: int = 0) -> Tensor:
         """The tensor of one process, in the shape and type of all."""
         return tensor

@@ -88,6 +88,17 @@ class Processes(Alone):
         self._wait(lambda: dist.all_reduce(total, group=self._group, async_op=True))
         return total.to(tensor.device)
 
+    def sum_at(self, tensor: Tensor, rank: int) -> Tensor | None:
+        total = self._placed(tensor)
+        self._wait(lambda: dist.reduce(total, group=self._group, group_dst=rank, async_op=True))
+        return total.to(tensor.device) if rank == self.rank else None
+
+    def spread(self, tensor: Tensor, rank: int) -> None:
+        if self._on_processor and tensor.device.type == "cpu":
+            self._wait(lambda: dist.broadcast(tensor, group=self._group, group_src=rank, async_op=True))
+        else:
+            tensor.copy_(self.same(tensor, rank))
+
     def same(self, tensor: Tensor, rank: int = 0) -> Tensor:
         found = self._placed(tensor)
         self._wait(lambda: dist.broadcast(found, group=self._group, group_src=rank, async_op=True))

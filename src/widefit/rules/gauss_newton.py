@@ -68,7 +68,7 @@ class GaussNewton(FullBatch[Damping]):
         return Damping(self.damping)
 
     def direction(self, problem: LocalProblem, state: Damping, solver: Solver) -> Direction:
-        steps = [_solve(block, problem.alpha, state.damping, solver) for block in problem.blocks()]
+        steps = problem.each_block(lambda block: _solve(block, problem.alpha, state.damping, solver))
         return Direction(
             torch.stack([step.g for step in steps], dim=1),
             torch.tensor([step.pull for step in steps], dtype=torch.float64),

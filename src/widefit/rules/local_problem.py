@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from widefit.gram.weighted import WeightedGram, block_times
 from widefit.losses.base import LocalLeastSquares
 from widefit.rules.objective import Objective
 from widefit.trackers import Displacement
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class LocalProblem(ABC):
     def blocks(self) -> Iterator[Block]:
         """The independent least-squares problems of a Gauss-Newton step, one for each column of g, one at a time."""
 
+    def each_block(self, work: Callable[[Block], Result]) -> list[Result]:
+        """Do work on each of `blocks`; the results in their order."""
+        return [work(block) for block in self.blocks()]
+
     def bends(self, trial: Any) -> bool:
         """Whether the linear model may be wrong at a trial by more than rounding."""
         return True
@@ -159,7 +165,7 @@ class NetworkProblem(LocalProblem):
     def blocks(self) -> Iterator[Block]:
         local = self.objective.expand(self.outputs)
         for output in range(self.outputs.shape[1]):
-            yield self._block(local, output)
+            yield self.block(local, output, self.gram(output))
 
     @cached_property
     def squared_gradient(self) -> float:
@@ -176,9 +182,9 @@ class NetworkProblem(LocalProblem):
                 total += self.alpha**2 * float(self.displacement.squared_norm[output])
         return max(total, 0.0)
 
-    def _block(self, local: LocalLeastSquares, output: int) -> Block:
+    def block(self, local: LocalLeastSquares, output: int, gram: Operator) -> Block:
+        """The problem of one output, given Q near f and H of that output."""
         weight = self.objective.sample_weight
-        gram = self.gram(output)
         root = _root(local, weight, output)
         root = None if root is None else root.to(gram.device)
         operator = gram if root is None else WeightedGram(gram, root)

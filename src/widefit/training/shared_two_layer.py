@@ -1,8 +1,8 @@
 """A two-layer network in training whose neurons several processes share out (this project)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from widefit import gram, trackers
+from widefit.losses.base import LocalLeastSquares
 from widefit.nn import TwoLayer
 from widefit.nn.shard import NeuronShard
 from widefit.plan.two_layer import TwoLayerPlan, plan_two_layer, workload_of
 from widefit.processes import Alone
 from widefit.rules import NetworkProblem, Objective, Rule
+from widefit.rules.local_problem import Block, Result
 from widefit.solvers import Solver
 from widefit.trackers import SharedTracking, Tracker
 from widefit.training.phases import Phases
@@ -23,6 +25,44 @@ from widefit.training.two_layer import TwoLayerModel
 
 # Tensors of a state with a row for every neuron.
 _ROWS = ("weight", "anchor")
+
+
+@dataclass(frozen=True)
+class SharedOutProblem(NetworkProblem):
+    """The local problem where H is an array: the processes take turns in solving for the outputs.
+
+    Attributes
+    ----------
+    grams
+        H of all neurons.
+    processes
+        Those that share the outputs out.
+    """
+
+    grams: gram.SummedCurrentGrams = field(kw_only=True)
+    processes: Alone = field(kw_only=True)
+
+    def each_block(self, work: Callable[[Block], Result]) -> list[Result]:
+        """Do work on the block of each output, every process on one of as many outputs as there are processes."""
+        size, outputs = self.processes.size, self.outputs.shape[1]
+        if outputs == 1:
+            return super().each_block(work)
+        local = self.objective.expand(self.outputs)
+        found: list[Result] = []
+        for first in range(0, outputs, size):
+            wave = range(first, min(first + size, outputs))
+            operators = [self.grams.at(output, output - first) for output in wave]
+            own = first + self.processes.rank
+            operator = operators[self.processes.rank] if own < outputs else None
+            done = self.processes.attempt(partial(self._done, work, local, own, operator))
+            found += self.processes.gathered(done)[: len(wave)]
+        return found
+
+    def _done(
+        self, work: Callable[[Block], Result], local: LocalLeastSquares, output: int, operator: gram.Operator | None
+    ) -> Any:
+        """Work on the block of an output; None where this process has none to work on."""
+        return None if operator is None else work(self.block(local, output, operator))
 
 
 class SharedTwoLayerModel(TwoLayerModel):
@@ -33,7 +73,7 @@ class SharedTwoLayerModel(TwoLayerModel):
     Parameters
     ----------
     network
-        The whole network, from which the shares are taken; it stays as it is, see `joined`.
+        The whole network, from which the shares are taken; it stays as it is, see `join`.
     processes
         Those that share it out.
     """
@@ -59,10 +99,10 @@ class SharedTwoLayerModel(TwoLayerModel):
         super().__init__(network, inputs, objective, rule, tracker, solver, threads, memory, phases, tol)
         self._iterate = shard
 
-    def joined(self) -> Tensor:
-        """Weights of the whole network after the run, shape (m, d), on every process."""
+    def join(self, whole: Tensor) -> None:
+        """Write the weights of the whole network after the run, shape (m, d), on every process."""
         with self._phases("update"):
-            return self._iterate.joined(self._iterate.weight.detach())
+            self._iterate.join(self._iterate.weight.detach(), whole)
 
     def settings(self) -> tuple[object, bytes]:
         readout = self._network.readout_rows(0, self._network.width)
@@ -86,6 +126,13 @@ class SharedTwoLayerModel(TwoLayerModel):
     def restore(self, tensors: dict[str, Tensor], averaged: float) -> None:
         own = {name: self._iterate.part(tensors[name]) for name in _ROWS if name in tensors}
         super().restore({**tensors, **own}, averaged)
+
+    def local_problem(self) -> NetworkProblem:
+        problem = super().local_problem()
+        if isinstance(self._grams, gram.SummedCurrentGrams):
+            own = {field.name: getattr(problem, field.name) for field in fields(problem)}
+            return SharedOutProblem(**own, grams=self._grams, processes=self._processes)
+        return problem
 
     def _planned(
         self, tracker: str | Tracker, solver: str | Solver, memory: int | None, tol: float

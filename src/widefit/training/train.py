@@ -111,10 +111,10 @@ class Training:
         history.average_loss = None if average is None else average + self._loss_floor
         return history
 
-    def joined(self) -> Tensor:
-        """Weights after a run of several processes, shape (m, d), which all of them ask for at once."""
+    def join(self, whole: Tensor) -> None:
+        """Write the weights after a run of several processes, shape (m, d); all of them call it at once."""
         assert isinstance(self.model, SharedTwoLayerModel)
-        return self.model.joined()
+        self.model.join(whole)
 
     def state(self) -> State:
         """Everything needed to go on from the last step to the same bits."""
@@ -241,6 +241,5 @@ def train(
     )
     history = training.run(resume)
     if processes.size > 1 and isinstance(network, TwoLayer):
-        with torch.no_grad():
-            network.weight.copy_(training.joined())
+        training.join(network.weight.detach())
     return history
