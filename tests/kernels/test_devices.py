@@ -1,13 +1,15 @@
 """What torch is asked for, and given back as it was."""
 
 from contextlib import suppress
+from operator import attrgetter
 
 import pytest
 import torch
 
 import widefit
 from widefit.kernels.devices import check_precision, device_named, devices, free_memory, told
-from widefit.kernels.surroundings import full_precision, insulated
+from widefit.kernels.precision import full_precision
+from widefit.kernels.surroundings import insulated
 
 
 @pytest.fixture
@@ -31,6 +33,36 @@ def test_tf32_is_off_and_as_before(context, tf32):
         raise KeyError
     assert allowed() == (True, True)
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_blocks_that_overlap_put_back_what_was_there(tf32):
+    first, second = full_precision(), full_precision()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert allowed() == (False, False)
+    second.__exit__(None, None, None)
+    assert allowed() == (True, True)
+
+
+BY_OPERATION = ["", "cuda.matmul", "cudnn", "cudnn.conv", "mkldnn.matmul"]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no settings by operation")
+@pytest.mark.parametrize("name", BY_OPERATION)
+def test_settings_of_single_operations(name):
+    """Torch refuses to tell the setting for all operations then."""
+    kinds = {kind: attrgetter(kind)(torch.backends) for kind in BY_OPERATION[1:]}
+    chosen = kinds.get(name, torch.backends)
+    before = chosen.fp32_precision
+    try:
+        chosen.fp32_precision = "tf32" if name != "cudnn.conv" else "ieee"
+        asked = {kind: operation.fp32_precision for kind, operation in kinds.items()}
+        with full_precision():
+            assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert asked == {kind: operation.fp32_precision for kind, operation in kinds.items()}
+    finally:
+        chosen.fp32_precision = before
 
 
 def test_work_is_in_full_precision(tf32):

@@ -21,7 +21,7 @@ from widefit.finetuning.steps import FineTuningSteps
 from widefit.finetuning.tensors import tensor_of
 from widefit.kernels.devices import check_precision
 from widefit.kernels.memory import available_memory
-from widefit.kernels.surroundings import full_precision
+from widefit.kernels.precision import full_precision
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss

@@ -6,18 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Multiply float32 numbers as such, and afterwards as before: TF32 keeps 10 bits of 23. Also a decorator."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+from widefit.kernels.precision import full_precision
 
 
 @contextmanager

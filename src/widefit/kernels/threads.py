@@ -1,14 +1,15 @@
 """Threads for kernels that release the GIL, with results that do not depend on how many there are."""
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import threadpoolctl
+
+from widefit.kernels.shared_setting import SharedSetting
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,34 +59,19 @@ def team(threads: int) -> Iterator[Callable[[Callable[[Item], None], list[Item]]
         yield for_each
 
 
-class _SharedLimit:
-    """BLAS at one thread from when the first asks for it until the last needs it no more.
+def _limit_blas() -> Callable[[], None]:
+    """Limit BLAS to the calling thread; return what puts back the limit before."""
+    with _in_control():
+        limit = _controller().limit(limits=1, user_api="blas")
 
-    The limit is one of the process. Were each to set it and to put back what it found, two that overlap would put back
-    one another's, and BLAS would stay at one thread, or not be there when it is relied on.
-    """
+    def put_back() -> None:
+        with _in_control():
+            limit.restore_original_limits()
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holders = 0
-        self._limit: Any = None  # of threadpoolctl, which has no public name for it
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._holders == 0:
-                with _in_control():
-                    self._limit = _controller().limit(limits=1, user_api="blas")
-            self._holders += 1
-
-    def __exit__(self, *raised: object) -> None:
-        with self._lock:
-            self._holders -= 1
-            if self._holders == 0:
-                with _in_control():
-                    self._limit.restore_original_limits()
+    return put_back
 
 
-_one_thread = _SharedLimit()
+_one_thread = SharedSetting(_limit_blas)
 
 
 @cache

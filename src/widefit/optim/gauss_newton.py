@@ -18,7 +18,7 @@ from widefit.gram.sharded import ShardedJacobian
 from widefit.gram.stacked import StackedJacobian
 from widefit.kernels import clock
 from widefit.kernels.devices import check_precision, free_memory
-from widefit.kernels.surroundings import full_precision
+from widefit.kernels.precision import full_precision
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
 from widefit.optim.batch import as_arguments, as_batch

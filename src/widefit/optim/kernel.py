@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from widefit.gram.base import Jacobian, Operator
 from widefit.gram.jacobian import FunctionJacobian, JacobianGram
 from widefit.gram.recording import factor_cost, factored_jacobian, module_outputs
-from widefit.kernels.surroundings import full_precision
+from widefit.kernels.precision import full_precision
 from widefit.losses.squared import HalfSquare
 from widefit.optim.batch import as_batch
 from widefit.optim.modules import check_module
