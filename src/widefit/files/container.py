@@ -34,6 +34,7 @@ import torch
 from widefit.files.atomic import replacing
 from widefit.files.json_text import parse, refuse_swelling
 from widefit.records import FileError, read
+from widefit.records.contents import contents
 
 FORMAT = "widefit"
 VERSION = 1
@@ -150,7 +151,7 @@ def write_container(
     assert checksum is not None
     with replacing(path) as temporary, open(temporary, "rb+") as file:
         digest = hashlib.sha256()
-        for piece in (struct.pack("<Q", len(header)), header, *map(_bytes, ordered.values())):
+        for piece in (struct.pack("<Q", len(header)), header, *map(contents, ordered.values())):
             digest.update(piece)
             file.write(piece)
         file.seek(8 + checksum.start(1))
@@ -233,13 +234,6 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name in (_METADATA, _DOCUMENT):
         raise ValueError(f"tensor {name!r} cannot be stored: the name is taken")
     return tensor.detach().cpu().contiguous()
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.reshape(-1)
-    if flat.numel() <= 1:  # a single number may have any stride
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(torch.uint8).numpy().data
 
 
 def _header(tensors: Mapping[str, torch.Tensor], metadata: str) -> bytes:

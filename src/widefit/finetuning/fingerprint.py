@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from widefit.records.contents import digest
+
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic, torch.dtype, torch.device)
 
 
@@ -26,12 +28,9 @@ def fingerprint(settings: Any, tensors: Iterable[Tensor | None], model: nn.Modul
     model
         As it was given.
     """
-    digest = hashlib.sha256(name_of(settings).encode())
-    for tensor in [*tensors, *model.state_dict().values()]:
-        if isinstance(tensor, Tensor):
-            digest.update(repr((tensor.dtype, tensor.shape)).encode())
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    held = [*tensors, *model.state_dict().values()]
+    known = digest(tensor for tensor in held if isinstance(tensor, Tensor))
+    return hashlib.sha256(f"{name_of(settings)} {known}".encode()).hexdigest()
 
 
 def name_of(value: Any) -> str:
@@ -39,8 +38,7 @@ def name_of(value: Any) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor | np.ndarray):
-        tensor = torch.as_tensor(value)
-        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
+        return digest([torch.as_tensor(value)])
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name_of(key)}: {name_of(one)}' for key, one in value.items())}}}"
     if isinstance(value, list | tuple):
@@ -67,7 +65,3 @@ def _settings_of(value: Any) -> dict[str, Any]:
 
 def _type_of(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

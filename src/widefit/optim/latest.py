@@ -1,10 +1,11 @@
 """The data of the step before: whether the next step sees other ones."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from widefit.records.contents import digest as digest_of
 
 
 class LatestData:
@@ -34,7 +35,7 @@ class LatestData:
         if not self._tensors:
             return self._digest
         unchanged = self._versions == tuple(map(_version, self._tensors))
-        return _digest(self._tensors) if unchanged else ""
+        return digest_of(self._tensors) if unchanged else ""
 
     def _differ(self, given: tuple[Tensor, ...]) -> bool | None:
         if self._tensors:
@@ -42,7 +43,7 @@ class LatestData:
                 _version(a) == version if a is b else _equal(a, b)
                 for a, b, version in zip(given, self._tensors, self._versions, strict=True)
             )
-        return None if self._digest is None else _digest(given) != self._digest
+        return None if self._digest is None else digest_of(given) != self._digest
 
 
 def _version(tensor: Tensor) -> int:
@@ -52,11 +53,3 @@ def _version(tensor: Tensor) -> int:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    content = hashlib.sha256()
-    for tensor in tensors:
-        content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()

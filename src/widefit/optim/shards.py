@@ -1,14 +1,13 @@
 """Data that several processes share out: checked against each other, and put together as one system."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from widefit.optim.system import Block, Portion, Residual, System, check_data
 from widefit.processes import Alone
+from widefit.records.contents import digest
 
 Batch = tuple[Tensor | Residual, ...]
 
@@ -17,11 +16,8 @@ def check_alike(parameters: Mapping[str, Tensor], settings: Sequence[Any], proce
     """Refuse processes whose models or settings differ."""
     if processes.size == 1:
         return
-    content = hashlib.sha256()
-    for tensor in parameters.values():
-        content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     names = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in parameters.items()]
-    told = processes.gathered((names, content.hexdigest(), list(settings)))
+    told = processes.gathered((names, digest(parameters.values()), list(settings)))
     subjects = (
         "parameters of other names, shapes or types: build the same model everywhere",
         "other parameters: seed torch alike before the model is built, or load the same state dict everywhere",

@@ -7,8 +7,13 @@ import numpy as np
 from widefit.trackers.certificate.validation import check_state
 
 # Arrays with an entry a slot, and those with as many entries a slot as one of them says.
-_SIZES = {"counts": None, "corrections": None, "fired": "counts", "entry_sample": "corrections"}
-_SIZES["entry_value"] = "corrections"
+_SIZES = {
+    "counts": None,
+    "corrections": None,
+    "fired": "counts",
+    "entry_sample": "corrections",
+    "entry_value": "corrections",
+}
 
 # Slots by process and output.
 Slots = Sequence[Sequence[int]]
