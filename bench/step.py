@@ -80,7 +80,7 @@ def timed(action) -> tuple[float, float]:
 
 
 def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of wall-clock and of processor seconds."""
+    """Median wall-clock and processor seconds."""
     return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
 
 

@@ -31,7 +31,7 @@ def relative_error(network):
 
 
 def network(*layers):
-    """Of period 2π in x, and sin x at t = 0, whatever the layers between say."""
+    """A network of period 2π in x that is sin x at t = 0, whatever the layers between say."""
     inner = nn.Sequential(pinn.Periodic(2, {0: 2 * math.pi}), *layers)
     return pinn.Constrained(inner, lambda p: p[..., 1:], lambda p: torch.sin(p[..., :1]))
 

@@ -19,7 +19,7 @@ def test_the_numbers_are_those_of_the_host(name: str):
 
 
 class TestTheDevice:
-    """What the tests above rely on."""
+    """Properties that the tests above rely on."""
 
     def test_the_host_may_not_be_mixed_in(self):
         with Watched():

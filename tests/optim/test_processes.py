@@ -1,13 +1,11 @@
 """Several processes with rows of their own take the step of one process on all rows."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from several_processes import findings, needs_gloo
 
 from widefit import GaussNewton, Processes
 
@@ -19,20 +17,12 @@ UNSTEADY = {"cg": 1e-4}
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Findings of every process but the last, which ends before the others are done."""
-    folder = tmp_path_factory.mktemp("processes")
-    script = str(Path(__file__).with_name("processes_run.py"))
-    running = [
-        subprocess.Popen([sys.executable, script, str(folder), str(rank), str(SIZE)], stderr=subprocess.PIPE, text=True)
-        for rank in range(SIZE)
-    ]
-    ended = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * SIZE, "".join(ended)[-4000:]
-    return [json.loads((folder / f"found-{rank}.json").read_text(encoding="utf-8")) for rank in range(SIZE - 1)]
+    return findings(Path(__file__).with_name("processes_run.py"), tmp_path_factory.mktemp("processes"), SIZE)
 
 
 pytestmark = [
     pytest.mark.slow(reason="three processes import torch, and compare eleven ways to take a step"),
-    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+    needs_gloo,
 ]
 
 

@@ -1,34 +1,23 @@
 """Several processes with a share of the neurons each take the steps of one process with all of them."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from several_processes import findings, needs_gloo
 
 SIZE = 3
 
 pytestmark = [
     pytest.mark.slow(reason="three processes import torch, and train some thirty networks"),
-    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+    needs_gloo,
 ]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Findings of every process but the last, which ends in the middle of a training."""
-    folder = tmp_path_factory.mktemp("shared")
-    script = str(Path(__file__).with_name("shared_training_run.py"))
-    running = [
-        subprocess.Popen([sys.executable, script, str(folder), str(rank), str(SIZE)], stderr=subprocess.PIPE, text=True)
-        for rank in range(SIZE)
-    ]
-    ended = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * SIZE, "".join(ended)[-4000:]
-    return [json.loads((folder / f"found-{rank}.json").read_text(encoding="utf-8")) for rank in range(SIZE - 1)]
+    return findings(Path(__file__).with_name("shared_training_run.py"), tmp_path_factory.mktemp("shared"), SIZE)
 
 
 def test_runs_are_those_of_one_process(found: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from widefit.kernels.precision import full_precision
 from widefit.linalg.dense_blocks import DENSE
 from widefit.losses.base import OutputLoss
 from widefit.losses.family import output_loss
-from widefit.plan.base import Choice, Plan, placed
+from widefit.plan.base import Choice, Plan, placed_model
 from widefit.training.loop import Loop, State
 
 # Rows a step of more layers than the readout takes, where there are more.
@@ -163,9 +163,7 @@ def finetune(
     history = Loop(steps, max_iter=max_iter, tol=tol, callbacks=watch).run(resume)
     delta = steps.delta()
     result = delta.merged(model)
-    weight = next(own for own in work.parameters() if own.is_floating_point())
-    where = placed(weight.device, weight.dtype)
-    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, where, rows))
+    plan = Plan((*reasons, *_alone(layers, names, structure), *steps.choices, placed_model(work), rows))
     record = FineTuning(history, delta, structure, tuple(steps.stages), plan)
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result

@@ -26,7 +26,7 @@ from widefit.finetuning.record import FineTuning
 from widefit.losses.custom import Custom
 from widefit.losses.family import output_loss
 from widefit.losses.softmax import Softmax
-from widefit.plan.base import Choice, Plan, placed
+from widefit.plan.base import Choice, Plan, placed_model
 from widefit.training.loop import Loop, State
 
 # λ as a part of the mean of diag H, which counts each row's answer to itself: so far above it a step follows what the
@@ -104,9 +104,7 @@ def finetune_blocks(
     ranks = sorted({layer.rank for layer in delta.layers.values()}) or [0]
     choices.append(Choice("rank", " … ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]]))), reason))
     result = delta.merged(model).eval()
-    weight = next(own for own in work.parameters() if own.is_floating_point())
-    where = placed(weight.device, weight.dtype)
-    record = FineTuning(history, delta, structure, (tuple(names),), Plan((*choices, where)))
+    record = FineTuning(history, delta, structure, (tuple(names),), Plan((*choices, placed_model(work))))
     result.__dict__["finetuning_"] = record  # past nn.Module's own setter, which is for parameters and submodules
     return result
 

@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from widefit.data.markup import html_table
 from widefit.kernels.devices import told
@@ -30,6 +31,12 @@ class Choice:
 def placed(device: torch.device, dtype: torch.dtype, reason: str = "where the model is") -> Choice:
     """Device and precision, as a plan says them."""
     return Choice("device", told(device, dtype), reason)
+
+
+def placed_model(model: nn.Module) -> Choice:
+    """Device and precision of a model's first weights, as a plan says them."""
+    weight = next(own for own in model.parameters() if own.is_floating_point())
+    return placed(weight.device, weight.dtype)
 
 
 # What a plan says of a rule that averages.
