@@ -160,14 +160,19 @@ class DenseReference:
         rows = (coefficients[:, None] * self.fires())[:, :, None] * self.inputs[None]
         return rows.transpose(1, 0, 2).reshape(self.inputs.shape[0], -1)
 
+    def response(self, offset: np.ndarray) -> np.ndarray:
+        """J applied to a change of the weights (m, d), for every output, (n, k)."""
+        moved = self.fires() * (offset @ self.inputs.T)
+        return moved.T @ self.readout / np.sqrt(self.width)
+
     def gram(self, output: int) -> np.ndarray:
         jacobian = self.jacobian(output)
         return jacobian @ jacobian.T
 
     def step(self, g: np.ndarray, shrink: np.ndarray) -> None:
-        move = np.zeros_like(self.weight)
+        # Jᵀ g of all outputs.
+        move = -(self.fires() * (self.readout @ g.T)) @ self.inputs / np.sqrt(self.width)
         for output in range(g.shape[1]):
             own = self.readout[:, output] != 0
-            move -= (self.jacobian(output).T @ g[:, output]).reshape(self.weight.shape)
             move[own] -= shrink[output] * (self.weight - self.initial)[own]
         self.weight = self.weight + move

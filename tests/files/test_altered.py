@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).with_name("altered.py")
 
 def test_every_kind_of_file_with_one_thing_altered(tmp_path: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path), "all", "0", "12"],
+        [sys.executable, str(SCRIPT), str(tmp_path), "all", "0", "8"],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,

@@ -90,8 +90,9 @@ class OperatorCase(ABC):
     def test_product_with_a_block_is_one_with_each_vector(self, case):
         operator, expected = case
         block = self.vectors(operator, 35)
-        apart = torch.stack([operator.matvec(column.contiguous()) for column in block.T], dim=1)
-        self.close(operator.matvec(block), apart.double(), expected.abs() @ block.double().abs())
+        some = [0, 1, 15, 16, 31, 32, 34]
+        apart = torch.stack([operator.matvec(block[:, column].contiguous()) for column in some], dim=1)
+        self.close(operator.matvec(block)[:, some], apart.double(), expected.abs() @ block[:, some].double().abs())
 
     def test_product_with_a_strided_block(self, case):
         operator, expected = case

@@ -88,10 +88,7 @@ class TestTracker:
             flips += trial.flips
             run.write_weights(weights)
             offset = reference.weight - reference.initial
-            response = sum(
-                np.outer(reference.jacobian(k) @ offset.ravel(), np.eye(run.outputs.shape[1])[k])
-                for k in range(run.outputs.shape[1])
-            )
+            response = reference.response(offset)
             tolerance = 1e-11 if dtype == torch.float64 else 1e-3
             # W is rounded to its dtype, W − W₀ inherits that, and J carries it to every sample.
             rounding = np.abs(reference.readout).sum() / np.sqrt(reference.width) * self.slack(reference, dtype).max()
