@@ -99,6 +99,15 @@ def test_the_tracker_of_a_run_of_long_steps() -> None:
     assert "with dense" in wide[0].choices[0].reason
 
 
+def test_a_step_or_two_are_not_worth_the_compilation_of_certificates() -> None:
+    table = replace(WORK, width=2**16, anchored=True)
+    chosen = {steps: plan_two_layer(replace(table, steps=steps), "auto", "auto", 2, PLENTY) for steps in Steps}
+    assert (chosen[Steps.LONG][1].name, chosen[Steps.FEW][1].name) == ("certificate", "dense")
+    assert chosen[Steps.FEW][0].choices[0].reason.startswith("a run of few steps takes about")
+    wide = replace(table, width=2**20, steps=Steps.FEW)
+    assert plan_two_layer(wide, "auto", "auto", 2, PLENTY)[1].name == "certificate"
+
+
 @pytest.mark.parametrize(
     ("rule", "alpha", "steps"),
     [

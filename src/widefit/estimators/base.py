@@ -346,6 +346,7 @@ class Wide(TableInput, FitDisplay, ABC):
             loss_floor=floor,
             device=self.device,
             processes=processes,
+            few_steps=bool(settled),
         )
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.

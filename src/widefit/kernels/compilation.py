@@ -32,7 +32,7 @@ def announce_compilation() -> None:
     """Warn, at most once a process, that the first call in this environment compiles; the result is cached on disk."""
     # One kernel of each tracker that "auto" may take, and one that every deep network needs.
     if not any(_is_cached(kernel) for kernel in (fire_rows.fire_block, passes.pass_block, sparse.take_above)):
-        logger.warning("compiling kernels for this machine, once: about half a minute, not counted as training")
+        logger.warning("compiling kernels for this machine, once: at most half a minute, not counted as training")
 
 
 def _is_cached(kernel: Any) -> bool:

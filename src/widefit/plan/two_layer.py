@@ -61,7 +61,9 @@ _PAIR, _ENTRY, _ADDITION = 8e-9, 1e-9, 2.5e-10
 _COLUMN_PAIR, _COLUMNS_SQUARED = 4.5e-10, 7e-11
 
 
-def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: float, rule: Rule) -> Workload:
+def workload_of(
+    network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: float, rule: Rule, few: bool = False
+) -> Workload:
     """Return the sizes of a training.
 
     Parameters
@@ -74,6 +76,8 @@ def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: floa
         α.
     rule
         What chooses the steps.
+    few
+        True where one or two steps of Gauss-Newton are expected.
     """
     scale = float(np.abs(network.coefficients(0, 2)).max()) * math.sqrt(network.width / network.out_features)
     return Workload(
@@ -83,7 +87,7 @@ def workload_of(network: TwoLayer, inputs: Float[np.ndarray, "n d"], alpha: floa
         outputs=network.out_features,
         firing=expected_firing(network.threshold, inputs),
         itemsize=inputs.itemsize,
-        steps=_steps_of(rule, alpha),
+        steps=_steps_of(rule, alpha, few),
         anchored=alpha > 0,
         stored=network.store == "array",
         alive=_alive(network, inputs),
@@ -308,9 +312,9 @@ def _refuse_what_it_cannot_follow(tracker: Tracker, work: Workload) -> None:
         )
 
 
-def _steps_of(rule: Rule, alpha: float) -> Steps:
+def _steps_of(rule: Rule, alpha: float, few: bool) -> Steps:
     if isinstance(rule, GaussNewton):
-        return Steps.LONG
+        return Steps.FEW if few else Steps.LONG
     if not isinstance(rule, SGD):
         return Steps.SHORT
     if rule.perturbs:

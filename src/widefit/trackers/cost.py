@@ -22,6 +22,8 @@ class Steps(Enum):
     """The steps of a rule, as far as they decide what it costs to follow them; the value says what seconds are of."""
 
     LONG = "a run"
+    # Gauss-Newton steps that are expected to be one or two: a ridge that tables have leaves little to do after them.
+    FEW = "a run of few steps"
     SHORT = "a hundred steps"
     # Minibatches that move the first layer alone, along their samples, and none of which is kept.
     MINIBATCHES = "an epoch"
@@ -32,7 +34,7 @@ class Steps(Enum):
     @property
     def sees_few(self) -> bool:
         """True where a step looks at a few of the samples."""
-        return self not in (Steps.LONG, Steps.SHORT)
+        return self not in (Steps.LONG, Steps.FEW, Steps.SHORT)
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class Cost:
     bytes
         Peak memory beside the network, the Gram matrices and the blocks of a pass.
     seconds
-        Of a run of long steps, a hundred short ones, or an epoch; infinity where the tracker is known to lose, or where
-        nobody has measured it: then "auto" does not take it.
+        Of a run of long steps, many or few, a hundred short ones, or an epoch; infinity where the tracker is known to
+        lose, or where nobody has measured it: then "auto" does not take it.
     bytes_a_thread
         More for each thread.
     """

@@ -23,7 +23,7 @@ from widefit.trackers.streams import DenseStream
 _BLOCK_NUMBERS = 1 << 20
 # Passes of a run or an epoch. A pass with a ridge multiplies twice: W and W − W₀; an epoch costs its products and the
 # pass that ends it.
-_PASSES = {Steps.LONG: 6.0, Steps.SHORT: 100.0}
+_PASSES = {Steps.LONG: 6.0, Steps.FEW: 2.0, Steps.SHORT: 100.0}
 _PASSES_OF_AN_EPOCH = 1.4
 # Seconds a neuron of a stochastic step on one core (AMD Zen 4), beside its products.
 _STREAM_NEURON = 0.65e-9

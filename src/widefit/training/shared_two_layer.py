@@ -92,11 +92,12 @@ class SharedTwoLayerModel(TwoLayerModel):
         memory: int | None,
         phases: Phases,
         tol: float,
+        few: bool,
         processes: Alone,
     ):
         self._processes = processes
         shard = NeuronShard.of(network, processes)
-        super().__init__(network, inputs, objective, rule, tracker, solver, threads, memory, phases, tol)
+        super().__init__(network, inputs, objective, rule, tracker, solver, threads, memory, phases, tol, few)
         self._iterate = shard
 
     def join(self, whole: Tensor) -> None:
@@ -139,7 +140,7 @@ class SharedTwoLayerModel(TwoLayerModel):
     ) -> tuple[TwoLayerPlan, Tracker, Solver]:
         """One plan for all, from the least memory and the most threads of any."""
         size = self._processes.size
-        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule)
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few)
         work = replace(work, width=-(-work.width // size), processes=size, stored=True)
         told = self._processes.gathered((work, memory, self._threads))
         least, most = min(own for _, own, _ in told), max(own for _, _, own in told)

@@ -32,6 +32,11 @@ from widefit.training.two_layer import TwoLayerModel
 class Training:
     """One run of `train`, which documents the arguments, with what can be asked of it before and after.
 
+    Parameters
+    ----------
+    few_steps
+        True where a callback is expected to end the run after a step or two: the plan reckons with them.
+
     Attributes
     ----------
     plan
@@ -61,6 +66,7 @@ class Training:
         loss_floor: float = 0.0,
         device: str | torch.device = "auto",
         processes: Alone = ALONE,
+        few_steps: bool = False,
     ):
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
@@ -73,7 +79,7 @@ class Training:
             settings = (chosen, tracker, solver, max_iter, float(tol), loss_floor)
             inputs, objective = agreed(network, inputs, objective, settings, processes)
         phases = Phases()
-        self.model: TwoLayerModel | DeepModel = _kind(network, float(tol), processes)(
+        self.model: TwoLayerModel | DeepModel = _kind(network, float(tol), few_steps, processes)(
             network,
             inputs,
             objective,
@@ -121,13 +127,13 @@ class Training:
         return self._loop.state()
 
 
-def _kind(network: TwoLayer | Deep, tol: float, processes: Alone) -> Any:
+def _kind(network: TwoLayer | Deep, tol: float, few: bool, processes: Alone) -> Any:
     """The model of a network, without the arguments that all have."""
     if isinstance(network, Deep):
         return DeepModel
     if processes.size == 1:
-        return partial(TwoLayerModel, tol=tol)
-    return partial(SharedTwoLayerModel, tol=tol, processes=processes)
+        return partial(TwoLayerModel, tol=tol, few=few)
+    return partial(SharedTwoLayerModel, tol=tol, few=few, processes=processes)
 
 
 @insulated()

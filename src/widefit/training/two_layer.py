@@ -50,6 +50,8 @@ class TwoLayerModel:
         Clocks.
     tol
         Training loss at which it will stop.
+    few
+        True where one or two steps of Gauss-Newton are expected.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class TwoLayerModel:
         memory: int | None,
         phases: Phases,
         tol: float = 1e-6,
+        few: bool = False,
     ):
         self._network = network
         self._inputs = inputs
@@ -79,6 +82,7 @@ class TwoLayerModel:
         self._rule = rule
         self._threads = threads
         self._phases = phases
+        self._few = few
         self.plan, self._tracker, self._solver = self._planned(tracker, solver, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
         summed = product_dtype(len(inputs), inputs.dtype)
@@ -227,7 +231,7 @@ class TwoLayerModel:
     def _planned(
         self, tracker: str | Tracker, solver: str | Solver, memory: int | None, tol: float
     ) -> tuple[TwoLayerPlan, Tracker, Solver]:
-        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule)
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few)
         return plan_two_layer(work, tracker, solver, self._threads, memory, tol)
 
     def _start_tracking(self, state: dict[str, np.ndarray] | None) -> Tracking:

@@ -37,10 +37,11 @@ def of_model(
     model: Any, X: np.ndarray, y: np.ndarray, task: str
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray | None]:
     """Scores, predictions and (for classes) probabilities of a fitted model on rows X."""
-    predicted = np.asarray(model.predict(X))
     if task == "regression":
+        predicted = np.asarray(model.predict(X))
         return of_numbers(y, predicted), predicted, None
-    probabilities = np.asarray(model.predict_proba(X))
+    logarithms = np.asarray(model.predict_log_proba(X))
+    predicted, probabilities = model.classes_[np.argmax(logarithms, axis=1)], np.exp(logarithms)
     return of_classes(y, predicted, probabilities, np.asarray(model.classes_)), predicted, probabilities
 
 

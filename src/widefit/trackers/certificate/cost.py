@@ -8,6 +8,8 @@ from widefit.trackers.cost import REFERENCE_THREADS, Cost, Steps, Workload
 # Seconds that a flip takes with all that is looked at for it, on one core; and of a run whatever its width, on two.
 _SECONDS_A_FLIP = 1.2e-6
 _SECONDS_A_RUN = 0.3
+# Seconds more that a short run has to save: the kernels are compiled once in an environment, which takes some four.
+_COMPILING = 0.6
 # A pass that issues certificates, in passes that do not; and with the pass of the first step, where H is applied from
 # fire lists: nothing foretells how long that step is, so the opening issues none.
 _FIRST_PASS = 1.1
@@ -51,11 +53,12 @@ def _beside_lists(work: Workload) -> int:
 
 
 def _seconds(work: Workload) -> float:
-    if work.steps is not Steps.LONG:
+    if work.steps not in (Steps.LONG, Steps.FEW):
         return math.inf
     flips = _SECONDS_A_FLIP * expected_flips(work) / REFERENCE_THREADS
     passes = _FIRST_PASS if work.arrays else _TWO_PASSES
-    return passes * work.seconds_of_a_pass + flips + _SECONDS_A_RUN
+    fixed = _SECONDS_A_RUN + (_COMPILING if work.steps is Steps.FEW else 0.0)
+    return passes * work.seconds_of_a_pass + flips + fixed
 
 
 def _held(work: Workload) -> float:
