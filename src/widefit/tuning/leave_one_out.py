@@ -38,7 +38,7 @@ def leave_one_out(
     sample_weight: Float[np.ndarray, " n"],
     alpha: float,
 ) -> LeaveOneOut:
-    """Leave out every sample in turn by one factorization: about n³ flops.
+    """Leave out every sample in turn by one factorization: about 2 n³ / 3 flops.
 
     The residual without sample i is ṽ_i / (√ω_i G_ii), ṽ = G √ω y, G = (√ω H √ω + α I)⁻¹: the identity behind PRESS
     (Allen 1974) and generalized cross-validation (Golub, Heath and Wahba 1979).
@@ -53,12 +53,28 @@ def leave_one_out(
     root = np.sqrt(sample_weight)
     matrix = root[:, None] * gram * root
     matrix.flat[:: root.size + 1] += alpha
-    inverse = symmetric_inverse(matrix, alpha)
-    scaled = inverse @ (root[:, None] * targets)
-    residuals = scaled / (root * inverse.diagonal())[:, None]
+    scaled, diagonal = _solved_with_diagonal(matrix, root[:, None] * targets, alpha)
+    residuals = scaled / (root * diagonal)[:, None]
     error = float(sample_weight @ (residuals**2).sum(1) / sample_weight.sum())
-    leverage = np.clip(1 - alpha * inverse.diagonal(), 0.0, 1.0)
+    leverage = np.clip(1 - alpha * diagonal, 0.0, 1.0)
     return LeaveOneOut(root[:, None] * scaled, residuals, leverage, error)
+
+
+def _solved_with_diagonal(
+    matrix: Float[np.ndarray, "n n"], targets: Float[np.ndarray, "n k"], least: float
+) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
+    """Return G y and diag G for G the inverse of a matrix, with the arguments of `symmetric_inverse`.
+
+    The columns of L⁻¹, L Lᵀ the matrix, have the squared norms diag G.
+    """
+    potrf, trtri = get_lapack_funcs(("potrf", "trtri"), (matrix,))
+    factor, failed = potrf(matrix.T, lower=1)
+    if failed:
+        inverse = symmetric_inverse(matrix, least)
+        return inverse @ targets, inverse.diagonal()
+    solved = cho_solve((factor, True), targets)
+    rows = trtri(factor, lower=1, overwrite_c=1)[0].T
+    return solved, np.einsum("ij,ij->i", rows, rows)
 
 
 def solve_shifted(
