@@ -41,6 +41,10 @@ def test_a_plot_shows_losses_and_the_steps_taken_back(history: History) -> None:
 
 
 def test_a_notebook_shows_a_table(history: History) -> None:
+    head, *rows, note = str(history).splitlines()
+    assert head.split() == ["step", "loss", "metric", "damping", "flips", "kept", "seconds"]
+    assert len(rows) == len(history)
+    assert note == f"ended because {history.why}"
     shown = history._repr_html_()
     assert "<td>1,234</td>" in shown
     assert "ended because the largest number of steps was reached" in shown

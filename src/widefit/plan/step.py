@@ -171,6 +171,8 @@ def plan_step(
     others = min((plan.flops_per_step for plan in plans if plan is not best), default=math.inf)
     against = f", the next best way {others:.2g}" if others < math.inf else ""
     asked = "as asked for: " if solver != "auto" else ""
+    if solver == "auto" and exact:
+        asked = "accurate however ill-conditioned J is, and cheap for few parameters: "
     return best.because(f"{asked}{best.flops_per_step:.2g} flops predicted{against}; fits in {free / 1e9:.2g} GB")
 
 

@@ -176,12 +176,22 @@ class History(Sequence[StepInfo]):
         axes.legend()
         return axes
 
+    def __str__(self) -> str:
+        head, rows, note = self._table()
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in (head, *rows)]
+        return "\n".join([*lines, *([note] if note else [])])
+
     def _repr_html_(self) -> str:
+        return html_table(*self._table())
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+        """Return head, rows and a note below; of a long run the first steps and the last."""
         head = ("step", "loss", "metric", "damping", "flips", "kept", "seconds")
         infos = self.steps if len(self.steps) <= 2 * _SHOWN else [*self.steps[:_SHOWN], *self.steps[-_SHOWN:]]
         rows = [
             (
-                info.step,
+                str(info.step),
                 f"{info.loss:.3e}",
                 "" if info.metric is None else f"{info.metric:.4f}",
                 f"{info.damping:.1e}",
@@ -192,7 +202,7 @@ class History(Sequence[StepInfo]):
             for info in infos
         ]
         left_out = f"; the first and the last {_SHOWN} of {len(self.steps):,} steps" if len(infos) < len(self) else ""
-        return html_table(head, rows, f"ended because {self.why}{left_out}" if self.why else left_out.strip("; "))
+        return head, rows, f"ended because {self.why}{left_out}" if self.why else left_out.strip("; ")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, ready for JSON."""
