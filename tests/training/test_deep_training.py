@@ -253,7 +253,9 @@ class TestByTorch:
         ("no input share", {"rule": GradientDescent(schedule="line-search")}),
     )
 
-    def run(self, tracker: str | widefit.trackers.Tracker, name: str, settings: dict, **more) -> tuple[Deep, widefit.History]:
+    def run(
+        self, tracker: str | widefit.trackers.Tracker, name: str, settings: dict, **more
+    ) -> tuple[Deep, widefit.History]:
         problem = make_deep(name, torch.float64, samples=12)
         y = np.eye(3)[problem.targets.argmax(1)] if "loss" in settings else problem.targets
         network = problem.fresh()

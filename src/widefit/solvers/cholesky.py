@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from widefit.gram.base import Operator
+from widefit.kernels.transfer import numbers
 from widefit.solvers.base import Prepared, Solution, Solver, solution
 
 
@@ -44,8 +45,8 @@ def damped_factor(
         Those of `Cholesky`.
     """
     diagonal = operator.diagonal().to(torch.float64)
-    # One transfer from the device.
-    finite, scale = torch.stack([torch.isfinite(diagonal).all().to(diagonal.dtype), diagonal.mean()]).tolist()
+    factor, info = _factor(operator, damping)
+    finite, scale, failed = numbers(torch.isfinite(diagonal).all(), diagonal.mean(), info)
     if not finite:
         raise ArithmeticError("the Gram matrix is not finite; check the inputs and the weights for overflow")
     if scale == 0 and damping == 0:
@@ -54,23 +55,24 @@ def damped_factor(
     jitter = 0.0
     # Entries of H carry rounding of order eps · scale · n; start there and grow until the factor exists.
     attempt = torch.finfo(torch.float64).eps * operator.size * scale
-    while True:
-        factor = _factor(operator, damping + jitter)
-        if factor is not None:
-            return jitter, factor
+    while failed:
         if attempt > max_jitter * scale:
             raise ArithmeticError(
                 f"H + damping is not positive definite even with {jitter:.1e} added to its diagonal "
                 f"(mean {scale:.1e}); increase the damping"
             )
         jitter, attempt = attempt, attempt * 100
+        factor, info = _factor(operator, damping + jitter)
+        failed = int(info)
+    return jitter, factor
 
 
-def _factor(operator: Operator, shift: float) -> Float[Tensor, "n n"] | None:
+def _factor(operator: Operator, shift: float) -> tuple[Float[Tensor, "n n"], Int[Tensor, ""]]:
+    """The lower factor, and what is not 0 where there is none."""
     matrix = operator.dense().to(torch.float64)
     matrix.diagonal().add_(shift)
     factor, info = torch.linalg.cholesky_ex(matrix)
-    return factor if int(info) == 0 else None
+    return factor, info
 
 
 @dataclass(frozen=True)
