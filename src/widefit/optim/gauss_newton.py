@@ -492,7 +492,7 @@ class GaussNewton(torch.optim.Optimizer):
         if isinstance(jacobian, StackedJacobian) and plan.solver == "primal-cg":
             return SketchedPrimal(jacobian, scaling, self._state.tolerance, self.seed, processes)
         solver = self.solver if isinstance(self.solver, Solver) else None
-        solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance)
+        solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance, plan.narrow)
         if plan.solver == "primal":
             return Primal(jacobian, solver, scaling, processes)
         form = plan.solver == "cholesky"
