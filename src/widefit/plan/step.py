@@ -130,7 +130,7 @@ _FORMS = {
 
 
 def _precision(plan: StepPlan) -> str:
-    """What is summed and factored in which precision."""
+    """Precision of what is summed, and of what is factored."""
     dtype = str(plan.dtype).removeprefix("torch.")
     if plan.solver == "svd":
         return "singular values in float64"
