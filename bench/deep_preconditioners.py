@@ -15,7 +15,7 @@ from widefit.nn import Deep
 from widefit.sketches import TensorSRHT
 from widefit.solvers import CG, BlockCG, Cholesky, NystromCG
 from widefit.solvers.pcg import preconditioned_cg
-from widefit.trackers.deep.tracking import DeepTracking
+from widefit.trackers.deep.sparse import SparseTracking
 
 SAMPLES = {"quick": (500,), "default": (1000, 1700), "full": (1000, 1700)}
 WIDTH, THRESHOLD = 2048, 1.645
@@ -55,7 +55,7 @@ def _rows(count: int, mnist: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _figures(count: int, rows: np.ndarray, targets: np.ndarray) -> list[dict]:
     network = Deep(rows.shape[1], (WIDTH, WIDTH), threshold=THRESHOLD, dtype=torch.float64)
-    run = DeepTracking(network, rows, torch.get_num_threads())
+    run = SparseTracking(network, rows, torch.get_num_threads())
     begun = time.process_time()
     layers = run.factors()
     gram = CoupledGram(layers).dense()
@@ -80,7 +80,7 @@ def _ten_outputs(count: int, rows: np.ndarray, labels: np.ndarray) -> list[dict]
     """H of ten outputs is applied, not formed: conjugate gradients behind its diagonal, and behind its mean block."""
     threads = torch.get_num_threads()
     network = Deep(rows.shape[1], (WIDTH, WIDTH), 10, threshold=THRESHOLD)
-    operator = CoupledGram(DeepTracking(network, rows.astype(np.float32), threads).factors())
+    operator = CoupledGram(SparseTracking(network, rows.astype(np.float32), threads).factors())
     targets = np.where(labels[:, None] == np.arange(10), 1.0, -1.0)
     rhs, shift = torch.from_numpy((targets - targets.mean(0)).reshape(-1)), DAMPING * float(operator.diagonal().mean())
     figures = []
@@ -97,7 +97,9 @@ def _lines(name: str, seconds: float, products: int) -> list[dict]:
     return [entry(f"{name}, time", seconds, "s of CPU"), entry(f"{name}, products", products, "")]
 
 
-def _sketched(layers: list[SparseLayerRows], inputs: np.ndarray, run: DeepTracking, network: Deep, rows: int) -> Tensor:
+def _sketched(
+    layers: list[SparseLayerRows], inputs: np.ndarray, run: SparseTracking, network: Deep, rows: int
+) -> Tensor:
     """S Jᵀ (rows × n), S a TensorSRHT for every layer: E[(S Jᵀ)ᵀ S Jᵀ] = H."""
     total = torch.zeros(rows, len(run.outputs), dtype=torch.float64)
     x = torch.from_numpy(inputs)

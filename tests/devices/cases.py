@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import widefit
 from widefit import pinn
 from widefit.callbacks import Callback
-from widefit.nn import TwoLayer
+from widefit.nn import Deep, TwoLayer
 
 sys.path.append(str(Path(__file__).parents[1] / "finetuning"))
 from networks import sentences, transformer  # pyright: ignore[reportMissingImports]
@@ -139,16 +139,26 @@ def resumed(device: Device) -> list[float]:
 
 def masks(device: Device, **settings: Any) -> list[float]:
     """A two-layer network, trained where it is, and gone on with elsewhere."""
-    x, y = data("cpu", 40)
-    targets = y.sign() if "loss" in settings else y
+    return trained_twice(device, lambda: TwoLayer(3, 256, dtype=torch.float64), **settings)
+
+
+def layers(device: Device, outputs: int = 1, **settings: Any) -> list[float]:
+    """A deep network, trained where it is, and gone on with elsewhere."""
+    return trained_twice(device, lambda: Deep(3, (40, 30), outputs, threshold=0.5, dtype=torch.float64), **settings)
+
+
+def trained_twice(device: Device, make: Callable[[], TwoLayer | Deep], **settings: Any) -> list[float]:
     keep, found = Keep(), []
     for place in (torch.device("cpu"), torch.device(device)):
-        model = TwoLayer(3, 256, dtype=torch.float64).to(place)
+        model = make().to(place)
+        x, y = data("cpu", 40, model.out_features)
+        targets = y.sign() if "loss" in settings else y
         history = widefit.train(
             model, x, targets, tracker="torch", max_iter=3, callbacks=[keep], resume=keep.state, **settings
         )
-        assert model.weight.device.type == place.type
-        found += [*history.losses, float(model.weight.sum())]
+        weight = model.weight if isinstance(model, TwoLayer) else model.input_weights[0]
+        assert weight.device.type == place.type
+        found += [*history.losses, float(weight.detach().sum()), *model(x[:2].to(place)).reshape(-1).tolist()]
     return found
 
 
@@ -182,6 +192,7 @@ CASES: dict[str, Case] = {
     "other modules": other_modules,
     "equations": equations,
     "curves": curves,
+    "curves at once": partial(curves, many=True),
     **{f"state of {name}": partial(state_dicts, solver=name) for name in ("svd", "sketched-cg", "nystrom-cg")},
     "resumed": resumed,
     "masks": masks,
@@ -190,10 +201,13 @@ CASES: dict[str, Case] = {
     "masks, iterated": partial(masks, solver="cg"),
     "masks, sgd": partial(masks, rule="sgd", alpha=0.1),
     "masks, gradient descent": partial(masks, rule="gradient-descent"),
+    "layers": layers,
+    "layers with a ridge": partial(layers, alpha=0.1),
+    "layers of three outputs": partial(layers, outputs=3, loss="logistic"),
+    "layers, iterated": partial(layers, outputs=2, solver="cg"),
+    "layers, gradient descent": partial(layers, rule="gradient-descent"),
     "fine-tuned": fine_tuned,
     "all layers fine-tuned": partial(fine_tuned, layers="all"),
     "readout fine-tuned": partial(fine_tuned, layers="readout"),
     "blocks fine-tuned": fine_tuned_blocks,
 }
-# Forward derivatives under vmap, which torch does not give to tensors that wrap others.
-ON_AN_ACCELERATOR: dict[str, Case] = {**CASES, "curves at once": partial(curves, many=True)}

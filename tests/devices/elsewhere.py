@@ -20,8 +20,19 @@ aten: Any = torch.ops.aten
 CROSSING = (aten.copy_.default, aten._to_copy.default)
 # Indices may be on the host.
 INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default)
+# Zeros without memory, which forward derivatives make: operations below this one would read them.
+UNSTORED = {aten._efficientzerotensor.default: aten.zeros.default}
 # Operations whose result the host must have before it goes on.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+WAITING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "_unique2",
+    "unique_dim",
+    "_linalg_svd",
+    "_linalg_eigh",
+)
 
 
 class Elsewhere(Tensor):
@@ -75,6 +86,7 @@ class Watched(TorchDispatchMode):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
     """Carry an operation out on the host, as DEVICE would or would not."""
+    func = UNSTORED.get(func, func)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     away = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
     to = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type

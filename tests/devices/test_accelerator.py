@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import ON_AN_ACCELERATOR
+from cases import CASES
 
 from widefit.kernels.devices import devices
 
@@ -13,9 +13,9 @@ ACCELERATORS = [kind for kind in devices() if kind not in ("cpu", "mps")]
 @pytest.mark.gpu
 @pytest.mark.skipif(not ACCELERATORS, reason="torch finds no accelerator with float64 here")
 @pytest.mark.parametrize("device", ACCELERATORS or ["none"])
-@pytest.mark.parametrize("name", ON_AN_ACCELERATOR)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:.*residuals at the same points:UserWarning")
 def test_the_numbers_are_those_of_the_processor(name: str, device: str):
-    expected = torch.tensor(ON_AN_ACCELERATOR[name]("cpu"), dtype=torch.float64)
-    found = torch.tensor(ON_AN_ACCELERATOR[name](device), dtype=torch.float64)
+    expected = torch.tensor(CASES[name]("cpu"), dtype=torch.float64)
+    found = torch.tensor(CASES[name](device), dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from widefit.gram import CoupledGram, DenseGram, WeightedGram
 from widefit.linalg.sparse_layer_rows import SparseLayerRows
 from widefit.nn import Deep, SparseRows
-from widefit.trackers.deep.tracking import DeepTracking
+from widefit.trackers.deep.sparse import SparseTracking
 from widefit.tuning.limit_kernel import deep_limit_gram, limit_gram
 
 
@@ -94,7 +94,7 @@ def test_wide_layers_tend_to_the_limit(thresholds, share):
         network = Deep(
             5, (1500,) * len(thresholds), threshold=thresholds, input_share=share, seed=seed, dtype=torch.float64
         )
-        run = DeepTracking(network, inputs)
+        run = SparseTracking(network, inputs)
         grams.append(CoupledGram(run.factors()).dense().numpy())
     # In the units of one layer.
     found = np.mean(grams, axis=0) * (network.scales[0] ** -2 / 1500)

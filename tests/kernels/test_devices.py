@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import widefit
-from widefit.kernels.devices import check_precision, device_named, devices, free_memory, told
+from widefit.kernels.devices import check_precision, device_named, devices, double_cost, free_memory, told
 from widefit.kernels.precision import full_precision
 from widefit.kernels.surroundings import insulated
 
@@ -95,6 +95,16 @@ def test_the_processor_is_always_there():
 def test_apple_has_no_float64():
     with pytest.raises(ValueError, match="which MPS does not have: leave the model on the CPU"):
         check_precision(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("capability", "cost"), [((9, 0), 2.0), ((8, 0), 2.0), ((8, 9), 64.0), ((12, 0), 64.0)])
+def test_float64_is_slow_but_on_what_data_centers_have(monkeypatch, capability, cost):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one of them")
+    device = torch.device("cuda")
+    assert double_cost(device) == cost
+    assert ("float64 is slow there" in told(device, torch.float32)) == (cost > 2)
+    assert double_cost(torch.device("cpu")) == 2.0
 
 
 def test_a_number_that_is_too_high():

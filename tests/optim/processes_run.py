@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1] / "devices"))
+from elsewhere import DEVICE, Watched  # pyright: ignore[reportMissingImports]
 
 from widefit import GaussNewton, Processes, Residual
 from widefit.processes import ProcessError
@@ -72,10 +76,10 @@ def compare(
     }
 
 
-def comparisons(group: Processes, few: bool = False) -> list[dict[str, Any]]:
+def comparisons(group: Processes, few: bool = False, place: torch.device | str = "cpu") -> list[dict[str, Any]]:
     even = [part / group.size for part in range(group.size + 1)]
     uneven = [0.0, 0.07, *([0.07] * (group.size - 2)), 1.0]  # with three processes the second has no rows
-    x, y = rows(900)
+    x, y = (tensor.to(place) for tensor in rows(900))
     classes = (3 * x[:, 0]).long()
 
     def least_squares(here: slice, _: slice) -> tuple[Any, ...]:
@@ -91,7 +95,7 @@ def comparisons(group: Processes, few: bool = False) -> list[dict[str, Any]]:
         return x[here], classes[here]
 
     def maker(widths: tuple[int, ...], **options: Any) -> Callable[[Any], GaussNewton]:
-        return lambda processes: GaussNewton(network(*widths), process_group=processes, **options)
+        return lambda processes: GaussNewton(network(*widths).to(place), process_group=processes, **options)
 
     small, large = (3, 8, 1), (3, 40, 40, 1)
     direct, iterative = ("auto", "primal", "primal-cg"), ("cholesky", "cg", "nystrom-cg", "sketched-cg")
@@ -262,6 +266,9 @@ def main() -> None:
     if rank < 2:
         pair = Processes(members)
         found["pair"] = comparisons(pair, few=True)
+        # Where the models are elsewhere, what the processes send goes by way of the host.
+        with Watched():
+            found["pair"] += comparisons(pair, few=True, place=DEVICE)
         found["stalled"] = stalled(pair)
     found["stopped"] = stopped(group)
     with open(f"{folder}/found-{rank}.json", "w", encoding="utf-8") as file:

@@ -430,3 +430,19 @@ class TestRefusals:
         model = mlp(3, 1)
         with pytest.raises(ValueError, match="not the state of a widefit"):
             GaussNewton(model).load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_in_float32_that_is_refined_does_as_well(dtype: torch.dtype) -> None:
+    x = torch.rand(50, 3, generator=torch.Generator().manual_seed(1))
+    y = torch.sin(3 * x.sum(1, keepdim=True))
+    losses = []
+    for narrow in (False, True):
+        torch.manual_seed(0)
+        layers = nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)
+        optimizer = GaussNewton(nn.Sequential(*layers).to(dtype), solver=widefit.solvers.Cholesky(narrow=narrow))
+        losses.append(optimizer.minimize(x.to(dtype), y.to(dtype), max_iter=10).losses[-1])
+    if dtype == torch.float64:
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    else:
+        assert losses[1] < 4 * losses[0]

@@ -113,7 +113,7 @@ def entry(function, argument: str) -> set[str]:
 @pytest.mark.parametrize(
     ("function", "argument", "expected"),
     [
-        (widefit.train, "tracker", set(names.TRACKERS)),
+        (widefit.train, "tracker", {*names.TRACKERS, *names.DEEP_TRACKERS}),
         (widefit.train, "solver", {*names.TWO_LAYER_SOLVERS, *names.DEEP_SOLVERS}),
         (widefit.train, "loss", {*names.RULE_LOSSES, "cross_entropy"}),
         (widefit.train_stream, "tracker", {"auto", *names.STREAM_TRACKERS}),

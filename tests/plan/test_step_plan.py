@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from widefit.optim.damping import DampingPolicy
-from widefit.plan.step import StepShape, plan_step
+from widefit.plan.step import StepShape, named_solver, plan_step
+from widefit.solvers import Cholesky
 
 
 def test_small_systems_are_solved_directly() -> None:
@@ -44,6 +45,21 @@ def test_factors_beat_a_stored_jacobian() -> None:
     plan = plan_step(shape, torch.float32, 10**10)
     assert (plan.solver, plan.jacobian) == ("cholesky", "factors")
     assert plan.bytes_needed < 0.2 * 4 * 2000 * 10**6
+
+
+def test_little_is_done_in_float64_where_it_is_slow() -> None:
+    shape = StepShape(2000, 10**5, 4, factor_flops=8000.0, factor_numbers=4000.0)
+    assert "its factor in float64" in plan_step(shape, torch.float32, 10**11).rows()[1][2]
+    plan = plan_step(replace(shape, double=64.0), torch.float32, 10**11)
+    assert "H in float32, its factor in float32, refined" in plan.rows()[1][2]
+    assert (plan.narrow, named_solver(plan.solver, 0, narrow=True)) == (True, Cholesky(narrow=True))
+    # JᵀJ is summed in float64.
+    tall = StepShape(10**5, 2000, 4)
+    assert plan_step(tall, torch.float32, 10**11).solver == "primal"
+    assert plan_step(replace(tall, double=64.0), torch.float32, 10**11).solver == "nystrom-cg"
+    # Networks of float64 are solved in it, wherever they are.
+    wide = plan_step(replace(shape, itemsize=8, double=64.0), torch.float64, 10**11)
+    assert wide.dtype == torch.float64
 
 
 def test_many_rows_iterate() -> None:

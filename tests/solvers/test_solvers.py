@@ -395,3 +395,16 @@ def test_a_factor_in_float32_keeps_the_directions_that_it_tells(monkeypatch: pyt
     found = NystromCG(tolerance=1e-3, rank=100).solve(operator, rhs, 1e-7)
     assert found.residual_norm <= 1e-3
     assert found.iterations <= 20
+
+
+@pytest.mark.parametrize("damping", [1e-2, 1e-6, 1e-12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_factor_in_float32_answers_like_one_in_float64(kind: str, damping: float):
+    matrix = factor(kind)
+    gram = matrix @ matrix.T
+    scale = damping * float(gram.diagonal().mean())
+    rhs = torch.randn(len(gram), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = Cholesky(narrow=True).solve(DenseGram(gram), rhs, scale)
+    expected = Cholesky().solve(DenseGram(gram), rhs, scale)
+    assert found.residual_norm <= max(1e-8, expected.residual_norm)
+    assert found.iterations <= 2 * 48

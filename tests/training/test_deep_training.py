@@ -225,7 +225,69 @@ def test_the_plan_says_what_was_chosen():
 @pytest.mark.parametrize(("samples", "tolerance"), [(400, 1e-6), (500, 1e-3)])
 def test_many_equations_are_solved_as_exactly_as_a_step_can_use(samples, tolerance):
     shape = DeepShape(samples, features=5, widths=(90, 80), outputs=10, firing=(0.1, 0.1), itemsize=4)
-    plan, solver = plan_deep(shape, "auto")
+    plan, _, solver = plan_deep(shape, "auto", "auto")
     assert isinstance(solver, BlockCG)
     assert solver.tolerance == tolerance
     assert ("solved to 0.001" in plan.choices[-1].reason) == (tolerance == 1e-3)
+
+
+class Keep(Callback):
+    """Keeps the state after two steps."""
+
+    state = None
+
+    def step(self, run, info):
+        if info.step == 2:
+            tensors, document = run.state()
+            self.state = {name: tensor.clone() for name, tensor in tensors.items()}, document
+
+
+class TestByTorch:
+    """Layers that are held whole: the same run as from sparse factors, up to rounding."""
+
+    SETTINGS = (
+        ("random", {}),
+        ("three layers", {"alpha": 0.1}),
+        ("three outputs", {"alpha": 0.1, "loss": "softmax"}),
+        ("three outputs", {"solver": "cholesky"}),
+        ("no input share", {"rule": GradientDescent(schedule="line-search")}),
+    )
+
+    def run(
+        self, tracker: str | widefit.trackers.Tracker, name: str, settings: dict, **more
+    ) -> tuple[Deep, widefit.History]:
+        problem = make_deep(name, torch.float64, samples=12)
+        y = np.eye(3)[problem.targets.argmax(1)] if "loss" in settings else problem.targets
+        network = problem.fresh()
+        settings = {"max_iter": 4, "tol": 1e-10, **settings, **more}
+        return network, widefit.train(network, problem.inputs, y, tracker=tracker, **settings)
+
+    @pytest.mark.parametrize(("name", "settings"), SETTINGS)
+    def test_the_run_is_that_of_the_sparse_tracker(self, name, settings):
+        network, found = self.run("torch", name, settings)
+        other, expected = self.run("sparse", name, settings)
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5, atol=1e-9)
+        for weight, like in zip(_trained(network), _trained(other), strict=True):
+            torch.testing.assert_close(weight, like, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize(("name", "settings"), SETTINGS[:2])
+    def test_resuming_gives_the_same_bits(self, name, settings):
+        keep = Keep()
+        network, _ = self.run("torch", name, settings, tol=0, callbacks=[keep])
+        again, _ = self.run(widefit.trackers.Torch(), name, settings, tol=0, resume=keep.state)
+        for weight, like in zip(_trained(network), _trained(again), strict=True):
+            assert torch.equal(weight, like)
+
+    def test_a_checkpoint_of_the_other_tracker_is_refused(self):
+        keep = Keep()
+        self.run("sparse", "random", {}, tol=0, callbacks=[keep])
+        with pytest.raises(ValueError, match='made with tracker="sparse"; resume with it'):
+            self.run("torch", "random", {}, resume=keep.state)
+
+    def test_the_plan_takes_it_where_the_network_is_on_an_accelerator(self):
+        shape = DeepShape(100, features=5, widths=(90, 80), outputs=1, firing=(0.1, 0.1), itemsize=4, device="cuda")
+        plan, tracker, _ = plan_deep(shape, "auto", "auto", 10**12)
+        assert tracker.name == "torch"
+        assert plan.rows()[0] == ("tracker", "torch", "the weights are on cuda")
+        with pytest.raises(MemoryError, match="training needs about"):
+            plan_deep(shape, "auto", "auto", 10**6)

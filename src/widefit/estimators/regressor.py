@@ -54,7 +54,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         How a step is chosen. Rules are for the squared loss here.
     tracker : str or Tracker, default "auto"
         How the firing neurons are found: "dense", "certificate", "verlet-list", "weight-tree", "data-tree",
-        "half-space-tree" or "torch"; "auto" with several hidden layers.
+        "half-space-tree" or "torch"; "auto" or "torch" with several hidden layers.
     solver : {"auto", "cholesky", "cg", "nystrom-cg", "block-cg"} or Solver, default "auto"
         How systems in sample space are solved.
     max_iter : int, default 20
@@ -86,8 +86,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
         Whether logarithms of positive targets are fitted; predictions are means of the targets all the same. "auto"
         compares leave-one-out errors where there is one output and the loss is squared.
     device : str, default "auto"
-        Where a network of one hidden layer is trained: "auto" and "cpu" on the CPU, "cuda" or another device of torch
-        by tracker="torch"; what decides before the training, and predictions, are the CPU's.
+        Where the network is trained: "auto" and "cpu" on the CPU, "cuda" or another device of torch by
+        tracker="torch"; what decides before the training, and predictions, are the CPU's.
 
     Attributes
     ----------

@@ -1,32 +1,12 @@
 """H of several outputs that share layers, as products with factors: n² numbers a layer, not (n k)²."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from widefit.gram.base import Operator
-
-
-@runtime_checkable
-class Layer(Protocol):
-    """The rows of J over one layer: `widefit.gram.layer_rows.LayerRows`, or their sparse counterpart."""
-
-    @property
-    def samples(self) -> int: ...
-    @property
-    def outputs(self) -> int: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def device(self) -> torch.device: ...
-    def product(self, vectors: Float[Tensor, "n k c"]) -> Float[Tensor, "n k c"]: ...
-    def columns(self, indices: Int[Tensor, " c"]) -> Float[Tensor, "nk c"]: ...
-    def gram(self) -> Float[Tensor, "nk nk"]: ...
-    def output_gram(self) -> Float[Tensor, "n n"]: ...
-    def block_products(self) -> Float[Tensor, "n k k"]: ...
+from widefit.linalg.coupled_layer import Layer
 
 
 class CoupledGram(Operator):

@@ -4,6 +4,11 @@ import torch
 
 from widefit.kernels.memory import available_memory
 
+# Time of an operation in float64, as a multiple of one in float32: half the width of a vector unit, and of what a data
+# center's accelerators have. Others have a thirty-second or sixty-fourth of the units.
+DOUBLE, _DEAR_DOUBLE = 2.0, 64.0
+# Compute capabilities of NVIDIA's and AMD's for data centers.
+_FULL_DOUBLE = ((6, 0), (7, 0), (8, 0), (9, 0), (9, 4), (9, 5), (10, 0))
 # Apple's, the last, has no float64.
 KINDS = ("cpu", "cuda", "xpu", "mps")
 
@@ -32,6 +37,13 @@ def device_named(name: str | torch.device) -> torch.device:
     return device
 
 
+def double_cost(device: torch.device) -> float:
+    """Return the time of an operation in float64, as a multiple of one in float32, from what kind of device it is."""
+    if device.type != "cuda":
+        return DOUBLE
+    return DOUBLE if torch.cuda.get_device_capability(device) in _FULL_DOUBLE else _DEAR_DOUBLE
+
+
 def check_precision(device: torch.device) -> None:
     """Refuse a device without float64, which sums and factors need.
 
@@ -40,8 +52,10 @@ def check_precision(device: torch.device) -> None:
     ValueError
         It has none.
     """
-    if device.type == "mps":
-        raise ValueError("widefit sums and factors in float64, which MPS does not have: leave the model on the CPU")
+    without = device.type == "xpu" and not getattr(torch.xpu.get_device_properties(device), "has_fp64", True)
+    if device.type == "mps" or without:
+        name = "MPS" if device.type == "mps" else "this XPU"
+        raise ValueError(f"widefit sums and factors in float64, which {name} does not have: leave the model on the CPU")
 
 
 def free_memory(device: torch.device) -> int:
@@ -60,7 +74,8 @@ def told(device: torch.device, dtype: torch.dtype) -> str:
     """Return the device and the precision of what is on it, for plans and reports."""
     model = model_of(device)
     named = device.type if model == device.type else f"{device.type} ({model})"
-    return f"{named}, {str(dtype).removeprefix('torch.')}"
+    kept = f"{named}, {str(dtype).removeprefix('torch.')}"
+    return kept if double_cost(device) == DOUBLE else f"{kept}; float64 is slow there"
 
 
 def _count(kind: str) -> int:

@@ -307,6 +307,11 @@ class LowRankLinear(nn.Module):
         self.fold(threads)
         self._packed = None
 
+    def _apply(self, fn, recurse=True):
+        # What is pending or packed would stay where it is.
+        self.release()
+        return super()._apply(fn, recurse)
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         # A state dict holds W, so that it loads into any layer of this shape.
         self.fold()

@@ -159,7 +159,7 @@ class BoundedCurvature(Curvature):
             if settled:
                 return replace(step, iterations=iterations)
         value = torch.minimum(torch.maximum(step.value, self.low), self.high)
-        return ParameterStep(value, self.image(value), step.residual_norm, iterations, step.solver)
+        return ParameterStep(value, self.image(value), step.defect, iterations, step.solver)
 
     def _hold(self, held: Bool[Tensor, " P"]) -> None:
         """Take the parameters that are to be on a bound out of the system."""

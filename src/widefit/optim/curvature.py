@@ -11,6 +11,7 @@ from torch import Tensor
 from widefit.gram.base import DenseGram, Jacobian, Operator
 from widefit.gram.jacobian import DenseJacobian, JacobianGram
 from widefit.gram.sharded import ShardedJacobian
+from widefit.kernels.transfer import numbers
 from widefit.optim.scaling import Scaling
 from widefit.processes import ALONE, Alone
 from widefit.solvers import Preconditioner, Reusing, Solver
@@ -23,11 +24,14 @@ class NonFiniteDerivativeError(ArithmeticError):
 
 @dataclass(frozen=True)
 class ParameterStep:
-    """A step in parameter space, what it does to the outputs, and how well its system was solved."""
+    """A step in parameter space, what it does to the outputs, and how well its system was solved.
+
+    The defect, a part of the right-hand side, is left on the device.
+    """
 
     value: Float[Tensor, " P"]
     image: Float[Tensor, " M"]
-    residual_norm: float
+    defect: Float[Tensor, ""]
     iterations: int
     solver: str
 
@@ -142,13 +146,12 @@ class Spectral(Curvature):
 
     def _defect(
         self, gradient: Float[Tensor, " P"], value: Float[Tensor, " P"], image: Float[Tensor, " M"], damping: float
-    ) -> float:
+    ) -> Float[Tensor, ""]:
         """(SJ̃ᵀJ̃S + λI) q + SJ̃ᵀw in the basis of the singular vectors: what rounding left of the equations."""
         curved = self._pull(image) if self._wide else self.right.T @ (self.singular.square() * (self.right @ value))
         scale = torch.linalg.vector_norm(gradient)
         defect = torch.linalg.vector_norm(curved + damping * value + gradient)
-        size, part = torch.stack([scale, defect / scale]).tolist()
-        return part if size > 0 else 0.0
+        return torch.where(scale > 0, defect / scale, 0.0)
 
 
 class Primal(Curvature):
@@ -167,11 +170,12 @@ class Primal(Curvature):
         self.processes = processes
         self.solver = Reusing(solver)
         total = processes.sum(processes.attempt(lambda: normal_matrix(jacobian)))
-        self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
+        norms = total.diagonal().sqrt()
+        self.column_norms = scaling.norms(norms)
         self.sizes: Float[Tensor, " P"] = scaling.sizes(self.column_norms)
         total.mul_(self.sizes).mul_(self.sizes[:, None])
         self.normal = DenseGram(total)
-        self.trace = float(total.diagonal().sum())
+        self.trace = finite_trace(norms, total)
         self.floor = 10 * torch.finfo(torch.float64).eps
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
@@ -186,7 +190,7 @@ class Primal(Curvature):
         solution = self.solver.solve(self.normal, self.sizes * self.processes.sum(pulled), damping)
         value = self.processes.same(-(self.sizes * solution.value).to(weights.dtype))
         name = f"primal-{solution.solver}"
-        return ParameterStep(value, self.image(value), solution.residual_norm, solution.iterations, name)
+        return ParameterStep(value, self.image(value), solution.defect, solution.iterations, name)
 
 
 class SampleSpace(Curvature):
@@ -254,7 +258,7 @@ class SampleSpace(Curvature):
         # J̃ d = −H g, which the solver has already found.
         image = -(solution.image if self.shards is None else self.shards.part(solution.image)).to(weights.dtype)
         moved = value if self.sizes is None else self.sizes * value
-        return ParameterStep(moved, image, solution.residual_norm, solution.iterations, solution.solver)
+        return ParameterStep(moved, image, solution.defect, solution.iterations, solution.solver)
 
     def _whole(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
         """A vector of all rows, from that of the rows here."""
@@ -267,9 +271,20 @@ def finite(norms: Float[Tensor, " _"]) -> Float[Tensor, " _"]:
     return norms
 
 
+def finite_trace(norms: Float[Tensor, " P"], scaled: Float[Tensor, "P P"]) -> float:
+    """Trace of a matrix, refused where the norms that it was scaled by are not finite."""
+    total, trace = numbers(norms.sum(), scaled.diagonal().sum())
+    _refuse_infinite(total)
+    return trace
+
+
 def finite_sum(norms: Float[Tensor, " _"]) -> float:
     """Sum of norms or of their squares, refused where it is not finite."""
     total = float(norms.sum())
+    _refuse_infinite(total)
+    return total
+
+
+def _refuse_infinite(total: float) -> None:
     if not math.isfinite(total):
         raise NonFiniteDerivativeError("the derivative of the outputs by the parameters is not finite")
-    return total

@@ -408,7 +408,7 @@ class GaussNewton(torch.optim.Optimizer):
             accepted=result.change is not None,
             solver=result.step.solver,
             solver_iterations=result.iterations,
-            residual_norm=result.step.residual_norm,
+            residual_norm=result.residual_norm,
         )
 
     def _warn_of_few_points(self, point: StartingPoint, changes: bool) -> None:
@@ -492,7 +492,7 @@ class GaussNewton(torch.optim.Optimizer):
         if isinstance(jacobian, StackedJacobian) and plan.solver == "primal-cg":
             return SketchedPrimal(jacobian, scaling, self._state.tolerance, self.seed, processes)
         solver = self.solver if isinstance(self.solver, Solver) else None
-        solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance)
+        solver = solver or named_solver(plan.solver, self.seed, self._state.tolerance, plan.narrow)
         if plan.solver == "primal":
             return Primal(jacobian, solver, scaling, processes)
         form = plan.solver == "cholesky"
@@ -510,6 +510,7 @@ class GaussNewton(torch.optim.Optimizer):
         return Scaling(
             largest=point.moving.kept(self.state, "column_norm"),
             single=point.moving.single(),
+            several=point.moving.several(),
             scalars=point.moving.flat().abs(),
             residual=point.size,
             metric=point.moving.metric(),
@@ -550,7 +551,7 @@ class GaussNewton(torch.optim.Optimizer):
         )
         search = Search(
             evaluate=point.outputs_after,
-            loss=point.system.loss,
+            loss=point.system.loss_on_device,
             expansion=point.expansion,
             residual=point.residual,
             size=point.size,
@@ -564,7 +565,7 @@ class GaussNewton(torch.optim.Optimizer):
             # Few data in the first step may be the first of many batches.
             cautious=changes or (scarce and state.step == 0),
             fresh=few,
-            nearby=lambda: torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm(),
+            nearby=lambda: torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm().double(),
             processes=self.processes,
         )
         return search.run(state.level, fixed=self.damping != "auto")

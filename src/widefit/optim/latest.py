@@ -39,17 +39,24 @@ class LatestData:
 
     def _differ(self, given: tuple[Tensor, ...]) -> bool | None:
         if self._tensors:
-            return len(given) != len(self._tensors) or not all(
-                _version(a) == version if a is b else _equal(a, b)
-                for a, b, version in zip(given, self._tensors, self._versions, strict=True)
-            )
+            return len(given) != len(self._tensors) or not self._same(given)
         return None if self._digest is None else digest_of(given) != self._digest
+
+    def _same(self, given: tuple[Tensor, ...]) -> bool:
+        pairs = []
+        for new, old, version in zip(given, self._tensors, self._versions, strict=True):
+            if new is old and _version(new) != version:
+                return False
+            if new is not old:
+                pairs.append((new, old))
+        if not all(a.shape == b.shape and a.dtype == b.dtype and a.device == b.device for a, b in pairs):
+            return False
+        if any(a.device.type == "cpu" for a, _ in pairs):
+            return all(torch.equal(a, b) for a, b in pairs)
+        # One transfer from the device.
+        return not pairs or bool(torch.stack([(a == b).all() for a, b in pairs]).all())
 
 
 def _version(tensor: Tensor) -> int:
     """Number of changes in place; tensors of inference mode count none."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -10,6 +10,7 @@ from widefit.gram.base import Jacobian
 from widefit.gram.jacobian import DenseJacobian
 from widefit.gram.recording import FactorCost
 from widefit.gram.stacked import Part, StackedJacobian
+from widefit.kernels.devices import double_cost
 from widefit.optim.point import StartingPoint
 from widefit.optim.tracing import Traces
 from widefit.plan.step import PART, StepPlan, StepShape
@@ -39,13 +40,15 @@ class JacobianRequest:
     def shape(self, point: StartingPoint) -> StepShape:
         """The sizes that decide what a step costs."""
         processes = point.system.processes
-        rows = point.system.total_rows(point.expansion)
+        total = point.system.total_rows(point.expansion)
+        told = processes.gathered((len(point.residual), double_cost(point.moving.device)))
         return StepShape(
-            rows=rows,
-            own_rows=max(processes.gathered(len(point.residual))),
+            rows=total,
+            own_rows=max(rows for rows, _ in told),
             processes=processes.size,
             parameters=point.moving.count,
             itemsize=self.dtype.itemsize,
+            double=max(double for _, double in told),
             factor_flops=None if self.cost is None else self.cost.flops,
             factor_numbers=0.0 if self.cost is None else self.cost.numbers,
         )

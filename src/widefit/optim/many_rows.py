@@ -1,5 +1,7 @@
 """Curvature of far more rows than parameters: J̃ is seen block by block, and never stored."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch import Tensor
 from widefit.gram.base import DenseGram, Jacobian
 from widefit.gram.jacobian import add_lower_gram, mirror_lower
 from widefit.gram.stacked import StackedJacobian
-from widefit.optim.curvature import Curvature, ParameterStep, Spectral, finite
+from widefit.kernels.transfer import iterations_ahead
+from widefit.optim.curvature import Curvature, ParameterStep, Spectral, finite, finite_trace
 from widefit.optim.scaling import Scaling
 from widefit.processes import ALONE, Alone
 from widefit.solvers.cholesky import damped_factor
@@ -70,7 +73,7 @@ class TallSpectral(_Products, Spectral):
         if self.processes.size == 1:
             return step
         value = self.processes.same(step.value)
-        return ParameterStep(value, self.image(value), step.residual_norm, step.iterations, step.solver)
+        return ParameterStep(value, self.image(value), step.defect, step.iterations, step.solver)
 
 
 def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: Alone = ALONE) -> Float[Tensor, "q q"]:
@@ -132,10 +135,11 @@ class SketchedPrimal(_Products, Curvature):
         self.jacobian, self.processes = jacobian, processes
         self.tolerance = tolerance
         total = sketched_normal(jacobian, seed, processes)
-        self.column_norms = scaling.norms(finite(total.diagonal().sqrt()))
+        norms = total.diagonal().sqrt()
+        self.column_norms = scaling.norms(norms)
         self.sizes = scaling.sizes(self.column_norms)
         self.normal = DenseGram(total.mul_(self.sizes).mul_(self.sizes[:, None]))
-        self.trace = float(total.diagonal().sum())
+        self.trace = finite_trace(norms, total)
         self.floor = 10 * torch.finfo(torch.float64).eps
         self._factored: tuple[float, Float[Tensor, "P P"] | None] | None = None
 
@@ -148,28 +152,45 @@ class SketchedPrimal(_Products, Curvature):
     def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
         left = -weights.to(torch.float64)
         slope = self._pull(left)
-        scale = float(torch.linalg.vector_norm(slope))
         value, image = torch.zeros_like(slope), torch.zeros_like(left)
-        found, lowest, best, since = scale, scale, (value, image), 0
         ready = search = self._precondition(slope, damping)
-        steepness = float(torch.dot(slope, ready))
-        iterations = 0
-        while found > self.tolerance * scale and steepness > 0 and since < _PATIENCE and iterations < _ITERATIONS:
-            iterations += 1
-            pushed = self._push(search)
-            length = steepness / (self.processes.dot(pushed, pushed) + damping * float(torch.dot(search, search)))
-            value = value + length * search
-            image = image + length * pushed
-            # Jᵀ of what is left of the right-hand side: nothing is followed that products do not show.
-            slope = self._pull(left - image) - damping * value
-            found = float(torch.linalg.vector_norm(slope))
-            lowest, best, since = (found, (value, image), 0) if found < lowest else (lowest, best, since + 1)
-            ready = self._precondition(slope, damping)
-            before, steepness = steepness, float(torch.dot(slope, ready))
-            search = ready + (steepness / before) * search
+        steep = torch.dot(slope, ready)
+        told = [torch.stack([torch.linalg.vector_norm(slope), steep])]
+        points = [(value, image)]
+        scale, lowest, best = None, math.inf, (value, image)
+        since, iterations = 0, 0
+        # On the host the start is looked at by itself, on a device together with the first iterations.
+        ahead = 0 if slope.device.type == "cpu" else iterations_ahead(slope.device)
+        going = True
+        while going:
+            for _ in range(ahead):
+                pushed = self._push(search)
+                length = steep / (self.processes.products((pushed, pushed))[0] + damping * torch.dot(search, search))
+                value = value + length * search
+                image = image + length * pushed
+                # Jᵀ of what is left of the right-hand side: nothing is followed that products do not show.
+                slope = self._pull(left - image) - damping * value
+                ready = self._precondition(slope, damping)
+                before, steep = steep, torch.dot(slope, ready)
+                search = ready + (steep / before) * search
+                told.append(torch.stack([torch.linalg.vector_norm(slope), steep]))
+                points.append((value, image))
+            # One transfer from the device for all of them; those beyond the end are as if they had not been.
+            for (found, steepness), point in zip(torch.stack(told).tolist(), points, strict=True):
+                if scale is None:
+                    scale, lowest, best = found, found, point
+                else:
+                    iterations += 1
+                    lowest, best, since = (found, point, 0) if found < lowest else (lowest, best, since + 1)
+                limited = since >= _PATIENCE or iterations >= _ITERATIONS
+                going = found > self.tolerance * scale and steepness > 0 and not limited
+                if not going:
+                    break
+            ahead = iterations_ahead(slope.device)
+            told, points = [], []
         value, image = best
         step = self.processes.same(self.sizes * value).to(weights.dtype)
-        defect = lowest / scale if scale > 0 else 0.0
+        defect = slope.new_tensor(lowest / scale if scale else 0.0)
         return ParameterStep(step, image.to(weights.dtype), defect, iterations, "primal-cg")
 
     def _precondition(self, vector: Float[Tensor, " P"], damping: float) -> Float[Tensor, " P"]:

@@ -1,10 +1,11 @@
 """The parameters that a step moves: their order, their learning rates, and what is kept of each between steps."""
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -79,6 +80,12 @@ class MovingParameters:
         ]
         return torch.cat(pieces)
 
+    def several(self) -> Int[Tensor, " q"]:
+        """Places of the entries of parameters of more than one number."""
+        edges = [0, *accumulate(tensor.numel() for tensor in self.tensors.values())]
+        ranges = [torch.arange(*edge, device=self.device) for edge in pairwise(edges) if edge[1] - edge[0] > 1]
+        return torch.cat([torch.arange(0, device=self.device), *ranges])
+
     def single(self) -> Bool[Tensor, " P"]:
         """Which entries are parameters of one number."""
         counts = [tensor.numel() for tensor in self.tensors.values()]
@@ -88,11 +95,9 @@ class MovingParameters:
         """All of them in one vector."""
         return torch.cat([tensor.detach().reshape(-1) for tensor in self.tensors.values()])
 
-    def norm(self) -> float:
-        """‖θ‖."""
-        return float(
-            torch.stack([torch.linalg.vector_norm(tensor.detach()) for tensor in self.tensors.values()]).norm()
-        )
+    def norm(self) -> Float[Tensor, ""]:
+        """‖θ‖, left on the device."""
+        return torch.stack([torch.linalg.vector_norm(tensor.detach()) for tensor in self.tensors.values()]).norm()
 
     def split(self, vector: Float[Tensor, " P"]) -> dict[str, Tensor]:
         """A vector of parameter space in the shapes of the parameters."""

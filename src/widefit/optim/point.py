@@ -38,10 +38,10 @@ class StartingPoint:
         """r̃, one tensor for all who ask."""
         return self.expansion.residual
 
-    @cached_property
+    @property
     def size(self) -> float:
         """‖r̃‖ of all processes."""
-        return self.system.processes.norm(self.residual)
+        return self.expansion.size
 
     @classmethod
     def of(cls, system: System, moving: MovingParameters) -> "StartingPoint":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # A number that moves the outputs by less than this part of the residual when it changes by all of its own size is
@@ -43,6 +43,8 @@ class Scaling:
         Whether D is to be the identity, but for the rates.
     given
         1/D where it is known already, shape (P,).
+    several
+        Places of the parameters of several numbers, where they are known: finding them would wait for the device.
     """
 
     largest: Float[Tensor, " P"] | None
@@ -52,6 +54,7 @@ class Scaling:
     metric: Float[Tensor, " P"] | None = None
     plain: bool = False
     given: Float[Tensor, " P"] | None = None
+    several: Int[Tensor, " q"] | None = None
 
     def norms(self, norms: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """The largest norms of the columns so far, those at the present point among them."""
@@ -71,5 +74,5 @@ class Scaling:
         norms = torch.where(norms > 0, norms, norms.max())
         scalars = self.scalars.to(norms)
         own = torch.where(scalars > 0, _OWN_SIZE * self.residual / scalars, 0.0)
-        typical = norms[~self.single].log().mean().exp()
+        typical = norms[~self.single if self.several is None else self.several].log().mean().exp()
         return torch.where(self.single, torch.maximum(norms, own), (typical * norms).sqrt())

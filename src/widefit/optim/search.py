@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from widefit.gram.jacobian import apply_root
+from widefit.kernels.transfer import numbers
 from widefit.optim.curvature import Curvature, ParameterStep
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.system import Expansion
@@ -49,6 +50,8 @@ class SearchResult:
         Actual over predicted decrease; None when no step was evaluated.
     step
         The solve behind it.
+    residual_norm
+        Part of its right-hand side that is left of its equations.
     iterations
         Products with H of the whole search.
     promised
@@ -65,6 +68,7 @@ class SearchResult:
     damping: float
     gain_ratio: float | None
     step: ParameterStep
+    residual_norm: float
     iterations: int
     promised: float
     stationary: bool = False
@@ -112,13 +116,67 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A change of the parameters, the outputs and the loss there, and the α it was found at."""
+class Judged:
+    """d, and the numbers that it is judged by.
+
+    Attributes
+    ----------
+    step
+        d.
+    promised
+        Decrease of the loss by the linear model.
+    size
+        ‖S⁻¹ d‖.
+    residual_norm
+        Part of its right-hand side that is left of its equations.
+    bend
+        The outputs a little way along it, where somebody has looked.
+    """
+
+    step: ParameterStep
+    promised: float
+    size: float
+    residual_norm: float
+    bend: "Bend | None" = None
+
+
+@dataclass(frozen=True)
+class Bend:
+    """Second order of the outputs along d.
+
+    Attributes
+    ----------
+    half_second
+        Half the second derivative.
+    step
+        a, which corrects d for it.
+    finite
+        Whether the outputs are finite there.
+    size
+        ‖S⁻¹ a‖.
+    """
+
+    half_second: Float[Tensor, " M"]
+    step: ParameterStep
+    finite: bool
+    size: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """A change of the parameters, and the outputs there."""
 
     change: Float[Tensor, " P"]
     outputs: list[Float[Tensor, "_ _"]]
+
+
+@dataclass(frozen=True)
+class Point(Place):
+    """The same, with the loss there, the α it was found at, and the decrease that the linear model promised for it."""
+
     loss: float
     length: float
+    promised: float
 
 
 @dataclass
@@ -130,7 +188,7 @@ class Search:
     evaluate
         Outputs of every block at θ plus a change.
     loss
-        Loss of such outputs.
+        Loss of such outputs, left on the device.
     expansion
         The problem at θ.
     residual, size
@@ -139,6 +197,8 @@ class Search:
         Solves it.
     policy
         The damping policy.
+    nearby
+        Gives the norm of a change of the parameters whose second-order effect is lost in rounding.
     rate
         Learning rate: the part of a full step that is taken.
     momentum
@@ -153,19 +213,18 @@ class Search:
         Whether a path may bend no more than where every step sees other data.
     fresh
         Whether that are few data for the number of parameters as well.
-    nearby
-        Gives the norm of a change of the parameters whose second-order effect is lost in rounding.
     processes
         They share out the outputs.
     """
 
     evaluate: Callable[[Float[Tensor, " P"]], list[Float[Tensor, "_ _"]]]
-    loss: Callable[[list[Float[Tensor, "_ _"]]], float]
+    loss: Callable[[list[Float[Tensor, "_ _"]]], Float[Tensor, ""]]
     expansion: Expansion
     residual: Float[Tensor, " M"]
     size: float
     curvature: Curvature
     policy: DampingPolicy
+    nearby: Callable[[], Float[Tensor, ""]]
     rate: float = 1.0
     momentum: Momentum | None = None
     max_norm: float | None = None
@@ -173,7 +232,6 @@ class Search:
     resampled: bool = False
     cautious: bool = False
     fresh: bool = False
-    nearby: Callable[[], float] = float
     processes: Alone = ALONE
 
     def run(self, level: float, fixed: bool = False) -> SearchResult:
@@ -185,23 +243,22 @@ class Search:
         noise = 0.0
         for attempt in range(1 if fixed else policy.attempts):
             damping = level * self.curvature.trace
-            first = self._direction(damping)
+            judged = self._judge(self._direction(damping), damping)
+            first, promised = judged.step, judged.promised
             iterations += first.iterations
-            promised = self._promised(first, 1.0)
             if self._lost(promised, self._rounding):
                 # A larger λ promises less still. A smaller one may promise more, where λ had been raised before.
                 if lowered or level <= 10 * floor:
-                    return self._nothing(level, damping, first, iterations, promised, stationary=True)
+                    return self._nothing(level, damping, judged, iterations, stationary=True)
                 level = floor
                 lowered = True
                 continue
             if attempt > 0 and not fixed and self._lost(promised, noise):
-                return self._nothing(level, damping, first, iterations, promised, stationary=True)
-            found, spent = self._along(first, promised, level, damping, fixed)
+                return self._nothing(level, damping, judged, iterations, stationary=True)
+            found, spent = self._along(judged, level, damping, fixed)
             iterations += spent
             if found is not None:
-                reached = promised if found.length == 1 else self._promised(first, found.length)
-                gain = self._gain_ratio(reached, found.loss)
+                gain = self._gain_ratio(found.promised, found.loss)
                 following = level if fixed else self._following(level, found.length, first, attempt)
                 return SearchResult(
                     found.change,
@@ -211,48 +268,47 @@ class Search:
                     damping=damping,
                     gain_ratio=gain,
                     step=first,
+                    residual_norm=judged.residual_norm,
                     iterations=iterations,
                     promised=promised,
                 )
             # Measured once: a larger λ promises less, and what is lost in rounding need not be tried.
             noise = noise or self._noise(first)
             if not fixed and self._lost(promised, noise):
-                return self._nothing(level, damping, first, iterations, promised, stationary=True)
+                return self._nothing(level, damping, judged, iterations, stationary=True)
             level = level if fixed else policy.after_failure(level, attempt + 1)
-        return self._nothing(level, damping, first, iterations, promised)
+        return self._nothing(level, damping, judged, iterations)
 
-    def _along(
-        self, first: ParameterStep, promised: float, level: float, damping: float, fixed: bool
-    ) -> tuple[Point | None, int]:
+    def _along(self, judged: Judged, level: float, damping: float, fixed: bool) -> tuple[Point | None, int]:
         """A lower point on or near the path that begins with d, and the iterations of the solves for it."""
         policy = self.policy
         shortest = 2.0**-10 if fixed else policy.shortest
-        path = self._path(first, damping)
+        path = self._path(judged, damping)
         length = max(policy.length(path.bend * self.rate, self.cautious), shortest if fixed else 0.0)
         # With λ at its largest the step is a tiny one down the gradient: take it, however it bends.
         if length >= shortest or level >= policy.largest:
             found, spent = self._follow(path, length, 2.0**-11 if fixed else policy.least, damping)
             return found, path.iterations + spent
-        return self._straight(first, promised), path.iterations
+        return self._straight(judged), path.iterations
 
-    def _straight(self, first: ParameterStep, promised: float) -> Point | None:
+    def _straight(self, judged: Judged) -> Point | None:
         """The end of d itself, where the outputs bend as measured nearby but the loss falls as the linear model says.
 
         Kinks, those of rectifiers above all, look like a second derivative to a probe.
         """
         if self.max_norm is not None:
             return None
-        point = self._point(self.rate * first.value, 1.0)
-        gain = self._gain_ratio(promised, point.loss)
+        place = self._place(self.rate * judged.step.value)
+        point = Point(place.change, place.outputs, float(self.loss(place.outputs)), 1.0, judged.promised)
+        gain = self._gain_ratio(judged.promised, point.loss)
         return point if gain is not None and gain >= self.policy.trusted else None
 
     def _nothing(
         self,
         level: float,
         damping: float,
-        first: ParameterStep,
+        judged: Judged,
         iterations: int,
-        promised: float,
         stationary: bool = False,
     ) -> SearchResult:
         """The result of a search in which no point was lower."""
@@ -263,9 +319,10 @@ class Search:
             level=level,
             damping=damping,
             gain_ratio=None,
-            step=first,
+            step=judged.step,
+            residual_norm=judged.residual_norm,
             iterations=iterations,
-            promised=promised,
+            promised=judged.promised,
             stationary=stationary,
         )
 
@@ -283,16 +340,30 @@ class Search:
 
         Measured: how far the outputs are off their tangent, so near on d that only rounding can tell them apart.
         """
-        length = float(torch.linalg.vector_norm(first.value))
-        reach = min(1.0, self.nearby() / length) if length > 0 else 1.0
+        length, nearby = numbers(torch.linalg.vector_norm(first.value), self.nearby())
+        reach = min(1.0, nearby / length) if length > 0 else 1.0
         missed = self._change(self.evaluate(reach * first.value)) - reach * first.image
         noise = self.processes.norm(missed)
         return noise * (noise + self.size)
 
-    def _promised(self, first: ParameterStep, length: float) -> float:
+    @property
+    def _ahead(self) -> bool:
+        """Whether to work ahead of what is known: waiting for a device costs more than work that comes to nothing."""
+        return self.residual.device.type != "cpu"
+
+    def _judge(self, first: ParameterStep, damping: float) -> Judged:
+        told = self._promised(first, 1.0), self.curvature.norm(first.value), first.defect
+        if not self._ahead:
+            promised, size, left = numbers(*told)
+            return Judged(first, promised, size, left)
+        half_second, second, *more = self._second(first, damping)
+        promised, size, left, finite, length = numbers(*told, *more)
+        return Judged(first, promised, size, left, Bend(half_second, second, bool(finite), length))
+
+    def _promised(self, first: ParameterStep, length: float) -> Float[Tensor, ""]:
         """Decrease of the loss by the linear model."""
         image = length * self.rate * first.image.double()
-        slope, bend = self.processes.dots((self.residual.double(), image), (image, image))
+        slope, bend = self.processes.products((self.residual.double(), image), (image, image))
         return -(slope + 0.5 * bend)
 
     def _following(self, level: float, length: float, first: ParameterStep, attempt: int) -> float:
@@ -309,27 +380,36 @@ class Search:
         return ParameterStep(
             inner.value + self.momentum.offset,
             inner.image + self.momentum.image,
-            inner.residual_norm,
+            inner.defect,
             inner.iterations,
             inner.solver,
         )
 
-    def _path(self, first: ParameterStep, damping: float) -> Path:
+    def _path(self, judged: Judged, damping: float) -> Path:
         """The parabola along d, its bend measured from the outputs a little way along it."""
+        first, size = judged.step, judged.size
+        if size == 0:
+            return Path(first, None, None, 0.0, 0)
+        found = judged.bend
+        if found is None:
+            half_second, second, *more = self._second(first, damping)
+            finite, length = numbers(*more)
+            found = Bend(half_second, second, bool(finite), length)
+        if self.processes.any(not found.finite):
+            return Path(first, None, None, math.inf, 0, size)
+        second = found.step
+        return Path(first, second, second.image + found.half_second, 2 * found.size / size, second.iterations, size)
+
+    def _second(
+        self, first: ParameterStep, damping: float
+    ) -> tuple[Float[Tensor, " M"], ParameterStep, Bool[Tensor, ""], Float[Tensor, ""]]:
+        """Half the second derivative of the outputs along d, a, whether it is finite, and ‖S⁻¹ a‖."""
         probe = self.policy.probe
         change = self._change(self.evaluate(probe * first.value))
         # (f(θ + h d) − f(θ))/h = J d + (h/2) f″(d, d) + O(h²)
         half_second = (change / probe - first.image) / probe
-        length = self.curvature.norm(first.value)
-        # One transfer from the device.
-        size, finite = torch.stack([length, torch.isfinite(half_second).all().to(length.dtype)]).tolist()
-        if size == 0:
-            return Path(first, None, None, 0.0, 0)
-        if self.processes.any(not finite):
-            return Path(first, None, None, math.inf, 0, size)
         second = self.curvature.direction(half_second, damping)
-        bend = 2 * float(self.curvature.norm(second.value)) / size
-        return Path(first, second, second.image + half_second, bend, second.iterations, size)
+        return half_second, second, torch.isfinite(half_second).all(), self.curvature.norm(second.value)
 
     def _follow(self, path: Path, length: float, shortest: float, damping: float) -> tuple[Point | None, int]:
         """The first point near the path, going back from `length`, that lowers the loss; iterations of corrections."""
@@ -354,27 +434,35 @@ class Search:
         derivative would do, measured where it matters.
         """
         reach, policy = length * self.rate, self.policy
-        point = self._point(path.change(reach), length)
+        place = self._place(path.change(reach))
+        wanted = [self.loss(place.outputs), self._promised(path.first, length)]
         if self.resampled:
-            return point, 0.0, 0
-        missed = self._change(point.outputs) - path.image(reach)
-        defect = self.processes.norm(missed) / self.size if self.size > 0 else 0.0
+            loss, promised = numbers(*wanted)
+            return Point(place.change, place.outputs, loss, length, promised), 0.0, 0
+        missed = self._change(place.outputs) - path.image(reach)
+        loss, promised, norm = numbers(*wanted, self.processes.length(missed))
+        point = Point(place.change, place.outputs, loss, length, promised)
+        defect = norm / self.size if self.size > 0 else 0.0
         if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
             return point, defect, 0
         correction = self.curvature.direction(missed, damping)
         change = point.change + correction.value
         longest = policy.shortest * reach * path.size
-        too_far = float(self.curvature.norm(correction.value)) > longest
-        if too_far or (self.max_norm is not None and bool(torch.linalg.vector_norm(change) > self.max_norm)):
+        told = self.curvature.norm(correction.value), torch.linalg.vector_norm(change)
+        place = self._place(change) if self._ahead else None
+        more = () if place is None else (self.loss(place.outputs),)
+        corrected_by, farthest, *known = numbers(*told, *more)
+        if corrected_by > longest or (self.max_norm is not None and farthest > self.max_norm):
             return point, defect, correction.iterations
-        corrected = self._point(change, length)
+        place = place or self._place(change)
+        loss = known[0] if known else float(self.loss(place.outputs))
+        corrected = Point(place.change, place.outputs, loss, length, promised)
         return min(point, corrected, key=lambda found: found.loss), defect, correction.iterations
 
-    def _point(self, change: Float[Tensor, " P"], length: float) -> Point:
+    def _place(self, change: Float[Tensor, " P"]) -> Place:
         if self.limits is not None:
             change = torch.minimum(torch.maximum(change, self.limits[0]), self.limits[1])
-        outputs = self.evaluate(change)
-        return Point(change, outputs, self.loss(outputs), length)
+        return Place(change, self.evaluate(change))
 
     def _change(self, outputs: list[Float[Tensor, "_ _"]]) -> Float[Tensor, " M"]:
         """Difference between outputs and those at θ, weighted as the rows of J̃ are."""
@@ -383,8 +471,8 @@ class Search:
 
     def _left_over(self, first: ParameterStep) -> float:
         """The part of the squared residual that a full step would leave, were the model linear."""
-        before = self.processes.norm(self.residual.double())
-        after = self.processes.norm((self.residual + first.image).double())
+        left = (self.residual + first.image).double()
+        before, after = numbers(self.processes.length(self.residual.double()), self.processes.length(left))
         return (after / before) ** 2 if before > 0 else 1.0
 
     def _gain_ratio(self, promised: float, loss: float) -> float | None:

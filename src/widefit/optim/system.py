@@ -14,6 +14,7 @@ from torch.func import functional_call
 from widefit.gram.factored import FactoredJacobian
 from widefit.gram.jacobian import FunctionJacobian, PerSample, select_root
 from widefit.gram.recording import FactorCost, factor_cost, factored_jacobian, module_outputs, one_a_sample, real
+from widefit.kernels.transfer import numbers
 from widefit.losses.base import LocalLeastSquares, OutputLoss
 from widefit.losses.squared import HalfSquare
 from widefit.optim.arrays import as_tensor
@@ -136,16 +137,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Expansion:
-    """The system at one point: outputs, loss, and the least-squares problem of the step."""
+    """The system at one point: outputs, loss, ‖r̃‖, and the least-squares problem of the step."""
 
     outputs: list[Float[Tensor, "_ _"]]
     loss: float
+    size: float
     locals: list[LocalLeastSquares]
 
     @property
     def residual(self) -> Float[Tensor, " M"]:
         """r̃ of all blocks, one below the other."""
-        return torch.cat([local.residual.reshape(-1) for local in self.locals])
+        return _joined(self.locals)
 
     @property
     def roots(self) -> list[Float[Tensor, "..."]]:
@@ -233,13 +235,17 @@ class System:
 
     def loss(self, outputs: list[Float[Tensor, "_ _"]]) -> float:
         """The loss of given outputs; infinity where it is not a number."""
+        return float(self.loss_on_device(outputs))
+
+    def loss_on_device(self, outputs: list[Float[Tensor, "_ _"]]) -> Float[Tensor, ""]:
+        """The same, left where the outputs are."""
 
         def own() -> Tensor:
             parts = zip(self.blocks, outputs, self.portions, strict=True)
             return torch.stack([part.share * block.loss.value(out, block.targets) for block, out, part in parts]).sum()
 
-        value = float(self.processes.sum(self.processes.attempt(own)))
-        return value if value == value else float("inf")
+        value = self.processes.sum(self.processes.attempt(own))
+        return torch.where(value.isnan(), torch.inf, value)
 
     def expand(self, outputs: list[Float[Tensor, "_ _"]]) -> Expansion:
         """The least-squares problem at given outputs."""
@@ -249,7 +255,10 @@ class System:
             found = [(block.loss.expand(out, block.targets), part.share) for block, out, part in parts]
             return [local if share == 1 else local.times(share) for local, share in found]
 
-        return Expansion(outputs, self.loss(outputs), self.processes.attempt(own))
+        value = self.loss_on_device(outputs)
+        residuals = self.processes.attempt(own)
+        loss, size = numbers(value, self.processes.length(_joined(residuals)))
+        return Expansion(outputs, loss, size, residuals)
 
     def total_rows(self, expansion: Expansion) -> int:
         """Outputs of samples of all processes."""
@@ -287,7 +296,7 @@ class System:
                     (portion.first + low) * k,
                     size * k,
                     System([block.select(here)]),
-                    Expansion([output[here]], expansion.loss, [chosen]),
+                    Expansion([output[here]], expansion.loss, expansion.size, [chosen]),
                 )
 
     @property
@@ -336,6 +345,10 @@ class System:
             row_bytes,
             scale,
         )
+
+
+def _joined(locals_: list[LocalLeastSquares]) -> Float[Tensor, " M"]:
+    return torch.cat([local.residual.reshape(-1) for local in locals_])
 
 
 def describe_blocks(

@@ -92,6 +92,12 @@ TRACKERS = Registry(
         "torch": "widefit.trackers.masks:Torch",
     },
 )
+# Of deep networks.
+DEEP_TRACKERS = Registry(
+    "tracker",
+    "widefit.trackers.deep.base:DeepTracker",
+    {"sparse": "widefit.trackers.deep.sparse:Sparse", "torch": "widefit.trackers.deep.masks:DeepTorch"},
+)
 # Those that can follow samples which are seen once.
 STREAM_TRACKERS = ("dense", "half-space-tree")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from widefit.kernels.devices import DOUBLE
 from widefit.plan.base import Choice, Plan
 from widefit.plan.names import STEP_SOLVERS
 from widefit.solvers import Solver
 
-# Sustained rates relative to a float32 matrix product: double precision, orthogonal factorizations, passes over stored
-# numbers (flops that fit into the time of moving one byte).
-_DOUBLE = 2.0
+# Sustained rates relative to a matrix product: orthogonal factorizations, passes over stored numbers (flops that fit
+# into the time of moving one byte).
 _ORTHOGONAL = 3.0
 _BYTE = 5.0
 # Values of λ a step tries on average, each a factorization; and solves per value.
@@ -20,8 +20,8 @@ _TRIES = 1.2
 _SOLVES = 3.0
 # Numbers held for every input and signal: they themselves, the graph that signals come from, and a forward pass.
 _HELD = 3.0
-# H of fewer flops than this is summed in float64 even for a float32 network.
-_WIDEN = 4e9
+# H of fewer flops than this, in float64, is summed in it even for a float32 network.
+_WIDEN = 8e9
 # Rows of a sketch a parameter, and iterations behind the preconditioner that it gives.
 _SKETCHED = 24
 _CYCLES = 6.0
@@ -53,6 +53,8 @@ class StepShape:
         So many share out the rows.
     own_rows
         Most rows that one of them has; 0: all.
+    double
+        Time of an operation in float64, as a multiple of one in float32.
     """
 
     rows: int
@@ -62,6 +64,17 @@ class StepShape:
     factor_numbers: float = 0.0
     processes: int = 1
     own_rows: int = 0
+    double: float = DOUBLE
+
+    @property
+    def narrow(self) -> bool:
+        """Whether factors are float32, and what they give refined: where float64 is slow."""
+        return self.double > DOUBLE
+
+    @property
+    def factoring(self) -> float:
+        """Time of an operation of a factorization in float64, or of one in float32 that is refined."""
+        return min(self.double, DOUBLE)
 
     @property
     def here(self) -> int:
@@ -86,6 +99,8 @@ class StepPlan(Plan):
         Memory for the rows of J alive at a time.
     group
         Rows that a sketch of J adds up.
+    narrow
+        Whether factors are float32, and answers refined with what they are factors of.
     """
 
     solver: str = "auto"
@@ -93,10 +108,11 @@ class StepPlan(Plan):
     dtype: torch.dtype = torch.float64
     row_bytes: int = 0
     group: int = 1
+    narrow: bool = False
 
     def because(self, reason: str) -> "StepPlan":
         """Return the plan with its choices told, for this reason."""
-        form = f"{_form(self)}; H in {str(self.dtype).removeprefix('torch.')}"
+        form = f"{_form(self)}; {_precision(self)}"
         return replace(self, choices=(Choice("solver", self.solver, reason), Choice("jacobian", self.jacobian, form)))
 
     def traced(self) -> "StepPlan":
@@ -111,6 +127,19 @@ _FORMS = {
     "function": "its rows are made again whenever they are needed",
     "traced": "the residual functions are followed layer by layer, its rows never formed",
 }
+
+
+def _precision(plan: StepPlan) -> str:
+    """Precision of what is summed, and of what is factored."""
+    dtype = str(plan.dtype).removeprefix("torch.")
+    if plan.solver == "svd":
+        return "singular values in float64"
+    factor = "its factor in float32, refined" if plan.narrow else "its factor in float64"
+    if plan.solver in ("primal", "primal-cg"):
+        return f"JᵀJ in float64, {factor if plan.solver == 'primal' else 'its factor as well'}"
+    if plan.solver == "cholesky":
+        return f"H in {dtype}, {factor}"
+    return "products with J as it is"
 
 
 def _form(plan: StepPlan) -> str:
@@ -181,12 +210,12 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float
     rows, columns, item = shape.rows, shape.parameters, shape.itemsize
     here, sharded = shape.here, shape.processes > 1
     gram_flops = 2.0 * rows * rows * columns / shape.processes
-    wide = item >= 8 or gram_flops <= _WIDEN
-    rate = _DOUBLE if wide else 1.0
+    wide = item >= 8 or shape.double * gram_flops <= _WIDEN
+    rate = shape.double if wide else 1.0
     stored = here * columns * item
     row_bytes = max(min(free // 4, 3 * stored), 1)
     make = (6.0 + _BYTE * item) * here * columns
-    factor_dual = _DOUBLE * _TRIES * rows**3 / 3
+    factor_dual = shape.factoring * _TRIES * rows**3 / 3
     applied = 4.0 * _SOLVES * _TRIES * here * columns
     # The matrix, its damped copy and the factor; a solve in float64 whatever H is summed in.
     squares_dual = 16 * rows**2 + (8 if wide else item) * rows**2
@@ -219,6 +248,7 @@ def _candidates(shape: StepShape, dtype: torch.dtype, free: int, products: float
             jacobian=jacobian,
             dtype=dtype,
             row_bytes=row_bytes,
+            narrow=shape.narrow,
         )
         for solver, jacobian, numbers, flops in ways
     ]
@@ -231,14 +261,14 @@ def _in_parameters(shape: StepShape, dtype: torch.dtype, free: int, row_bytes: i
     stored = here * columns * item
     make = (6.0 + _BYTE * item) * here * columns
     applied = 4.0 * _SOLVES * _TRIES * here * columns
-    orthogonal = _DOUBLE * _ORTHOGONAL * (2.0 * here * columns * small + 20.0 * small**3)
-    factor = _DOUBLE * _TRIES * columns**3 / 3
+    orthogonal = shape.double * _ORTHOGONAL * (2.0 * here * columns * small + 20.0 * small**3)
+    factor = shape.factoring * _TRIES * columns**3 / 3
     squares = 24 * columns**2
-    normal = _DOUBLE * (1.0 + min(1.0, 512 / columns)) * here * columns**2 + factor
+    normal = shape.double * (1.0 + min(1.0, 512 / columns)) * here * columns**2 + factor
     # Every process adds what a stretch of its rows is in float64.
     widened = 8 * min(here, PART) * columns
     group = max(1, shape.rows // (_SKETCHED * columns))
-    sketched = _DOUBLE * 2.0 * here / group * columns**2 + factor
+    sketched = shape.double * 2.0 * here / group * columns**2 + factor
     cycles = _CYCLES * applied
 
     def plan(solver: str, jacobian: str, numbers: float, flops: float, chunk: int = row_bytes) -> StepPlan:
@@ -249,6 +279,7 @@ def _in_parameters(shape: StepShape, dtype: torch.dtype, free: int, row_bytes: i
             jacobian=jacobian,
             dtype=dtype,
             row_bytes=chunk,
+            narrow=shape.narrow,
             group=group if solver == "primal-cg" else 1,
         )
 
@@ -330,8 +361,20 @@ def _too_large(shape: StepShape, dtype: torch.dtype, free: int, solver: str) -> 
     )
 
 
-def named_solver(name: str, seed: int, tolerance: float = 1e-3) -> Solver:
-    """The solver of a plan; `tolerance` is what its iteration ends at, for a direction need only be right enough."""
+def named_solver(name: str, seed: int, tolerance: float = 1e-3, narrow: bool = False) -> Solver:
+    """The solver of a plan.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    seed
+        Draws what it draws.
+    tolerance
+        Of an iteration, for a direction need only be right enough.
+    narrow
+        Factor in float32, and refine.
+    """
     kind: Any = STEP_SOLVERS.kind(name)
-    settings = {"tolerance": tolerance, "max_iterations": 500, "seed": seed}
+    settings = {"tolerance": tolerance, "max_iterations": 500, "seed": seed, "narrow": narrow}
     return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})

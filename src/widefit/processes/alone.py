@@ -61,7 +61,11 @@ class Alone:
 
     def norm(self, rows: Float[Tensor, " n"]) -> float:
         """Euclidean norm of a vector whose entries the processes share out."""
-        return float(torch.linalg.vector_norm(rows))
+        return float(self.length(rows))
+
+    def length(self, rows: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The same, left on the device where the process is alone."""
+        return torch.linalg.vector_norm(rows)
 
     def dot(self, left: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> float:
         """Inner product of two such vectors."""
@@ -69,7 +73,11 @@ class Alone:
 
     def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
         """Inner products of pairs of such vectors, in one transfer."""
-        return torch.stack([torch.dot(left, right) for left, right in pairs]).tolist()
+        return self.products(*pairs).tolist()
+
+    def products(self, *pairs: tuple[Tensor, Tensor]) -> Float[Tensor, " pairs"]:
+        """The same, left on the device where the process is alone."""
+        return torch.stack([torch.dot(left, right) for left, right in pairs])
 
 
 ALONE = Alone()

@@ -54,15 +54,14 @@ class Processes(Alone):
             raise ValueError("process_group is without this process: make the optimizer on its members alone")
         self.size = dist.get_world_size(self._group)
         self.timeout = timeout
-        # NCCL takes nothing that lies in the memory of the processor.
-        self._on_processor = "gloo" in dist.get_backend_config(self._group)
+        self._backends = backends_of(str(dist.get_backend_config(self._group)))
         self.neighbours = self.gathered(socket.gethostname()).count(socket.gethostname())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Processes":
         return self
 
     def meet(self) -> None:
-        if not self._on_processor:
+        if set(self._backends.values()) != {"gloo"}:
             self.any(False)
             return
         wait = timedelta(seconds=self.timeout)
@@ -94,7 +93,7 @@ class Processes(Alone):
         return total.to(tensor.device) if rank == self.rank else None
 
     def spread(self, tensor: Tensor, rank: int) -> None:
-        if self._on_processor and tensor.device.type == "cpu":
+        if self._taken(tensor):
             self._wait(lambda: dist.broadcast(tensor, group=self._group, group_src=rank, async_op=True))
         else:
             tensor.copy_(self.same(tensor, rank))
@@ -130,11 +129,17 @@ class Processes(Alone):
     def norm(self, rows: Float[Tensor, " n"]) -> float:
         return float(self.sum(torch.linalg.vector_norm(rows, dtype=torch.float64).square()[None])) ** 0.5
 
+    def length(self, rows: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        return torch.tensor(self.norm(rows), dtype=torch.float64, device=rows.device)
+
     def dot(self, left: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> float:
         return float(self.sum(torch.dot(left.double(), right.double())[None]))
 
     def dots(self, *pairs: tuple[Tensor, Tensor]) -> list[float]:
-        return self.sum(torch.stack([torch.dot(left.double(), right.double()) for left, right in pairs])).tolist()
+        return self.products(*pairs).tolist()
+
+    def products(self, *pairs: tuple[Tensor, Tensor]) -> Float[Tensor, " pairs"]:
+        return self.sum(torch.stack([torch.dot(left.double(), right.double()) for left, right in pairs]))
 
     def _counts(self, count: int) -> list[int]:
         places = torch.zeros(self.size, dtype=torch.int64)
@@ -144,7 +149,11 @@ class Processes(Alone):
     def _placed(self, tensor: Tensor) -> Tensor:
         """A copy, contiguous, where the group can take it."""
         copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-        return copy if self._on_processor else copy.cuda()
+        return copy if self._taken(tensor) else copy.to(place_for(self._backends, tensor.device.type))
+
+    def _taken(self, tensor: Tensor) -> bool:
+        """Whether the group takes a tensor as it lies."""
+        return tensor.device.type == place_for(self._backends, tensor.device.type)
 
     def _wait(self, begin: Callable[[], Any]) -> None:
         """Begin an operation in which all take part, and wait until it is done."""
@@ -160,6 +169,21 @@ class Processes(Alone):
                 f"process {self.rank} of {self.size} gave up waiting for another one, which has ended, or has not "
                 f"answered for {self.timeout:g} seconds; its own output says why ({str(error).splitlines()[0]})"
             ) from error
+
+
+def backends_of(config: str) -> dict[str, str]:
+    """Return the backend of every type of device, from what torch.distributed says of a group."""
+    return dict(part.split(":", 1) for part in config.split(",") if ":" in part)
+
+
+def place_for(backends: dict[str, str], device: str) -> str:
+    """Return the type of device from which a group takes what lies on another.
+
+    NCCL takes nothing that lies in the memory of the processor, gloo not everything that lies elsewhere.
+    """
+    if device in backends and (device == "cpu" or backends[device] != "gloo"):
+        return device
+    return "cpu" if "cpu" in backends else next(iter(backends))
 
 
 def as_processes(group: Any) -> Alone:

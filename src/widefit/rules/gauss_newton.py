@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from widefit.kernels.transfer import numbers
 from widefit.losses.family import check_rule_loss
 from widefit.rules.base import Direction, FullBatch, RuleState, Verdict
 from widefit.rules.local_problem import Block, LocalProblem, NetworkProblem
@@ -144,11 +145,15 @@ def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
     solution = solve_from(solver, block.operator, rhs, damping, guess)
     image = solution.image
     g = block.unweighted(solution.value)
-    gain = float(block.residual.double().square().sum() - (rhs - image).double().square().sum())
-    if alpha > 0 and block.response is not None:
+    wanted = [block.residual.double().square().sum() - (rhs - image).double().square().sum()]
+    anchored = alpha > 0 and block.response is not None
+    if anchored:
+        wanted += [g.double() @ block.response.double(), solution.value.double() @ image.double()]
+    gain, *products = numbers(*wanted)
+    if anchored:
         # ‖(1 − pull) (W − W₀) − Jᵀ g‖², expanded in sample space.
         kept = 1 - pull
-        ridge = kept**2 * block.squared_norm - 2 * kept * float(g.double() @ block.response.double())
-        ridge += float(solution.value.double() @ image.double())
+        ridge = kept**2 * block.squared_norm - 2 * kept * products[0]
+        ridge += products[1]
         gain += alpha * (block.squared_norm - ridge)
     return _Step(g, block.unweighted_image(image), pull, gain, damping, damping / scale if scale > 0 else 0.0, solution)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -24,8 +25,8 @@ class Solution:
         g, shape (n,) or (n, c) as the right-hand side.
     image
         H g, from the operator.
-    residual_norm
-        ‖(H + λI) g − e‖ / ‖e‖, from `image`; 0 for e = 0.
+    defect
+        ‖(H + λI) g − e‖ / ‖e‖, from `image`, left on the device; 0 for e = 0.
     iterations
         Matrix-vector products spent; 0 for a direct solver.
     solver
@@ -36,10 +37,15 @@ class Solution:
 
     value: Float[Tensor, "n *c"]
     image: Float[Tensor, "n *c"]
-    residual_norm: float
+    defect: Float[Tensor, ""]
     iterations: int
     solver: str
     jitter: float = 0.0
+
+    @cached_property
+    def residual_norm(self) -> float:
+        """`defect` as a number of the host."""
+        return float(self.defect)
 
 
 @dataclass(frozen=True)
@@ -180,13 +186,11 @@ def solution(
     solver: str,
     jitter: float = 0.0,
 ) -> Solution:
-    """A solution with its residual norm, from g and H g."""
+    """A solution with its defect, from g and H g."""
     scale = torch.linalg.vector_norm(rhs)
-    defect = torch.linalg.vector_norm(image + damping * value - rhs)
-    # One transfer from the device.
-    size, part = torch.stack([scale, defect / scale]).tolist()
-    norm = part if size > 0 else float(bool(value.any()))
-    return Solution(value, image, norm, iterations, solver, jitter)
+    left = torch.linalg.vector_norm(image + damping * value - rhs)
+    defect = torch.where(scale > 0, left / scale, value.any().to(scale.dtype))
+    return Solution(value, image, defect, iterations, solver, jitter)
 
 
 def factor_of(operator: Operator) -> Jacobian:

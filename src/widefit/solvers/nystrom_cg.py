@@ -105,17 +105,20 @@ def _least_share(dtype: torch.dtype, rank: int) -> float:
 
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
     values, vectors = torch.linalg.eigh(low.gram)
-    largest = float(values.max()) if len(values) else 1.0
+    # What is decided of eigenvalues is decided on the host, in one transfer.
+    shares = values.cpu()
+    largest = float(shares.max()) if len(shares) else 1.0
     # Below, products with F have more rounding than what they are to tell, and would make M indefinite.
     smallest = _least_share(low.factor.dtype, len(values)) * largest
-    kept = values > smallest
+    inside = (shares > smallest).nonzero()[:, 0]
+    kept = inside.to(values.device)
     values = values[kept]
     # Outside the basis H is about its left-over diagonal; scaling the basis to that level keeps the two parts in
     # balance.
     level = low.rest + damping
     weights = max(level, smallest) / (values + max(damping, level, smallest))
     # Without λ, and with nothing but rounding outside the basis, only what lies inside can be answered.
-    rounding = 2 * torch.finfo(operator.dtype).eps * float(values.sum())
+    rounding = 2 * torch.finfo(operator.dtype).eps * float(shares[inside].sum())
     outside = float(damping > 0 or level > rounding)
     # U (w − o) Uᵀ with U = F V σ⁻¹, whose n × r numbers are never formed.
     core = (vectors[:, kept] * ((weights - outside) / values)) @ vectors[:, kept].T
@@ -144,7 +147,6 @@ def pivoted_cholesky(
     """
     whole = operator.diagonal()
     left = whole.clamp_min(0)
-    total = float(left.sum())
     dtype = operator.dtype if operator.size * rank <= _WIDE else torch.float32
     factor = torch.zeros(operator.size, rank, dtype=dtype, device=operator.device)
     explained = torch.zeros_like(whole)
@@ -153,23 +155,30 @@ def pivoted_cholesky(
     floor = torch.finfo(operator.dtype).eps * operator.size
     if dtype != operator.dtype:
         floor = max(floor, _NARROW_FLOOR)
-    while used < rank and float(left.sum()) > floor * total:
-        live = int((left > 0).sum())
+    # Pivots are drawn, and what they explain is judged, on the host: two transfers a block.
+    chances = left.cpu()
+    total = float(chances.sum())
+    while used < rank and float(chances.sum()) > floor * total:
+        live = int((chances > 0).sum())
         count = min(block, rank - used, live)
-        pivots = torch.multinomial(left.cpu(), count, generator=generator).to(operator.device)
+        pivots = torch.multinomial(chances, count, generator=generator).to(operator.device)
         columns = operator.columns(pivots).to(dtype)
         known = factor[:, :used]
         columns.addmm_(known, known[pivots].T, alpha=-1)
-        core = columns[pivots].double()
+        core = columns[pivots].double().cpu()
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
         keep = values > floor * values.max().clamp_min(0)
-        if not bool(keep.any()):
-            left[pivots] = 0
-            continue
         found = int(keep.sum())
-        factor[:, used : used + found] = columns @ (vectors[:, keep] / values[keep].sqrt()).to(dtype)
+        if found == 0:
+            left[pivots] = 0
+            chances = left.cpu()
+            continue
+        factor[:, used : used + found] = columns @ (vectors[:, keep] / values[keep].sqrt()).to(dtype).to(
+            operator.device
+        )
         used += found
         explained += factor[:, used - found : used].square().sum(dim=1)
         left = (whole - explained).clamp_min(0)
         left[pivots] = 0
+        chances = left.cpu()
     return factor[:, :used], left

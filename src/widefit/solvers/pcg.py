@@ -1,5 +1,6 @@
 """The loop that every conjugate-gradient solver shares: preconditioned, judged by true residuals."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from widefit.gram.base import Operator
+from widefit.kernels.transfer import iterations_ahead, numbers
 from widefit.solvers.base import Preconditioner, Prepared, Solution, solution
 
 # Checks of the true residual without a gain of a tenth, after which rounding has won.
@@ -121,38 +123,52 @@ def preconditioned_cg(
         Every so many iterations, and before any answer, the residual is computed afresh, because the recurrence
         drifts away from it. The loop ends when the true one has stopped falling, whatever the recurrence pretends.
     """
-    best_norm = norm = float(torch.linalg.vector_norm(rhs))
-    goal = tolerance * norm
     value = best = best_image = torch.zeros_like(rhs)
     residual, products, stalled = rhs.clone(), 0, 0
     direction = preconditioned = precondition(residual)
-    rho = torch.dot(residual, preconditioned)
-    positive = norm > goal and bool(rho > 0)
-    while norm > goal and positive and products < limit and stalled < _PATIENCE:
-        moved = product(direction) + damping * direction
-        products += 1
-        curvature = torch.dot(direction, moved)
-        step = torch.where(curvature > 0, rho / curvature, 0.0)
-        value = value + step * direction
-        residual = residual - step * moved
-        preconditioned = precondition(residual)
-        rho, previous = torch.dot(residual, preconditioned), rho
-        # One transfer from the device an iteration.
-        bend, norm, following = torch.stack([curvature, torch.linalg.vector_norm(residual), rho]).tolist()
-        positive = following > 0
-        if not bend > 0 or norm <= goal or products % recompute == 0 or products >= limit:
+    rho = previous = torch.dot(residual, preconditioned)
+    best_norm = goal = math.inf
+    told = [torch.stack([torch.ones_like(rho), torch.linalg.vector_norm(rhs), rho])]
+    states = [(value, residual, direction, preconditioned, rho, previous)]
+    # On the host the start is looked at by itself, on a device together with the first iterations.
+    ahead = 0 if rhs.device.type == "cpu" else min(iterations_ahead(rhs.device), limit, recompute)
+    while True:
+        for number in range(ahead):
+            if products + number > 0:
+                direction = preconditioned + (rho / previous) * direction
+            moved = product(direction) + damping * direction
+            curvature = torch.dot(direction, moved)
+            step = torch.where(curvature > 0, rho / curvature, 0.0)
+            value = value + step * direction
+            residual = residual - step * moved
+            preconditioned = precondition(residual)
+            rho, previous = torch.dot(residual, preconditioned), rho
+            told.append(torch.stack([curvature, torch.linalg.vector_norm(residual), rho]))
+            states.append((value, residual, direction, preconditioned, rho, previous))
+        # One transfer from the device for all of them; those beyond the end are as if they had not been.
+        for (bend, norm, following), state in zip(torch.stack(told).tolist(), states, strict=True):
+            value, residual, direction, preconditioned, rho, previous = state
+            if goal == math.inf:
+                best_norm, goal = norm, tolerance * norm
+            else:
+                products += 1
+            positive = following > 0
+            if not bend > 0 or norm <= goal or not positive:
+                break
+        exhausted = not bend > 0  # by rounding, the range of A
+        if products > 0 and (exhausted or norm <= goal or products % recompute == 0 or products >= limit):
             image = product(value)
             residual = rhs - (image + damping * value)
-            norm = float(torch.linalg.vector_norm(residual))
+            preconditioned = precondition(residual)
+            rho = torch.dot(residual, preconditioned)
+            norm, following = numbers(torch.linalg.vector_norm(residual), rho)
+            positive = following > 0
             stalled = 0 if norm < 0.9 * best_norm else stalled + 1
             if norm < best_norm:
                 best = value
                 best_image = image
                 best_norm = norm
-            if not bend > 0:  # rounding has exhausted the range of A
-                break
-            preconditioned = precondition(residual)
-            rho = torch.dot(residual, preconditioned)
-            positive = bool(rho > 0)
-        direction = preconditioned + (rho / previous) * direction
-    return best, best_image, products
+        if exhausted or not (norm > goal and positive and products < limit and stalled < _PATIENCE):
+            return best, best_image, products
+        ahead = min(iterations_ahead(rhs.device, products), limit - products, recompute - products % recompute)
+        told, states = [], []

@@ -30,7 +30,7 @@ class Torch(Tracker):
     Every pre-activation is computed anew in the dtype of the weights and compared with the threshold, as by `Dense`;
     nothing is estimated, so that nothing has to be looked at again. Sums over neurons are float64. A trial costs
     4 m n d flops. Memory: a bit a pair before and after a step, and a block. The weights are moved in place, and leave
-    the device only when asked for; a trial is two transfers to the host, whatever the number of blocks.
+    the device only when asked for; a trial is one transfer to the host, whatever the number of blocks.
 
     The plan takes it where the network is on an accelerator: the other trackers work on the CPU.
     """
@@ -173,7 +173,8 @@ class MaskTracking(Tracking):
         after = _Masks(inputs)
         found = torch.zeros(2 * samples + 1, groups, dtype=torch.float64, device=inputs.device)
         outputs, response, squared_norm = found[:samples], found[samples:-1], found[-1]
-        counts = torch.zeros(2, dtype=torch.int64, device=inputs.device)
+        # Flips, and pairs that fire: exact in float64.
+        counts = torch.zeros(2, dtype=torch.float64, device=inputs.device)
         for number, chunk in enumerate(self._chunks):
             size, column = chunk.last - chunk.first, chunk.output
             packed = torch.empty(size, -(-samples // 8), dtype=torch.uint8, device=inputs.device)
@@ -197,7 +198,8 @@ class MaskTracking(Tracking):
                     move = (offset @ inputs.T).masked_fill_(~fires, 0)
                     response[:, column] += coefficients @ move.double()
             after.chunks.append(packed)
-        sums, (flips, firing) = found.cpu().numpy(), counts.tolist()
+        told = torch.cat([found.flatten(), counts]).cpu().numpy()
+        sums, flips, firing = told[:-2].reshape(found.shape), int(told[-2]), int(told[-1])
         self._count(samples)
         return Trial(
             update=update or Update.none(samples, groups),

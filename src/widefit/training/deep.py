@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.deep import DeepShape, plan_deep
 from widefit.rules import Direction, FullBatch, NetworkProblem, Objective, Rule
 from widefit.solvers import Solver
-from widefit.trackers import Displacement, Minibatches, Tracker, TrackerReport, Trial, Update
-from widefit.trackers.deep.tracking import DeepTracking, Sparse
+from widefit.trackers import Displacement, Minibatches, Torch, Tracker, TrackerReport, Trial, Update
+from widefit.trackers.deep.base import DeepTracker, DeepTracking
 from widefit.training.phases import Phases
 from widefit.training.problem import solver_identity
 
@@ -25,7 +26,8 @@ class DeepModel:
     The outputs of a sample share layers, so H couples them: one system of n k equations, from the sparse factors of
     every layer. To a rule it is a problem with one output and n k samples, output c of sample i in row i k + c.
 
-    Parameters and attributes are those of `widefit.training.two_layer.TwoLayerModel`; tracker is "auto" or "sparse".
+    Parameters and attributes are those of `widefit.training.two_layer.TwoLayerModel`; tracker is "auto", "sparse",
+    "torch", or a `widefit.trackers.deep.base.DeepTracker`.
     """
 
     _tracking: DeepTracking
@@ -36,14 +38,12 @@ class DeepModel:
         inputs: np.ndarray,
         objective: Objective,
         rule: Rule,
-        tracker: str | Tracker,
+        tracker: str | Tracker | DeepTracker,
         solver: str | Solver,
         threads: int,
         memory: int | None,
         phases: Phases,
     ):
-        if tracker not in ("auto", "sparse"):
-            raise ValueError(f'tracker must be "auto" or "sparse" for a deep network, got {tracker!r}')
         if not isinstance(rule, FullBatch):
             raise ValueError(f"rule must take all samples at once for a deep network, got {rule.name!r}")
         self._network = network
@@ -59,13 +59,17 @@ class DeepModel:
             outputs=network.out_features,
             firing=tuple(firing_probability(threshold) for threshold in network.thresholds),
             itemsize=inputs.itemsize,
+            device=network.input_weights[0].device.type,
+            anchored=objective.alpha > 0,
         )
-        self.plan, self.solver = plan_deep(shape, solver, memory)
+        # The torch tracker of two-layer networks has a sister of the same name.
+        wanted: Any = tracker.name if isinstance(tracker, Torch) else tracker
+        self.plan, self._tracker, self.solver = plan_deep(shape, wanted, solver, memory)
 
     @property
     def tracker(self) -> str:
         """Name of the tracker."""
-        return Sparse.name
+        return self._tracker.name
 
     @property
     def system(self) -> str:
@@ -85,13 +89,13 @@ class DeepModel:
     def settings(self) -> tuple[object, bytes]:
         """Settings that decide the outputs beside the weights, and the bytes of what training leaves alone."""
         network = self._network
-        identity = b"".join(readout.detach().numpy().tobytes() for readout in network.readouts)
+        identity = b"".join(readout.detach().cpu().numpy().tobytes() for readout in network.readouts)
         return (network.thresholds, network.scales, network.input_share), identity
 
     def start(self, state: dict[str, np.ndarray] | None = None) -> None:
         """Find out who fires."""
         anchored = self._objective.alpha > 0
-        self._tracking = Sparse().start(self._network, self._inputs, self._threads, anchored, state)
+        self._tracking = self._tracker.start(self._network, self._inputs, self._threads, anchored, state)
 
     def local_problem(self) -> NetworkProblem:
         """The problem at the committed weights."""
@@ -102,17 +106,18 @@ class DeepModel:
 
     def propose(self, direction: Direction) -> Trial:
         """Find out what a step would do."""
-        update = Update(direction.g.numpy(), direction.shrink.numpy())
+        update = Update(direction.g.cpu().numpy(), direction.shrink.numpy())
+        anchored = self._objective.alpha > 0
         image = None
-        if self._objective.alpha > 0 and direction.image is not None:
+        if anchored and self._tracking.wants_image and direction.image is not None:
             image = direction.image[:, 0].contiguous().numpy()
-        elif self._objective.alpha > 0:
+        elif anchored and self._tracking.wants_image:
             with self._phases("gram"):
                 image = self._gram(0).matvec(direction.g[:, 0].clone()).numpy()
         with self._phases("pass"):
             trial = self._tracking.propose(update, image)
         # J (W − W₀) there is not asked for unless the trial is kept.
-        moved = None if image is None else Displacement(np.zeros_like(update.g), np.array([trial.moved.squared_norm]))
+        moved = Displacement(np.zeros_like(update.g), np.array([trial.squared_norm])) if anchored else None
         return Trial(update, trial.outputs.reshape(-1, 1), trial.flips, True, moved, payload=trial)
 
     def commit(self, trial: Trial) -> None:

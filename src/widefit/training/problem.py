@@ -41,16 +41,15 @@ def place(network: TwoLayer | Deep, device: str | torch.device) -> Choice:
     Raises
     ------
     ValueError
-        No such device is at hand, it has no float64, or the network is trained on the CPU alone.
+        No such device is at hand, it has no float64, or the network is one that draws its weights again.
     """
     moving = None if device == "auto" else device_named(device)
     tensors = network.state_dict() if isinstance(network, Deep) or network.store == "array" else {}
     places = {tensor.device for tensor in tensors.values()} if moving is None else {moving}
     there = next(iter(places), torch.device("cpu"))
-    if there.type != "cpu" and (isinstance(network, Deep) or network.store != "array"):
-        kind = "a deep network" if isinstance(network, Deep) else 'a network with store="regenerate"'
+    if there.type != "cpu" and not isinstance(network, Deep) and network.store != "array":
         raise ValueError(
-            f'{kind} is trained on the CPU: use device="cpu", or widefit.GaussNewton(network), which runs where it is'
+            'a network with store="regenerate" is trained on the CPU: use device="cpu", or train network.materialize()'
         )
     check_precision(there)
     if moving is not None:

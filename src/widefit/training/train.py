@@ -175,7 +175,7 @@ def train(
         "gauss-newton", "gradient-descent", "sgd", or a rule of `widefit.rules`.
     tracker
         "auto", "dense", "certificate", "verlet-list", "weight-tree", "data-tree", "half-space-tree", "torch", or a
-        tracker of `widefit.trackers`; "auto" for a deep network, which has one of its own.
+        tracker of `widefit.trackers`; "auto", "sparse" or "torch" for a deep network.
     solver
         "auto", "cholesky", "cg", "nystrom-cg", "block-cg" (for several outputs of a deep network), or a solver of
         `widefit.solvers`.
@@ -202,7 +202,7 @@ def train(
         Bytes the training may take, None: what is free.
     device
         "auto": where the network is; "cpu", "cuda" or another device of torch: the network is moved there, and stays.
-        On an accelerator a two-layer network is trained by tracker="torch", a deep one not at all.
+        On an accelerator networks are trained by tracker="torch".
     process_group
         A group of torch.distributed, or a `widefit.Processes`. Every process of it passes the same network and all
         rows, moves a share of the neurons, and is left with the whole network trained. Callbacks and the metric are

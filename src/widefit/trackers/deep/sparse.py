@@ -1,8 +1,8 @@
 """Tracking of a deep network: who fires, layer by layer, from sparse activations."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -12,40 +12,34 @@ from widefit.linalg.sparse_rows import SparseRows
 from widefit.nn.deep import Deep
 from widefit.nn.sparse_passes import add_outer, backward, forward
 from widefit.trackers.base import Displacement, TrackerReport, Update
+from widefit.trackers.deep.base import DeepTracker, DeepTracking, DeepTrial
 from widefit.trackers.deep.steps import DeepStep, StepSum
 
 
 @dataclass(frozen=True)
-class DeepTrial:
-    """Effect of a step that has not been carried out.
+class _After:
+    """The network after a step that has not been carried out.
 
     Attributes
     ----------
-    outputs
-        f after it, shape (n, k), float64.
     activations
-        h_1, …, h_L after it.
+        h_1, …, h_L.
     input_weights
-        A_l after it.
-    flips
-        Pairs (neuron, sample) of all layers that change between firing and not.
+        A_l.
     moved
-        W − W₀ after it; empty where there is no ridge.
+        W − W₀; empty where there is no ridge.
     """
 
-    outputs: Float[np.ndarray, "n k"]
     activations: list[SparseRows]
     input_weights: list[Float[np.ndarray, "_ d"]]
-    flips: int
     moved: StepSum
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(DeepTracker):
     """Tracker of deep networks: every layer is computed from the columns of its active inputs alone."""
 
     name: str = "sparse"
-    defers_weights: bool = False
 
     def start(
         self,
@@ -54,12 +48,11 @@ class Sparse:
         threads: int = 1,
         anchored: bool = False,
         state: dict[str, np.ndarray] | None = None,
-    ) -> "DeepTracking":
-        """Find who fires in a network."""
-        return DeepTracking(network, inputs, threads, anchored, state)
+    ) -> "SparseTracking":
+        return SparseTracking(network, inputs, threads, anchored, state)
 
 
-class DeepTracking:
+class SparseTracking(DeepTracking):
     """Run over a deep network and its samples: forward, backward and steps from sparse factors.
 
     With p the part of the neurons that fire, in layers of m neurons a sample costs 2 p m² flops forward (the columns of
@@ -89,6 +82,8 @@ class DeepTracking:
         h_1, …, h_L at the committed weights.
     """
 
+    wants_image: ClassVar[bool] = True
+
     def __init__(
         self,
         network: Deep,
@@ -115,7 +110,7 @@ class DeepTracking:
         self.activations, self.outputs = self._forward(self._weights)
 
     def signals(self) -> list[Float[np.ndarray, "_ k"]]:
-        """Return Δ_1, …, Δ_L at the committed weights: derivatives of the outputs by z_l, at the entries of h_l."""
+        """Return Δ_1, …, Δ_L, at the entries of h_l."""
         if self._signals is None:
             self._take_back()
             self._signals = backward(self._network, self.activations, self._threads)
@@ -136,13 +131,11 @@ class DeepTracking:
         return hidden
 
     def factors(self) -> list[SparseLayerRows]:
-        """Factors of H, layer by layer, at the committed weights."""
         layers = zip(self.activations, self.signals(), self.similarities(), strict=True)
         return [SparseLayerRows(*layer, threads=self._threads) for layer in layers]
 
     @property
     def displacement(self) -> Displacement | None:
-        """Displacement of the committed weights from W₀, outputs in one column; None unless the run is anchored."""
         if self._anchored and self._displacement is None:
             response = np.zeros(self.outputs.shape)
             for step in self._moved.steps:
@@ -162,15 +155,6 @@ class DeepTracking:
             )
 
     def propose(self, update: Update, image: Float[np.ndarray, " nk"] | None = None) -> DeepTrial:
-        """Find out the effect of an update, g and shrink of one column; trials before it are void.
-
-        Parameters
-        ----------
-        update
-            The step.
-        image
-            H g at the committed weights, for the length of W − W₀ after it; needed where the run is anchored.
-        """
         g = np.ascontiguousarray(update.g[:, 0])
         shrink = float(update.shrink[0])
         new = DeepStep(1.0, tuple(self._moves(g)), tuple(self.activations[:-1]))
@@ -186,7 +170,7 @@ class DeepTracking:
         moved = StepSum()
         if displacement is not None and image is not None:
             moved = self._moved.after(new, shrink, g, displacement.response[:, 0], image)
-        return DeepTrial(outputs, activations, weights, flips, moved)
+        return DeepTrial(outputs, flips, moved.squared_norm, _After(activations, weights, moved))
 
     def _moved_input_weights(self, steps: list[tuple[float, DeepStep]]) -> list[Float[np.ndarray, "_ d"]]:
         """Return A_l after steps with given scales."""
@@ -208,13 +192,13 @@ class DeepTracking:
             linear.append(SparseRows.stacked(U), SparseRows.stacked(V), self._threads, at_once=True)
 
     def commit(self, trial: DeepTrial) -> None:
-        """Carry the latest trial out."""
         assert self._tried
-        for weight, moved in zip(self._weights, trial.input_weights, strict=True):
+        after: _After = trial.payload
+        for weight, moved in zip(self._weights, after.input_weights, strict=True):
             weight[...] = moved
-        self.activations = trial.activations
+        self.activations = after.activations
         self.outputs = trial.outputs
-        self._moved = trial.moved
+        self._moved = after.moved
         self._flips += trial.flips
         self._signals = None
         self._seen = None
@@ -222,19 +206,16 @@ class DeepTracking:
         self._tried = False
 
     def publish(self) -> None:
-        """Write the committed weights into the network."""
         self._take_back()
         for linear in self._network.low_rank():
             linear.fold(self._threads)
 
     def finish(self) -> None:
-        """Leave the network with the committed weights, and without its packed copies."""
         self._take_back()
         for linear in self._network.low_rank():
             linear.release(self._threads)
 
     def report(self) -> TrackerReport:
-        """Return the operations so far, pre-activations of all layers, and the memory held beside the network."""
         neurons = sum(self._network.hidden_layer_sizes)
         packed = sum(linear.held_bytes for linear in self._network.low_rank())
         return TrackerReport(
@@ -249,12 +230,6 @@ class DeepTracking:
     def state(self) -> dict[str, np.ndarray]:
         """Return W − W₀, with which a run over the same network continues to the same bits; who fires is found anew."""
         return self._moved.state() if self._anchored else {}
-
-    @contextmanager
-    def materialized(self) -> Iterator[None]:
-        """Give the network the committed weights inside the context."""
-        self.publish()
-        yield
 
     def _take_back(self) -> None:
         """Undo the trial in the network, to the bit."""

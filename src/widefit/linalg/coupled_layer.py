@@ -1,0 +1,29 @@
+"""The rows of J over one layer of a network whose outputs share it, as far as H needs them."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """The rows of J over one layer; output c of sample i has row i k + c.
+
+    They are `widefit.gram.layer_rows.LayerRows`, or rows whose signals are sparse or masked.
+    """
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def product(self, vectors: Float[Tensor, "n k c"]) -> Float[Tensor, "n k c"]: ...
+    def columns(self, indices: Int[Tensor, " c"]) -> Float[Tensor, "nk c"]: ...
+    def gram(self) -> Float[Tensor, "nk nk"]: ...
+    def output_gram(self) -> Float[Tensor, "n n"]: ...
+    def block_products(self) -> Float[Tensor, "n k k"]: ...
