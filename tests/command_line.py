@@ -1,4 +1,7 @@
-"""The command line: in this process where its answer is what counts, in one of its own where the process is."""
+"""The command line: in this process where its answer is what counts, in one of its own where the process is.
+
+A process of its own is a fork; an interpreter is started for what happens before libraries are imported and at its end.
+"""
 
 import os
 import subprocess
@@ -10,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from forking import Running
 from typer.testing import CliRunner
 
 from widefit.cli.app import app
@@ -27,8 +31,13 @@ class Result(NamedTuple):
     stderr: str
 
 
-def start(*arguments: object, folder: Path) -> "subprocess.Popen[str]":
-    """`widefit ARGUMENTS` in a folder and a process of its own, not waited for."""
+def start(*arguments: object, folder: Path, **streams: str) -> Running:
+    """`widefit ARGUMENTS` in a folder and a process of its own, not waited for; streams as `Running` takes them."""
+    return Running(*arguments, module="widefit", folder=folder, environment=ENVIRONMENT, **streams)
+
+
+def start_interpreter(*arguments: object, folder: Path) -> "subprocess.Popen[str]":
+    """`python -m widefit ARGUMENTS` in a folder, not waited for."""
     return subprocess.Popen(
         [sys.executable, "-m", "widefit", *map(str, arguments)],
         cwd=folder,
@@ -39,13 +48,21 @@ def start(*arguments: object, folder: Path) -> "subprocess.Popen[str]":
     )
 
 
-def run(*arguments: object, folder: Path, code: int = 0) -> Result:
+def run(*arguments: object, folder: Path, code: int = 0, **streams: str) -> Result:
     """`widefit ARGUMENTS` in a folder and a process of its own, which must end with an exit code."""
-    process = start(*arguments, folder=folder)
+    return _ended(start(*arguments, folder=folder, **streams), code)
+
+
+def run_interpreter(*arguments: object, folder: Path) -> Result:
+    """`python -m widefit ARGUMENTS` in a folder, which must succeed."""
+    return _ended(start_interpreter(*arguments, folder=folder), 0)
+
+
+def _ended(process: "Running | subprocess.Popen[str]", code: int) -> Result:
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
-    return Result(process.returncode, stdout, stderr)
+    return Result(code, stdout, stderr)
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Before widefit is imported: shapes and types are checked at run time, threads and the compilation cache are fixed."""
 
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import jaxtyping
+import pytest
 import typecheck
 from filelock import FileLock
 
@@ -45,6 +47,30 @@ jaxtyping.install_import_hook(sorted(f"widefit.{part}" for part in PARTS - BARE)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some of them press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Messages(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, kept: list[str]):
+        super().__init__()
+        self.kept = kept
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What widefit logs in a test."""
+    logger, level = logging.getLogger("widefit"), logging.getLogger("widefit").level
+    handler = Messages([])
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.kept
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
 
 hypothesis.settings.register_profile("widefit", deadline=None, max_examples=50, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("widefit")

@@ -2,18 +2,18 @@
 
 import contextlib
 import math
-import multiprocessing
 import os
 import re
 import shlex
+import sys
 import traceback
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from command_line import call
+from forking import forks
 
 import widefit
 from widefit.cli.benches import find
@@ -55,17 +55,11 @@ def commands(page: Path) -> list[str]:
     return [line[2:] for line in lines if line.startswith("$ ")] or lines
 
 
-@pytest.fixture(scope="module")
-def processes() -> BaseContext:
-    """Makes processes that have imported what is not widefit's: an example finds widefit as its reader does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "numba", "sklearn.datasets", "sklearn.model_selection"])
-    return context
-
-
 def run_in(folder: Path, block: str, errors: Path) -> None:
     """Run an example in a folder; what goes wrong is written to a file, and what it prints to one beside it."""
     os.chdir(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "widefit"]:
+        del sys.modules[name]  # the example finds widefit as its reader does
     try:
         with open(errors.with_name("printed"), "w", encoding="utf-8") as printed, contextlib.redirect_stdout(printed):
             exec(compile(block, "<example>", "exec"), {"__name__": "__main__"})
@@ -99,9 +93,9 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("block", EXAMPLES)
-def test_python_examples_run(block: str, folder: Path, processes: BaseContext, tmp_path_factory) -> None:
+def test_python_examples_run(block: str, folder: Path, tmp_path_factory) -> None:
     errors = tmp_path_factory.mktemp("errors") / "traceback"
-    process = processes.Process(target=run_in, args=(folder, block, errors), daemon=True)
+    process = forks().Process(target=run_in, args=(folder, block, errors), daemon=True)
     process.start()
     process.join()
     assert process.exitcode == 0, errors.read_text()

@@ -1,7 +1,6 @@
 """Callbacks see real runs: early stopping ends them, progress names what it shows."""
 
 import io
-import logging
 import math
 
 import numpy as np
@@ -116,9 +115,8 @@ def test_the_bar_comes_to_its_end() -> None:
     assert "R² " in said.getvalue()
 
 
-def test_the_log_has_a_line_a_step(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "widefit"):
-        run(Log("error"), max_iter=5)
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step")]
+def test_the_log_has_a_line_a_step(logged: list[str]) -> None:
+    run(Log("error"), max_iter=5)
+    lines = [line for line in logged if line.startswith("step")]
     assert len(lines) == 5
     assert all(" · error " in line for line in lines)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from command_line import Result, call_all, run, write_houses
+from command_line import Result, call_all, run_interpreter, write_houses
 
 COMMON = ["train", "houses.csv", "--width", 256]
-# In a process of its own: threads are set before libraries are imported.
+# By an interpreter of its own: threads are set before libraries are imported.
 TWO_THREADS = [*COMMON, "--impute", "--threads", 2, "--out", "two.widefit", "--no-report", "--quiet"]
 TRAINING: dict[str, list[object]] = {
     "houses": [*COMMON, "--impute", "--threads", 1],
@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
     write_houses(folder / "houses.csv", 120, 0)
     write_houses(folder / "test.csv", 30, 1)
     write_houses(folder / "new.csv", 17, 2, price=False)
-    found = call_all(TRAINING, folder) | {"two threads": run(*TWO_THREADS, folder=folder)}
+    found = call_all(TRAINING, folder) | {"two threads": run_interpreter(*TWO_THREADS, folder=folder)}
     assert [result.code for result in found.values()] == [0] * len(found), found
     return folder, found
 

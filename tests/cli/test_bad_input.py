@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Result, call, call_all, run
+from command_line import Result, call, call_all
 
 import widefit
 
@@ -168,7 +168,8 @@ def test_no_file_is_left_behind(said: dict[str, Result], folder: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody can write")
 def test_unwritable_folder(folder: Path) -> None:
-    ran = run("train", "good.csv", "--out", "/proc/m.widefit", folder=folder, code=2)
+    ran = call("train", "good.csv", "--out", "/proc/m.widefit", folder=folder)
+    assert ran.code == 2
     assert ran.stderr.startswith(f"{PREFIX}--out: the folder /proc is not writable (")
 
 

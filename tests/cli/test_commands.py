@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import typer
-from command_line import ENVIRONMENT, Result, call, call_all, run, write_houses
+from command_line import ENVIRONMENT, Result, call, call_all, run, run_interpreter, write_houses
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -60,12 +60,12 @@ def test_every_command_says_what_it_wrote_alike() -> None:
 
 
 def test_shells_complete(tmp_path: Path) -> None:
-    ran = run("--show-completion", "bash", folder=tmp_path)
+    ran = run_interpreter("--show-completion", "bash", folder=tmp_path)
     assert "_WIDEFIT_COMPLETE" in ran.stdout
 
 
 def test_version(tmp_path: Path) -> None:
-    assert run("--version", folder=tmp_path).stdout == f"widefit {widefit.__version__}\n"
+    assert run_interpreter("--version", folder=tmp_path).stdout == f"widefit {widefit.__version__}\n"
 
 
 def test_defaults_are_those_of_the_estimators() -> None:
@@ -268,10 +268,8 @@ class TestTables:
     @pytest.mark.parametrize("stream", [(), ("--stream",)])
     def test_standard_input(self, stream: tuple[str, ...], tmp_path: Path) -> None:
         table = "id,y\n" + "".join(f"{index},{index / 7}\n" for index in range(40))
-        arguments = ["train", "-", *stream, "--width", "64", "--max-iter", "2", "--no-report", "--json"]
-        command = [sys.executable, "-m", "widefit", *arguments]
-        ran = subprocess.run(command, input=table, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
+        arguments = ["train", "-", *stream, "--width", 64, "--max-iter", 2, "--no-report", "--json"]
+        ran = run(*arguments, folder=tmp_path, given=table)
         document = json.loads(ran.stdout)
         assert document["files"] == {"model": "stdin.widefit"}
         assert (

@@ -276,7 +276,8 @@ def test_peft_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> N
     with torch.no_grad():
         expected = delta.merged(model)(**tokens).logits
         loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
-        torch.testing.assert_close(loaded(**tokens).logits, expected)
+        # An adapter beside its layer sums in another order than the two in one.
+        torch.testing.assert_close(loaded(**tokens).logits, expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(loaded.merge_and_unload()(**tokens).logits, expected)
         read = widefit.LowRankDelta.load_peft(tmp_path / "ours")
         torch.testing.assert_close(read.merged(model)(**tokens).logits, expected)
@@ -296,7 +297,7 @@ def test_peft_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> N
             theirs = peft.get_peft_model(copy.deepcopy(model), settings).eval()
             theirs.save_pretrained(tmp_path / f"theirs{rslora}")
             ours = LowRankDelta.load_peft(tmp_path / f"theirs{rslora}").merged(model)
-            torch.testing.assert_close(ours(**tokens).logits, theirs(**tokens).logits)
+            torch.testing.assert_close(ours(**tokens).logits, theirs(**tokens).logits, rtol=1e-5, atol=1e-5)
     dora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["query"], use_dora=True))
     dora.save_pretrained(tmp_path / "dora")
     with pytest.raises(FileError, match="use_dora=True makes another model than W"):

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import call_all, start, write_houses
+from command_line import call_all, start, start_interpreter, write_houses
 from safetensors.torch import load_file
 
 import widefit
@@ -23,10 +23,14 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def interrupt(folder: Path, times: int, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
-    """Start endless training, wait for its first checkpoint, press Ctrl-C so many times, or send another signal."""
+def interrupt(folder: Path, times: int, number: signal.Signals = signal.SIGINT) -> tuple[int | None, str, str]:
+    """Start endless training, wait for its first checkpoint, press Ctrl-C so many times, or send another signal.
+
+    An interpreter has its own answer to Ctrl-C, and none to other signals.
+    """
     arguments = ("--max-iter", 10**9, "--checkpoint", "state", "--checkpoint-every", 0.05)
-    process = start("train", "h.csv", *ENDLESS, *arguments, folder=folder)
+    begin = start_interpreter if number == signal.SIGINT else start
+    process = begin("train", "h.csv", *ENDLESS, *arguments, folder=folder)
     wait_for(folder / "state")
     for _ in range(times):
         process.send_signal(number)

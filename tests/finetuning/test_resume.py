@@ -2,17 +2,14 @@
 
 import copy
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import ENVIRONMENT
+from forking import Running
 from networks import moved_problem
 from torch import Tensor, nn
 
@@ -80,11 +77,11 @@ for name, value in [("max_iter", 2.5), ("tol", None), ("resume", "run.ckpt"), ("
 
 def test_another_process(tmp_path: Path):
     """A loss that is a function is the same there; and without the type checks of the tests, words refuse types."""
-    path, here = tmp_path / "run.state", Path(__file__).parent
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join((ENVIRONMENT["PYTHONPATH"], str(here)))}
-    command = [sys.executable, "-c", SCRIPT, str(path)]
-    ran = subprocess.run(command, env=environment, check=True, timeout=240, stdout=subprocess.PIPE, text=True)
-    assert ran.stdout.splitlines() == [
+    path = tmp_path / "run.state"
+    process = Running(path, code=SCRIPT, folder=tmp_path)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert stdout.splitlines() == [
         "max_iter must be a whole number of at least 1, got 2.5",
         "tol must be a finite number ≥ 0, got None",
         "resume must be what widefit.files.read_checkpoint returns, got str",

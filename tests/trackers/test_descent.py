@@ -1,5 +1,7 @@
 """Stochastic steps: every tracker takes the ones that the default takes, step by step, with all samples in view."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -86,14 +88,23 @@ def patterns(run: Tracking) -> np.ndarray:
     return np.concatenate([pattern.dense() for pattern in run.patterns()])
 
 
+@cache
+def by_default(
+    name: str, loss: str, shrink: float, dtype: torch.dtype
+) -> tuple[Problem, Minibatches, TwoLayer, Tracking, np.ndarray]:
+    """A problem, its batches, the network and the run that the default leaves, and the pattern before."""
+    problem = make(name, dtype)
+    minibatches = steps(problem, loss, shrink, 50 if name in ("digits", "more samples than words") else 12)
+    expected, reference, grams = start(problem)
+    before = patterns(reference)
+    Tracking.descend(reference, minibatches, grams)
+    return problem, minibatches, expected, reference, before
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize(("name", "loss", "shrink"), CASES, ids=str)
 def test_the_steps_are_those_of_the_default(tracker, name, loss, shrink, dtype):
-    problem = make(name, dtype)
-    minibatches = steps(problem, loss, shrink, 50 if name in ("digits", "more samples than words") else 12)
-    expected, reference, reference_grams = start(problem)
-    before = patterns(reference)
-    Tracking.descend(reference, minibatches, reference_grams)
+    problem, minibatches, expected, reference, before = by_default(name, loss, shrink, dtype)
     network, run, grams = start(problem, tracker, threads=2)
     grams(0)
     flips = run.descend(minibatches, grams)
