@@ -183,4 +183,4 @@ def test_memory_of_the_tuning(samples, features):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert 0.4 * bytes_needed(samples, features) < peak < bytes_needed(samples, features)
+    assert 0.4 * bytes_needed(samples, features, 4096) < peak < bytes_needed(samples, features, 4096)

@@ -305,6 +305,7 @@ class Wide(TableInput, FitDisplay, ABC):
             seed=self._seed,
             kernel=limit_kernel(layers.thresholds),
             classes=self._classes_of(merged.targets),
+            by_network=self.rule == "gauss-newton" or isinstance(self.rule, GaussNewton),
         )
         (tuning, *_) = processes.gathered(tuning)
         self.sphere_ = tuning.sphere
@@ -351,7 +352,9 @@ class Wide(TableInput, FitDisplay, ABC):
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.
         held = 20 * inputs.size
-        tuned = bytes_needed(*inputs.shape)
+        network = self.network_
+        drawn = network.width if isinstance(network, TwoLayer) and network.out_features == 1 else 0
+        tuned = bytes_needed(*inputs.shape, drawn)
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         try:
             self._set_history(training.run(None if resume is None else read_checkpoint(resume)))

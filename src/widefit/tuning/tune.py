@@ -16,11 +16,15 @@ from widefit.tuning.held_out import MANY, SAMPLE, Halves, HeldOut
 from widefit.tuning.input_map import MAP_ROWS, FixedMap, choose_map, fixed_maps, which_rows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
+from widefit.tuning.network_kernel import drawn_bytes, network_gram
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
 
 # Rows on which the ridge is chosen: n³ work for each of ten ridges.
 _RIDGE_ROWS = 640
+# Neurons from which a network is judged by its own H. Fewer, of which a handful fire, are nearer to a linear model than
+# to the limit, by which importances and intervals are found afterwards.
+_MANY_NEURONS = 8192
 # Bytes of the tables behind the limit kernel, and of all that does not grow.
 _SMALL = 2_000_000
 # Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
@@ -29,8 +33,14 @@ _FLIPPED_PART = 0.02
 _FLIPPED_PART_WITH_RIDGE = 0.005
 # Flips a firing pair, at readouts of ±1, up to which interpolation is reached in a few steps.
 _EASILY_FLIPPED = 0.9
-# What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution.
-_TOLERATED = 1.02
+# Error in spreads that the linear model of the first step has where such a part flips; it falls as the root of the part
+# (measured on tables). Where less is to be reached, fewer may flip.
+_ERROR_OF_FLIPS = 0.14
+# What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution: with the limit kernel,
+# and with that of a network, whose noise asks for a ridge by itself. What interpolation may add, for the features that
+# steps beyond the linear model learn.
+_TOLERATED = (1.02, 1.02)
+_TOLERATED_WITH_NOISE = (1.005, 1.05)
 _LARGEST_SCALE = 1e4
 # Of a table of many rows: the part of those flips that is aimed at, and rows on which other input maps are chosen.
 _FEWER_FLIPS = 0.1
@@ -76,13 +86,23 @@ class Tuning:
         return float(self.held_out_weight @ squares / self.held_out_weight.sum())
 
 
-def bytes_needed(samples: int, features: int) -> int:
-    """Return the peak memory of merging equal rows of a table and of tuning on them, beyond the table itself."""
+def bytes_needed(samples: int, features: int, width: int) -> int:
+    """Return the peak memory of merging equal rows of a table and of tuning on them, beyond the table itself.
+
+    Parameters
+    ----------
+    samples, features
+        n, d.
+    width
+        m where the network is two-layer with one output, else 0.
+    """
     rows = SAMPLE if samples > MANY else min(samples, max(2 * MAP_ROWS, _RIDGE_ROWS))
     # Copies of the table that are sorted; matrices that a leave-one-out error holds at once (counted).
     merging = 5 * samples * features
     squares = 12 if samples > MANY else 8
-    return 8 * max(merging, samples * features + squares * rows**2 + 4 * rows * features) + _SMALL
+    tuning = samples * features + squares * rows**2 + 4 * rows * features
+    drawn = drawn_bytes(width, features, rows) if width >= _MANY_NEURONS else 0
+    return 8 * max(merging, tuning) + drawn + _SMALL
 
 
 # Matrices of a few hundred rows: handing them to several threads costs more than it brings.
@@ -97,8 +117,9 @@ def tune(
     seed: int,
     kernel: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n n"]] | None = None,
     classes: Int[np.ndarray, " n"] | None = None,
+    by_network: bool = True,
 ) -> Tuning:
-    """Decide on the kernel that the network has at infinite width (this project).
+    """Decide by the kernel that the network has, at its width for one output and at infinite width (this project).
 
     Parameters
     ----------
@@ -115,12 +136,18 @@ def tune(
         for a two-layer one.
     classes
         Class of every row where the targets are indicators: rare ones are not left out.
+    by_network
+        False where steps are too short for the noise of a network to move it far: then the limit decides.
     """
     generator = np.random.default_rng(seed)
     fixed = fixed_maps(merged)
     sphere, map_choice = choose_map(merged, fixed, threshold, classes, generator)
     rows, weight = draw_rows(merged, _RIDGE_ROWS, classes, generator)
     judged = kernel is None
+    # Of several outputs each has neurons of its own, and the noise of one says little (measured: no gain).
+    noisy = judged and by_network and merged.targets.shape[1] == 1 and width >= _MANY_NEURONS
+    if noisy:
+        kernel = partial(network_gram, width=width, threshold=threshold, seed=seed)
     kernel = kernel or partial(limit_gram, threshold=threshold)
 
     def probe(sphere: SphereMap) -> _Probe:
@@ -134,7 +161,7 @@ def tune(
     choices = [map_choice]
     corrects = alpha == "auto"
     if alpha == "auto":
-        alpha, reason = _choose_ridge(problem)
+        alpha, reason = _choose_ridge(problem, *(_TOLERATED_WITH_NOISE if noisy else _TOLERATED))
         choices.append(Choice("alpha", f"{alpha:.3g}", f"{reason}, {which_rows(rows, merged)}"))
     assert not isinstance(alpha, str)
     held_out = None
@@ -149,6 +176,8 @@ def tune(
     if readout_scale == "auto":
         flipped = problem.flipped(fit)
         part = _FLIPPED_PART_WITH_RIDGE if alpha > 0 else _FLIPPED_PART
+        if noisy:
+            part = min(part, _FLIPPED_PART * fit.error / _ERROR_OF_FLIPS**2)
         # A step on many rows takes longer than rounding at a larger scale costs.
         part *= 1 if held_out is None else _FEWER_FLIPS
         readout_scale = float(f"{min(max(1.0, flipped / part), _LARGEST_SCALE):.2g}")
@@ -196,7 +225,7 @@ def _judge(
 
 @dataclass(frozen=True)
 class _Probe:
-    """Kernel regression with the limit kernel on a subset of the rows.
+    """Kernel regression with H of the network, or its limit, on a subset of the rows.
 
     Attributes
     ----------
@@ -235,7 +264,7 @@ class _Probe:
         return moved * (max(self.threshold, 0.0) + 0.8)
 
 
-def _choose_ridge(problem: _Probe) -> tuple[float, str]:
+def _choose_ridge(problem: _Probe, tolerated: float, tolerated_of_none: float) -> tuple[float, str]:
     """Return α and the reason.
 
     Leave-one-out errors are flat over many decades of small ridges. None at all is chosen when that is as good as the
@@ -244,8 +273,8 @@ def _choose_ridge(problem: _Probe) -> tuple[float, str]:
     """
     errors = [math.sqrt(problem.fit(ridge * problem.mean).error) for ridge in RIDGES]
     smallest = min(errors)
-    if errors[0] <= _TOLERATED * smallest and problem.flipped(problem.fit(0.0)) <= _EASILY_FLIPPED:
+    if errors[0] <= tolerated_of_none * smallest and problem.flipped(problem.fit(0.0)) <= _EASILY_FLIPPED:
         return 0.0, f"interpolation has the leave-one-out error {errors[0]:.3g} in units of the target's spread"
-    index = max(i for i, error in enumerate(errors) if error <= _TOLERATED * smallest)
-    reason = f"the largest ridge within {_TOLERATED - 1:.0%} of the best leave-one-out error, {smallest:.3g} spreads"
+    index = max(i for i, error in enumerate(errors) if error <= tolerated * smallest)
+    reason = f"the largest ridge within {tolerated - 1:.1%} of the best leave-one-out error, {smallest:.3g} spreads"
     return float(RIDGES[index] * problem.mean), reason
