@@ -49,8 +49,8 @@ class Clock:
         return [(self.seen[i][0], error(self.seen[i][1])) for i in kept]
 
 
-def in_jax(path: str) -> tuple[Any, Callable[..., Array], Callable[[Array], float]]:
-    """Start, residuals(parameters) and error(parameters)."""
+def in_jax(path: str) -> tuple[Any, Callable[..., Array], Callable[[Array], float], list[tuple[Any, Array]]]:
+    """Start, residuals(parameters), error(parameters), and pairs of the residual at one point with points."""
     import jax
     import jax.numpy as jnp
 
@@ -88,30 +88,58 @@ def in_jax(path: str) -> tuple[Any, Callable[..., Array], Callable[[Array], floa
         value, rate = along(f, p, 1)
         return rate + value * slope - 0.01 * curve
 
+    def boundary(parameters: Array, p: Array) -> Array:
+        return u(parameters, p) - jnp.prod(jnp.sin(PI * p))
+
+    terms = [(equation, inside)] + ([(boundary, edge)] if kind == "poisson-2d" else [])
+
     def residuals(parameters: Array) -> Array:
-        interior = jax.vmap(lambda p: equation(parameters, p))(inside) / len(inside) ** 0.5
-        if kind != "poisson-2d":
-            return interior
-        missed = jax.vmap(lambda p: u(parameters, p))(edge) - jnp.prod(jnp.sin(PI * edge), axis=1)
-        return jnp.concatenate([interior, missed / len(edge) ** 0.5])
+        parts = [jax.vmap(lambda p, f=f: f(parameters, p))(points) / len(points) ** 0.5 for f, points in terms]
+        return jnp.concatenate(parts)
 
     @jax.jit
     def norm(parameters: Array) -> Array:
         found = jax.vmap(lambda p: u(parameters, p))(test)
         return jnp.linalg.norm(found - truth) / jnp.linalg.norm(truth)
 
-    return start, residuals, lambda parameters: float(norm(parameters))
+    return start, residuals, lambda parameters: float(norm(parameters)), terms
 
 
-def with_optimistix(path: str, seconds: float, make: Callable[[Any], Any]) -> Curve:
+def of_optimistix(name: str) -> Callable[..., Any]:
+    """Make a solver of optimistix."""
+
+    def make(*_: Any) -> Any:
+        import optimistix as optx
+
+        return getattr(optx, name)(rtol=1e-14, atol=1e-14)
+
+    return make
+
+
+def quasi_newton(*_: Any) -> Any:
+    """Self-scaled Broyden with a Zoom line search."""
+    import ssbroyden_optimistix as sso
+
+    return sso.SSBroyden(rtol=1e-14, atol=1e-14)
+
+
+def natural_gradient(start: Any, terms: list[tuple[Any, Array]]) -> Any:
+    """Natural gradients behind a randomized Nyström preconditioner, with the defaults of the package."""
+    import randngd
+
+    preconditioner = randngd.NystromNGD(randngd.metrics.gauss_newton(terms, start), kind="gaussian", ell_max=500, key=0)
+    return randngd.ngd_solver(preconditioner)
+
+
+def with_optimistix(path: str, seconds: float, make: Callable[[Any, Any], Any]) -> Curve:
     """A solver of optimistix, one compiled step at a time."""
     import equinox as eqx
     import jax
     import jax.numpy as jnp
     import optimistix as optx
 
-    start, residuals, error = in_jax(path)
-    solver = make(optx)
+    start, residuals, error, terms = in_jax(path)
+    solver = make(start, terms)
     squares = isinstance(solver, optx.AbstractLeastSquaresSolver)
 
     def function(parameters: Array, _: Array) -> tuple[Array, None]:
@@ -128,6 +156,27 @@ def with_optimistix(path: str, seconds: float, make: Callable[[Any], Any]) -> Cu
             y, state = step(y, state)
             jax.block_until_ready(y)
             clock.mark(y)
+    except OutOfTimeError:
+        return clock.curve(error)
+
+
+def with_nlls_gram(path: str, seconds: float) -> Curve:
+    """Levenberg-Marquardt of nlls-gram, with its geodesic acceleration, one compiled step at a time."""
+    import jax
+    import nlls_gram
+
+    start, residuals, error, _ = in_jax(path)
+    solver = nlls_gram.LevenbergMarquardt(residuals)
+    state = solver.init(start)
+    step = jax.jit(lambda x, before: solver.update(x, before)[:2])
+    # The second state has other static parts than the first.
+    jax.block_until_ready(jax.tree.leaves(step(*step(start, state))))
+    clock, x = Clock(seconds), start
+    try:
+        while True:
+            x, state = step(x, state)
+            jax.block_until_ready(x)
+            clock.mark(x)
     except OutOfTimeError:
         return clock.curve(error)
 
@@ -279,10 +328,11 @@ def with_nncg(path: str, seconds: float) -> Curve:
 
 
 METHODS: dict[str, Callable[[str, float], Curve]] = {
-    "optimistix LM": lambda path, seconds: with_optimistix(
-        path, seconds, lambda optx: optx.LevenbergMarquardt(rtol=1e-14, atol=1e-14)
-    ),
-    "optimistix BFGS": lambda path, seconds: with_optimistix(path, seconds, lambda optx: optx.BFGS(1e-14, 1e-14)),
+    "optimistix LM": lambda path, seconds: with_optimistix(path, seconds, of_optimistix("LevenbergMarquardt")),
+    "optimistix BFGS": lambda path, seconds: with_optimistix(path, seconds, of_optimistix("BFGS")),
+    "ssbroyden-optimistix": lambda path, seconds: with_optimistix(path, seconds, quasi_newton),
+    "nlls-gram LM": with_nlls_gram,
+    "randngd": lambda path, seconds: with_optimistix(path, seconds, natural_gradient),
     "torch-levenberg-marquardt": with_torch_levenberg_marquardt,
     "pytorch-minimize BFGS": lambda path, seconds: with_pytorch_minimize(path, seconds, "bfgs"),
     "pytorch-minimize L-BFGS": lambda path, seconds: with_pytorch_minimize(path, seconds, "l-bfgs"),
