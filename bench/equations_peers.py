@@ -127,8 +127,9 @@ def natural_gradient(start: Any, terms: list[tuple[Any, Array]]) -> Any:
     """Natural gradients behind a randomized Nyström preconditioner, with the defaults of the package."""
     import randngd
 
-    preconditioner = randngd.NystromNGD(randngd.metrics.gauss_newton(terms, start), kind="gaussian", ell_max=500, key=0)
-    return randngd.ngd_solver(preconditioner)
+    metric = randngd.metrics.gauss_newton(terms, start)
+    rank = min(500, sum(part.size for part in start))
+    return randngd.ngd_solver(randngd.NystromNGD(metric, kind="gaussian", ell_max=rank, key=0))
 
 
 def with_optimistix(path: str, seconds: float, make: Callable[[Any, Any], Any]) -> Curve:
@@ -149,7 +150,8 @@ def with_optimistix(path: str, seconds: float, make: Callable[[Any, Any], Any]) 
     shape = jax.eval_shape(lambda: function(start, None)[0])
     state = solver.init(function, start, None, {}, shape, None, frozenset())
     step = eqx.filter_jit(lambda y, s: solver.step(function, y, None, {}, s, frozenset())[:2])
-    jax.block_until_ready(jax.tree.leaves(step(start, state)[0]))
+    # The second state may have other static parts than the first.
+    jax.block_until_ready(step(*step(*step(start, state)))[0])
     clock, y = Clock(seconds), start
     try:
         while True:
@@ -169,8 +171,7 @@ def with_nlls_gram(path: str, seconds: float) -> Curve:
     solver = nlls_gram.LevenbergMarquardt(residuals)
     state = solver.init(start)
     step = jax.jit(lambda x, before: solver.update(x, before)[:2])
-    # The second state has other static parts than the first.
-    jax.block_until_ready(jax.tree.leaves(step(*step(start, state))))
+    jax.block_until_ready(step(*step(*step(start, state)))[0])
     clock, x = Clock(seconds), start
     try:
         while True:
@@ -181,8 +182,11 @@ def with_nlls_gram(path: str, seconds: float) -> Curve:
         return clock.curve(error)
 
 
-def in_torch(path: str) -> tuple[list[Any], Callable[..., Any], Callable[[Any], float]]:
-    """The same three in torch; parameters are a list of tensors."""
+def in_torch(path: str) -> tuple[list[Any], Callable[..., Any], Callable[[Any], float], Any]:
+    """The same in torch, where parameters are a list of tensors, and one row a point in place of the terms.
+
+    `residuals(parameters, rows)` are those of some rows: coordinates, and 1 for a point of the edge.
+    """
     import torch
     from torch.func import jvp, vmap
 
@@ -215,7 +219,16 @@ def in_torch(path: str) -> tuple[list[Any], Callable[..., Any], Callable[[Any], 
         value, rate = along(f, p, 1)
         return rate + value * slope - 0.01 * curve
 
-    def residuals(parameters: list[Any]) -> Any:
+    def single(parameters: list[Any], row: Any) -> Any:
+        interior = equation(parameters, row[:2]) / len(inside) ** 0.5
+        if kind != "poisson-2d":
+            return interior
+        missed = (u(parameters, row[:2]) - torch.sin(PI * row[:2]).prod()) / len(edge) ** 0.5
+        return torch.where(row[2] > 0, missed, interior)
+
+    def residuals(parameters: list[Any], some: Any = None) -> Any:
+        if some is not None:
+            return vmap(lambda row: single(parameters, row))(some)
         interior = vmap(lambda p: equation(parameters, p))(inside) / len(inside) ** 0.5
         if kind != "poisson-2d":
             return interior
@@ -227,32 +240,32 @@ def in_torch(path: str) -> tuple[list[Any], Callable[..., Any], Callable[[Any], 
             found = vmap(lambda p: u(parameters, p))(test)
         return float(torch.linalg.vector_norm(found - truth) / torch.linalg.vector_norm(truth))
 
-    return start, residuals, error
+    pad = torch.nn.functional.pad
+    return start, residuals, error, torch.cat([pad(inside, (0, 1)), pad(edge, (0, 1), value=1.0)])
 
 
 def with_torch_levenberg_marquardt(path: str, seconds: float) -> Curve:
-    """torch-levenberg-marquardt on a module whose outputs are the residuals; its targets are 0."""
+    """torch-levenberg-marquardt on a module whose outputs are the residuals, one a row; its targets are 0."""
     import torch
     import torch_levenberg_marquardt as tlm
 
-    start, residuals, error = in_torch(path)
-    rows = len(residuals(start))
+    start, residuals, error, rows = in_torch(path)
 
     class Outputs(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.own = torch.nn.ParameterList(start)
 
-        def forward(self, _: torch.Tensor) -> torch.Tensor:
-            return residuals(list(self.own))[:, None]
+        def forward(self, some: torch.Tensor) -> torch.Tensor:
+            return residuals(list(self.own), some)[:, None]
 
-    zeros = torch.zeros(rows, 1, dtype=torch.float64)
+    targets = torch.zeros(len(rows), 1, dtype=torch.float64)
     model = Outputs()
     module = tlm.training.LevenbergMarquardtModule(model, tlm.loss.MSELoss())
     clock = Clock(seconds)
     try:
         while True:
-            module.training_step(zeros, zeros)
+            module.training_step(rows, targets)
             clock.mark([p.detach().clone() for p in model.own])
     except OutOfTimeError:
         return clock.curve(error)
@@ -274,7 +287,7 @@ def with_pytorch_minimize(path: str, seconds: float, method: str) -> Curve:
     """A method of torchmin.minimize."""
     import torchmin
 
-    start, residuals, error = in_torch(path)
+    start, residuals, error, _ = in_torch(path)
     vector, split = flat(start)
     clock = Clock(seconds)
     with contextlib.suppress(OutOfTimeError):
@@ -294,7 +307,8 @@ def with_nncg(path: str, seconds: float) -> Curve:
     import torch
     from deepxde.optimizers.pytorch.nncg import NNCG
 
-    start, residuals, error = in_torch(path)
+    torch.set_default_dtype(torch.float64)  # that of its sketches
+    start, residuals, error, _ = in_torch(path)
     parameters = [p.requires_grad_() for p in start]
     clock = Clock(seconds)
 
@@ -307,10 +321,6 @@ def with_nncg(path: str, seconds: float) -> Curve:
         value.backward()
         return value
 
-    def both() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        value = loss()
-        return value, torch.autograd.grad(value, parameters, create_graph=True)
-
     def now() -> list[torch.Tensor]:
         return [p.detach().clone() for p in parameters]
 
@@ -321,7 +331,7 @@ def with_nncg(path: str, seconds: float) -> Curve:
             first.step(closure)
             clock.mark(now())
         while True:
-            second.step(both)
+            second.step(loss)
             clock.mark(now())
     except OutOfTimeError:
         return clock.curve(error)

@@ -127,11 +127,12 @@ def test_packages_elsewhere_are_given_the_same_problem(name, tmp_path):
     points = torch.rand(50, 2, generator=generator, dtype=torch.float64)
     truth = points, torch.rand(50, 1, generator=generator, dtype=torch.float64)
     bench.export(name, 0, truth, tmp_path / "problem.npz")
-    start, residuals, error = others.in_torch(str(tmp_path / "problem.npz"))
+    start, residuals, error, rows = others.in_torch(str(tmp_path / "problem.npz"))
     torch.manual_seed(0)
     network = equation.network()
     loss = widefit.GaussNewton(network).evaluate(*equation.blocks(0))
     assert 0.5 * float(residuals(start).square().sum()) == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(residuals(start, rows), residuals(start))
     assert error(start) == pytest.approx(equation.error(network, truth), rel=1e-12)
 
 
