@@ -310,8 +310,11 @@ def published_truth() -> Truth:
     return across, values
 
 
-def in_unit_cube(name: str) -> Equation:
+def in_unit_cube(name: str, widths: tuple[int, ...] | None = None) -> Equation:
+    """A problem of the gauss-newton bench, with its network or another."""
     problem = pinn_problems.PROBLEMS[name]
+    if widths is not None:
+        problem = replace(problem, widths=widths)
 
     def truth() -> Truth:
         points = problem.test_points()
@@ -363,5 +366,6 @@ EQUATIONS: dict[str, Equation | Slabs] = {
     ),
     "cavity-plain": Equation(lambda: perceptron(2, 24, 24, 3), jumping_blocks, published_truth, outputs=2),
     "poisson-5d": in_unit_cube("poisson-5d"),
+    "poisson-5d-small": in_unit_cube("poisson-5d", (5, 32, 32, 1)),
     "heat-4d": in_unit_cube("heat-4d"),
 }
