@@ -72,6 +72,8 @@ def solve(equation: Equation | Slabs, seed: int, seconds: float, truth: Truth) -
 def export(name: str, seed: int, truth: Truth, path: Path) -> None:
     """Write points, start and solution of a problem for packages of another environment."""
     equation = EQUATIONS[name]
+    if not isinstance(equation, Equation):
+        raise ValueError(f"{name} is solved in slabs: other packages are given one system")
     torch.manual_seed(seed)
     network, blocks = equation.network(), equation.blocks(seed)
     edge = blocks[1].data[0] if len(blocks) > 1 else torch.zeros(0, 2, dtype=torch.float64)
