@@ -75,11 +75,12 @@ def export(name: str, seed: int, truth: Truth, path: Path) -> None:
     if not isinstance(equation, Equation):
         raise ValueError(f"{name} is solved in slabs: other packages are given one system")
     torch.manual_seed(seed)
-    network, blocks = equation.network(), equation.blocks(seed)
-    edge = blocks[1].data[0] if len(blocks) > 1 else torch.zeros(0, 2, dtype=torch.float64)
+    network = equation.network()
+    inside, *others = (block.data[0] for block in equation.blocks(seed))
+    edge = others[0] if others else torch.zeros(0, 2, dtype=torch.float64)
     weights = {f"weight{i}": p.detach().numpy() for i, p in enumerate(network.parameters())}
     some = slice(None, None, max(1, len(truth[0]) // 10_000))
-    places = {"inside": blocks[0].data[0], "edge": edge, "test": truth[0][some], "truth": truth[1][some, 0]}
+    places = {"inside": inside, "edge": edge, "test": truth[0][some], "truth": truth[1][some, 0]}
     np.savez(path, kind=name, weights=len(weights), **weights, **{key: part.numpy() for key, part in places.items()})
 
 
