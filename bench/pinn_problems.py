@@ -1,8 +1,8 @@
 """The equations of the gauss-newton bench: points, residuals and exact solutions.
 
-Poisson 2d u = Π sin πxᵢ, heat 1d u_t = u_xx/4, Poisson 5d u = Σ cos πxᵢ, Poisson 10d u = Σ x_{2i−1} x_{2i} / 1.34;
-points uniform in the unit cube, Dirichlet data from u, loss ½ mean(interior residual²) + ½ mean(boundary residual²),
-error = RMS on unseen points.
+Poisson 2d u = Π sin πxᵢ, heat 1d u_t = u_xx/4, Poisson 5d u = Σ cos πxᵢ, Poisson 10d u = Σ x_{2i−1} x_{2i} / 1.34,
+heat 4+1d u_t = Δu/4, u = e^−t Σ sin 2xᵢ; points uniform in the unit cube, Dirichlet data from u, loss ½ mean(interior
+residual²) + ½ mean(boundary residual²), error = RMS on unseen points.
 """
 
 import math
@@ -143,6 +143,15 @@ def sum_of_products(x: Tensor) -> Tensor:
     return (x[..., 0::2] * x[..., 1::2]).sum(dim=-1) / 1.34
 
 
+def decaying_sines(x: Tensor) -> Tensor:
+    return torch.exp(-x[..., -1]) * torch.sin(2 * x[..., :-1]).sum(dim=-1)
+
+
+def heated(network: nn.Module, x: Tensor) -> Tensor:
+    rate, *second = pinn.partials(network, x, (4,), (0, 0), (1, 1), (2, 2), (3, 3))
+    return rate - sum(second) / 4
+
+
 def decaying_sine(x: Tensor) -> Tensor:
     return torch.exp(-(PI**2) * x[..., 1] / 4) * torch.sin(PI * x[..., 0])
 
@@ -170,5 +179,8 @@ PROBLEMS = {
         (10, 256, 256, 128, 128, 1), 100, 50, True,
         lambda network, x: pinn.laplacian(network, x),
         sum_of_products, (1e-1, 1e-2, 1e-3), 30.0,
+    ),
+    "heat-4d": Problem(
+        (5, 256, 256, 128, 128, 1), 300, 50, True, heated, decaying_sines, (1e-1, 1e-2, 1e-3), 19.0, (0, 1, 2, 3),
     ),
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """u_t + u u_x + 0.0025 u_xxx = 0: a wave falls apart into solitons. Periodic by construction, slab after slab."""
 
-import copy
 import math
 
 import matplotlib.pyplot as plt
@@ -21,25 +20,19 @@ def equation(u, p):
     return u_t + value * u_x + 0.0025 * u_xxx
 
 
-def start(u, p, value):
-    return u(p) - value
-
-
 embedding = pinn.Periodic(2, {0: 2.0}, harmonics=2)
-network = nn.Sequential(
+inner = nn.Sequential(
     embedding, nn.Linear(embedding.out_features, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1)
 )
 space = torch.linspace(-1, 1, 201)
-values = torch.cos(math.pi * space)[:, None]
-rows, energies = [], []
+network, rows, energies = None, [], []
 for low, high in pinn.slabs(LOW, HIGH, SLABS):
-    first = torch.stack([space, torch.full_like(space, low[1])], dim=1)
-    blocks = [
-        widefit.Residual(equation, pinn.sobol(low, high, POINTS)),
-        widefit.Residual(start, first, values, weight=100.0),
-    ]
-    network = copy.deepcopy(network)  # the last slab is a good start for the next
-    history = widefit.GaussNewton(network).minimize(*blocks, max_iter=STEPS)
+    # cos πx at first, then the end of the last slab: u = lift + (t − t₀) · inner.
+    lift = (lambda p: torch.cos(math.pi * p[..., :1])) if network is None else pinn.Held(network, {1: low[1]})
+    # What the last slab has learnt, the rate of change above all, is a good start for the next.
+    network = pinn.Constrained(inner, lambda p, began=low[1]: p[..., 1:] - began, lift)
+    block = widefit.Residual(equation, pinn.sobol(low, high, POINTS))
+    history = widefit.GaussNewton(network).minimize(block, max_iter=STEPS)
     for time in torch.linspace(low[1], high[1], 26)[1:]:
         values = network(torch.stack([space, time.expand(201)], dim=1)).detach()
         rows.append(values[:, 0])

@@ -8,6 +8,7 @@ import torch
 from problems import digits_parity
 
 import widefit
+from widefit import pinn
 from widefit.cli.benches import load
 from widefit.nn import TwoLayer
 from widefit.rules import SGD, GradientDescent
@@ -106,8 +107,50 @@ def test_spectral_solutions_do_not_hang_on_the_resolution(name, kept):
         np.testing.assert_allclose((coarse.values**2).mean(axis=1), 0.5, rtol=1e-6)
 
 
+def test_the_flow_in_a_cavity_does_not_hang_on_the_resolution():
+    cavity = load(BENCHES / "cavity.py")
+    x = np.linspace(0, 1, 11)
+    points = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    coarse, fine = (cavity.Cavity(modes=modes).velocity(points) for modes in (10, 14))
+    np.testing.assert_allclose(coarse, fine, atol=1e-3)
+    assert 0.1 < np.abs(fine[points[:, 1] == 0.5]).max() < 0.3
+    lid = np.where(points[:, 1] == 1, 16 * points[:, 0] ** 2 * (1 - points[:, 0]) ** 2, 0.0)
+    rim = ((points == 0) | (points == 1)).any(axis=1)
+    np.testing.assert_allclose(fine[rim], np.stack([lid, 0 * lid], axis=1)[rim], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["poisson-2d", "burgers"])
+def test_packages_elsewhere_are_given_the_same_problem(name, tmp_path):
+    bench, others = load(BENCHES / "equations.py"), load(BENCHES / "equations_peers.py")
+    equation = bench.EQUATIONS[name]
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(50, 2, generator=generator, dtype=torch.float64)
+    truth = points, torch.rand(50, 1, generator=generator, dtype=torch.float64)
+    bench.export(name, 0, truth, tmp_path / "problem.npz")
+    start, residuals, error, rows = others.in_torch(str(tmp_path / "problem.npz"))
+    torch.manual_seed(0)
+    network = equation.network()
+    loss = widefit.GaussNewton(network).evaluate(*equation.blocks(0))
+    assert 0.5 * float(residuals(start).square().sum()) == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(residuals(start, rows), residuals(start))
+    assert error(start) == pytest.approx(equation.error(network, truth), rel=1e-12)
+
+
+def test_slabs_of_time_are_solved_one_after_the_other():
+    bench, problems = load(BENCHES / "equations.py"), load(BENCHES / "equation_problems.py")
+
+    def part(last, low, high):
+        held = None if last is None else pinn.Held(last, {1: low})
+        return problems.evolution(problems.burgers, problems.sine, None, (4, 1), 40, lift=held, times=(low, high))
+
+    x = torch.tensor([[-0.5, 0.1], [0.5, 0.3], [0.0, 0.6], [0.5, 1.0]], dtype=torch.float64)
+    curve = bench.solve(bench.Slabs(part, None, 4), 0, 1e-9, (x, torch.ones(4, 1, dtype=torch.float64)))
+    assert [steps for _, steps, _, _ in curve] == [0, 1, 2, 3, 4]
+    assert all(0 < error < 10 for *_, error in curve[1:])
+
+
 def test_exact_solutions_leave_no_residual():
-    equations = load(BENCHES / "equations.py")
+    equations = load(BENCHES / "equation_problems.py")
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(5, 2, generator=generator, dtype=torch.float64)
 
@@ -121,6 +164,7 @@ def test_exact_solutions_leave_no_residual():
 
     waves = {
         "helmholtz": lambda p: torch.sin(4 * torch.pi * p).prod(dim=-1, keepdim=True),
+        "helmholtz-6": lambda p: torch.sin(6 * torch.pi * p).prod(dim=-1, keepdim=True),
         "convection": lambda p: torch.sin(torch.pi * p[..., :1] - 30 * p[..., 1:]),
         "convection-40": lambda p: torch.sin(torch.pi * p[..., :1] - 40 * p[..., 1:]),
         "reaction": grown,
@@ -132,3 +176,7 @@ def test_exact_solutions_leave_no_residual():
         assert float(residual.abs().max()) < 1e-9, name
         some, values = equations.EQUATIONS[name].truth()
         torch.testing.assert_close(exact(some)[:, : values.shape[1]], values)
+    heat = load(BENCHES / "pinn_problems.py").PROBLEMS["heat-4d"]
+    points = torch.rand(5, 5, generator=generator, dtype=torch.float64)
+    left = [heat.equation(lambda p: heat.solution(p)[..., None], point) for point in points]
+    assert float(torch.stack(left).abs().max()) < 1e-12

@@ -1,6 +1,7 @@
 """A small loss is not a solution: the warning, the loss at other points, weights of points, and why a run is stuck."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -107,6 +108,35 @@ def test_a_run_at_its_end_says_what_to_try() -> None:
     assert "asks for float64" in history.why
     assert sum(not info.accepted for info in history) <= 1
     assert type(history).from_dict(history.to_dict()).why == history.why
+
+
+@pytest.mark.parametrize("solver", ["auto", "cholesky"])
+def test_units_that_never_fire_are_told(solver: str) -> None:
+    x, y = torch.rand(30, 1, dtype=torch.float64), torch.rand(30, 1, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    with torch.no_grad():
+        model[0].bias.fill_(-9.0)
+    optimizer = GaussNewton(model, solver=solver)
+    history = optimizer.minimize(x, y, max_iter=20)
+    assert history.stop_reason == "stalled"
+    assert "; 24 of 25 parameters move no output" in history.why
+    alive = GaussNewton(nn.Linear(1, 1).double(), solver=solver).minimize(x, y, max_iter=20)
+    assert alive.stop_reason == "stalled"
+    assert "move no output" not in alive.why
+
+
+def test_what_no_step_has_kept_is_told_however_little() -> None:
+    def rounded(u, x, y):
+        value = u(x)
+        return value + (torch.round(200 * value) / 200 - value).detach() - y
+
+    torch.manual_seed(0)
+    x = torch.rand(50, 1, dtype=torch.float64)
+    history = GaussNewton(mlp(1, 8, 1)).minimize(Residual(rounded, x, torch.sin(9 * x)), max_iter=60)
+    assert history.stop_reason == "stalled"
+    promised = re.search(r"promised to lower the loss by (\S+) %, but no step did", history.why)
+    assert promised is not None
+    assert 0 < float(promised[1]) < 100
 
 
 def test_a_derivative_that_is_wrong_is_told_from_rounding() -> None:

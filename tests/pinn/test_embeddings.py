@@ -72,12 +72,13 @@ def test_fourier_features_with_a_scale_for_each_coordinate() -> None:
         lambda: nn.Sequential(pinn.Periodic(2, {1: 1.0}), tail(3)),
         lambda: nn.Sequential(pinn.Fourier(2, 4, 2.0).double(), tail(8)),
         lambda: pinn.Constrained(tail(2), lambda x: x[..., :1] * x[..., 1:], lambda x: x[..., :1]),
+        lambda: pinn.Constrained(tail(2), lambda x: x[..., 1:] - 0.5, pinn.Held(tail(2), {1: 0.5})),
     ],
 )
 def test_jets_go_through_and_parameters_are_differentiated(build) -> None:
     network = build()
     assert propagate(network, POINT, POINT[None], Kind((4,))) is not None
-    named = {name: p.detach() for name, p in network.named_parameters()}
+    named = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
     def third(parameters, transform: bool):
         def u(x):
@@ -91,6 +92,31 @@ def test_jets_go_through_and_parameters_are_differentiated(build) -> None:
     expected, found = (grad(third)(named, transform) for transform in (True, False))
     for name in named:
         torch.testing.assert_close(found[name], expected[name])
+
+
+def test_a_network_begins_where_another_is_held() -> None:
+    last = tail(2)
+    network = pinn.Constrained(tail(2), lambda x: x[..., 1:] - 0.5, pinn.Held(last, {1: 0.5}))
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert names == [f"network.{name}" for name, _ in network.network.named_parameters()]
+    there = torch.tensor([[0.3, 0.5], [0.9, 0.5]], dtype=torch.float64)
+    expected = last(there).detach()
+    torch.testing.assert_close(network(there), expected, rtol=0, atol=0)
+    assert not torch.allclose(network(there + 0.1), last(there + 0.1))
+    with torch.no_grad():
+        last[0].weight.zero_()  # what is held is a copy
+    torch.testing.assert_close(network(there), expected, rtol=0, atol=0)
+    first = pinn.partials(pinn.Held(network, {1: 0.5}), POINT, (0,), (1,))
+    torch.testing.assert_close(first[0], pinn.partials(network, torch.tensor([0.3, 0.5]).double(), (0,))[0])
+    assert first[1].count_nonzero() == 0
+
+
+def test_a_distance_for_each_output() -> None:
+    network = pinn.Constrained(tail(2), lambda x: torch.cat([x[..., :1], 1 + 0 * x[..., :1]], dim=-1), lambda x: x)
+    edge = torch.tensor([[0.0, 0.4]], dtype=torch.float64)
+    found, free = network(edge).detach(), network.network(edge).detach()
+    assert float(found[0, 0]) == 0.0
+    torch.testing.assert_close(found[0, 1], free[0, 1] + 0.4)
 
 
 def test_a_system_with_two_outputs_and_hard_conditions_is_solved() -> None:
@@ -118,6 +144,9 @@ def test_a_system_with_two_outputs_and_hard_conditions_is_solved() -> None:
         (lambda: pinn.Periodic(2, {2: 1.0}), "coordinates 0 … 1"),
         (lambda: pinn.Periodic(2, {}), "coordinates 0 … 1"),
         (lambda: pinn.Periodic(2, {0: 0.0}), "periods must be positive"),
+        (lambda: pinn.Held(tail(2), {}), "values must name coordinates"),
+        (lambda: pinn.Held(tail(2), {-1: 0.0}), "values must name coordinates"),
+        (lambda: pinn.Held(tail(2), {1: math.inf}), "values must be finite"),
         (lambda: pinn.Periodic(2, {0: 1.0}, 0), "harmonics"),
         (lambda: pinn.Fourier(2, 0), "frequencies and scale"),
         (lambda: pinn.Fourier(2, 4, [1.0, 0.0]), "frequencies and scale"),

@@ -173,6 +173,7 @@ class GaussNewton(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop what is only remembered to save time."""
         self._compared = False
+        self._idle = ""
         self._latest: System | None = None
         self._costs: dict[tuple[Any, ...], FactorCost | None] = {}
         self._traces = Traces()
@@ -317,15 +318,16 @@ class GaussNewton(torch.optim.Optimizer):
                 "stationary: no step lowers the loss by more than rounding; a loss that is still too high asks for "
                 + ("float64, " if single else "")
                 + "another start, a wider network or other weights of the blocks"
+                + self._idle
             )
         if not self.history[-1].accepted:
             return (
-                f"stuck: the linear model promised to lower the loss by {promise:.1%}, but no step did, however "
-                "short: the outputs are rougher than their derivative says; try smoother activations, float64, or "
-                "scaled inputs and outputs"
+                f"stuck: the linear model promised to lower the loss by {100 * promise:.2g} %, but no step did, "
+                "however short: the outputs are rougher than their derivative says; try smoother activations, "
+                "float64, or scaled inputs and outputs"
             )
         return (
-            f"not stationary: the linear model of the latest step promised to lower the loss by {promise:.1%}; "
+            f"not stationary: the linear model of the latest step promised to lower the loss by {100 * promise:.2g} %; "
             "take more steps"
         )
 
@@ -362,7 +364,7 @@ class GaussNewton(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # torch's optimizers keep their groups and states only; a copy of this one must step as the original does.
         hooks = {name for name in vars(self) if name.startswith("_optimizer_")} | {"step"}
-        passing = hooks | {"_compared", "_latest", "_costs", "_traces"}
+        passing = hooks | {"_compared", "_idle", "_latest", "_costs", "_traces"}
         kept = {name: value for name, value in vars(self).items() if name not in passing}
         return kept | {"_data": LatestData(self._data.digest)}
 
@@ -589,6 +591,7 @@ class GaussNewton(torch.optim.Optimizer):
         if curvature.column_norms is not None:
             point.moving.keep(self.state, "column_norm", curvature.column_norms.to(point.moving.dtype))
         self._preconditioner = curvature.preconditioner
+        self._idle = self._told_idle(point, curvature) if result.stationary else ""
         state.promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
         state.level = result.level
         fell = result.loss / max(point.expansion.loss, 1e-300)
@@ -596,6 +599,13 @@ class GaussNewton(torch.optim.Optimizer):
         if result.iterations:
             state.products = 0.5 * (state.products + result.iterations)
         state.step += 1
+
+    def _told_idle(self, point: StartingPoint, curvature: Curvature) -> str:
+        """Say how many parameters move no output: those where Jᵀ w vanishes for any w."""
+        drawn = torch.randn(len(point.residual), generator=torch.Generator().manual_seed(self.seed))
+        idle = int((curvature.gradient(drawn.to(point.residual)) == 0).sum())
+        reason = "their units never fire, are saturated or are not used"
+        return f"; {idle} of {point.moving.count} parameters move no output: {reason}" if idle else ""
 
     def _changes(self, system: System) -> bool:
         """Whether steps see different data, as mini-batches and resampled points do."""

@@ -1,8 +1,9 @@
-"""Layers before and after a network: periodic inputs, Fourier features, values that hold by construction.
+"""Layers before and after a network: periodic inputs, Fourier features, values that hold by construction or are kept.
 
 All take points, shape (…, d), or a jet in their place, and give features or values, shape (…, k).
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -132,7 +133,8 @@ class Constrained(nn.Module):
     network
         Any module.
     distance
-        From x, shape (…, d), to (…, 1): 0 where values are given and nowhere else, smooth.
+        From x, shape (…, d), to (…, 1), or (…, k) with one for each output: 0 where values are given and nowhere else,
+        smooth; 1 for an output of which none is given.
     lift
         From x to the given values there, anything smooth elsewhere, shape (…, k) or (…, 1); None: 0.
     """
@@ -151,3 +153,38 @@ class Constrained(nn.Module):
     def forward(self, x: Any) -> Any:
         found = self.distance(x) * self.network(x)
         return found if self.lift is None else found + self.lift(x)
+
+
+class Held(nn.Module):
+    """A copy of a network that no longer trains, with some coordinates held: where the last slab of time has ended.
+
+    `Constrained(inner, lambda p: p[..., 1:] - time, Held(last, {1: time}))` begins there, exactly.
+
+    Parameters
+    ----------
+    network
+        Any module.
+    values
+        {coordinate: value}.
+
+    Raises
+    ------
+    ValueError
+        No value, a negative coordinate, a value that is not finite.
+    """
+
+    def __init__(self, network: nn.Module, values: Mapping[int, float]):
+        super().__init__()
+        if not values or any(axis < 0 for axis in values):
+            raise ValueError(f"values must name coordinates 0, 1, …, got {sorted(values)}")
+        if not all(math.isfinite(value) for value in values.values()):
+            raise ValueError(f"values must be finite, got {dict(values)}")
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.values = {axis: float(value) for axis, value in values.items()}
+
+    def forward(self, x: Any) -> Any:
+        columns = [x[..., axis : axis + 1] for axis in range(x.shape[-1])]
+        held = [
+            0 * column + self.values[axis] if axis in self.values else column for axis, column in enumerate(columns)
+        ]
+        return self.network(torch.cat(held, dim=-1))
