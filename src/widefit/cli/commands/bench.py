@@ -17,11 +17,15 @@ EXAMPLES = examples(
     "widefit bench finetune --data mnist.npz",
     "widefit bench two-layer -o result.json --figure result.png",
     "widefit bench memory --json --quiet > result.json",
+    "widefit bench samples --rows 10000,100000",
 )
+# Options of a bench itself.
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @guarded
 def command(
+    context: typer.Context,
     name: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help="Which one; lists them all when left out.", show_default=False),
@@ -43,11 +47,14 @@ def command(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
-    """Measure widefit beside what one would otherwise use, on this machine."""
+    """Measure widefit beside what one would otherwise use, on this machine.
+
+    A bench may have further options, those of its own script: widefit bench samples --rows 10000,100000.
+    """
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
     from widefit import __version__
-    from widefit.cli.benches import find, folder_of_benches, load
+    from widefit.cli.benches import find, folder_of_benches, further_options, load
     from widefit.cli.output import Output
     from widefit.cli.run.places import refuse_unwritable
 
@@ -70,6 +77,7 @@ def command(
     options = {option: value for option, value in asked.items() if value is not None}
     for option in options.keys() - inspect.signature(module.run).parameters.keys():
         raise ValueError(f"--{option}: the bench {name} takes none")
+    options |= further_options(name, module.run, context.args)
     if device not in (None, "auto"):
         from widefit.kernels.devices import device_named
 
