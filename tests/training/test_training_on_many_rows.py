@@ -122,7 +122,7 @@ def test_sums_over_very_many_samples_are_taken_in_float64(lists, monkeypatch: py
     x, y = problem()
     seen: list[np.dtype] = []
     of = Samples.of
-    monkeypatch.setattr(Samples, "of", lambda inputs: seen.append(inputs.dtype) or of(inputs))
+    monkeypatch.setattr(Samples, "of", lambda inputs, summed: seen.append(summed) or of(inputs, summed))
     for many in (len(x) + 1, len(x)):
         monkeypatch.setattr(two_layer, "_MANY_SUMMED", many)
         single = TwoLayer(5, 60, 2, threshold=1.0, seed=1)
@@ -285,9 +285,9 @@ class TestPlan:
         assert plan_two_layer(work, "dense", "auto", 1, 10**10)[0].arrays
 
     def test_fewer_neurons_where_a_step_would_take_long(self) -> None:
-        assert affordable_width(10_000, 20) == 1 << 16
-        assert affordable_width(60_000, 785) == 1 << 14
-        widths = [affordable_width(samples, 20) for samples in (10**4, 10**5, 10**6, 10**7)]
+        assert affordable_width(10_000, 20, 1.0) == 1 << 16
+        assert affordable_width(60_000, 785, 1.0) == 1 << 14
+        widths = [affordable_width(samples, 20, 1.0) for samples in (10**4, 10**5, 10**6, 10**7)]
         assert widths == sorted(widths, reverse=True)
         assert widths[-1] < widths[0]
 
