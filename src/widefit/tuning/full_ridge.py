@@ -17,7 +17,7 @@ from widefit.trackers import Dense
 
 # Rows that judge: at most so many, and this part of all.
 _HELD = 4000
-_HELD_PART = 0.05
+_HELD_PART = 0.1
 # Ridges that are tried, one after the other, in units of the one that few rows have chosen.
 _FACTORS = 10.0 ** np.arange(1.5, -3.1, -0.5)
 # What a ridge may add to the smallest error: with larger ones steps take fewer products.

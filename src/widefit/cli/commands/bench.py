@@ -20,15 +20,18 @@ EXAMPLES = examples(
     "widefit bench samples --rows 10000,100000",
 )
 # Options of a bench itself.
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+CONTEXT = {"ignore_unknown_options": True}
 
 
 @guarded
 def command(
-    context: typer.Context,
     name: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help="Which one; lists them all when left out.", show_default=False),
+    ] = None,
+    further: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OPTIONS OF THE BENCH]", help="Those of its own script.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The largest sizes as well.")] = False,
@@ -47,10 +50,7 @@ def command(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
-    """Measure widefit beside what one would otherwise use, on this machine.
-
-    A bench may have further options, those of its own script: widefit bench samples --rows 10000,100000.
-    """
+    """Measure widefit beside what one would otherwise use, on this machine."""
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
     from widefit import __version__
@@ -77,7 +77,7 @@ def command(
     options = {option: value for option, value in asked.items() if value is not None}
     for option in options.keys() - inspect.signature(module.run).parameters.keys():
         raise ValueError(f"--{option}: the bench {name} takes none")
-    options |= further_options(name, module.run, context.args)
+    options |= further_options(name, module.run, further or ())
     if device not in (None, "auto"):
         from widefit.kernels.devices import device_named
 
