@@ -129,6 +129,19 @@ def test_neurons_of_a_pair_share_a_walk(dtype, summed):
     torch.testing.assert_close(operator.diagonal(), expected.diagonal(), rtol=1e-6, atol=tolerance * largest)
 
 
+@pytest.mark.parametrize("kinds", [1, 3, 60])
+def test_columns_of_neurons_with_few_or_many_weights(kinds):
+    generator = np.random.default_rng(3)
+    inputs = generator.standard_normal((333, 4))
+    fires = pairs_that_differ(generator, 60, 333)
+    weights = generator.uniform(0.5, 2, kinds)[np.arange(120) // 2 % kinds]
+    patterns = [FirePattern.of(Chunk(0, 120, 0), fires)]
+    operator = FireListGram(patterns, Samples.of(inputs), lambda low, high: weights[low:high])
+    expected = torch.from_numpy((inputs @ inputs.T) * ((fires.T * weights**2) @ fires))
+    some = torch.from_numpy(generator.permutation(333)[:100])
+    torch.testing.assert_close(operator.columns(some), expected[:, some], rtol=0, atol=1e-12 * float(expected.max()))
+
+
 def test_pairs_start_with_one_row():
     network = TwoLayer(5, 64, 2, paired=True)
     run = Dense().start(network, np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32))

@@ -230,17 +230,17 @@ def spread(start, words, panels, sums, out):
 
 @njit(nogil=True, cache=True)
 def turn(start, words, first, out):
-    """Write bit r of sample first + i to bit r % 64 of out[i, r // 64], for 64 samples from a multiple of 64 on.
+    """Write bit r of sample first + i to bit r % 64 of out[r // 64, i], for 64 samples from a multiple of 64 on.
 
     Parameters
     ----------
     start, words : rows of ⌈n/32⌉ words; those of samples beyond n mean nothing
     first : the first sample
-    out : (64, ⌈rows/64⌉) uint64
+    out : (⌈rows/64⌉, 64) uint64
     """
     block = np.empty(64, np.uint64)
     low = first // WORD
-    for group in range(out.shape[1]):
+    for group in range(out.shape[0]):
         rows = min(64, start.size - 64 * group)
         for r in range(rows):
             base = start[64 * group + r] + low
@@ -250,8 +250,7 @@ def turn(start, words, first, out):
                 block[r] |= np.uint64(words[base + 1]) << np.uint64(32)
         block[rows:] = 0
         _transpose(block)
-        for i in range(64):
-            out[i, group] = block[i]
+        out[group] = block
 
 
 @njit(nogil=True, cache=True)
@@ -293,12 +292,16 @@ def count_together(start, words, chosen, weight, first, last, out):
     out : (columns, n) float64
     """
     groups = chosen.shape[1]
-    own = np.empty((64, groups), np.uint64)
+    own = np.empty((groups, 64), np.uint64)
+    found = np.empty(64, np.int64)
     for low in range(first, last, 64):
         turn(start, words, low, own)
-        for i in range(min(64, last - low)):
-            for q in range(chosen.shape[0]):
-                found = np.int64(0)
-                for g in range(groups):
-                    found += count_bits(own[i, g] & chosen[q, g])
-                out[q, low + i] += weight * found
+        size = min(64, last - low)
+        for q in range(chosen.shape[0]):
+            found[:] = 0
+            for g in range(groups):
+                bits = chosen[q, g]
+                for i in range(64):
+                    found[i] += count_bits(own[g, i] & bits)
+            for i in range(size):
+                out[q, low + i] += weight * found[i]
