@@ -318,6 +318,17 @@ def test_estimators_choose_the_ridge_on_all_rows(few_are_many) -> None:
     assert np.std(model.predict(x) - given.predict(x)) < 0.2 * spread
 
 
+def test_classes_are_calibrated_on_the_rows_that_chose_the_ridge(few_are_many) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((240, 3))
+    y = np.array(["a", "b", "c"])[(x[:, 0] > 0.3).astype(int) + (x[:, 1] > 0).astype(int)]
+    model = widefit.WideClassifier((600,)).fit(x, y)
+    assert "for all rows but 24" in str(model.plan_)
+    assert model.score(x, y) > 0.9
+    chances = model.predict_proba(x)[np.arange(240), np.unique(y, return_inverse=True)[1]]
+    assert np.mean(chances) > 0.7
+
+
 @pytest.mark.parametrize("settings", [{"solver": "cg"}, {"rule": "gradient-descent"}, {"alpha": 0.1}])
 def test_what_is_asked_for_leaves_the_ridge_of_few_rows(settings: dict, few_are_many) -> None:
     x, y = problem(1)

@@ -31,11 +31,12 @@ def _go_on() -> None:
 class FireListGram(Operator):
     """H = (1/m) Σ_r a_r² D_r X (Xᵀ D_r), D_r the samples on which neuron r fires, as an operator (this project).
 
-    A product takes 4 d operations a pair that fires, and memory for X, the fire lists and the sums of a thousand
-    neurons; neighboring neurons that fire on nearly the same samples, as those of a pair do, take half of that. It is
-    the sum over neurons of what each contributes: those of another process would be added. Sums over samples and
-    columns are taken in the dtype of X: with float64 a product is that of `CoFiringGram` to about 1e-14 of
-    ‖|H| |v|‖, with float32 to about 1e-6; sums over neurons are float64, as is what goes in and comes out.
+    A product takes 4 d operations a pair that fires, or a pair at all of neurons that fire on many samples, and memory
+    for X, the fire rows and the sums of a thousand neurons; neighboring neurons that fire on nearly the same samples,
+    as those of a pair do, take half of that. It is the sum over neurons of what each contributes: those of another
+    process would be added. Sums over samples and columns are taken in the dtype of X: with float64 a product is that of
+    `CoFiringGram` to about 1e-14 of ‖|H| |v|‖, with float32 to about 1e-6. Neurons are added up in float64, those
+    behind masks a few hundred at a time; what goes in and comes out is float64.
 
     Parameters
     ----------

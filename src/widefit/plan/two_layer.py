@@ -372,9 +372,9 @@ def preconditioner_rank(work: Workload) -> int:
 
 
 def _list_bytes(work: Workload, solver: Solver, threads: int) -> int:
-    """X once more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
+    """X twice more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
     n = work.samples
-    row = 64 * math.ceil(work.features * work.itemsize / 64) + 64
+    row = 64 * math.ceil(work.features * work.itemsize / 64) + 64 + work.features * work.itemsize
     vectors = 8 * n * (20 + 8 * work.outputs) + threads * 5 * (8 * n + _TASK_BYTES)
     columns = 0
     if isinstance(solver, NystromCG):
