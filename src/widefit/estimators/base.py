@@ -328,8 +328,9 @@ class Wide(TableInput, FitDisplay, ABC):
         """
         network = self.network_
         rule = self._rule()
-        asked = self.alpha == "auto" and self.solver == "auto" and isinstance(rule, GaussNewton)
-        if not asked or not isinstance(network, TwoLayer) or len(merged.rows) <= MANY or tuning.alpha == 0:
+        if self.alpha != "auto" or self.solver != "auto" or not isinstance(rule, GaussNewton):
+            return tuning, None
+        if not isinstance(network, TwoLayer) or len(merged.rows) <= MANY or tuning.alpha == 0:
             return tuning, None
         if self.loss_ != "squared" or self.device not in ("auto", "cpu"):
             return tuning, None

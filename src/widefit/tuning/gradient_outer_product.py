@@ -20,7 +20,7 @@ _TINY = np.finfo(np.float64).tiny
 
 def can_mix(sphere: SphereMap) -> bool:
     """Return True where there are columns to mix, and not too many."""
-    return 2 <= np.count_nonzero(sphere.scale) <= sphere.scale.size <= _MOST_MIXED
+    return 2 <= int(np.count_nonzero(sphere.scale)) <= sphere.scale.size <= _MOST_MIXED
 
 
 def mix_columns(
