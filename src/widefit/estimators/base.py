@@ -335,10 +335,10 @@ class Wide(TableInput, FitDisplay, ABC):
         if self.loss_ != "squared" or self.device not in ("auto", "cpu"):
             return tuning, None
         inputs = self.sphere_(merged.rows).astype(numpy_dtype(network.dtype))
-        work = replace(workload_of(network, inputs, self._ridge, rule), processes=processes.size, stored=True)
-        work = replace(work, width=-(-work.width // processes.size))
+        work = workload_of(network, inputs, self._ridge, rule)
+        own = replace(work, processes=processes.size, stored=True, width=-(-work.width // processes.size))
         threads = torch.get_num_threads()
-        (arrays, *_) = processes.gathered(plan_two_layer(work, self.tracker, "auto", threads)[0].arrays)
+        (arrays, *_) = processes.gathered(plan_two_layer(own, self.tracker, "auto", threads)[0].arrays)
         if arrays:
             return tuning, None
         found = full_ridge(
