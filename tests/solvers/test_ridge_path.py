@@ -49,9 +49,10 @@ def test_every_ridge_in_turn(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_path_ends_when_held_out_rows_no_longer_profit():
     H, y, weight, held = problem(400)
-    found = ridge_path(DenseGram(H), y, weight, held, RIDGES, 8, 200)
-    exact = [error_of(H, y, weight, held, solved(H, y, weight, held, ridge)) for ridge in RIDGES]
-    assert len(found) < len(RIDGES)
+    ridges = 10.0 ** np.arange(1.0, -9.0, -1.0)
+    found = ridge_path(DenseGram(H), y, weight, held, ridges, 8, 200)
+    exact = [error_of(H, y, weight, held, solved(H, y, weight, held, ridge)) for ridge in ridges]
+    assert len(found) < len(ridges)
     assert min(fit.error for fit in found) <= 1.02 * min(exact)
     assert found[-1].error > min(fit.error for fit in found)
     for fit in found:
