@@ -141,7 +141,7 @@ class SharedTwoLayerModel(TwoLayerModel):
     ) -> tuple[TwoLayerPlan, Tracker, Solver]:
         """One plan for all, from the least memory and the most threads of any."""
         size = self._processes.size
-        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few)
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few_steps)
         work = replace(work, width=-(-work.width // size), processes=size, stored=True)
         told = self._processes.gathered((work, memory, self._threads))
         least, most = min(own for _, own, _ in told), max(own for _, _, own in told)

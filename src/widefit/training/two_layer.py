@@ -101,7 +101,7 @@ class TwoLayerModel:
         self._rule = rule
         self._threads = threads
         self._phases = phases
-        self._few = few
+        self._few_steps = few
         self.plan, self._tracker, self._solver = self._planned(tracker, solver, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
         summed = product_dtype(len(inputs), inputs.dtype)
@@ -255,7 +255,7 @@ class TwoLayerModel:
     def _planned(
         self, tracker: str | Tracker, solver: str | Solver, memory: int | None, tol: float
     ) -> tuple[TwoLayerPlan, Tracker, Solver]:
-        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few)
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few_steps)
         return plan_two_layer(work, tracker, solver, self._threads, memory, tol)
 
     def _start_tracking(self, state: dict[str, np.ndarray] | None) -> Tracking:
