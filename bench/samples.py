@@ -19,21 +19,22 @@ TEST_ROWS = 5_000
 QUICK_WIDTH = 4096
 
 
-def run(size: str, data: str = "", rows: str = "", device: str = "auto") -> dict:
+def run(size: str, data: str = "", rows: str = "", width: int = 0, device: str = "auto") -> dict:
     """Rows of a made-up function of 20 columns with noise, or the first so many of an NPZ file, in a random order.
 
     The file holds X and y, with test_indices (the first row of them is tested on), or X_train, y_train, X_test and
-    y_test; labels of fewer than 20 kinds are classes. `rows` is a list such as 1000,41157. Every fit has a process of
-    its own, whose largest resident set is told; kernels have been compiled before, for their sizes, by smaller fits
-    that are not counted. `device` is that of the estimators.
+    y_test; labels of fewer than 20 kinds are classes. `rows` is a list such as 1000,41157, `width` the neurons for all
+    of them (0: "auto"). Every fit has a process of its own, whose largest resident set is told; kernels have been
+    compiled before, for their sizes, by smaller fits that are not counted. `device` is that of the estimators.
     """
     figures, before = [], None
     counts = [int(count) for count in rows.split(",")] if rows else ROWS[size]
+    width = width or (QUICK_WIDTH if size == "quick" else 0)
     for count in counts:
         found = {}
         for contestant in ("widefit", "gradient boosting"):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[contestant] = pool.apply(_measure, (contestant, count, data, size == "quick", device))
+                found[contestant] = pool.apply(_measure, (contestant, count, data, width, device))
             if found[contestant] is None:
                 break
             label = f"{count:,} rows, {contestant}"
@@ -53,7 +54,7 @@ def run(size: str, data: str = "", rows: str = "", device: str = "auto") -> dict
         "data": data or f"made up, {FEATURES} columns",
         "error": "root mean square on unseen rows over the spread of the target, or share of wrong labels",
         "device": device,
-        "width": QUICK_WIDTH if size == "quick" else "auto",
+        "width": width or "auto",
     }
     return {"machine": describe_machine(), "settings": settings, "figures": figures}
 
@@ -81,18 +82,18 @@ def draw(result: dict, path: Path) -> None:
     figure.savefig(path)
 
 
-def _measure(contestant: str, rows: int, data: str, quick: bool, device: str) -> dict[str, float] | None:
+def _measure(contestant: str, rows: int, data: str, width: int, device: str) -> dict[str, float] | None:
     """Fit and judge; None where the file has not so many rows."""
-    table = _read(Path(data)) if data else _made_up(rows)
+    table = read(Path(data)) if data else made_up(rows)
     X, y, X_test, y_test = table
     if len(X) < rows:
         return None
     chosen = np.random.default_rng(0).permutation(len(X))[:rows]
     X, y = X[chosen], y[chosen]
     classes = np.unique(y).size < 20
-    model: Any = _model(contestant, classes, quick, device)
+    model: Any = _model(contestant, classes, width, device)
     if contestant == "widefit":
-        _model(contestant, classes, True, device).fit(X[:600], y[:600])
+        _model(contestant, classes, QUICK_WIDTH, device).fit(X[:600], y[:600])
         _apply_from_lists(X, outputs=np.unique(y).size if classes and np.unique(y).size > 2 else 1)
     begun, spent = time.perf_counter(), time.process_time()
     model.fit(X, y)
@@ -118,18 +119,18 @@ def _apply_from_lists(X: np.ndarray, outputs: int) -> None:
     train(TwoLayer(rows.shape[1], 16 * outputs, outputs, threshold=1.0), rows, targets, alpha=0.1, max_iter=1)
 
 
-def _model(contestant: str, classes: bool, quick: bool, device: str):
+def _model(contestant: str, classes: bool, width: int, device: str):
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     from widefit import WideClassifier, WideRegressor
 
     if contestant == "gradient boosting":
         return (HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor)(random_state=0)
-    settings: dict[str, Any] = {"device": device} | ({"hidden_layer_sizes": (QUICK_WIDTH,)} if quick else {})
+    settings: dict[str, Any] = {"device": device} | ({"hidden_layer_sizes": (width,)} if width else {})
     return (WideClassifier if classes else WideRegressor)(**settings)
 
 
-def _made_up(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def made_up(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Waves, products and kinks of a few of the columns, and noise of a tenth of the variance."""
     generator = np.random.default_rng(0)
     X = generator.standard_normal((rows + TEST_ROWS, FEATURES))
@@ -138,7 +139,7 @@ def _made_up(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     return X[TEST_ROWS:], y[TEST_ROWS:], X[:TEST_ROWS], y[:TEST_ROWS]
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     with np.load(path) as held:
         if "X_train" in held:
             X, y, X_test, y_test = (held[name] for name in ("X_train", "y_train", "X_test", "y_test"))

@@ -352,8 +352,8 @@ class TestBench:
     @pytest.fixture
     def benches(self, tmp_path: Path, monkeypatch) -> Path:
         (tmp_path / "harmless_bench.py").write_text(
-            '"""A pass."""\ndef run(size):\n'
-            '    line = {"name": "pass", "value": 0.5, "unit": "s", "against": "bare product", "ratio": 0.25}\n'
+            '"""A pass."""\ndef run(size, a_row=1):\n'
+            '    line = {"name": "pass", "value": 0.5, "unit": "s", "against": "bare product", "ratio": 0.25 * a_row}\n'
             '    return {"figures": [line], "machine": {"cores": 2}}\n'
         )
         monkeypatch.setattr("widefit.cli.benches.folder_of_benches", lambda: tmp_path)
@@ -367,6 +367,25 @@ class TestBench:
         assert document["figures"] == json.loads((benches / "result.json").read_text())["figures"]
         assert document["command"] == "bench"
         assert json.loads(call("bench", "--json", folder=benches).stdout)["benches"] == {"harmless-bench": "A pass."}
+
+    @pytest.mark.parametrize("given", [["--a-row", "32"], ["--a-row=32"]])
+    def test_options_of_the_bench_itself(self, benches: Path, given: list[str]) -> None:
+        shown = call("bench", "harmless-bench", *given, folder=benches)
+        assert shown.code == 0, shown.stderr
+        assert "8 × faster than bare product" in shown.stdout
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (["--columns", "3"], "--columns: the bench harmless-bench takes --a-row"),
+            (["--a-row"], "--a-row needs a value"),
+            (["--a-row", "many"], "--a-row must be of the kind of 1, got 'many'"),
+        ],
+    )
+    def test_options_that_it_does_not_take(self, benches: Path, given: list[str], words: str) -> None:
+        code, _, stderr = call("bench", "harmless-bench", *given, folder=benches)
+        assert code == 2
+        assert words in stderr
 
     @pytest.mark.parametrize(
         ("ratio", "unit", "words"),

@@ -93,6 +93,63 @@ def test_tiles_blocks_and_threads(samples, features, dtype):
     torch.testing.assert_close(operator(1).diagonal(), expected.diagonal(), rtol=1e-12, atol=0)
 
 
+def pairs_that_differ(generator: np.random.Generator, pairs: int, samples: int) -> np.ndarray:
+    """Fire rows, two by two: equal ones, ones that differ a little, and ones with nothing in common."""
+    fires = np.repeat(generator.random((pairs, samples)) < generator.choice([0.08, 0.2], (pairs, 1)), 2, axis=0)
+    fires[1::2] ^= generator.random((pairs, samples)) < 0.005
+    fires[1:40:4] = fires[:40:4]
+    fires[42] = ~fires[43]
+    fires[44:46] = False
+    return fires
+
+
+@pytest.mark.parametrize(("dtype", "summed"), [(np.float64, np.float64), (np.float32, np.float32), (np.float32, float)])
+def test_neurons_of_a_pair_share_a_walk(dtype, summed):
+    generator = np.random.default_rng(2)
+    inputs = generator.standard_normal((900, 21)).astype(dtype)
+    fires = pairs_that_differ(generator, 60, 900)
+    # Neurons that fire on nothing have no row, and a chunk may begin within a pair.
+    kept = np.setdiff1d(np.arange(51), [20, 33])
+    chunks = [FirePattern.of(Chunk(0, 51, 0), fires[kept], kept), FirePattern.of(Chunk(51, 120, 0), fires[51:])]
+    fires[[20, 33]] = False
+    weights = generator.uniform(0, 2, 120)
+    operator = FireListGram(chunks, Samples.of(inputs, np.dtype(summed)), lambda low, high: weights[low:high])
+    assert sum(task.twins.weights.size for task in operator._tasks) < 70
+    assert any(task.twins.samples.size for task in operator._tasks)
+    exact = inputs.astype(np.float64)
+    expected = torch.from_numpy((exact @ exact.T) * ((fires.T * weights**2) @ fires))
+    vectors = torch.from_numpy(generator.standard_normal((900, 3)))
+    scale = float((expected.abs() @ vectors.abs()).max())
+    tolerance = 1e-13 if dtype == np.float64 else 1e-6
+    torch.testing.assert_close(operator.matvec(vectors), expected @ vectors, rtol=0, atol=tolerance * scale)
+    some = torch.from_numpy(generator.permutation(900)[:70])
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(operator.columns(some), expected[:, some], rtol=0, atol=tolerance * largest)
+    torch.testing.assert_close(operator.block(some), expected[some][:, some], rtol=0, atol=tolerance * largest)
+    torch.testing.assert_close(operator.diagonal(), expected.diagonal(), rtol=1e-6, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 60])
+def test_columns_of_neurons_with_few_or_many_weights(kinds):
+    generator = np.random.default_rng(3)
+    inputs = generator.standard_normal((333, 4))
+    fires = pairs_that_differ(generator, 60, 333)
+    weights = generator.uniform(0.5, 2, kinds)[np.arange(120) // 2 % kinds]
+    patterns = [FirePattern.of(Chunk(0, 120, 0), fires)]
+    operator = FireListGram(patterns, Samples.of(inputs), lambda low, high: weights[low:high])
+    expected = torch.from_numpy((inputs @ inputs.T) * ((fires.T * weights**2) @ fires))
+    some = torch.from_numpy(generator.permutation(333)[:100])
+    torch.testing.assert_close(operator.columns(some), expected[:, some], rtol=0, atol=1e-12 * float(expected.max()))
+
+
+def test_pairs_start_with_one_row():
+    network = TwoLayer(5, 64, 2, paired=True)
+    run = Dense().start(network, np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32))
+    operator = FireListGrams(run, Samples.of(np.eye(40, 5, dtype=np.float32)), network.coefficients)(1)
+    assert 16 <= sum(task.twins.weights.size for task in operator._tasks) < 24
+    assert not any(task.twins.samples.size for task in operator._tasks)
+
+
 def test_patterns_of_the_certificate_tracker():
     """Short words, and rows of the neurons that fire alone."""
     generator = np.random.default_rng(1)

@@ -11,7 +11,7 @@ import torch
 
 import widefit
 from widefit.callbacks import Callback
-from widefit.estimators import base
+from widefit.estimators import base, parameters
 from widefit.estimators.parameters import affordable_width
 from widefit.files import Checkpoint
 from widefit.files.checkpoint import read_checkpoint
@@ -26,6 +26,7 @@ from widefit.trackers.certificate import geometry
 from widefit.trackers.certificate.tracking import CertificateTracking
 from widefit.trackers.cost import Steps, Workload
 from widefit.training.train import Training
+from widefit.tuning import held_out, tune
 
 EXACT = NystromCG(tolerance=1e-11)
 MANY = Workload(
@@ -122,7 +123,7 @@ def test_sums_over_very_many_samples_are_taken_in_float64(lists, monkeypatch: py
     x, y = problem()
     seen: list[np.dtype] = []
     of = Samples.of
-    monkeypatch.setattr(Samples, "of", lambda inputs: seen.append(inputs.dtype) or of(inputs))
+    monkeypatch.setattr(Samples, "of", lambda inputs, summed: seen.append(summed) or of(inputs, summed))
     for many in (len(x) + 1, len(x)):
         monkeypatch.setattr(two_layer, "_MANY_SUMMED", many)
         single = TwoLayer(5, 60, 2, threshold=1.0, seed=1)
@@ -285,11 +286,54 @@ class TestPlan:
         assert plan_two_layer(work, "dense", "auto", 1, 10**10)[0].arrays
 
     def test_fewer_neurons_where_a_step_would_take_long(self) -> None:
-        assert affordable_width(10_000, 20) == 1 << 16
-        assert affordable_width(60_000, 785) == 1 << 14
-        widths = [affordable_width(samples, 20) for samples in (10**4, 10**5, 10**6, 10**7)]
+        assert affordable_width(10_000, 20, 1.0) == 1 << 16
+        assert affordable_width(60_000, 785, 1.0) == 1 << 14
+        widths = [affordable_width(samples, 20, 1.0) for samples in (10**4, 10**5, 10**6, 10**7)]
         assert widths == sorted(widths, reverse=True)
         assert widths[-1] < widths[0]
+
+
+@pytest.fixture
+def few_are_many(lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 60 rows on a table has many."""
+    for module in (base, parameters, tune, held_out):
+        monkeypatch.setattr(module, "MANY", 60)
+    monkeypatch.setattr(held_out, "SAMPLE", 60)
+
+
+def test_estimators_choose_the_ridge_on_all_rows(few_are_many) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((240, 3))
+    y = np.sin(2 * x[:, 0]) + 0.3 * generator.standard_normal(240)
+    model = widefit.WideRegressor((512,)).fit(x, y)
+    told = {name: (chosen, reason) for name, chosen, reason in model.plan_.rows()}
+    assert told["threshold"][0] == "1"
+    assert told["ridge of all rows"][0] == f"{model.alpha_:.3g}"
+    assert "for all rows but 24" in told["ridge of all rows"][1]
+    # The first solve begins where the choice has ended.
+    assert model.history_[1].solver_iterations < 20
+    given = widefit.WideRegressor((512,), alpha=model.alpha_, threshold=1.0, readout_scale=1e3).fit(x, y)
+    assert "ridge of all rows" not in str(given.plan_)
+    spread = np.std(model.predict(x) - y)
+    assert np.std(model.predict(x) - given.predict(x)) < 0.2 * spread
+
+
+def test_classes_are_calibrated_on_the_rows_that_chose_the_ridge(few_are_many) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((240, 3))
+    y = np.array(["a", "b", "c"])[(x[:, 0] > 0.3).astype(int) + (x[:, 1] > 0).astype(int)]
+    model = widefit.WideClassifier((600,)).fit(x, y)
+    assert "for all rows but 24" in str(model.plan_)
+    assert model.score(x, y) > 0.9
+    chances = model.predict_proba(x)[np.arange(240), np.unique(y, return_inverse=True)[1]]
+    assert np.mean(chances) > 0.7
+
+
+@pytest.mark.parametrize("settings", [{"solver": "cg"}, {"rule": "gradient-descent"}, {"alpha": 0.1}])
+def test_what_is_asked_for_leaves_the_ridge_of_few_rows(settings: dict, few_are_many) -> None:
+    x, y = problem(1)
+    model = widefit.WideRegressor((64,), max_iter=2, **settings).fit(x, y[:, 0])
+    assert "ridge of all rows" not in str(model.plan_)
 
 
 def test_predictions_of_many_rows_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ app = typer.Typer(
     ),
 )
 for part in (train, predict, evaluate, finetune, info, bench):
-    app.command(part.__name__.rpartition(".")[2], epilog=part.EXAMPLES)(part.command)
+    settings = getattr(part, "CONTEXT", None)
+    app.command(part.__name__.rpartition(".")[2], epilog=part.EXAMPLES, context_settings=settings)(part.command)
 
 
 def _show_version(wanted: bool) -> bool:

@@ -2,8 +2,9 @@
 
 import ast
 import importlib
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,36 @@ def compared(line: Mapping[str, Any]) -> str:
     if unit in ("MB", "GB"):
         return f"1/{ratio:.3g} of {against}" if ratio > 1 else f"{times} {against}"
     return f"{times} {'better' if ratio > 1 else 'worse'} than {against}"
+
+
+def further_options(name: str, run: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Read options of a bench itself, --some-name VALUE or --some-name=VALUE, in the types of its defaults.
+
+    Raises
+    ------
+    ValueError
+        An option that the bench does not take, without a value, or of another type.
+    """
+    known = {
+        f"--{option.name.replace('_', '-')}": option
+        for option in inspect.signature(run).parameters.values()
+        if option.name != "size"
+    }
+    found = {}
+    left = list(arguments)
+    while left:
+        word, equals, value = left.pop(0).partition("=")
+        if word not in known:
+            raise ValueError(f"{word}: the bench {name} takes {', '.join(known) or 'no options of its own'}")
+        if not equals and not left:
+            raise ValueError(f"{word} needs a value")
+        value = value if equals else left.pop(0)
+        default = known[word].default
+        try:
+            found[known[word].name] = value if default is None else type(default)(value)
+        except ValueError:
+            raise ValueError(f"{word} must be of the kind of {default!r}, got {value!r}") from None
+    return found
 
 
 def load(path: Path) -> ModuleType:

@@ -45,15 +45,21 @@ from widefit.kernels import clock
 from widefit.kernels.surroundings import insulated
 from widefit.losses.family import rule_loss
 from widefit.nn import Deep, TwoLayer
+from widefit.nn.blocks import numpy_dtype
 from widefit.nn.evaluation import evaluate
+from widefit.nn.shard import NeuronShard
 from widefit.plan.base import Choice, Plan
+from widefit.plan.two_layer import plan_two_layer, preconditioner_rank, product_dtype, workload_of
 from widefit.processes import ALONE, Alone, as_processes
 from widefit.rules import SGD, GaussNewton, Rule, StopReason
 from widefit.solvers import Solver
 from widefit.trackers import Tracker
 from widefit.training.history import History
 from widefit.training.train import Training
+from widefit.training.two_layer import Start
 from widefit.tuning.duplicates import MergedRows, WeightedRows, merge_duplicates
+from widefit.tuning.full_ridge import full_ridge
+from widefit.tuning.held_out import MANY
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.tune import Tuning, bytes_needed, tune
 
@@ -264,13 +270,14 @@ class Wide(TableInput, FitDisplay, ABC):
             refuse_many_rows(len(merged.rows))
         self._forget_stream()
         tuning = None if continues else self._tune(merged, layers, self.alpha, processes)
+        start = None
         if tuning is not None:
             self._choose_loss(tuning)
-        self._calibrate(tuning)
-        if tuning is not None:
             # Of several processes each draws its share alone.
             store = "array" if processes.size == 1 else "regenerate"
             self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed, store)
+            tuning, start = self._correct_ridge(tuning, merged, processes)
+        self._calibrate(tuning)
         kept = weight > 0
         problem = merged
         floor = merged.floor
@@ -281,7 +288,7 @@ class Wide(TableInput, FitDisplay, ABC):
         inputs = self.sphere_(problem.rows)
         knows_error = tuning is not None and self.loss_ == "squared" and len(problem.rows) >= _FEWEST_TO_SETTLE
         error = tuning.error if tuning is not None and knows_error else None
-        self._train(inputs, problem, floor, metric, callbacks, resume, error, processes)
+        self._train(inputs, problem, floor, metric, callbacks, resume, error, processes, start)
         self._sample = TrainingSample.draw(
             merged, encoded[kept], weight[kept], np.flatnonzero(kept), self.sphere_, self._seed
         )
@@ -314,6 +321,59 @@ class Wide(TableInput, FitDisplay, ABC):
         self._choices = (*layers.choices, *tuning.choices, *self._target_choices)
         return tuning
 
+    def _correct_ridge(self, tuning: Tuning, merged: MergedRows, processes: Alone) -> tuple[Tuning, Start | None]:
+        """Choose the ridge of many rows anew, on held-out ones by regressions on all others, and begin with the best.
+
+        Only where such a regression is what a step takes anyway: then it is next to free.
+        """
+        network = self.network_
+        rule = self._rule()
+        if self.alpha != "auto" or self.solver != "auto" or not isinstance(rule, GaussNewton):
+            return tuning, None
+        if not isinstance(network, TwoLayer) or len(merged.rows) <= MANY or tuning.alpha == 0:
+            return tuning, None
+        if self.loss_ != "squared" or self.device not in ("auto", "cpu"):
+            return tuning, None
+        inputs = self.sphere_(merged.rows).astype(numpy_dtype(network.dtype))
+        work = workload_of(network, inputs, self._ridge, rule)
+        own = replace(work, processes=processes.size, stored=True, width=-(-work.width // processes.size))
+        threads = torch.get_num_threads()
+        (arrays, *_) = processes.gathered(plan_two_layer(own, self.tracker, "auto", threads)[0].arrays)
+        if arrays:
+            return tuning, None
+        found = full_ridge(
+            network if processes.size == 1 else NeuronShard.of(network, processes),
+            inputs,
+            merged.targets,
+            merged.sample_weight,
+            alpha=self._ridge,
+            summed=product_dtype(len(inputs), inputs.dtype),
+            rank=preconditioner_rank(work),
+            threads=threads,
+            processes=processes,
+            seed=self._seed,
+        )
+        alpha = float(f"{found.alpha / tuning.readout_scale**2:.4g}")
+        held = found.rows
+        reason = (
+            f"the best of {found.tried} for all rows but {len(held):,}: error {found.error:.3g} spreads on these, "
+            f"after {found.products} products with H"
+        )
+        self.alpha_ = alpha
+        self._ridge = alpha * tuning.readout_scale**2
+        self._choices = (*self._choices, Choice("ridge of all rows", f"{alpha:.3g}", reason))
+        corrected = replace(
+            tuning,
+            alpha=alpha,
+            held_out=found.predictions,
+            held_out_rows=held,
+            held_out_targets=merged.targets[held],
+            held_out_weight=merged.sample_weight[held],
+        )
+        self._choose_loss(corrected)
+        # Outputs begin at 0, and a step goes against g. Rounded, as a resumed run has to have the same tolerance.
+        return corrected, Start(-found.coefficients, float(f"{1.2 * found.residual:.1g}"))
+
     def _train(
         self,
         inputs: np.ndarray,
@@ -324,6 +384,7 @@ class Wide(TableInput, FitDisplay, ABC):
         resume: str | Path | None,
         error: float | None,
         processes: Alone,
+        start: Start | None,
     ) -> None:
         """Train the network, in place; until it has settled, where the leave-one-out error is known."""
         rule = self._rule()
@@ -348,6 +409,7 @@ class Wide(TableInput, FitDisplay, ABC):
             device=self.device,
             processes=processes,
             few_steps=bool(settled),
+            start=start,
         )
         plan = training.plan.after(self._choices)
         # Distinct rows, those on the sphere, and these in float32 stay while the network is trained.

@@ -10,13 +10,17 @@ from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.plan.names import ACTIVATIONS
 from widefit.plan.two_layer import seconds_of_a_product
+from widefit.tuning.held_out import MANY
 
 # Neurons of "auto", and the least of them; seconds on one core that a product with H may take before they are fewer.
 _WIDTH = 1 << 16
 _LEAST_WIDTH = 1 << 12
-_SECONDS_A_PRODUCT = 6.0
-# And pairs that fire, which take four bytes before a step and after it.
-_FIRING_PAIRS = 1 << 28
+_SECONDS_A_PRODUCT = 16.0
+# And pairs of a neuron and a sample, which take a bit before a step and after it.
+_PAIRS = 1 << 33
+# Threshold of "auto" for many rows: what a neuron tells of the kernel grows with the part of the rows that it fires on,
+# up to about this one, and what it costs does not, as it is multiplied with all of them.
+_THRESHOLD_OF_MANY = 1.0
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3
 
@@ -76,13 +80,18 @@ class HiddenLayers:
         return cls._of_widths(widths, model)
 
     def for_rows(self, model: Any, samples: int, features: int) -> "HiddenLayers":
-        """Return narrower layers where "auto" is to choose, and a step on so many rows would take long."""
-        chosen = isinstance(model.hidden_layer_sizes, str)
-        width = affordable_width(samples, features) if chosen else _WIDTH
-        if width == _WIDTH:
+        """Return layers for many rows where "auto" is to choose: a lower threshold, and neurons that are quick."""
+        if samples <= MANY or len(self.widths) > 1:
             return self
+        threshold = isinstance(model.threshold, str) and model.activation != "relu"
+        chosen = isinstance(model.hidden_layer_sizes, str)
+        level = _THRESHOLD_OF_MANY if threshold else self.thresholds[0]
+        layers = replace(self, thresholds=(level,), reason="as low as suits many rows") if threshold else self
+        width = affordable_width(samples, features, level) if chosen else _WIDTH
+        if width == _WIDTH:
+            return layers
         reason = f"a step on {samples:,} rows would take long with {_WIDTH:,}"
-        return replace(self._of_widths((width,), model), narrowed=Choice("width", f"{width:,}", reason))
+        return replace(layers, widths=(width,), narrowed=Choice("width", f"{width:,}", reason))
 
     @classmethod
     def _of_widths(cls, widths: tuple[int, ...], model: Any) -> "HiddenLayers":
@@ -120,13 +129,14 @@ class HiddenLayers:
         return Choice("threshold", chosen, f"{self.reason}: a neuron fires on {shares} of the samples")
 
 
-def affordable_width(samples: int, features: int) -> int:
+def affordable_width(samples: int, features: int, threshold: float) -> int:
     """Return the largest power of two of neurons, up to the usual, with which a product with H takes little time."""
     width = _WIDTH
+    firing = firing_probability(threshold, 1.0)
     while width > _LEAST_WIDTH:
-        fired = width * firing_probability(automatic_threshold(width), 1.0)
-        seconds = seconds_of_a_product(samples, features, fired)
-        if seconds <= _SECONDS_A_PRODUCT and fired * samples <= _FIRING_PAIRS:
+        # The two neurons of a pair take one walk.
+        seconds = seconds_of_a_product(samples, features, width / 2, firing)
+        if seconds <= _SECONDS_A_PRODUCT and width * samples <= _PAIRS:
             break
         width //= 2
     return width

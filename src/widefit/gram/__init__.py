@@ -4,7 +4,8 @@ from widefit.gram.base import DenseGram, Operator
 from widefit.gram.co_firing import CoFiringGram, co_firing
 from widefit.gram.coupled import CoupledGram
 from widefit.gram.current import CurrentGrams, similarity
-from widefit.gram.fire_lists import FireListGram, FireListGrams, Samples
+from widefit.gram.fire_lists import FireListGram, FireListGrams
+from widefit.gram.fired_rows import Samples
 from widefit.gram.identical_blocks import IdenticalBlocks
 from widefit.gram.implicit import ImplicitGram
 from widefit.gram.jacobian import JacobianGram

@@ -1,8 +1,6 @@
 """H of a two-layer network applied from its fire pattern: nothing of size n × n is ever formed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -11,14 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from widefit.gram.base import Operator
-from widefit.kernels import fire_lists as kernels
-from widefit.kernels.fire_rows import FireRows
+from widefit.gram.fired_rows import ListedRows, Samples, fired_rows
 from widefit.kernels.threads import ordered_map
 from widefit.trackers.base import Flips, Tracking
 from widefit.trackers.fire_pattern import FirePattern
 
-# Neurons of a task: so many that reading all samples once is little work beside their pairs, and their sums are few.
-_TASK = 1024
 # Vectors that one walk over the pairs serves.
 _VECTORS = 8
 # Columns that a task counts.
@@ -33,47 +28,15 @@ def _go_on() -> None:
     """Return at once."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """X as products from fire lists read it.
-
-    Attributes
-    ----------
-    inputs
-        X; its dtype is that of the sums over samples and over columns.
-    blocks
-        X once more, see `widefit.kernels.fire_lists.blocks_of`.
-    """
-
-    inputs: Float[np.ndarray, "n d"]
-    blocks: Float[np.ndarray, "blocks n lanes"] = field(repr=False)
-
-    @classmethod
-    def of(cls, inputs: Float[np.ndarray, "n d"]) -> "Samples":
-        """Lay the samples out."""
-        return cls(inputs, kernels.blocks_of(inputs))
-
-    @cached_property
-    def squared_norms(self) -> Float[np.ndarray, " n"]:
-        """‖x_i‖²."""
-        return np.einsum("ij,ij->i", self.inputs, self.inputs, dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Fire rows of some neurons, and a_r² / m of each."""
-
-    rows: FireRows
-    weights: Float[np.ndarray, " rows"]
-
-
 class FireListGram(Operator):
     """H = (1/m) Σ_r a_r² D_r X (Xᵀ D_r), D_r the samples on which neuron r fires, as an operator (this project).
 
-    A product takes 4 d operations a pair that fires, and memory for X, the fire lists and the sums of a thousand
-    neurons. It is the sum over neurons of what each contributes: those of another process would be added. Sums over
-    samples and columns are taken in the dtype of X: with float64 a product is that of `CoFiringGram` to about 1e-14 of
-    ‖|H| |v|‖, with float32 to about 1e-6; sums over neurons are float64, as is what goes in and comes out.
+    A product takes 4 d operations a pair that fires, or a pair at all of neurons that fire on many samples, and memory
+    for X, the fire rows and the sums of a thousand neurons; neighboring neurons that fire on nearly the same samples,
+    as those of a pair do, take half of that. It is the sum over neurons of what each contributes: those of another
+    process would be added. Sums over samples and columns are taken in the dtype of X: with float64 a product is that of
+    `CoFiringGram` to about 1e-14 of ‖|H| |v|‖, with float32 to about 1e-6. Neurons are added up in float64, those
+    behind masks a few hundred at a time; what goes in and comes out is float64.
 
     Parameters
     ----------
@@ -105,7 +68,8 @@ class FireListGram(Operator):
         self._samples = samples
         self._threads = threads
         self._pause = pause
-        self._tasks = [task for pattern in patterns for task in _tasks_of(pattern, coefficients)]
+        features = samples.inputs.shape[1]
+        self._tasks = [rows for pattern in patterns for rows in fired_rows(pattern, coefficients, features)]
 
     def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
         columns = np.ascontiguousarray(vectors.reshape(self.size, -1).numpy().T, self._samples.inputs.dtype)
@@ -118,13 +82,9 @@ class FireListGram(Operator):
 
     def _parts(self, vectors: Float[np.ndarray, "c n"]) -> Iterator[Float[np.ndarray, "c n"]]:
         """Yield what the neurons of one task after the other contribute to H v."""
-        blocks = self._samples.blocks
-        tile, width = kernels.tile_of(blocks), kernels.width_of(blocks)
 
-        def part(task: _Task) -> np.ndarray:
-            out = np.zeros(vectors.shape)
-            kernels.apply_rows(task.rows, task.weights, blocks, vectors, tile, width, out)
-            return out
+        def part(rows: ListedRows) -> np.ndarray:
+            return rows.apply(self._samples, vectors)
 
         return ordered_map(part, self._paused(self._tasks), self._threads)
 
@@ -137,7 +97,7 @@ class FireListGram(Operator):
     def diagonal(self) -> Float[Tensor, " n"]:
         fired = np.zeros(self.size)
         for task in self._tasks:
-            kernels.add_weights(task.rows, task.weights, fired)
+            task.add_weights(fired)
         return torch.from_numpy(fired * self._samples.squared_norms)
 
     def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
@@ -146,7 +106,9 @@ class FireListGram(Operator):
 
         def fill(first: int) -> None:
             own = chosen[first : first + _COLUMNS]
-            counted = self._counted(own, within=False)
+            counted = np.zeros((own.size, self.size))
+            for task in self._tasks:
+                task.add_columns(own, counted)
             self._times_similarity(counted, own, None)
             found[:, first : first + own.size] = counted.T
 
@@ -156,19 +118,12 @@ class FireListGram(Operator):
 
     def block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
         chosen, back = np.unique(indices.numpy(), return_inverse=True)
-        counted = self._counted(chosen, within=True)
+        counted = np.zeros((chosen.size, chosen.size))
+        for task in self._tasks:
+            task.add_block(chosen, counted, self.size)
         self._times_similarity(counted, chosen, chosen)
         back = back.reshape(-1)
         return torch.from_numpy(counted[back[:, None], back])
-
-    def _counted(self, chosen: Int[np.ndarray, " r"], within: bool) -> Float[np.ndarray, "r rows"]:
-        """Columns of Sᵀ diag(a² / m) S, one below the other, of the chosen rows alone or of all."""
-        place = np.full(self.size, -1, np.int32)
-        place[chosen] = np.arange(chosen.size, dtype=np.int32)
-        counted = np.zeros((chosen.size, chosen.size if within else self.size))
-        for task in self._tasks:
-            kernels.add_columns(task.rows, task.weights, place, within, counted)
-        return counted
 
     def _times_similarity(
         self,
@@ -223,14 +178,3 @@ class FireListGrams:
 
     def follow(self, changes: Flips | None) -> None:
         """Nothing to do: the pattern itself is all there is."""
-
-
-def _tasks_of(pattern: FirePattern, coefficients: Callable[[int, int], Float[np.ndarray, " rows"]]) -> Iterator[_Task]:
-    """Cut the rows of a chunk, whatever the number of threads."""
-    weights = coefficients(pattern.chunk.first, pattern.chunk.last) ** 2
-    weights = weights if pattern.neurons is None else weights[pattern.neurons]
-    counts, start, words = pattern.rows
-    pieces = max(1, round(counts.size / _TASK))
-    for piece in range(pieces):
-        own = slice(piece * counts.size // pieces, (piece + 1) * counts.size // pieces)
-        yield _Task(FireRows(counts[own], start[own], words), np.ascontiguousarray(weights[own]))

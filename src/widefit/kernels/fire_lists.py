@@ -4,9 +4,14 @@ H v = Σ_r w_r D_r X (Xᵀ D_r v) with D_r the samples that neuron r fires on: s
 sums with the same rows, 4 d operations a pair that fires. Columns of X are cut into blocks as wide as a few registers,
 and samples into tiles whose rows of a block stay in the second-level cache. Kernels are serial and release the GIL, see
 `widefit.kernels.fire_rows`.
+
+**Twins.** Two neurons that started with the same weights fire on nearly the same samples, D' = D + E with E = ±1 on the
+few where they differ. Their sums are u and u' = u + Xᵀ E v, and what they give is D X (w u + w' u') + E X (w' u'): one
+walk over the samples of D serves both.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
@@ -27,6 +32,27 @@ _MOST_STEPS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
 _TILE_BYTES = 1 << 18
 # Samples of a tile are a multiple of the bits of a word, whatever the word.
 _WORD = 64
+
+
+class Twins(NamedTuple):
+    """Fire rows, and what those of a second neuron each differ by.
+
+    Attributes
+    ----------
+    rows : fire rows
+    weights : (rows,) float64, w of each
+    others : (rows,) float64, w' of the second neuron; 0 where there is none
+    start : (rows + 1,) int64, where the differences of each row begin
+    samples : (differences,) int32, on which one of the two fires alone, ascending for every row
+    gained : (differences,) bool, True where that is the second
+    """
+
+    rows: FireRows
+    weights: np.ndarray
+    others: np.ndarray
+    start: np.ndarray
+    samples: np.ndarray
+    gained: np.ndarray
 
 
 def steps_of(features: int, itemsize: int) -> int:
@@ -59,14 +85,15 @@ def width_of(blocks: np.ndarray) -> tuple[int, ...]:
 
 
 class _Row:
-    """Pointers, and vectors as wide as a block, for the two intrinsics below."""
+    """Pointers, and vectors as wide as a block, for the two intrinsics below; `wide` are those of the sums."""
 
     def __init__(self, context, builder, kinds, arguments, steps: int):
         self.builder = builder
-        self.number = context.get_data_type(kinds[0].dtype)
-        self.size = kinds[0].dtype.bitwidth // 8
+        self.number = context.get_data_type(kinds[1].dtype)
+        self.size = kinds[1].dtype.bitwidth // 8
         self.lanes = steps * _STEP // self.size
         self.vector = ir.VectorType(self.number, self.lanes)
+        self.wide = ir.VectorType(context.get_data_type(kinds[0].dtype), self.lanes)
         self.data = [
             context.make_array(kind)(context, builder, argument).data
             for kind, argument in zip(kinds, arguments, strict=True)
@@ -75,7 +102,8 @@ class _Row:
     def place(self, data, row):
         """Pointer to a row of so many lanes, as a vector."""
         first = self.builder.gep(data, [self.builder.mul(row, row.type(self.lanes))])
-        return self.builder.bitcast(first, self.vector.as_pointer())
+        vector = ir.VectorType(data.type.pointee, self.lanes)
+        return self.builder.bitcast(first, vector.as_pointer())
 
     def load(self, pointer):
         loaded = self.builder.load(pointer)
@@ -86,7 +114,7 @@ class _Row:
 def _collect_code(typing, sums, own, rows, base, index, values, offset, count, width):
     """Add values[offset + index[p]] rows[base + index[p]] over p < count to sums[own], all of them flat arrays.
 
-    The sums stay in registers from the first p to the last.
+    The sums stay in registers from the first p to the last, in the dtype of rows; `sums` may be more precise.
     """
     signature = types.void(
         sums, types.intp, rows, types.intp, index, values, types.intp, types.intp, width
@@ -99,7 +127,8 @@ def _collect_code(typing, sums, own, rows, base, index, values, offset, count, w
         own, base, offset, count = (arguments[a] for a in (1, 3, 6, 7))
         place = row.place(total, own)
         held = cgutils.alloca_once(builder, row.vector)
-        builder.store(row.load(place), held)
+        exact = row.wide != row.vector
+        builder.store(ir.Constant(row.vector, [0.0] * row.lanes) if exact else row.load(place), held)
         lane = ir.IntType(32)
         nothing = ir.Constant(row.vector, ir.Undefined)
         everywhere = ir.Constant(ir.VectorType(lane, row.lanes), [0] * row.lanes)
@@ -110,7 +139,10 @@ def _collect_code(typing, sums, own, rows, base, index, values, offset, count, w
             factor = builder.shuffle_vector(builder.insert_element(nothing, value, lane(0)), nothing, everywhere)
             product = builder.fmul(vector, factor, flags=["contract"])
             builder.store(builder.fadd(builder.load(held), product, flags=["contract"]), held)
-        builder.store(builder.load(held), place).align = row.size
+        found = builder.load(held)
+        if exact:
+            found = builder.fadd(row.load(place), builder.fpext(found, row.wide))
+        builder.store(found, place).align = row.size
         return context.get_dummy_value()
 
     return signature, generate
@@ -128,6 +160,7 @@ def _spread_code(typing, sums, own, rows, base, index, out, offset, count, scale
         total, source, index, out = row.data
         own, base, offset, count, scale = (arguments[a] for a in (1, 3, 6, 7, 8))
         held = row.load(row.place(total, own))
+        held = builder.fptrunc(held, row.vector) if row.wide != row.vector else held
         kind = {4: "f32", 8: "f64"}[row.size]
         reduce = cgutils.get_or_insert_function(
             builder.module,
@@ -184,29 +217,53 @@ def _fired_in_tile(rows, row, samples, first, last, cursor, out):
     return found
 
 
+@borrowing
+def _differing_in_tile(twins, row, first, last, cursor, gained, lost):
+    """Do as `_fired_in_tile` for the samples that the second neuron of `row` fires on alone, and does not fire on."""
+    more = less = 0
+    p = cursor[row]
+    while p < twins.start[row + 1] and twins.samples[p] < last:
+        if twins.gained[p]:
+            gained[more] = twins.samples[p] - first
+            more += 1
+        else:
+            lost[less] = twins.samples[p] - first
+            less += 1
+        p += 1
+    cursor[row] = p
+    return more, less
+
+
 @njit(nogil=True, cache=True)
-def apply_rows(rows, weights, blocks, vectors, tile, width, out):
-    """Add Σ_r weights_r D_r X (Xᵀ D_r v) to out for every vector.
+def apply_rows(twins, blocks, vectors, negated, tile, width, sums, differences, out):
+    """Add Σ_r w_r D_r X (Xᵀ D_r v) to out for every vector, over both neurons of every row.
 
     Parameters
     ----------
-    rows : fire rows
-    weights : (rows,) float64
+    twins : Twins
     blocks : X from `blocks_of`
-    vectors : (c, n) of the dtype of blocks
+    vectors, negated : (c, n) of the dtype of blocks, and −1 times that
     tile, width : from `tile_of` and `width_of`
+    sums : (c · rows · lanes,) of the dtype of blocks or float64, overwritten
+    differences : as sums, or empty where no row differs from its second neuron
     out : (c, n) float64
     """
+    rows = twins.rows
     total = rows.counts.size
     count, n = vectors.shape
     lanes = blocks.shape[2]
-    sums = np.empty(count * total * lanes, blocks.dtype)
+    differ = differences.size > 0
     cursor = np.empty(total, np.int64)
+    beside = np.empty(total, np.int64)
     fired = np.empty(min(tile, n) + _WORD, np.int32)
-    flat, values, results = blocks.reshape(-1), vectors.reshape(-1), out.reshape(-1)
+    gained = np.empty(fired.size, np.int32)
+    lost = np.empty(fired.size, np.int32)
+    flat, values, opposite, results = blocks.reshape(-1), vectors.reshape(-1), negated.reshape(-1), out.reshape(-1)
     for b in range(blocks.shape[0]):
         sums[:] = 0
+        differences[:] = 0
         cursor[:] = 0
+        beside[:] = twins.start[:-1]
         for first in range(0, n, tile):
             last = min(first + tile, n)
             for r in range(total):
@@ -216,7 +273,23 @@ def apply_rows(rows, weights, blocks, vectors, tile, width, out):
                         _collect(
                             sums, q * total + r, flat, b * n + first, fired, values, q * n + first, k, width
                         )  # fmt: skip
+                if differ and beside[r] < twins.start[r + 1]:
+                    more, less = _differing_in_tile(twins, r, first, last, beside, gained, lost)
+                    for q in range(count):
+                        own = q * total + r
+                        _collect(differences, own, flat, b * n + first, gained, values, q * n + first, more, width)
+                        _collect(differences, own, flat, b * n + first, lost, opposite, q * n + first, less, width)
+        for q in range(count):
+            for r in range(total):
+                for p in range((q * total + r) * lanes, (q * total + r + 1) * lanes):
+                    if differ:
+                        second = twins.others[r] * (sums[p] + differences[p])
+                        differences[p] = second
+                        sums[p] = twins.weights[r] * sums[p] + second
+                    else:
+                        sums[p] = (twins.weights[r] + twins.others[r]) * sums[p]
         cursor[:] = 0
+        beside[:] = twins.start[:-1]
         for first in range(0, n, tile):
             last = min(first + tile, n)
             for r in range(total):
@@ -224,51 +297,91 @@ def apply_rows(rows, weights, blocks, vectors, tile, width, out):
                 if k > 0:
                     for q in range(count):
                         _spread(
-                            sums, q * total + r, flat, b * n + first, fired, results, q * n + first, k,
-                            weights[r], width,
+                            sums, q * total + r, flat, b * n + first, fired, results, q * n + first, k, 1.0, width
                         )  # fmt: skip
+                if differ and beside[r] < twins.start[r + 1]:
+                    more, less = _differing_in_tile(twins, r, first, last, beside, gained, lost)
+                    for q in range(count):
+                        own = q * total + r
+                        at = q * n + first
+                        _spread(differences, own, flat, b * n + first, gained, results, at, more, 1.0, width)
+                        _spread(differences, own, flat, b * n + first, lost, results, at, less, -1.0, width)
 
 
 @njit(nogil=True, cache=True)
-def add_weights(rows, weights, out):
-    """Add weights_r to out_i for every sample i that a row r fires on: diag Sᵀ diag(weights) S."""
+def add_weights(twins, out):
+    """Add w_r to out_i for every sample i that a neuron r fires on: diag Sᵀ diag(w) S."""
+    rows = twins.rows
     fired = np.empty(out.size + 1, np.int32)
     for r in range(rows.counts.size):
         k = fired_samples(FireRows(rows.counts, rows.start, rows.words), r, out.size, fired)
+        both = twins.weights[r] + twins.others[r]
         for p in range(k):
-            out[fired[p]] += weights[r]
+            out[fired[p]] += both
+        for p in range(twins.start[r], twins.start[r + 1]):
+            out[twins.samples[p]] += twins.others[r] if twins.gained[p] else -twins.others[r]
 
 
 @njit(nogil=True, cache=True)
-def add_columns(rows, weights, place, within, out):
-    """Add columns of Sᵀ diag(weights) S, one below the other: neurons fire on samples in ascending order.
+def add_columns(twins, place, within, out):
+    """Add columns of Sᵀ diag(w) S, one below the other: neurons fire on samples in ascending order.
 
     Parameters
     ----------
-    rows, weights : fire rows, and a weight each
+    twins : Twins
     place : (n,) int32, the column of out that a sample has, or −1
     within : True for the rows of samples with a column alone: out is square
     out : (columns, n or columns) float64, added to
     """
     n = place.size
+    rows = twins.rows
     fired = np.empty(n + 1, np.int32)
     chosen = np.empty(n + 1, np.int32)
     for r in range(rows.counts.size):
         k = fired_samples(FireRows(rows.counts, rows.start, rows.words), r, n, fired)
+        first = twins.start[r]
+        last = twins.start[r + 1]
         found = 0
         for p in range(k):
             column = place[fired[p]]
             chosen[found] = column
             found += column >= 0
-        if found == 0:
-            continue
-        weight = weights[r]
+        other = twins.others[r]
+        both = twins.weights[r] + other
         if within:
             for p in range(found):
                 for q in range(found):
-                    out[chosen[p], chosen[q]] += weight
-        else:
-            for q in range(found):
-                column = chosen[q]
-                for p in range(k):
-                    out[column, fired[p]] += weight
+                    out[chosen[p], chosen[q]] += both
+            for p in range(first, last):
+                column = place[twins.samples[p]]
+                if column < 0:
+                    continue
+                weight = other if twins.gained[p] else -other
+                for q in range(found):
+                    out[column, chosen[q]] += weight
+                    out[chosen[q], column] += weight
+                _add_differences(twins, place, True, first, last, weight, out[column])
+            continue
+        for q in range(found):
+            column = out[chosen[q]]
+            for p in range(k):
+                column[fired[p]] += both
+            _add_differences(twins, place, False, first, last, other, column)
+        for p in range(first, last):
+            if place[twins.samples[p]] < 0:
+                continue
+            column = out[place[twins.samples[p]]]
+            weight = other if twins.gained[p] else -other
+            for q in range(k):
+                column[fired[q]] += weight
+            _add_differences(twins, place, False, first, last, weight, column)
+
+
+@borrowing
+def _add_differences(twins, place, within, first, last, weight, column):
+    """Add weight · E to a column of Sᵀ diag(w) S."""
+    for p in range(first, last):
+        sample = np.int64(twins.samples[p])
+        row = place[sample] if within else sample
+        if row >= 0:
+            column[row] += weight if twins.gained[p] else -weight

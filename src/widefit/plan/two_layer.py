@@ -48,14 +48,15 @@ _LEAST_TOLERANCE = 1e-4
 # behind 512 columns of an output, which fall as the root of these (measured on images).
 _RANKS, _RANK_NUMBERS = (128, 256, 512, 1024, 1536), 1 << 28
 _PRODUCTS_A_SOLVE = 28.0
-# Samples from which products take sums over samples in float64 whatever the dtype of the network: rounding of float32
+# Samples from which products add up tiles of samples in float64 whatever the dtype of the network: rounding of float32
 # grows with them, and with a million it hides a small ridge from a solve.
 _MANY_SUMMED = 1 << 17
 # Bytes of the sums of a thousand neurons over a block of columns.
 _TASK_BYTES = 1 << 20
 # Measured on one core (AMD Zen 4): operations of a factorization in float64 and from fire lists a second, seconds a
-# pair of a product beside them, an entry of an array, and an addition to N.
-_DOUBLE_FLOPS, _LIST_FLOPS = 4e10, 1.3e10
+# pair of a product beside them, an entry of an array, and an addition to N. Behind masks (Intel, 2.6 GHz) operations of
+# all pairs, those that do not fire included.
+_DOUBLE_FLOPS, _LIST_FLOPS, _MASK_FLOPS = 4e10, 1.3e10, 1e11
 _PAIR, _ENTRY, _ADDITION = 8e-9, 1e-9, 2.5e-10
 # A column of H, a pair that fires, and the square of the columns of a preconditioner, a sample.
 _COLUMN_PAIR, _COLUMNS_SQUARED = 4.5e-10, 7e-11
@@ -348,7 +349,7 @@ def _gram_bytes(work: Workload) -> int:
 
 
 def product_dtype(samples: int, dtype: np.dtype) -> np.dtype:
-    """Dtype in which a product with H sums over samples and columns, for a network of some dtype."""
+    """Dtype in which a product with H adds up the sums over tiles of samples, for a network of some dtype."""
     return np.dtype(np.float64) if samples >= _MANY_SUMMED else dtype
 
 
@@ -357,11 +358,13 @@ def preconditioner_rank(work: Workload) -> int:
 
     More of them take fewer products, and are made once for every output of a step.
     """
-    fired = work.width * work.firing / work.outputs
-    product = seconds_of_a_product(work.samples, work.features, fired)
+    neurons = work.width / work.outputs
+    product = seconds_of_a_product(work.samples, work.features, neurons, work.firing)
+    # From a bitset 64 neurons are counted at a time.
+    counted = neurons * min(work.firing, 1 / 32)
 
     def seconds(rank: int) -> float:
-        columns = work.samples * rank * (_COLUMN_PAIR * fired + 2 * work.features / FLOPS + _COLUMNS_SQUARED * rank)
+        columns = work.samples * rank * (_COLUMN_PAIR * counted + 2 * work.features / FLOPS + _COLUMNS_SQUARED * rank)
         return columns + _PRODUCTS_A_SOLVE * math.sqrt(512 / rank) * product
 
     able = [rank for rank in _RANKS if rank * work.samples <= _RANK_NUMBERS] or [_RANKS[0]]
@@ -369,12 +372,9 @@ def preconditioner_rank(work: Workload) -> int:
 
 
 def _list_bytes(work: Workload, solver: Solver, threads: int) -> int:
-    """X once more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
+    """X twice more, the vectors of a solve, the sums of the neurons at work, and the columns of a preconditioner."""
     n = work.samples
-    itemsize = product_dtype(n, np.dtype(f"f{work.itemsize}")).itemsize
-    row = 64 * math.ceil(work.features * itemsize / 64) + 64
-    if itemsize > work.itemsize:
-        row += work.features * itemsize
+    row = 64 * math.ceil(work.features * work.itemsize / 64) + 64 + work.features * work.itemsize
     vectors = 8 * n * (20 + 8 * work.outputs) + threads * 5 * (8 * n + _TASK_BYTES)
     columns = 0
     if isinstance(solver, NystromCG):
@@ -393,13 +393,14 @@ def seconds_with_arrays(work: Workload, solver: str) -> float:
 
 def seconds_with_lists(work: Workload) -> float:
     """Predicted time of a step beside the tracker's, with H applied from fire lists."""
-    product = seconds_of_a_product(work.samples, work.features, work.width * work.firing)
+    product = seconds_of_a_product(work.samples, work.features, work.width, work.firing)
     return _PRODUCTS * product / REFERENCE_THREADS
 
 
-def seconds_of_a_product(samples: int, features: int, fired: float) -> float:
-    """Predicted time of H v of all outputs on one core, with so many neurons that fire on a sample."""
-    return samples * fired * (_PAIR + 4 * features / _LIST_FLOPS)
+def seconds_of_a_product(samples: int, features: int, neurons: float, firing: float) -> float:
+    """Predicted time of H v on one core, with so many neurons and the part of the samples that each fires on."""
+    listed = firing * (_PAIR + 4 * features / _LIST_FLOPS)
+    return samples * neurons * min(listed, 4 * features / _MASK_FLOPS)
 
 
 def _flops_per_step(work: Workload, solver: str) -> float:

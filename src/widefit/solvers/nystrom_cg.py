@@ -63,9 +63,14 @@ class NystromCG(Solver):
         return size * (itemsize * rank + (16 + 4 * itemsize) * max(1, rank // 8)) + 48 * rank**2
 
     def _prepare(self, operator: Operator, damping: float) -> Prepared:
-        return _prepared(self, operator, damping, self._factored(operator))
+        return self.prepared(operator, damping, self.factored(operator))
 
-    def _factored(self, operator: Operator) -> "LowRank":
+    def prepared(self, operator: Operator, damping: float, low: "LowRank") -> Preconditioned:
+        """Return H + λI behind what `factored` gave for H, for whatever λ."""
+        return _prepared(self, operator, damping, low)
+
+    def factored(self, operator: Operator) -> "LowRank":
+        """Return F Fᵀ ≈ H."""
         generator = torch.Generator().manual_seed(self.seed)
         factor, rest = pivoted_cholesky(operator, self.columns_of(operator.size), generator)
         return LowRank(factor, _inner_products(factor), float(rest.mean()))

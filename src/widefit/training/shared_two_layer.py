@@ -21,7 +21,7 @@ from widefit.rules.local_problem import Block, Result
 from widefit.solvers import Solver
 from widefit.trackers import SharedTracking, Tracker
 from widefit.training.phases import Phases
-from widefit.training.two_layer import TwoLayerModel
+from widefit.training.two_layer import Start, TwoLayerModel
 
 # Tensors of a state with a row for every neuron.
 _ROWS = ("weight", "anchor")
@@ -93,11 +93,12 @@ class SharedTwoLayerModel(TwoLayerModel):
         phases: Phases,
         tol: float,
         few: bool,
+        start: Start | None,
         processes: Alone,
     ):
         self._processes = processes
         shard = NeuronShard.of(network, processes)
-        super().__init__(network, inputs, objective, rule, tracker, solver, threads, memory, phases, tol, few)
+        super().__init__(network, inputs, objective, rule, tracker, solver, threads, memory, phases, tol, few, start)
         self._iterate = shard
 
     def join(self, whole: Tensor) -> None:
@@ -140,7 +141,7 @@ class SharedTwoLayerModel(TwoLayerModel):
     ) -> tuple[TwoLayerPlan, Tracker, Solver]:
         """One plan for all, from the least memory and the most threads of any."""
         size = self._processes.size
-        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few)
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few_steps)
         work = replace(work, width=-(-work.width // size), processes=size, stored=True)
         told = self._processes.gathered((work, memory, self._threads))
         least, most = min(own for _, own, _ in told), max(own for _, _, own in told)

@@ -26,7 +26,7 @@ from widefit.training.problem import check_network, checked_problem, place, rule
 from widefit.training.shared_problem import agreed
 from widefit.training.shared_two_layer import SharedTwoLayerModel
 from widefit.training.steps import NetworkSteps
-from widefit.training.two_layer import TwoLayerModel
+from widefit.training.two_layer import Start, TwoLayerModel
 
 
 class Training:
@@ -36,6 +36,8 @@ class Training:
     ----------
     few_steps
         True where a callback is expected to end the run after a step or two: the plan reckons with them.
+    start
+        Where the first solve of a two-layer network begins.
 
     Attributes
     ----------
@@ -67,6 +69,7 @@ class Training:
         device: str | torch.device = "auto",
         processes: Alone = ALONE,
         few_steps: bool = False,
+        start: Start | None = None,
     ):
         for name, value, least in (("max_iter", max_iter, 0), ("tol", tol, 0), ("alpha", alpha, 0)):
             if not (value >= least and np.isfinite(value)):
@@ -79,7 +82,7 @@ class Training:
             settings = (chosen, tracker, solver, max_iter, float(tol), loss_floor)
             inputs, objective = agreed(network, inputs, objective, settings, processes)
         phases = Phases()
-        self.model: TwoLayerModel | DeepModel = _kind(network, float(tol), few_steps, processes)(
+        self.model: TwoLayerModel | DeepModel = _kind(network, float(tol), few_steps, start, processes)(
             network,
             inputs,
             objective,
@@ -127,13 +130,13 @@ class Training:
         return self._loop.state()
 
 
-def _kind(network: TwoLayer | Deep, tol: float, few: bool, processes: Alone) -> Any:
+def _kind(network: TwoLayer | Deep, tol: float, few: bool, start: Start | None, processes: Alone) -> Any:
     """The model of a network, without the arguments that all have."""
     if isinstance(network, Deep):
         return DeepModel
     if processes.size == 1:
-        return partial(TwoLayerModel, tol=tol, few=few)
-    return partial(SharedTwoLayerModel, tol=tol, few=few, processes=processes)
+        return partial(TwoLayerModel, tol=tol, few=few, start=start)
+    return partial(SharedTwoLayerModel, tol=tol, few=few, start=start, processes=processes)
 
 
 @insulated()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ from widefit.nn import TwoLayer
 from widefit.plan.base import AVERAGED
 from widefit.plan.two_layer import ESTIMATE_SAMPLES, TwoLayerPlan, plan_two_layer, product_dtype, workload_of
 from widefit.rules import Direction, NetworkProblem, Objective, Rule
-from widefit.solvers import Solver
+from widefit.solvers import NystromCG, Solver
 from widefit.trackers import IterateAverage, Minibatches, Tracker, TrackerReport, Tracking, Trial, Update
 from widefit.trackers.cost import expected_firing
 from widefit.training.interruption import abandon_if_asked
@@ -25,6 +25,22 @@ from widefit.training.problem import exhaustive, linearize, refuse_floor, solver
 # fire on a sample, as H of fewer is too near to singular and its step too long; and at least this many.
 _SCOUT_FIRING = 128
 _SCOUT = 4096
+
+
+@dataclass(frozen=True)
+class Start:
+    """A solution of the first system that somebody has found before.
+
+    Attributes
+    ----------
+    g
+        About (H + αI)⁻¹ (f − y), shape (n, k).
+    tolerance
+        Residual that is small enough, in parts of the right-hand side.
+    """
+
+    g: np.ndarray
+    tolerance: float
 
 
 class TwoLayerModel:
@@ -52,6 +68,8 @@ class TwoLayerModel:
         Training loss at which it will stop.
     few
         True where one or two steps of Gauss-Newton are expected.
+    start
+        Where the first solve begins.
 
     Attributes
     ----------
@@ -75,6 +93,7 @@ class TwoLayerModel:
         phases: Phases,
         tol: float = 1e-6,
         few: bool = False,
+        start: Start | None = None,
     ):
         self._network = network
         self._inputs = inputs
@@ -82,14 +101,17 @@ class TwoLayerModel:
         self._rule = rule
         self._threads = threads
         self._phases = phases
-        self._few = few
+        self._few_steps = few
         self.plan, self._tracker, self._solver = self._planned(tracker, solver, memory, tol)
         _refuse_readout(network, objective, rule, self._tracker)
         summed = product_dtype(len(inputs), inputs.dtype)
-        self._samples = None if self.plan.arrays else gram.Samples.of(inputs.astype(summed, copy=False))
+        self._samples = None if self.plan.arrays else gram.Samples.of(inputs, summed)
         # Where a solve iterates it begins from the steps so far.
         warm = self._samples is not None and objective.alpha > 0
         self._collected = np.zeros(objective.targets.shape) if warm else None
+        self._first = start.g if start is not None and warm else None
+        if start is not None and warm and solver == "auto" and isinstance(self._solver, NystromCG):
+            self._solver = replace(self._solver, tolerance=max(self._solver.tolerance, start.tolerance))
         # The steps move the network itself, or a copy where it is to have the average of the iterates.
         self._iterate = network
         self._average: IterateAverage | None = None
@@ -144,7 +166,7 @@ class TwoLayerModel:
             self._gram,
             features_squared=lambda: trackers.features_squared(self._iterate, self._inputs),
             few=self._few if len(self._inputs) > ESTIMATE_SAMPLES else None,
-            collected=self._collected,
+            collected=self._collected if self._first is None else self._first,
         )
 
     def propose(self, direction: Direction) -> Trial:
@@ -161,6 +183,7 @@ class TwoLayerModel:
             self._grams.follow(trial.changes)
         with self._phases("update"):
             self._tracking.commit(trial)
+        self._first = None
         if self._collected is not None:
             self._collected = (1 - trial.update.shrink) * self._collected + trial.update.g
 
@@ -218,6 +241,7 @@ class TwoLayerModel:
         if self._average is not None:
             self._average.restore(tensors)
             self._average.write(self._iterate, averaged, self._network)
+        self._first = None
         if self._collected is not None:
             self._collected = tensors["collected"].cpu().numpy().copy()
         if "anchor" in tensors:
@@ -231,7 +255,7 @@ class TwoLayerModel:
     def _planned(
         self, tracker: str | Tracker, solver: str | Solver, memory: int | None, tol: float
     ) -> tuple[TwoLayerPlan, Tracker, Solver]:
-        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few)
+        work = workload_of(self._network, self._inputs, self._objective.alpha, self._rule, self._few_steps)
         return plan_two_layer(work, tracker, solver, self._threads, memory, tol)
 
     def _start_tracking(self, state: dict[str, np.ndarray] | None) -> Tracking:

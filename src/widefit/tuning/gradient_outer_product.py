@@ -10,12 +10,17 @@ from widefit.tuning.limit_kernel import co_firing_density, co_firing_probability
 from widefit.tuning.sphere import SphereMap
 
 # Columns beyond which a matrix of them is too large for what it brings.
-MOST_MIXED = 200
+_MOST_MIXED = 200
 # Ridges that are tried, relative to the mean of diag H.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Part of the mean eigenvalue that is added to all: no direction is lost, and the matrix can be inverted.
 _FLOOR = 1e-3
 _TINY = np.finfo(np.float64).tiny
+
+
+def can_mix(sphere: SphereMap) -> bool:
+    """Return True where there are columns to mix, and not too many."""
+    return 2 <= int(np.count_nonzero(sphere.scale)) <= sphere.scale.size <= _MOST_MIXED
 
 
 def mix_columns(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.tuning.duplicates import MergedRows, WeightedRows
+from widefit.tuning.gradient_outer_product import mix_columns
 from widefit.tuning.leave_one_out import solve_shifted
 from widefit.tuning.limit_kernel import co_firing_probability
 from widefit.tuning.rows import draw_rows
@@ -16,8 +17,8 @@ from widefit.tuning.sphere import SphereMap
 MANY = 8192
 # Rows that are learnt from, and as many that judge: n³ / 3 work for each of a few ridges.
 SAMPLE = 2500
-# Ridges that are tried, in units of the one that fewer rows have chosen: more rows bear a smaller one.
-_FACTORS = 10.0 ** np.arange(-2.0, 0.75, 0.5)
+# Ridges that are tried, in units of the mean of diag H: errors of few rows are flat over many decades.
+_RIDGES = 10.0 ** np.array([-8.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5])
 # What a ridge may add to the smallest error, for the shorter way to its solution.
 _TOLERATED = 1.005
 
@@ -71,6 +72,11 @@ class Halves:
         half = rows.size // 2
         return cls(sample.part(slice(half)), sample.part(slice(half, None)), rows[half:])
 
+    def mixed(self, sphere: SphereMap, threshold: float) -> SphereMap:
+        """Mix the columns of a map by the gradients of a regression on the rows to learn from."""
+        learnt = self.learnt
+        return mix_columns(learnt.rows, learnt.targets, learnt.sample_weight, sphere, threshold)
+
     def judge(self, sphere: SphereMap, threshold: float, alpha: float, corrects: bool) -> HeldOut:
         """Regress with the limit kernel; the largest ridge whose error is nearly the smallest.
 
@@ -79,25 +85,24 @@ class Halves:
         sphere, threshold
             The input map, and b.
         alpha
-            A ridge from fewer rows.
+            The ridge where it was given.
         corrects
-            False where it was given, and stays.
+            False where it was, and stays.
         """
         inputs = sphere(self.learnt.rows)
         gram = inputs @ inputs.T
         gram *= co_firing_probability(gram, threshold)
         across = sphere(self.judged.rows) @ inputs.T
         across *= co_firing_probability(across, threshold)
-        least = 1e-8 * max(float(gram.diagonal().mean()), float(np.finfo(float).tiny))
+        mean = max(float(gram.diagonal().mean()), float(np.finfo(float).tiny))
         tried = []
-        for factor in _FACTORS if corrects else (1.0,):
-            ridge = max(alpha * factor, least)
+        for ridge in mean * _RIDGES if corrects else (max(alpha, float(_RIDGES[0]) * mean),):
             coefficients = solve_shifted(gram, self.learnt.targets, self.learnt.sample_weight, ridge)
             predictions = across @ coefficients
             squares = ((predictions - self.judged.targets) ** 2).sum(axis=1)
             error = math.sqrt(float(self.judged.sample_weight @ squares / self.judged.sample_weight.sum()))
             tried.append(
-                HeldOut(ridge if corrects else alpha, error, predictions, self.rows, self.judged.sample_weight)
+                HeldOut(float(ridge) if corrects else alpha, error, predictions, self.rows, self.judged.sample_weight)
             )
         smallest = min(fit.error for fit in tried)
         return [fit for fit in tried if fit.error <= _TOLERATED * smallest][-1]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from widefit.plan.two_layer import Choice
 from widefit.tuning.columns import QuantileMap, heavy_tailed, indicators
 from widefit.tuning.duplicates import MergedRows, WeightedRows
-from widefit.tuning.gradient_outer_product import MOST_MIXED, mix_columns
+from widefit.tuning.gradient_outer_product import can_mix, mix_columns
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.relevance import learn_scales, steps_within_budget
@@ -156,7 +156,7 @@ def _mixed(
     learners = sample.part(slice(learning))
     weight = sample.sample_weight[learning:]
     found = start
-    if not 2 <= np.count_nonzero(start.scale) <= start.scale.size <= MOST_MIXED:
+    if not can_mix(start):
         return found, choice
     for rounds in range(1, _ROUNDS + 1):
         mixed = mix_columns(learners.rows, learners.targets, learners.sample_weight, found, threshold)

@@ -12,6 +12,7 @@ from widefit.kernels.threads import serial_blas
 from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.gradient_outer_product import can_mix
 from widefit.tuning.held_out import MANY, SAMPLE, Halves, HeldOut
 from widefit.tuning.input_map import MAP_ROWS, FixedMap, choose_map, fixed_maps, which_rows
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
@@ -45,6 +46,10 @@ _LARGEST_SCALE = 1e4
 # Of a table of many rows: the part of those flips that is aimed at, and rows on which other input maps are chosen.
 _FEWER_FLIPS = 0.1
 _MAP_ROWS_OF_MANY = (MAP_ROWS, 1000)
+# Gradient outer products on more rows, one after the other, that are tried, and the part of the error before that one
+# has to leave at most.
+_ROUNDS_OF_MANY = 4
+_BETTER = 0.99
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,8 @@ def tune(
     assert not isinstance(alpha, str)
     held_out = None
     if judged and len(merged.rows) > MANY:
-        first = alpha or float(RIDGES[0]) * problem.mean
         sphere, held_out, choices = _judge(
-            merged, fixed, (sphere, map_choice), threshold, first, corrects, classes, generator
+            merged, fixed, (sphere, map_choice), threshold, alpha, corrects, classes, generator
         )
         alpha = held_out.alpha if corrects else alpha
         problem = probe(sphere)
@@ -214,10 +218,19 @@ def _judge(
     fits = [halves.judge(sphere, threshold, alpha, corrects) for sphere, _ in maps]
     best = min(range(len(fits)), key=lambda one: fits[one].error)
     (sphere, choice), found = maps[best], fits[best]
-    told = f"error {found.error:.3g} spreads on {len(found.rows):,} held-out rows"
     others = " and ".join(f"{fit.error:.3g}" for fit in fits if fit is not found)
-    against = f", against {others} of maps chosen on other rows"
-    choices = [replace(choice, reason=f"{choice.reason}; {told}{against}")]
+    told = f"error {found.error:.3g} spreads on {len(found.rows):,} held-out rows"
+    choices = [replace(choice, reason=f"{choice.reason}; {told}, against {others} of maps chosen on other rows")]
+    for _ in range(_ROUNDS_OF_MANY if can_mix(sphere) else 0):
+        mixed = halves.mixed(sphere, threshold)
+        fit = halves.judge(mixed, threshold, alpha, corrects)
+        if not fit.error < _BETTER * found.error:
+            break
+        sphere = mixed
+        found = fit
+        told = f"error {found.error:.3g} spreads on {len(found.rows):,} held-out rows"
+        mixing = f"columns mixed by gradients of a fit to {len(halves.learnt.rows):,} rows"
+        choices[0] = replace(choices[0], reason=f"{choices[0].reason}; {mixing}: {found.error:.3g}")
     if corrects:
         choices.append(Choice("alpha", f"{found.alpha:.3g}", f"the largest ridge that is nearly the best: {told}"))
     return sphere, found, choices

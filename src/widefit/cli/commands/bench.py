@@ -17,7 +17,10 @@ EXAMPLES = examples(
     "widefit bench finetune --data mnist.npz",
     "widefit bench two-layer -o result.json --figure result.png",
     "widefit bench memory --json --quiet > result.json",
+    "widefit bench samples --rows 10000,100000",
 )
+# Options of a bench itself.
+CONTEXT = {"ignore_unknown_options": True}
 
 
 @guarded
@@ -25,6 +28,10 @@ def command(
     name: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help="Which one; lists them all when left out.", show_default=False),
+    ] = None,
+    further: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OPTIONS OF THE BENCH]", help="Those of its own script.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The largest sizes as well.")] = False,
@@ -47,7 +54,7 @@ def command(
     if quick and full:
         raise typer.BadParameter("--quick and --full exclude each other")
     from widefit import __version__
-    from widefit.cli.benches import find, folder_of_benches, load
+    from widefit.cli.benches import find, folder_of_benches, further_options, load
     from widefit.cli.output import Output
     from widefit.cli.run.places import refuse_unwritable
 
@@ -70,6 +77,7 @@ def command(
     options = {option: value for option, value in asked.items() if value is not None}
     for option in options.keys() - inspect.signature(module.run).parameters.keys():
         raise ValueError(f"--{option}: the bench {name} takes none")
+    options |= further_options(name, module.run, further or ())
     if device not in (None, "auto"):
         from widefit.kernels.devices import device_named
 
