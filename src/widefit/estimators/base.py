@@ -416,7 +416,7 @@ class Wide(TableInput, FitDisplay, ABC):
         held = 20 * inputs.size
         network = self.network_
         drawn = network.width if isinstance(network, TwoLayer) and network.out_features == 1 else 0
-        tuned = bytes_needed(*inputs.shape, drawn)
+        tuned = bytes_needed(len(inputs), inputs.shape[1], drawn)
         self.plan_ = replace(plan, bytes_needed=max(tuned, held + plan.bytes_needed))
         try:
             self._set_history(training.run(None if resume is None else read_checkpoint(resume)))

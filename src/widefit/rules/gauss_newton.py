@@ -146,11 +146,10 @@ def _solve(block: Block, alpha: float, level: float, solver: Solver) -> _Step:
     image = solution.image
     g = block.unweighted(solution.value)
     wanted = [block.residual.double().square().sum() - (rhs - image).double().square().sum()]
-    anchored = alpha > 0 and block.response is not None
-    if anchored:
+    if alpha > 0 and block.response is not None:
         wanted += [g.double() @ block.response.double(), solution.value.double() @ image.double()]
     gain, *products = numbers(*wanted)
-    if anchored:
+    if products:
         # ‖(1 − pull) (W − W₀) − Jᵀ g‖², expanded in sample space.
         kept = 1 - pull
         ridge = kept**2 * block.squared_norm - 2 * kept * products[0]
