@@ -93,11 +93,15 @@ class TextClassifier:
 
     def predict_proba(self, texts: np.ndarray) -> np.ndarray:
         """Return probabilities of the classes, shape (n, k)."""
+        return np.exp(self.predict_log_proba(texts))
+
+    def predict_log_proba(self, texts: np.ndarray) -> np.ndarray:
+        """Return logarithms of the probabilities, shape (n, k)."""
         found = []
         with torch.no_grad():
             for start in range(0, len(texts), _BATCH):
                 tokens = tokenized(self.tokenizer, list(texts[start : start + _BATCH]))
-                found.append(self.model(**tokens).logits.double().softmax(1))
+                found.append(self.model(**tokens).logits.double().log_softmax(1))
         return torch.cat(found).numpy() if found else np.zeros((0, len(self.classes_)))
 
     def predict(self, texts: np.ndarray) -> np.ndarray:
