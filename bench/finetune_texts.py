@@ -101,7 +101,7 @@ def _compared(
 
 def widefit_looks(folder: str, texts: Texts, clock: str) -> Iterator[Look]:
     """One call with the defaults; a look after every epoch is that of a call that ends there."""
-    import widefit
+    from widefit import finetune
     from widefit.callbacks import Callback
 
     now = CLOCKS[clock]
@@ -118,9 +118,7 @@ def widefit_looks(folder: str, texts: Texts, clock: str) -> Iterator[Look]:
                 looks.append(Look(spent, started.accuracy(network)))
             begun = now()
 
-    adapted = widefit.finetune(
-        started.model, started.inputs, started.targets, loss="cross_entropy", callbacks=[Watch()]
-    )
+    adapted = finetune(started.model, started.inputs, started.targets, loss="cross_entropy", callbacks=[Watch()])
     spent += now() - begun
     yield from looks
     yield Look(spent, started.accuracy(adapted))
@@ -163,7 +161,7 @@ def _texts(path: str, count: int, tested: int) -> Texts:
 
 def _lines(path: str) -> list[tuple[int, str]]:
     try:
-        lines = Path(path).read_text(encoding="latin-1").splitlines()
+        lines = Path(path).read_text(encoding="latin-1").split("\n")
         return [(int(line.split(" ", 1)[0]), line.split(" ", 1)[1]) for line in lines if line.strip()]
     except (OSError, ValueError, IndexError) as error:
         raise ValueError(f"--data: {path} is not a file of lines 'CLASS TEXT': {error}") from error

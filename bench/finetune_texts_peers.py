@@ -70,6 +70,7 @@ class Opened:
 
 def opened(folder: str, texts: Texts) -> Opened:
     """The model of a folder with a head that begins anew, and the tokens of the texts to adapt to."""
+    import torch._dynamo  # the first step of an optimizer imports it, which is no part of the training
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
     logging.set_verbosity_error()
@@ -86,14 +87,15 @@ def opened(folder: str, texts: Texts) -> Opened:
 def peer(kind: str, folder: str, texts: Texts, rate: float, epochs: int, clock: Callable[[], float]) -> Iterator[Look]:
     """Looks of one way of adapting at one rate."""
     started = opened(folder, texts)
-    begun = clock()
     if kind == "LoRA":
         from peft import LoraConfig, get_peft_model
 
+        begun = clock()
         names = ["query", "key", "value", "dense"]
         settings = LoraConfig(r=8, lora_alpha=16, target_modules=names, modules_to_save=["classifier"])
         model: nn.Module = get_peft_model(started.model, settings)
     else:
+        begun = clock()
         model = started.model
     states = None
     if kind == "AdamW, kept states":

@@ -5,6 +5,7 @@ import copy
 import json
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import widefit
-from widefit.cli.run.text_folder import open_folder
+from widefit.cli.run.text_folder import load_to_adapt, open_folder
 from widefit.data.target import Target
 from widefit.files import FileError
 from widefit.finetuning import LayerDelta, LowRankDelta, WholeLayer
@@ -306,3 +307,16 @@ def test_peft_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> N
         LowRankDelta.load_peft(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no adapted layer"):
         LowRankDelta({}).save_peft(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("lacking", ["bert.pooler.dense.weight", "classifier.weight"])
+def test_weights_in_front_of_the_head_that_begin_at_random_are_told(folder: Path, tmp_path: Path, lacking: str):
+    place = shutil.copytree(folder / "bert", tmp_path / "bert")
+    tensors = load_file(place / "model.safetensors")
+    del tensors[lacking]
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_to_adapt(place, 2)
+    told = [str(one.message) for one in caught if "begin at random" in str(one.message)]
+    assert [lacking in one for one in told] == ([True] if lacking.startswith("bert.") else [])

@@ -444,3 +444,25 @@ def test_a_readout_with_many_rows_is_refined_no_further_than_a_step_needs():
     assert solution.residual_norm <= 1e-3
     left = J @ (J.T @ solution.value.double()) + damping * solution.value - local.residual.reshape(-1)
     assert torch.linalg.vector_norm(left) <= 1.1e-3 * torch.linalg.vector_norm(local.residual)
+
+
+def test_a_custom_loss_gets_whole_numbers_as_they_are():
+    seen: set[torch.dtype] = set()
+
+    def loss(outputs: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        seen.add(kinds.dtype)
+        return nn.functional.nll_loss(outputs.log_softmax(1), kinds)
+
+    model, X, y = perceptron(5, 9, 3), torch.randn(40, 5), torch.arange(40) % 3
+    widefit.finetune(model, X, y, loss=loss, max_iter=1)
+    assert seen == {torch.int64}
+
+
+def test_whole_numbers_are_quantities_to_a_custom_loss_that_wants_those():
+    loss = nn.functional.binary_cross_entropy_with_logits
+    model, X, y = perceptron(5, 9, 3), torch.randn(40, 5), nn.functional.one_hot(torch.arange(40) % 3)
+    of_whole, of_floating = (
+        widefit.finetune(model, X, targets, loss=loss, max_iter=1).finetuning_.history.losses
+        for targets in (y, y.double())
+    )
+    assert of_whole == of_floating

@@ -18,7 +18,7 @@ from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.files import Checkpoint, read_checkpoint
-from widefit.finetuning import NamedDeltas, adapt_blocks, kept_states
+from widefit.finetuning import NamedDeltas, adapt_blocks, block_steps, kept_states
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch, read_batches
 from widefit.finetuning.block_choice import Probe, first_block
@@ -178,12 +178,14 @@ def test_a_new_readout_points_to_the_targets_and_is_small():
     kinds = torch.arange(60) % 3
     features = torch.randn(60, 5, dtype=torch.float64) + 4 * nn.functional.one_hot(kinds, 5) + 100
     targets = nn.functional.one_hot(kinds, 3).double()
-    made = new_readout(features, targets, features, classes=True)
+    made = new_readout(features, targets, features)
     outputs = features @ made.weight.T + made.bias
     assert float((outputs.argmax(1) == kinds).double().mean()) > 0.9
     centred = outputs - outputs.mean(0)
     assert float(centred.square().mean().sqrt()) == pytest.approx(0.1)
-    same = new_readout(torch.ones_like(features), targets, features, classes=True)
+    means = torch.stack([features[kinds == kind].mean(0) for kind in range(3)]) - features.mean(0)
+    torch.testing.assert_close(nn.functional.normalize(made.weight), nn.functional.normalize(means))
+    same = new_readout(torch.ones_like(features), targets, features)
     assert not same.weight.any()
     assert constant_loss(targets) == pytest.approx(math.log(3))
 
@@ -385,7 +387,7 @@ def test_it_learns_in_every_precision_and_leaves_the_model_alone(dtype: torch.dt
 
 
 def test_no_change_has_a_higher_rank_than_the_bases(monkeypatch):
-    monkeypatch.setattr(adapt_blocks, "_RANK", 8)
+    monkeypatch.setattr(adapt_blocks, "_RANKS", (8,))
     inputs, kinds = sentences(40)
     settings = SETTINGS | {"max_iter": 2, "layers": "all", "validation": 0}
     layers = widefit.finetune(transformer(features=16), inputs, kinds, **settings).finetuning_.delta.layers
@@ -476,7 +478,8 @@ def test_batches_have_the_size_that_was_asked_for(form: str):
     assert found.rows == 99
 
 
-def test_an_epoch_that_is_taken_back_tells_the_loss_of_the_point_it_goes_back_to():
+def test_an_epoch_that_is_taken_back_tells_the_loss_of_the_point_it_goes_back_to(monkeypatch):
+    monkeypatch.setattr(block_steps, "_FAR", 0.5)
     inputs, kinds = sentences(40)
     settings = SETTINGS | {"max_iter": 2, "patience": 9, "damping": 1e-12}
     steps = widefit.finetune(transformer(), inputs, kinds, **settings).finetuning_.history.steps
@@ -511,6 +514,30 @@ def test_a_state_is_moved_to_where_the_model_is(monkeypatch):
     monkeypatch.setattr(steps[0], "_put", lambda point: None)
     steps[0].restore((tensors, document | {"history": history.to_dict()}))
     assert steps[0]._point.device.type == steps[0]._best.device.type == "meta"
+
+
+def test_the_readout_is_as_long_as_held_out_rows_want(monkeypatch):
+    steps: list[BlockSteps] = []
+    monkeypatch.setattr(BlockSteps, "finish", lambda self: steps.append(self))
+    inputs, kinds = sentences(60)
+    widefit.finetune(transformer(torch.float64), inputs, kinds, **(SETTINGS | {"max_iter": 1}))
+    (run,) = steps
+    assert run._held is not None
+
+    def outputs(point: Tensor) -> Tensor:
+        run._put(point)
+        with torch.no_grad():
+            return torch.cat([one.call(run._work) for one in run._held.batches])  # pyright: ignore[reportOptionalMemberAccess]
+
+    point = torch.randn(len(run._point), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = torch.cat([one.targets for one in run._held.batches])
+    before = outputs(point)
+    losses = {scale: float(nn.functional.cross_entropy(scale * before, wanted)) for scale in block_steps._SCALES}
+    best = min(losses, key=lambda scale: losses[scale])
+    loss, scaled = run._judged(point)
+    assert best != 1
+    assert loss == pytest.approx(losses[best])
+    torch.testing.assert_close(outputs(scaled), best * before)
 
 
 def test_named_deltas_take_turns():

@@ -97,7 +97,7 @@ def finetune(
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
     damping
-        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers, 10 for
+        λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers, 4 for
         repeated blocks. It falls to 0.01 where a step has not gained, and rises where an epoch on blocks was far off.
     max_iter
         Most steps, of all stages together; the first of two has half of them at most.
@@ -105,7 +105,7 @@ def finetune(
         Training loss at which to stop.
     batch_size
         Rows a step beyond the readout; None: all, or 1000 where there are more than 2000 or memory is short. Of
-        repeated blocks the most rows of a step; None: 64, fewer of long texts. An iterable of batches has its own.
+        repeated blocks the most rows of a step; None: 32, fewer of long texts. An iterable of batches has its own.
     seed
         Draws the held-out rows and the batches.
     callbacks, verbose

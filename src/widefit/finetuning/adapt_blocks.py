@@ -31,9 +31,13 @@ from widefit.training.loop import Loop, State
 
 # λ as a part of the mean of diag H, which counts each row's answer to itself: so far above it a step follows what the
 # rows of a batch have in common, and rows that were not seen gain with them.
-_DAMPING = 10.0
-# Columns of the bases of a layer's change, and so the largest rank that it can have.
-_RANK = 32
+_DAMPING = 4.0
+# Columns of the bases of a layer's change, and so the largest rank that it can have: the most whose rows of J take no
+# more than the bytes in any step.
+_RANKS = (128, 64, 32)
+_ROWS_OF_J = 1 << 28
+# Parts of that rank that the change is cut to where this costs next to nothing.
+_CUTS = (16, 8, 4, 2)
 # Factor of the held-out loss that a lower rank may cost.
 _COSTS = 1.005
 # A given readout whose loss is below this part of that of a constant has been trained for these targets.
@@ -93,14 +97,15 @@ def finetune_blocks(
     structure = Structure(tuple(found.places), found.readout, (), found.skipped, {})
     named = checked_layers("all" if wishes.layers == "auto" else wishes.layers, structure)
     blocks = [block for one in lists for block in one.blocks]
-    probe, fresh, choices = _begun(work, lists, found, named, data, aim)
+    rank = _rank(len(named), data)
+    probe, fresh, choices = _begun(work, found, named, data, aim, rank)
     place, why = first_block(probe, found, len(blocks), wishes.layers)
     names = [name for name in named if found.places[name] >= place]
     first = blocks[place] if 0 < place < len(blocks) else None
     steps, started = _prepared(model, work, lists, first, probe, names, found, fresh, data, aim, wishes)
     choices += [Choice("layers", _in_words(names, place, len(blocks)), why), *started]
     history = Loop(steps, max_iter=wishes.max_iter, tol=wishes.tol, callbacks=wishes.callbacks).run(wishes.resume)
-    delta, reason = steps.compressed([_RANK // 8, _RANK // 4, _RANK // 2], _COSTS)
+    delta, reason = steps.compressed([rank // part for part in _CUTS], _COSTS)
     ranks = sorted({layer.rank for layer in delta.layers.values()}) or [0]
     choices.append(Choice("rank", " … ".join(map(str, dict.fromkeys([ranks[0], ranks[-1]]))), reason))
     result = delta.merged(model).eval()
@@ -133,8 +138,14 @@ def _without_cache(work: nn.Module) -> None:
         config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
 
 
+def _rank(layers: int, data: _Data) -> int:
+    """Columns of the bases, by what the rows of J of a step take in float32."""
+    rows = max(batch.rows for batch in data.training)
+    return next((rank for rank in _RANKS if 4 * layers * rows * rank**2 <= _ROWS_OF_J), _RANKS[-1])
+
+
 def _begun(
-    work: nn.Module, lists: Sequence[BlockList], found: LinearCalls, named: Sequence[str], data: _Data, aim: Aim
+    work: nn.Module, found: LinearCalls, named: Sequence[str], data: _Data, aim: Aim, rank: int
 ) -> tuple[Probe, bool, list[Choice]]:
     """Layers with their bases from a few rows, whether the readout begins anew, and why."""
     choices = []
@@ -147,11 +158,11 @@ def _begun(
             limit = _TRAINED * constant_loss(targets)
             fresh = loss >= limit
             if fresh:
-                _set(layer, new_readout(features, targets, _weight(layer), classes=True))
-            chosen = "begins anew, from ridge regression on frozen features" if fresh else "goes on from its weights"
+                _set(layer, new_readout(features, targets, _weight(layer)))
+            chosen = "begins anew, from the means of the classes" if fresh else "goes on from its weights"
             reason = f"its loss is {loss:.3g} on a few rows, that of a constant {constant_loss(targets):.3g}"
             choices.append(Choice("readout", chosen, reason))
-    return probed(work, found, named, data.training, aim, _RANK), fresh, choices
+    return probed(work, found, named, data.training, aim, rank), fresh, choices
 
 
 def _features(work: nn.Module, layer: nn.Module, batches: Sequence[Batch], aim: Aim) -> tuple[Tensor, Tensor, float]:
@@ -232,7 +243,7 @@ def _prepared(
         raise ValueError(f"model: its loss is {losses[0]:.4g}, fine-tuning needs one that is finite")
     layers = [probe.layers[name] for name in names]
     if readout is not None:
-        _set(readout, new_readout(torch.cat(features), torch.cat(targets), _weight(readout), classes=True))
+        _set(readout, new_readout(torch.cat(features), torch.cat(targets), _weight(readout)))
         layers = [_begun_from(layer, readout) if layer.name == found.readout else layer for layer in layers]
     damping = _DAMPING if wishes.damping is None else wishes.damping
     steps = BlockSteps(

@@ -15,7 +15,7 @@ from widefit.finetuning.tensors import tensor_of
 # Entries of `inputs` (rows times their length) that go through a model together.
 _ENTRIES = 2048
 # Most rows of one batch, and of a step.
-_ROWS = 64
+_ROWS = 32
 # The number of a target that is passed over, as torch has it.
 IGNORED = -100
 _LABELS = "labels"
@@ -135,7 +135,7 @@ def read_batches(
     classes
         Whether whole numbers as targets are classes, and not quantities.
     size
-        Rows of a batch; None: up to 64, fewer where rows are long.
+        Rows of a batch; None: up to 32, fewer where rows are long.
 
     Raises
     ------

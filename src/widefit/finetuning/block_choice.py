@@ -1,4 +1,4 @@
-"""The block from which on a model is adapted: as many as keep most of what a step gains on rows not seen."""
+"""The block from which on a model is adapted: where a step would leave least on rows not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,6 @@ _BATCHES = 4
 _ROWS = 16
 # λ of the step that is judged, as a part of the mean of diag H.
 _DAMPING = 1.0
-# Part of what the best number of blocks gains over none that more blocks may lose: one step with a fixed kernel shows
-# less of what deep layers are worth than the epochs that follow.
-_GIVEN_UP = 0.25
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,7 @@ def first_block(probe: Probe, found: LinearCalls, blocks: int, layers: str | Seq
     for place in places:
         total = total + probe.grams[place]
         errors[place] = _left_out(total, probe.residual)
-    best = min(errors.values())
-    limit = best + _GIVEN_UP * max(0.0, errors[places[0]] - best)
-    chosen = min(place for place in places if errors[place] <= limit)
+    chosen = min(places, key=lambda place: errors[place])
     told = ", ".join(f"{blocks - place} of {blocks}: {errors[place]:.1%}" for place in places)
     return chosen, f"residual that one step would leave on rows left out, by blocks: {told}"
 

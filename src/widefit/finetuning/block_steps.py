@@ -16,6 +16,7 @@ from widefit.finetuning.kept_states import KeptStates
 from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
 from widefit.finetuning.projected_layers import ProjectedLayer, differentiated
 from widefit.finetuning.stage_run import Progress
+from widefit.losses.envelopes import CrossEntropy
 from widefit.records import FileError, read
 from widefit.rules import StopReason
 from widefit.training.history import History, StepInfo
@@ -23,6 +24,8 @@ from widefit.training.loop import State
 from widefit.training.phases import Phases
 from widefit.training.saved import check_tensors
 
+# Factor of the watched loss up to which an epoch counts as one that gained.
+_GAIN = 0.98
 # An epoch after which the loss that is watched stands this part above the best counts as two that did not gain.
 _WORSE = 0.05
 # An epoch that leaves more than this times the best is taken back.
@@ -30,6 +33,8 @@ _FAR = 1.5
 # Factor of λ after that.
 _RISE = 10.0
 _MOST_RISES = 6
+# Factors of the readout that held-out rows choose from; none comes first, and stays where nothing is better.
+_SCALES = (1.0, *(2.0 ** (quarters / 4) for quarters in range(-8, 5) if quarters))
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class BlockSteps:
 
     A step takes a batch: the outputs' directions, one backward pass for each, rows J of the layers, and
     M ← M − Jᵀ (J Jᵀ + λ I)⁻¹ r in the space of the samples. The mean of the points in the second half of an epoch is
-    what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992).
+    what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992). Where the loss is a
+    cross-entropy its readout is scaled to the logits that held-out rows confirm (Guo et al. 2017).
 
     Parameters
     ----------
@@ -137,8 +143,7 @@ class BlockSteps:
         number, damping = self._step, self._progress.damping
         with self.phases("pass"):
             loss, average = self._epoch(damping)
-            self._put(average)
-            metric = self._held_loss()
+            metric, average = self._judged(average)
             self._put(self._point)
         watched = loss if metric is None else metric
         info = StepInfo(number, loss, metric, damping=damping, solver="cholesky")
@@ -148,10 +153,9 @@ class BlockSteps:
         if watched < best:
             self._best = average
             self._loss_at_best = loss
-            self._progress = Progress(damping, 0, watched)
-            return info, None
+            self._progress = replace(self._progress, best_loss=watched)
         far = number > 1 and watched > (1 + _WORSE) * best
-        waited = self._progress.waited + (2 if far else 1)
+        waited = 0 if watched < _GAIN * best else self._progress.waited + (2 if far else 1)
         self._progress = replace(self._progress, waited=waited)
         return info, StopReason.CONVERGED if waited >= self._patience else None
 
@@ -214,7 +218,7 @@ class BlockSteps:
         return self._delta_of({layer.name: change for layer, change in self._parts(self._best)})
 
     def compressed(self, ranks: Sequence[int], loss_factor: float) -> tuple[LowRankDelta, str]:
-        """Return the change cut to the smallest of some ranks that raises the watched loss by no more than a factor."""
+        """Return the change cut to lower and lower ranks, until the watched loss rises by more than a factor."""
         whole = self.delta()
         if not whole.layers:
             return (
@@ -224,16 +228,21 @@ class BlockSteps:
         if self._held is None:
             return whole, "no held-out rows to check a lower one"
         limit = loss_factor * self._progress.best_loss
-        for rank in sorted(ranks):
-            cut = whole.truncated(rank)
+        found = None
+        cut = whole
+        for rank in sorted(ranks, reverse=True):
+            cut = cut.truncated(rank)
             self._put(self._best)
             with torch.no_grad():
                 for layer in self._layers:
                     if layer.name in cut.layers:
                         layer.module.weight.copy_(layer.given + cut.layers[layer.name].dense())
-            loss = self._held_loss()
-            if loss is not None and loss <= limit:
-                return cut, f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._progress.best_loss:.4g} uncut"
+            (loss,) = self._held_losses((1.0,))
+            if not loss <= limit:
+                break
+            found = cut, f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._progress.best_loss:.4g} uncut"
+        if found is not None:
+            return found
         return whole, "a lower one would raise the held-out loss"
 
     def _delta_of(self, changes: dict[str, Tensor]) -> LowRankDelta:
@@ -268,15 +277,42 @@ class BlockSteps:
                 average += (self._point - average) / averaged
         return total / max(counted, 1), average
 
-    def _held_loss(self) -> float | None:
+    def _judged(self, point: Float[Tensor, " m"]) -> tuple[float | None, Float[Tensor, " m"]]:
+        """Return the held-out loss of a point, its readout scaled to where that is least, and the point scaled so.
+
+        A longer training makes logits longer, which raises a cross-entropy while more rows are right.
+        """
+        self._put(point)
         if self._held is None:
-            return None
-        total, counted = 0.0, 0
+            return None, point
+        free = any(layer.name == self._readout and layer.scale > 0 for layer in self._layers)
+        scales = _SCALES if free and isinstance(self._aim.loss, CrossEntropy) else (1.0,)
+        losses = self._held_losses(scales)
+        best = min(range(len(scales)), key=lambda number: losses[number])
+        return losses[best], self._rescaled(point, scales[best])
+
+    def _rescaled(self, point: Float[Tensor, " m"], factor: float) -> Float[Tensor, " m"]:
+        """The point with the readout's weights, and so the outputs, times a factor."""
+        if factor == 1.0:
+            return point
+        parts = [change.clone() for _, change in self._parts(point)]
+        for layer, change in zip(self._layers, parts, strict=True):
+            if layer.name == self._readout:
+                whole = [layer.given.reshape(-1), *([] if layer.bias is None else [layer.bias])]
+                change.mul_(factor).add_(torch.cat(whole), alpha=(factor - 1) / layer.scale)
+        return torch.cat(parts)
+
+    def _held_losses(self, scales: Sequence[float]) -> list[float]:
+        """Held-out losses of the outputs times some factors."""
+        assert self._held is not None
+        totals, counted = [0.0] * len(scales), 0
         for number, batch in enumerate(self._held.batches):
             with torch.no_grad(), self._held.states.behind(number):
-                value, count = self._aim.value(batch.call(self._work), batch.targets)
-            total, counted = total + value, counted + count
-        return total / max(counted, 1)
+                outputs = batch.call(self._work)
+            found = [self._aim.value(scale * outputs, batch.targets) for scale in scales]
+            totals = [total + value for total, (value, _) in zip(totals, found, strict=True)]
+            counted += found[0][1]
+        return [total / max(counted, 1) for total in totals]
 
     def _taken_back(self, info: StepInfo) -> tuple[StepInfo, StopReason | None]:
         """Go back to the best point with more damping."""

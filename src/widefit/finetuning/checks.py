@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from widefit.finetuning.blocks import Structure
 from widefit.finetuning.tensors import tensor_of
 from widefit.losses.base import OutputLoss
+from widefit.losses.custom import Custom
 from widefit.losses.softmax import Softmax
 from widefit.optim.system import check_data
 from widefit.plan.names import LAYERS
@@ -119,6 +120,7 @@ def checked_data(
     check_data((inputs, targets), "finetune(X, y)")
     outputs = _outputs(model, inputs)
     rows = outputs.reshape(len(outputs), -1)
+    targets = _comparable(loss, outputs, targets)
     laid_out = _checked_loss(loss, outputs, targets, "y")
     if (X_val is None) != (y_val is None):
         raise ValueError("X_val and y_val belong together: give both, or neither")
@@ -129,6 +131,7 @@ def checked_data(
     check_data((held, wanted), "finetune(X_val, y_val)")
     if held.shape[1:] != inputs.shape[1:]:
         raise ValueError(f"X_val has rows of shape {tuple(held.shape[1:])}, X of shape {tuple(inputs.shape[1:])}")
+    wanted = _comparable(loss, outputs, wanted)
     _checked_loss(loss, outputs, wanted, "y_val")
     return laid_out, Data(inputs, targets, held, wanted, rows.shape[1])
 
@@ -182,6 +185,8 @@ def _tensor(values: Any, like: Tensor, name: str) -> Tensor:
 
 def _target(values: Any, like: Tensor, loss: OutputLoss, name: str) -> Tensor:
     tensor = _tensor(values, like, name)
+    if isinstance(loss, Custom):
+        return tensor
     if not isinstance(loss, Softmax):
         return tensor if tensor.is_floating_point() else tensor.to(like.dtype)
     if tensor.is_floating_point() and tensor.ndim == 1:
@@ -217,12 +222,24 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
+def _comparable(loss: OutputLoss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whole numbers as they are, such as classes, or as floating ones where a loss of the caller's own wants those."""
+    if not isinstance(loss, Custom) or targets.is_floating_point():
+        return targets
+    few = targets[: len(outputs)]
+    try:
+        loss.on(outputs.shape[1:], few).value(outputs[: len(few)].reshape(len(few), -1), few)
+    except (ValueError, RuntimeError):
+        return targets.to(outputs.dtype)
+    return targets
+
+
 def _checked_loss(loss: OutputLoss, outputs: Tensor, targets: Tensor, name: str) -> OutputLoss:
     """The loss of such outputs laid out as rows, with errors that name the targets."""
     stand_in = outputs[:1].reshape(1, -1).expand(len(targets), -1)
     try:
         laid_out = loss.on(outputs.shape[1:], targets)
         laid_out.value(stand_in, targets)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"{name}: {error}") from error
     return laid_out

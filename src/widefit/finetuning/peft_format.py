@@ -21,6 +21,7 @@ from torch import Tensor
 from widefit.files.atomic import replacing
 from widefit.files.json_text import parse
 from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
+from widefit.finetuning.name_patterns import fits_end
 from widefit.records import FileError, read
 
 CONFIG = "adapter_config.json"
@@ -210,7 +211,7 @@ def _own(name: str, config: dict[str, Any], patterns: str, common: str) -> float
     """A number of a layer: that of the first pattern which its name ends in, as in PEFT, or the one of all layers."""
     found = read(dict[str, float] | None, config.get(patterns), f"{patterns} of {CONFIG}") or {}
     try:
-        own = next((value for pattern, value in found.items() if re.match(rf"(.*\.)?({pattern})$", name)), None)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise FileError(f"{patterns} of {CONFIG} has a key that is no regular expression: {error}") from error
+        own = next((value for pattern, value in found.items() if fits_end(pattern, name)), None)
+    except (re.error, ValueError, RecursionError, OverflowError) as error:
+        raise FileError(f"{patterns} of {CONFIG} has a key that cannot be used as a pattern: {error}") from error
     return read(float, config.get(common, _DEFAULT), f"{common} of {CONFIG}") if own is None else own

@@ -1,6 +1,7 @@
 """A text classifier of transformers as a folder: its weights, its tokenizer, and the columns that it reads."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,11 +93,15 @@ class TextClassifier:
 
     def predict_proba(self, texts: np.ndarray) -> np.ndarray:
         """Return probabilities of the classes, shape (n, k)."""
+        return np.exp(self.predict_log_proba(texts))
+
+    def predict_log_proba(self, texts: np.ndarray) -> np.ndarray:
+        """Return logarithms of the probabilities, shape (n, k)."""
         found = []
         with torch.no_grad():
             for start in range(0, len(texts), _BATCH):
                 tokens = tokenized(self.tokenizer, list(texts[start : start + _BATCH]))
-                found.append(self.model(**tokens).logits.double().softmax(1))
+                found.append(self.model(**tokens).logits.double().log_softmax(1))
         return torch.cat(found).numpy() if found else np.zeros((0, len(self.classes_)))
 
     def predict(self, texts: np.ndarray) -> np.ndarray:
@@ -132,12 +137,22 @@ def open_folder(path: Path) -> tuple[TextClassifier, TextEncoding]:
 def load_to_adapt(path: Path, classes: int) -> tuple[nn.Module, Any]:
     """Return the model of a folder and its tokenizer; a head for another number of classes begins anew.
 
+    Weights in front of the head that the folder lacks begin at random as well, which a warning tells.
+
     Raises
     ------
     FileError
         It is no folder of transformers, or one whose code would have to be run.
     """
-    return _load(path, classes)[:2]
+    model, tokenizer, lacking = _load(path, classes)
+    body = f"{model.base_model_prefix}."
+    in_front = [name for name in lacking if name.startswith(body)]
+    if in_front:
+        warnings.warn(
+            f"{path} lacks {listing(in_front, 4)}, which begin at random: is it the folder of the whole model?",
+            stacklevel=2,
+        )
+    return model, tokenizer
 
 
 def tokenized(tokenizer: Any, texts: list[str]) -> dict[str, torch.Tensor]:
