@@ -23,9 +23,9 @@ def run(size: str, data: str = "", rows: int = 0) -> dict:
     """(H + αI) g = y with H of an untrained network on so many rows, as an array that all solvers share.
 
     Made up, or the first rows of an NPZ file as `widefit bench samples` takes it. Block coordinate steps are ASkotch
-    (arXiv 2407.10070, its defaults): blocks of a hundredth of the rows drawn at random, a Nyström approximation of rank
-    100 of H within each, Nesterov's acceleration. They need the rows of H of a block alone, so that as many steps as
-    there are blocks count as one product. Processor seconds include preconditioners.
+    (arXiv 2407.10070): blocks of a hundredth of the rows, but of 200 at least, drawn at random, a Nyström approximation
+    of rank 100 of H within each, Nesterov's acceleration. They need the rows of H of a block alone, so that as many
+    steps as there are blocks count as one product. Processor seconds include preconditioners.
     """
     count = rows or ROWS[size]
     H, y = _system(count, data)
