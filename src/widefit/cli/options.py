@@ -153,6 +153,7 @@ def limit_threads(count: int | None) -> None:
     times the processor time of one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # 2⁴ cycles
     if count is None:
         return
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMBA", "VECLIB")
