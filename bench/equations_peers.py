@@ -150,16 +150,7 @@ def with_optimistix(path: str, seconds: float, make: Callable[[Any, Any], Any]) 
     shape = jax.eval_shape(lambda: function(start, None)[0])
     state = solver.init(function, start, None, {}, shape, None, frozenset())
     step = eqx.filter_jit(lambda y, s: solver.step(function, y, None, {}, s, frozenset())[:2])
-    # The second state may have other static parts than the first.
-    jax.block_until_ready(step(*step(*step(start, state)))[0])
-    clock, y = Clock(seconds), start
-    try:
-        while True:
-            y, state = step(y, state)
-            jax.block_until_ready(y)
-            clock.mark(y)
-    except OutOfTimeError:
-        return clock.curve(error)
+    return stepped(step, start, state, seconds, error)
 
 
 def with_nlls_gram(path: str, seconds: float) -> Curve:
@@ -171,13 +162,23 @@ def with_nlls_gram(path: str, seconds: float) -> Curve:
     solver = nlls_gram.LevenbergMarquardt(residuals)
     state = solver.init(start)
     step = jax.jit(lambda x, before: solver.update(x, before)[:2])
+    return stepped(step, start, state, seconds, error)
+
+
+def stepped(
+    step: Callable[[Any, Any], tuple[Any, Any]], start: Any, state: Any, seconds: float, error: Callable[[Any], float]
+) -> Curve:
+    """Errors over time of one compiled step after the other; compilation is not on the clock."""
+    import jax
+
+    # The second state may have other static parts than the first.
     jax.block_until_ready(step(*step(*step(start, state)))[0])
-    clock, x = Clock(seconds), start
+    clock, parameters = Clock(seconds), start
     try:
         while True:
-            x, state = step(x, state)
-            jax.block_until_ready(x)
-            clock.mark(x)
+            parameters, state = step(parameters, state)
+            jax.block_until_ready(parameters)
+            clock.mark(parameters)
     except OutOfTimeError:
         return clock.curve(error)
 

@@ -62,7 +62,7 @@ class Messages(logging.Handler):
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What widefit logs in a test."""
+    """Messages that widefit logs in a test."""
     logger, level = logging.getLogger("widefit"), logging.getLogger("widefit").level
     handler = Messages([])
     logger.addHandler(handler)

@@ -19,7 +19,8 @@ class DampingPolicy:
 
     Smaller λ within one step, down to a gain ratio of 0.075 (DSGNAR, arXiv 2607.02194), were tried on `bench/policy.py`
     (eleven problems, three seeds) and left: fits take up to a third fewer steps, equations as many, the processor time
-    is the same in the mean (0.98) and up to 1.6 times in the worst case, and a curve of NIST's is lost.
+    is the same in the mean (0.98) and up to 1.6 times in the worst case. With singular values alone a curve of NIST's
+    is lost.
 
     Attributes
     ----------

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from widefit.gram.co_firing import co_firing_counts
+from widefit.gram.current import CurrentGrams, similarity
 from widefit.nn import TwoLayer
 from widefit.trackers import Dense
 from widefit.tuning.limit_kernel import limit_gram
@@ -22,8 +22,8 @@ def drawn_bytes(width: int, features: int, rows: int) -> int:
 def network_gram(inputs: Float[np.ndarray, "n d"], width: int, threshold: float, seed: int) -> Float[np.ndarray, "n n"]:
     """Return K ∘ N / m, N the co-firing counts of the first neurons of an output as `TwoLayer` draws them.
 
-    Directions in which the limit is nearly singular are noise in a network: to fit them takes moves that are ten times
-    as long, and gains nothing on other rows. A ridge has to be chosen with that noise (this project).
+    Directions in which the limit is nearly singular are noise in a network: to fit them takes far longer moves, and
+    gains nothing on other rows. A ridge has to be chosen with that noise (this project).
 
     Parameters
     ----------
@@ -39,10 +39,8 @@ def network_gram(inputs: Float[np.ndarray, "n d"], width: int, threshold: float,
     drawn = min(width, _DRAWN)
     network = TwoLayer(inputs.shape[1], drawn, threshold=threshold, paired=True, seed=seed)
     tracking = Dense().start(network, inputs.astype(network.weight.detach().numpy().dtype))
-    counts = np.triu(co_firing_counts(tracking.patterns(), None, threads=1)).astype(np.float64)
-    if not counts.any():  # there is no network to speak of
+    found = CurrentGrams(tracking, similarity(inputs), network.coefficients, held=1)(0).matrix.numpy()
+    if not found.any():  # there is no network to speak of
         return limit_gram(inputs, threshold)
-    both_fire = (counts + np.triu(counts, 1).T) / drawn
-    found = (inputs @ inputs.T) * both_fire
     share = math.sqrt(drawn / width)
     return found if share == 1 else share * found + (1 - share) * limit_gram(inputs, threshold)
