@@ -397,6 +397,17 @@ def test_a_factor_in_float32_keeps_the_directions_that_it_tells(monkeypatch: pyt
     assert found.iterations <= 20
 
 
+def test_sums_over_very_many_rows_leave_little_of_the_largest_eigenvector():
+    n = 400_000
+    factor = 1 + 0.3 * torch.randn(n, 1, generator=torch.Generator().manual_seed(0))
+    vector = factor[:, 0].double() / factor.double().norm()
+    largest = float(factor.double().square().sum())
+    low = nystrom_cg.LowRank(factor, torch.tensor([[largest]], dtype=torch.float64), 0.0)
+    prepared = NystromCG(rank=1).prepared(DenseGram(torch.eye(1, dtype=torch.float64)), 2e-6 * largest, low)
+    found = prepared.precondition(vector)
+    torch.testing.assert_close(float(vector @ found), 2e-6, rtol=0.2, atol=0)
+
+
 @pytest.mark.parametrize("damping", [1e-2, 1e-6, 1e-12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_factor_in_float32_answers_like_one_in_float64(kind: str, damping: float):

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
 
 # Rows from which on the leave-one-out error says what a training may leave undone: fewer cost nothing to finish.
 _FEWEST_TO_SETTLE = 100
+# Part of the rows that may stay held-out in a training that begins from a regression on all others.
+_FEW_LEFT_OUT = 0.01
 # Mean squared residual at which interpolation is good enough.
 _TOL = 1e-6
 # Rows that are predicted at a time: memory does not grow with the table.
@@ -246,7 +249,7 @@ class Wide(TableInput, FitDisplay, ABC):
         MemoryError
             The work cannot fit in memory; said before it starts.
         """
-        layers = self._check_parameters()
+        asked = self._check_parameters()
         processes = as_processes(process_group)
         continues = bool(self.warm_start) and hasattr(self, "network_")
         if continues:
@@ -258,7 +261,8 @@ class Wide(TableInput, FitDisplay, ABC):
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         encoded = self._encode(y)
         rows = self._learn_columns(table, encoded, weight, reset=not continues)
-        layers = layers.for_rows(self, *rows.shape)
+        samples = len(rows)
+        layers = asked.for_rows(self, *rows.shape)
         merged = merge_duplicates(rows, encoded, weight)
         if not continues and self._transform_targets(y, weight, merged, layers):
             encoded = self._encode(y)
@@ -269,10 +273,13 @@ class Wide(TableInput, FitDisplay, ABC):
         if self.refit_readout:
             refuse_many_rows(len(merged.rows))
         self._forget_stream()
-        tuning = None if continues else self._tune(merged, layers, self.alpha, processes)
+        tuning = None
+        if not continues:
+            tuning = self._tune(merged, partial(asked.for_rows, self, samples), self.alpha, processes)
         start = None
         if tuning is not None:
             self._choose_loss(tuning)
+            layers = asked.for_rows(self, samples, tuning.sphere.out_features)
             # Of several processes each draws its share alone.
             store = "array" if processes.size == 1 else "regenerate"
             self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed, store)
@@ -297,20 +304,27 @@ class Wide(TableInput, FitDisplay, ABC):
             self.plan_ = self.plan_.then(refit_readout(self.network_, inputs, problem.targets, problem.sample_weight))
         return self
 
-    def _tune(self, merged: MergedRows, layers: HiddenLayers, alpha: float | str, processes: Alone = ALONE) -> Tuning:
-        """Decide what is "auto": the input map, the ridge and the readout scale.
+    def _tune(
+        self,
+        merged: MergedRows,
+        layers_for: Callable[[int], HiddenLayers],
+        alpha: float | str,
+        processes: Alone = ALONE,
+    ) -> Tuning:
+        """Decide what is "auto": the input map, the ridge and the readout scale; layers follow from the features.
 
         Of several processes each decides, so that none waits for longer than they differ in speed; what the first has
         decided counts, as other processors may round otherwise.
         """
+        thresholds = layers_for(merged.rows.shape[1] + 1).thresholds
         tuning = tune(
             merged,
-            threshold=layers.thresholds[0],
-            width=min(layers.widths),
+            threshold=thresholds[0],
+            width=lambda features: min(layers_for(features).widths),
             alpha=alpha,
             readout_scale=self.readout_scale,
             seed=self._seed,
-            kernel=limit_kernel(layers.thresholds),
+            kernel=limit_kernel(thresholds),
             classes=self._classes_of(merged.targets),
             by_network=self.rule == "gauss-newton" or isinstance(self.rule, GaussNewton),
         )
@@ -318,6 +332,7 @@ class Wide(TableInput, FitDisplay, ABC):
         self.sphere_ = tuning.sphere
         self.alpha_ = tuning.alpha
         self._ridge = tuning.alpha * tuning.readout_scale**2
+        layers = layers_for(tuning.sphere.out_features)
         self._choices = (*layers.choices, *tuning.choices, *self._target_choices)
         return tuning
 
@@ -371,8 +386,11 @@ class Wide(TableInput, FitDisplay, ABC):
             held_out_weight=merged.sample_weight[held],
         )
         self._choose_loss(corrected)
+        # A few rows among very many are not worth a solve of their own.
+        left_out = len(held) / len(inputs)
+        residual = math.hypot(found.residual, math.sqrt(left_out)) if left_out <= _FEW_LEFT_OUT else found.residual
         # Outputs begin at 0, and a step goes against g. Rounded, as a resumed run has to have the same tolerance.
-        return corrected, Start(-found.coefficients, float(f"{1.2 * found.residual:.1g}"))
+        return corrected, Start(-found.coefficients, float(f"{1.2 * residual:.1g}"))
 
     def _train(
         self,
@@ -485,7 +503,7 @@ class Wide(TableInput, FitDisplay, ABC):
         share = weight[:TUNING_ROWS] / weight[:TUNING_ROWS].sum()
         encoded = self._encode(y[:TUNING_ROWS])
         merged = merge_duplicates(rows[:TUNING_ROWS], encoded - share @ encoded, weight[:TUNING_ROWS])
-        tuning = self._tune(merged, layers, 0.0)
+        tuning = self._tune(merged, lambda _: layers, 0.0)
         self._calibrate(None)
         self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
         # A column that is constant at first may vary in rows to come.
@@ -539,8 +557,7 @@ class Wide(TableInput, FitDisplay, ABC):
     def feature_importances_(self) -> np.ndarray:
         """Shares of the columns in the average gradient outer product of the network, shape (d,), with sum 1."""
         inputs = self._known_sample().inputs
-        last = self.sphere_.constant * math.sqrt(self.sphere_.center.size)
-        found = column_importances(self.network_, inputs, last, self.sphere_.mixing)
+        found = column_importances(self.network_, inputs, self.sphere_.last, self.sphere_.mixing)
         if self._encoding is None:
             return found
         return np.bincount(self._encoding.sources, found, self.n_features_in_)

@@ -17,7 +17,7 @@ def column_importances(
     network: TwoLayer | Deep,
     inputs: Float[np.ndarray, "r d"],
     constant: float,
-    mixing: Float[np.ndarray, "columns columns"] | None = None,
+    mixing: Float[np.ndarray, "columns mixed"] | None = None,
 ) -> Float[np.ndarray, " d"]:
     """Return the diagonal of the average gradient outer product E[∇f ∇fᵀ] of the columns, summing to 1.
 
@@ -33,12 +33,13 @@ def column_importances(
     constant
         Last coordinate of rows before they are put on the sphere.
     mixing
-        The matrix by which the input map mixes columns, which can be inverted; None for the identity.
+        The matrix by which the input map mixes columns, of full column rank; None for the identity.
     """
     norm = constant / inputs[:, -1:]
     columns = inputs[:, :-1] * norm
     if mixing is not None:
-        columns = np.linalg.solve(mixing.T, columns.T).T
+        # Of fewer components than columns: what they tell of the columns.
+        columns = np.linalg.lstsq(mixing.T, columns.T)[0].T
     x = inputs[:_ROWS]
     total = np.zeros(columns.shape[1])
     for slope in _slopes(network, x):

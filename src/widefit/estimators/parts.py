@@ -181,12 +181,14 @@ def _check_input_map(tensors: Mapping[str, Tensor], record: Record, features: in
         columns = _encoded_columns(record)
     for name in ("center", "scale"):
         _check(tensors, name, (torch.float64,), (columns,))
+    mixed = columns
     if "mixing" in tensors:
-        _check(tensors, "mixing", (torch.float64,), (columns, columns))
+        mixed = _size(tensors, "mixing")[-1]
+        _check(tensors, "mixing", (torch.float64,), (columns, mixed))
     if not 0 < record.sphere_constant < math.inf:
         raise FileError(f"its constant is {record.sphere_constant}")
-    if features != columns + 1:
-        raise FileError(f"its network has {features} features, its table {columns}")
+    if features != mixed + 1 or mixed > columns:
+        raise FileError(f"its network has {features} features, its table {columns}, of which {mixed} are made")
 
 
 def _check_loss(record: Record, outputs: int) -> None:

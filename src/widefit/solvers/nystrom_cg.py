@@ -102,6 +102,18 @@ def _inner_products(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
     return total
 
 
+def _sums(factor: Float[Tensor, "n r"], vector: Float[Tensor, " n"]) -> Float[Tensor, " r"]:
+    """Fᵀv, summed in float64 beyond a few thousand rows, whatever F is kept in."""
+    narrow = vector.to(factor.dtype)
+    if factor.dtype == torch.float64:
+        return factor.T @ narrow
+    # A sum of very many rows in float32 would leave more of the largest eigenvectors than M is to leave of them.
+    total = torch.zeros(factor.shape[1], dtype=torch.float64, device=factor.device)
+    for rows, part in zip(factor.split(_ROWS), narrow.split(_ROWS), strict=True):
+        total += rows.T @ part
+    return total
+
+
 def _least_share(dtype: torch.dtype, rank: int) -> float:
     """Part of the largest eigenvalue of FᵀF up to which the others are rounding, of FᵀF or of F."""
     rounding = torch.finfo(dtype).eps
@@ -138,7 +150,7 @@ class _Nystrom(Preconditioned):
 
     def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         factor = self.low.factor
-        inner = self.core @ (factor.T @ vector.to(factor.dtype)).double()
+        inner = self.core @ _sums(factor, vector)
         return self.outside * vector + (factor @ inner.to(factor.dtype)).to(vector.dtype)
 
 

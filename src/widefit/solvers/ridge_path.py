@@ -17,7 +17,7 @@ _RESIDUALS = (1e-2, 5e-2)
 _SETTLED = 2e-3
 _LOOK = 3
 # A ridge whose error is larger than the best by this part ends the path.
-_WORSE = 1.02
+_WORSE = 1.005
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,9 @@ def full_ridge(
         path = ridge_path(
             gram, own, weight, torch.from_numpy(held), ridges, rank, _MOST_PRODUCTS, whole=bool(paths)
         )  # fmt: skip
-        # The first output says where ridges become too small.
-        ridges = ridges[: len(path)]
+        if not paths:
+            # The first output says which ridges are too small; they take the most products.
+            ridges = ridges[: 1 + int(np.argmin([fit.error for fit in path]))]
         paths.append(path)
     errors = np.sqrt([sum(path[place].error for path in paths) for place in range(len(ridges))])
     best = int(np.flatnonzero(errors <= _TOLERATED * errors.min())[0])

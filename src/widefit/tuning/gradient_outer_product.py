@@ -19,7 +19,9 @@ _TINY = np.finfo(np.float64).tiny
 
 
 def can_mix(sphere: SphereMap) -> bool:
-    """Return True where there are columns to mix, and not too many."""
+    """Return True where there are columns to mix, and not too many; components are mixtures already."""
+    if sphere.mixing is not None and sphere.mixing.shape[1] < sphere.mixing.shape[0]:
+        return False
     return 2 <= int(np.count_nonzero(sphere.scale)) <= sphere.scale.size <= _MOST_MIXED
 
 
@@ -78,6 +80,6 @@ def _gradients(
     found = np.einsum("ij,jk,jd->ikd", slope, coefficients, inputs, optimize=True)
     across = found - np.einsum("ikd,id,ie->ike", found, inputs, inputs, optimize=True)
     # x = a / ‖a‖ with the constant as last entry of a.
-    norm = sphere.constant * np.sqrt(sphere.center.size) / inputs[:, -1]
+    norm = sphere.last / inputs[:, -1]
     along = across[:, :, :-1] / norm[:, None, None]
     return along if sphere.mixing is None else along @ sphere.mixing.T

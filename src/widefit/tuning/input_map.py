@@ -14,6 +14,7 @@ from widefit.tuning.duplicates import MergedRows, WeightedRows
 from widefit.tuning.gradient_outer_product import can_mix, mix_columns
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
+from widefit.tuning.principal_components import Components, fewest
 from widefit.tuning.relevance import learn_scales, steps_within_budget
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
@@ -113,6 +114,7 @@ def choose_map(
     if learning == everyone.size:
         return fixed, choice
     before = _squared_errors(sample, fixed, threshold)[learning:]
+    fewer = _fewer_columns(merged, fixed, learners, threshold)
     steps = steps_within_budget(*learners.rows.shape, budget=(size / MAP_ROWS) ** 2)
     found = fixed
     if steps > 0:
@@ -127,7 +129,30 @@ def choose_map(
             choice = Choice("input map", f"{name.rpartition(',')[0]}, {learnt_name}", reason)
             found = learnt
             before = after
-    return _mixed(sample, learning, found, threshold, before, choice)
+    found, choice = _mixed(sample, learning, found, threshold, before, choice)
+    if fewer is not None:
+        components, told = fewer
+        errors = [_squared_errors(sample, one, threshold)[learning:] for one in (found, components)]
+        earlier, later = (spreads_of(error, weight[learning:]) for error in errors)
+        if later <= earlier:
+            reason = f"{reason}; error on other rows {earlier:.3g} → {later:.3g} spreads"
+            return components, Choice("input map", f"{name.rpartition(',')[0]}, {told}", reason)
+    return found, choice
+
+
+def _fewer_columns(
+    merged: MergedRows, fixed: SphereMap, learners: WeightedRows, threshold: float
+) -> tuple[SphereMap, str] | None:
+    """Return the map to as many principal components as have the smallest leave-one-out error, and what it does."""
+    components = Components.of(fixed, merged.rows, merged.sample_weight)
+    if components is None:
+        return None
+
+    def error_of(sphere: SphereMap) -> float:
+        return spreads_of(_squared_errors(learners, sphere, threshold), learners.sample_weight)
+
+    found = fewest(components.maps(), error_of)
+    return None if found is None else found[:2]
 
 
 def _mixed(

@@ -1,5 +1,6 @@
 """The map of tables to the unit sphere, on which the networks live."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -28,14 +29,14 @@ class SphereMap:
     quantiles
         q, which maps columns with heavy tails to normal scores and leaves the others alone.
     mixing
-        A, shape (d, d); None for the identity.
+        A, shape (d, e), e ≤ d; None for the identity.
     """
 
     center: Float[np.ndarray, " d"]
     scale: Float[np.ndarray, " d"]
     constant: float
     quantiles: QuantileMap = field(default_factory=QuantileMap.none)
-    mixing: Float[np.ndarray, "d d"] | None = None
+    mixing: Float[np.ndarray, "d e"] | None = None
 
     @classmethod
     def fit(
@@ -85,8 +86,13 @@ class SphereMap:
 
     @property
     def out_features(self) -> int:
-        """d + 1."""
-        return self.center.size + 1
+        """Columns after the mixing, and the constant."""
+        return (self.center.size if self.mixing is None else self.mixing.shape[1]) + 1
+
+    @property
+    def last(self) -> float:
+        """c √d, what the constant coordinate is before rows are put on the sphere."""
+        return self.constant * math.sqrt(self.center.size)
 
     def with_every_column(self) -> "SphereMap":
         """Return the same map with a column that was constant scaled by its size: it may vary in rows to come."""
@@ -94,7 +100,7 @@ class SphereMap:
         size[size == 0] = 1.0
         return replace(self, scale=np.where(self.scale == 0, 1 / np.maximum(size, 4 / _FLOAT.max), self.scale))
 
-    def scaled(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    def scaled(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n e"]:
         """Return rows before the constant is appended; what would overflow stays at the largest number."""
         rows = self.quantiles(rows)
         with np.errstate(over="ignore"):
@@ -102,11 +108,11 @@ class SphereMap:
             scaled = np.clip(rows * self.scale - self.center * self.scale, -_LARGEST, _LARGEST)
             return scaled if self.mixing is None else np.clip(scaled @ self.mixing, -_LARGEST, _LARGEST)
 
-    def __call__(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d_plus_one"]:
+    def __call__(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n e_plus_one"]:
         """Return rows of norm 1, float64."""
         out = np.empty((rows.shape[0], self.out_features))
         out[:, :-1] = self.scaled(rows)
-        out[:, -1] = self.constant * np.sqrt(self.center.size)
+        out[:, -1] = self.last
         # The largest entry is divided out first: squares of a far outlier stay finite.
         out /= np.abs(out).max(axis=1, keepdims=True)
         return out / np.linalg.norm(out, axis=1, keepdims=True)
@@ -138,8 +144,10 @@ class SphereMap:
         if not (np.isfinite(center).all() and np.isfinite(scale).all() and 0 < constant < np.inf):
             raise ValueError("center, scale and constant of the input map must be finite, and the constant positive")
         mixing = arrays.get("mixing")
-        if mixing is not None and (mixing.shape != 2 * center.shape or not np.isfinite(mixing).all()):
-            raise ValueError(f"mixing must be finite and have shape (d, d), got {mixing.shape}")
+        if mixing is not None:
+            fits = mixing.ndim == 2 and 1 <= mixing.shape[1] <= mixing.shape[0] == center.size
+            if not fits or not np.isfinite(mixing).all():
+                raise ValueError(f"mixing must be finite and have shape (d, e) with e ≤ d, got {mixing.shape}")
         if "quantile_columns" not in arrays:
             return cls(center, scale, constant)
         columns, values, scores = (arrays[f"quantile_{name}"] for name in ("columns", "values", "scores"))

@@ -18,6 +18,7 @@ from widefit.tuning.input_map import MAP_ROWS, FixedMap, choose_map, fixed_maps,
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.network_kernel import drawn_bytes, network_gram
+from widefit.tuning.principal_components import Components, fewest
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
 
@@ -116,7 +117,7 @@ def tune(
     merged: MergedRows,
     *,
     threshold: float,
-    width: int,
+    width: int | Callable[[int], int],
     alpha: float | str,
     readout_scale: float | str,
     seed: int,
@@ -131,7 +132,7 @@ def tune(
     merged
         Distinct rows and their targets; targets are centred.
     threshold, width
-        b and m of the network to be trained.
+        b and m of the network to be trained; m may follow from the features that the map makes.
     alpha, readout_scale
         Numbers, or "auto".
     seed
@@ -149,10 +150,11 @@ def tune(
     sphere, map_choice = choose_map(merged, fixed, threshold, classes, generator)
     rows, weight = draw_rows(merged, _RIDGE_ROWS, classes, generator)
     judged = kernel is None
+    neurons = width(sphere.out_features) if callable(width) else width
     # Of several outputs each has neurons of its own, and the noise of one says little (measured: no gain).
-    noisy = judged and by_network and merged.targets.shape[1] == 1 and width >= _MANY_NEURONS
+    noisy = judged and by_network and merged.targets.shape[1] == 1 and neurons >= _MANY_NEURONS
     if noisy:
-        kernel = partial(network_gram, width=width, threshold=threshold, seed=seed)
+        kernel = partial(network_gram, width=neurons, threshold=threshold, seed=seed)
     kernel = kernel or partial(limit_gram, threshold=threshold)
 
     def probe(sphere: SphereMap) -> _Probe:
@@ -160,7 +162,7 @@ def tune(
         gram = kernel(inputs)
         mean = max(float(weight @ gram.diagonal()) / rows.size, np.finfo(float).tiny)
         share = rows.size / merged.rows.shape[0]
-        return _Probe(inputs, gram, merged.targets[rows], weight, mean, threshold, width * share)
+        return _Probe(inputs, gram, merged.targets[rows], weight, mean, threshold, neurons * share)
 
     problem = probe(sphere)
     choices = [map_choice]
@@ -175,6 +177,7 @@ def tune(
             merged, fixed, (sphere, map_choice), threshold, alpha, corrects, classes, generator
         )
         alpha = held_out.alpha if corrects else alpha
+        neurons = width(sphere.out_features) if callable(width) else width
         problem = probe(sphere)
     fit = problem.fit(alpha)
     if readout_scale == "auto":
@@ -231,6 +234,17 @@ def _judge(
         told = f"error {found.error:.3g} spreads on {len(found.rows):,} held-out rows"
         mixing = f"columns mixed by gradients of a fit to {len(halves.learnt.rows):,} rows"
         choices[0] = replace(choices[0], reason=f"{choices[0].reason}; {mixing}: {found.error:.3g}")
+    components = Components.of(replace(sphere, mixing=None), merged.rows, merged.sample_weight)
+    fewer = None
+    if components is not None:
+        fewer = fewest(components.maps(), lambda mixed: halves.judge(mixed, threshold, alpha, corrects).error)
+    # Fewer columns are quicker, too: all of them have to be better to stay.
+    if fewer is not None and fewer[2] <= found.error:
+        sphere, name, error = fewer
+        found = halves.judge(sphere, threshold, alpha, corrects)
+        scaling = choices[0].chosen.partition(", ")[0]
+        told = f"error {error:.3g} spreads on {len(found.rows):,} held-out rows"
+        choices[0] = Choice("input map", f"{scaling}, {name}", f"{choices[0].reason}; with components {error:.3g}")
     if corrects:
         choices.append(Choice("alpha", f"{found.alpha:.3g}", f"the largest ridge that is nearly the best: {told}"))
     return sphere, found, choices

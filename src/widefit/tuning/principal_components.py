@@ -1,0 +1,92 @@
+"""Fewer columns for tables of very many: the principal components of their rows, as mixings of an input map."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from widefit.tuning.sphere import SphereMap
+
+# Columns from which components are worth their cost: those of pictures and spectra.
+_MANY_COLUMNS = 100
+_COMPONENTS = (20, 30, 40, 60, 90, 130, 200)
+# Rows that the covariance is taken of, evenly from the whole table.
+_ROWS = 5000
+# What fewer components may add to the smallest error.
+_TOLERATED = 1.005
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of columns as an input map scales them.
+
+    Attributes
+    ----------
+    sphere
+        The map, which mixes nothing.
+    directions
+        Orthonormal, by falling variance, shape (d, q).
+    shares
+        Their parts of the variance of all columns.
+    """
+
+    sphere: SphereMap
+    directions: Float[np.ndarray, "d q"]
+    shares: Float[np.ndarray, " q"]
+
+    @classmethod
+    def of(
+        cls, sphere: SphereMap, rows: Float[np.ndarray, "n d"], sample_weight: Float[np.ndarray, " n"]
+    ) -> "Components | None":
+        """Find them in weighted rows; None where there are too few columns, or columns are mixed."""
+        if sphere.center.size <= _MANY_COLUMNS or sphere.mixing is not None:
+            return None
+        step = -(-len(rows) // _ROWS)
+        scaled = sphere.scaled(rows[::step])
+        share = sample_weight[::step] / sample_weight[::step].sum()
+        scaled = (scaled - share @ scaled) * np.sqrt(share)[:, None]
+        values, vectors = np.linalg.eigh(scaled.T @ scaled)
+        total = max(float(values.sum()), np.finfo(float).tiny)
+        count = min(_COMPONENTS[-1], int((values > np.finfo(float).eps * len(values) * values[-1]).sum()))
+        # Rounded, and with a fixed sign, so that the last bits of the data do not reach the model.
+        directions = vectors[:, ::-1][:, :count]
+        largest = directions[np.abs(directions).argmax(axis=0), np.arange(count)]
+        return cls(sphere, np.round(directions * np.sign(largest), 6), values[::-1][:count] / total)
+
+    def maps(self) -> list[tuple[SphereMap, str]]:
+        """Return maps to the first so many components, the fewest first, and what they do in words."""
+        columns, found = self.directions.shape
+        return [
+            (replace(self.sphere, mixing=self.directions[:, :count]), self._told(count))
+            for count in _COMPONENTS
+            if count <= found and 2 * count <= columns
+        ]
+
+    def _told(self, count: int) -> str:
+        share = self.shares[:count].sum()
+        return f"{count} principal components with {share:.0%} of the variance, constant {self.sphere.constant:.2g}"
+
+
+def fewest(
+    maps: Sequence[tuple[SphereMap, str]], error_of: Callable[[SphereMap], float]
+) -> tuple[SphereMap, str, float] | None:
+    """Return the map with the fewest components whose error is nearly the smallest, and this error.
+
+    Parameters
+    ----------
+    maps
+        From few to many components.
+    error_of
+        The error with a map.
+    """
+    errors: list[float] = []
+    for sphere, _ in maps:
+        errors.append(error_of(sphere))
+        # Errors fall, and rise again: from two in a row that are clearly worse on, more components only cost.
+        if len(errors) > 2 and min(errors[-2:]) > _TOLERATED * min(errors):
+            break
+    if not errors:
+        return None
+    best = next(place for place, error in enumerate(errors) if error <= _TOLERATED * min(errors))
+    return *maps[best], errors[best]
