@@ -62,3 +62,19 @@ def test_it_says_why_and_leaves_other_rules_alone():
     for bad in (-1, "never"):
         with pytest.raises(ValueError, match='tol must be "auto" or a finite number'):
             WideRegressor((64,), tol=bad).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("gain_ratio", "damping", "ridge", "reached"),
+    [
+        (0.97, 2.0, 2.0, True),  # the linear model was right, and the step went to its minimum
+        (0.8, 2.0, 2.0, False),
+        (0.97, 3.0, 2.0, False),  # a step that was held back
+        (0.97, 2.0, None, False),
+        (None, 2.0, 2.0, False),
+    ],
+)
+def test_where_steps_are_dear_a_linear_model_that_was_right_ends_it(gain_ratio, damping, ridge, reached):
+    run, settled = _Run(), Settled(error=1.0, floor=0.0, ridge=ridge)
+    run.history.steps.append(StepInfo(1, 0.3, damping=damping, gain_ratio=gain_ratio))
+    assert settled.step(run, run.history[-1]) == reached

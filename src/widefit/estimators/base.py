@@ -408,7 +408,7 @@ class Wide(TableInput, FitDisplay, ABC):
         rule = self._rule()
         settled: list[Settled] = []
         if self.tol == "auto" and error is not None and isinstance(rule, GaussNewton):
-            settled.append(Settled(error, floor))
+            settled.append(Settled(error, floor, None if start is None else self._ridge * self._loss_ridge))
         told = [Log(), *([Progress()] if self.verbose else [])] if processes.rank == 0 else []
         training = Training(
             self.network_,

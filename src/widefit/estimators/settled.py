@@ -1,5 +1,7 @@
 """Ending a training whose further steps would change predictions by less than they are wrong."""
 
+import math
+
 from widefit.training.callback import Callback, Run
 from widefit.training.history import StepInfo
 
@@ -19,6 +21,9 @@ class Settled(Callback):
         Mean squared leave-one-out residual, summed over outputs.
     floor
         The loss that no function of the rows can remove.
+    ridge
+        Where steps are dear: what the linear model of a step under no more damping than this ridge has missed is taken
+        for what further steps could gain. None: they are taken.
 
     Attributes
     ----------
@@ -26,10 +31,11 @@ class Settled(Callback):
         Whether that is so.
     """
 
-    def __init__(self, error: float, floor: float):
+    def __init__(self, error: float, floor: float, ridge: float | None = None):
         self.reached = False
         self._limit = _NEGLIGIBLE * error
         self._floor = floor
+        self._ridge = ridge
 
     def start(self, run: Run) -> bool:
         """Return True where a resumed run had settled already."""
@@ -44,5 +50,11 @@ class Settled(Callback):
         if len(run.history) < 2 or last.accepted is False:
             return False
         change = abs(run.history[-2].loss - last.loss)
-        self.reached = min(last.loss - self._floor, change) <= self._limit
+        self.reached = min(last.loss - self._floor, change, self._missed(last, change)) <= self._limit
         return self.reached
+
+    def _missed(self, last: StepInfo, change: float) -> float:
+        """The part of a decrease that the linear model of the step was wrong by."""
+        if self._ridge is None or last.gain_ratio is None or last.damping > self._ridge * (1 + 1e-9):
+            return math.inf
+        return abs(1 - last.gain_ratio) * change

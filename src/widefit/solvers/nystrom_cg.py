@@ -1,6 +1,7 @@
 """Conjugate gradients behind a low-rank preconditioner from randomly chosen columns of H."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -92,6 +93,12 @@ class LowRank:
     gram: Float[Tensor, "r r"]
     rest: float
 
+    @cached_property
+    def spectrum(self) -> tuple[Float[Tensor, " r"], Float[Tensor, "r r"]]:
+        """Eigenvalues and eigenvectors of FᵀF, which every λ shares."""
+        values, vectors = torch.linalg.eigh(self.gram)
+        return values, vectors
+
 
 def _inner_products(factor: Float[Tensor, "n r"]) -> Float[Tensor, "r r"]:
     """FᵀF, summed in float64 whatever F is kept in."""
@@ -121,7 +128,7 @@ def _least_share(dtype: torch.dtype, rank: int) -> float:
 
 
 def _prepared(solver: NystromCG, operator: Operator, damping: float, low: LowRank) -> "_Nystrom":
-    values, vectors = torch.linalg.eigh(low.gram)
+    values, vectors = low.spectrum
     # What is decided of eigenvalues is decided on the host, in one transfer.
     shares = values.cpu()
     largest = float(shares.max()) if len(shares) else 1.0
