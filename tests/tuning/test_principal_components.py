@@ -7,7 +7,7 @@ import widefit
 from widefit import WideRegressor
 from widefit.tuning import tune as module
 from widefit.tuning.gradient_outer_product import can_mix
-from widefit.tuning.principal_components import Components, fewest
+from widefit.tuning.principal_components import Components, best_components
 from widefit.tuning.sphere import SphereMap
 
 COLUMNS = 220
@@ -54,21 +54,22 @@ def test_degenerate_rows(scale):
         assert found.maps() == []
 
 
-def test_the_fewest_that_do():
+def test_the_best_count():
     sphere = SphereMap.fit(np.eye(3), np.ones(3), scaling="columns", constant=1.0)
     maps = [(sphere, str(place)) for place in range(6)]
 
-    def chosen(*errors: float) -> tuple[str, float]:
+    def chosen(*errors: float, more: bool = False) -> tuple[str, float]:
         left = iter(errors)
-        found = fewest(maps, lambda _: next(left))
+        found = best_components(maps, lambda _: next(left), more)
         assert found is not None
         return found[1], found[2]
 
-    assert chosen(5, 3, 2, 1, 1.001, 0.999) == ("3", 1)
+    assert chosen(5, 3, 2, 1, 1.001, 1.2) == ("3", 1)
+    assert chosen(5, 3, 2, 1, 1.001, 1.2, more=True) == ("4", 1.001)
     # Two that are clearly worse end it, one does not.
     assert chosen(3, 1, 2, 2) == ("1", 1)
     assert chosen(3, 2, 3, 1, 3, 3) == ("3", 1)
-    assert fewest([], lambda _: 0.0) is None
+    assert best_components([], lambda _: 0.0) is None
 
 
 @pytest.mark.parametrize("many", [False, True])

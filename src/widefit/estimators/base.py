@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 # Rows from which on the leave-one-out error says what a training may leave undone: fewer cost nothing to finish.
 _FEWEST_TO_SETTLE = 100
 # Part of the rows that may stay held-out in a training that begins from a regression on all others.
-_FEW_LEFT_OUT = 0.01
+_FEW_LEFT_OUT = 0.02
 # Mean squared residual at which interpolation is good enough.
 _TOL = 1e-6
 # Rows that are predicted at a time: memory does not grow with the table.
@@ -274,15 +274,16 @@ class Wide(TableInput, FitDisplay, ABC):
             refuse_many_rows(len(merged.rows))
         self._forget_stream()
         tuning = None
+        outputs = merged.targets.shape[1]
         if not continues:
-            tuning = self._tune(merged, partial(asked.for_rows, self, samples), self.alpha, processes)
+            tuning = self._tune(merged, partial(asked.for_rows, self, samples, outputs=outputs), self.alpha, processes)
         start = None
         if tuning is not None:
             self._choose_loss(tuning)
-            layers = asked.for_rows(self, samples, tuning.sphere.out_features)
+            layers = asked.for_rows(self, samples, tuning.sphere.out_features, outputs)
             # Of several processes each draws its share alone.
             store = "array" if processes.size == 1 else "regenerate"
-            self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed, store)
+            self.network_ = draw(tuning, layers, outputs, self.activation, self._seed, store)
             tuning, start = self._correct_ridge(tuning, merged, processes)
         self._calibrate(tuning)
         kept = weight > 0

@@ -14,6 +14,8 @@ from widefit.tuning.held_out import MANY
 
 # Neurons of "auto", and the least of them; seconds on one core that a product with H may take before they are fewer.
 _WIDTH = 1 << 16
+# Neurons of every output of many rows: H of fewer is too rough an image of its limit.
+_WIDTH_OF_OUTPUT = 1 << 13
 _LEAST_WIDTH = 1 << 12
 _SECONDS_A_PRODUCT = 16.0
 # And pairs of a neuron and a sample, which take a bit before a step and after it.
@@ -79,7 +81,7 @@ class HiddenLayers:
         widths = (_WIDTH,) if chosen else _widths(model.hidden_layer_sizes)
         return cls._of_widths(widths, model)
 
-    def for_rows(self, model: Any, samples: int, features: int) -> "HiddenLayers":
+    def for_rows(self, model: Any, samples: int, features: int, outputs: int = 1) -> "HiddenLayers":
         """Return layers for many rows where "auto" is to choose: a lower threshold, and neurons that are quick."""
         if samples <= MANY or len(self.widths) > 1:
             return self
@@ -87,10 +89,13 @@ class HiddenLayers:
         chosen = isinstance(model.hidden_layer_sizes, str)
         level = _THRESHOLD_OF_MANY if threshold else self.thresholds[0]
         layers = replace(self, thresholds=(level,), reason="as low as suits many rows") if threshold else self
-        width = affordable_width(samples, features, level) if chosen else _WIDTH
+        usual = max(_WIDTH, _WIDTH_OF_OUTPUT * (1 << (outputs - 1).bit_length()))
+        width = affordable_width(samples, features, level, usual) if chosen else _WIDTH
         if width == _WIDTH:
             return layers
-        reason = f"a step on {samples:,} rows would take long with {_WIDTH:,}"
+        reason = f"a step on {samples:,} rows would take long with {usual:,}"
+        if width > _WIDTH:
+            reason = f"each of {outputs} outputs has neurons of its own"
         return replace(layers, widths=(width,), narrowed=Choice("width", f"{width:,}", reason))
 
     @classmethod
@@ -129,9 +134,9 @@ class HiddenLayers:
         return Choice("threshold", chosen, f"{self.reason}: a neuron fires on {shares} of the samples")
 
 
-def affordable_width(samples: int, features: int, threshold: float) -> int:
+def affordable_width(samples: int, features: int, threshold: float, usual: int = _WIDTH) -> int:
     """Return the largest power of two of neurons, up to the usual, with which a product with H takes little time."""
-    width = _WIDTH
+    width = usual
     firing = firing_probability(threshold, 1.0)
     while width > _LEAST_WIDTH:
         # The two neurons of a pair take one walk.

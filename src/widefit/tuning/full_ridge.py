@@ -15,9 +15,10 @@ from widefit.processes import Alone
 from widefit.solvers.ridge_path import RidgeFit, ridge_path
 from widefit.trackers import Dense
 
-# Rows that judge: at most so many, and this part of all.
-_HELD = 4000
-_HELD_PART = 0.1
+# Rows that judge: this part of all, at most so many, or a fiftieth where that is enough of them: a training may then
+# leave them out.
+_HELD_PART, _HELD = 0.1, 4000
+_FEW_PART, _ENOUGH = 0.02, 1000
 # Ridges that are tried, one after the other, in units of the one that few rows have chosen.
 _FACTORS = 10.0 ** np.arange(1.5, -3.1, -0.5)
 # What a ridge may add to the smallest error: with larger ones steps take fewer products.
@@ -94,7 +95,8 @@ def full_ridge(
     seed
         Draws the held-out rows.
     """
-    size = min(_HELD, int(_HELD_PART * len(inputs)))
+    few = int(_FEW_PART * len(inputs))
+    size = min(_HELD, few if few >= _ENOUGH else int(_HELD_PART * len(inputs)))
     held = np.sort(np.random.default_rng(seed).choice(len(inputs), size, replace=False))
     samples = Samples.of(inputs, summed)
     ridges = alpha * _FACTORS

@@ -14,7 +14,7 @@ from widefit.tuning.duplicates import MergedRows, WeightedRows
 from widefit.tuning.gradient_outer_product import can_mix, mix_columns
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
-from widefit.tuning.principal_components import Components, fewest
+from widefit.tuning.principal_components import Components, best_components
 from widefit.tuning.relevance import learn_scales, steps_within_budget
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
@@ -151,7 +151,7 @@ def _fewer_columns(
     def error_of(sphere: SphereMap) -> float:
         return spreads_of(_squared_errors(learners, sphere, threshold), learners.sample_weight)
 
-    found = fewest(components.maps(), error_of)
+    found = best_components(components.maps(), error_of)
     return None if found is None else found[:2]
 
 

@@ -10,11 +10,12 @@ from widefit.tuning.sphere import SphereMap
 
 # Columns from which components are worth their cost: those of pictures and spectra.
 _MANY_COLUMNS = 100
-_COMPONENTS = (20, 30, 40, 60, 90, 130, 200)
+_COMPONENTS = (20, 30, 40, 50, 65, 90, 130, 200)
 # Rows that the covariance is taken of, evenly from the whole table.
 _ROWS = 5000
-# What fewer components may add to the smallest error.
-_TOLERATED = 1.005
+# From where on errors are clearly worse, and what more components may add to the smallest error of a few rows: the more
+# rows, the more components are worth having.
+_TOLERATED = 1.01
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Components:
         return f"{count} principal components with {share:.0%} of the variance, constant {self.sphere.constant:.2g}"
 
 
-def fewest(
-    maps: Sequence[tuple[SphereMap, str]], error_of: Callable[[SphereMap], float]
+def best_components(
+    maps: Sequence[tuple[SphereMap, str]], error_of: Callable[[SphereMap], float], more: bool = False
 ) -> tuple[SphereMap, str, float] | None:
-    """Return the map with the fewest components whose error is nearly the smallest, and this error.
+    """Return the map to as many components as have the smallest error, and this error.
 
     Parameters
     ----------
@@ -79,6 +80,8 @@ def fewest(
         From few to many components.
     error_of
         The error with a map.
+    more
+        True to return the most components whose error is nearly the smallest.
     """
     errors: list[float] = []
     for sphere, _ in maps:
@@ -88,5 +91,6 @@ def fewest(
             break
     if not errors:
         return None
-    best = next(place for place, error in enumerate(errors) if error <= _TOLERATED * min(errors))
+    tolerated = (_TOLERATED if more else 1.0) * min(errors)
+    best = [place for place, error in enumerate(errors) if error <= tolerated][-1 if more else 0]
     return *maps[best], errors[best]
