@@ -21,9 +21,10 @@ def table(rows: int, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
     return X, np.sin(2 * factors[:, 0]) + factors[:, 1] ** 2
 
 
-def test_components_are_those_of_the_weighted_covariance():
-    X, _ = table(300)
-    weight = np.random.default_rng(1).uniform(0.5, 2, 300)
+@pytest.mark.parametrize("rows", [300, 80])
+def test_components_are_those_of_the_weighted_covariance(rows):
+    X, _ = table(rows)
+    weight = np.random.default_rng(1).uniform(0.5, 2, rows)
     sphere = SphereMap.fit(X, weight, scaling="common", constant=1.0)
     found = Components.of(sphere, X, weight)
     assert found is not None
@@ -35,7 +36,7 @@ def test_components_are_those_of_the_weighted_covariance():
     np.testing.assert_allclose(np.diag(U.T @ covariance @ U), values[: U.shape[1]], atol=1e-4 * values[0])
     np.testing.assert_allclose(found.shares, values[: U.shape[1]] / values.sum(), atol=1e-10)
     few, told = found.maps()[0]
-    assert few(X).shape == (300, few.out_features) == (300, 21)
+    assert few(X).shape == (rows, few.out_features) == (rows, 21)
     np.testing.assert_allclose(few.scaled(X), scaled @ U[:, :20])
     assert told.startswith("20 principal components")
     assert not can_mix(few)

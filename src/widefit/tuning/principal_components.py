@@ -11,8 +11,9 @@ from widefit.tuning.sphere import SphereMap
 # Columns from which components are worth their cost: those of pictures and spectra.
 _MANY_COLUMNS = 100
 _COMPONENTS = (20, 30, 40, 50, 65, 90, 130, 200)
-# Rows that the covariance is taken of, evenly from the whole table.
-_ROWS = 5000
+# Rows that components are found in, evenly from the whole table, and of more columns than the latter as many: no larger
+# matrix than this is decomposed.
+_ROWS, _SIDE = 4000, 1000
 # From where on errors are clearly worse, and what more components may add to the smallest error of a few rows: the more
 # rows, the more components are worth having.
 _TOLERATED = 1.01
@@ -43,15 +44,19 @@ class Components:
         """Find them in weighted rows; None where there are too few columns, or columns are mixed."""
         if sphere.center.size <= _MANY_COLUMNS or sphere.mixing is not None:
             return None
-        step = -(-len(rows) // _ROWS)
+        step = -(-len(rows) // (_ROWS if sphere.center.size <= _SIDE else _SIDE))
         scaled = sphere.scaled(rows[::step])
         share = sample_weight[::step] / sample_weight[::step].sum()
         scaled = (scaled - share @ scaled) * np.sqrt(share)[:, None]
-        values, vectors = np.linalg.eigh(scaled.T @ scaled)
+        # Of many more columns than rows the components lie in the span of the rows.
+        wide = scaled.shape[1] > len(scaled)
+        values, vectors = np.linalg.eigh(scaled @ scaled.T if wide else scaled.T @ scaled)
         total = max(float(values.sum()), np.finfo(float).tiny)
         count = min(_COMPONENTS[-1], int((values > np.finfo(float).eps * len(values) * values[-1]).sum()))
-        # Rounded, and with a fixed sign, so that the last bits of the data do not reach the model.
         directions = vectors[:, ::-1][:, :count]
+        if wide:
+            directions = scaled.T @ (directions / np.sqrt(values[::-1][:count]))
+        # Rounded, and with a fixed sign, so that the last bits of the data do not reach the model.
         largest = directions[np.abs(directions).argmax(axis=0), np.arange(count)]
         return cls(sphere, np.round(directions * np.sign(largest), 6), values[::-1][:count] / total)
 
