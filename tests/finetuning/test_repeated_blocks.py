@@ -18,7 +18,7 @@ from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.files import Checkpoint, read_checkpoint
-from widefit.finetuning import NamedDeltas, adapt_blocks, block_steps, kept_states
+from widefit.finetuning import LayerDelta, LowRankDelta, NamedDeltas, adapt_blocks, block_steps, kept_states
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch, read_batches
 from widefit.finetuning.block_choice import Probe, first_block
@@ -27,6 +27,7 @@ from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import KeptStates, find_blocks
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
 from widefit.finetuning.projected_layers import differentiated, projected, whole
+from widefit.finetuning.stage_run import Progress
 from widefit.losses.family import output_loss
 
 SETTINGS: dict[str, Any] = {"loss": "cross_entropy", "max_iter": 3}
@@ -64,6 +65,40 @@ def test_behind_kept_states_the_model_gives_the_same(first: str | None, on_disk:
             assert torch.equal(one.call(model), expected[number])
     assert len(calls) == (2 if first is None else 0)
     assert torch.equal(batches[0].call(model), expected[0])
+
+
+def test_states_in_front_are_kept_without_running_what_is_behind():
+    model, one = transformer(), batch(5)
+    lists = find_blocks(model, one)
+    states = KeptStates(model, lists, "layers.1")
+    expected = states.run(one)
+    called: list[nn.Module] = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, args, output: called.append(module))
+    states.run_in_front(one)
+    assert called == [model.layers[0]]
+    with torch.no_grad(), states.behind(1):
+        assert torch.equal(one.call(model), expected)
+    whole_model = KeptStates(model, lists, None)
+    whole_model.run_in_front(one)
+    with torch.no_grad(), whole_model.behind(0):
+        assert torch.equal(one.call(model), expected)
+
+
+def test_of_many_rows_some_run_through_the_model_at_the_start(monkeypatch):
+    monkeypatch.setattr(adapt_blocks, "_THROUGH", 16)
+    model, (inputs, kinds) = transformer(), sentences(80)
+    run_in_front, stopped = KeptStates.run_in_front, []
+
+    def run(self: KeptStates, one: Batch) -> None:
+        stopped.append(one.rows)
+        run_in_front(self, one)
+
+    monkeypatch.setattr(KeptStates, "run_in_front", run)
+    settings = {"validation": 0, "batch_size": 8, "max_iter": 1, "loss": "cross_entropy"}
+    losses = widefit.finetune(model, inputs, kinds, **settings).finetuning_.history.losses
+    assert stopped == [8] * 8
+    assert losses[1] < losses[0]
 
 
 def test_mapped_states_leave_no_file_behind(tmp_path, monkeypatch):
@@ -113,7 +148,7 @@ def test_rows_and_steps_are_those_of_autograd(kind: str, rank: int):
     outputs, directions, calls = differentiated(model.requires_grad_(False), modules, one, aim)
     layers = [projected(name, modules[name], [calls[name]], rank, 0) for name in names[:2]]
     layers.append(whole("head", modules["head"]))
-    layers = [layer.balanced([calls[layer.name]]) for layer in layers]
+    layers = [layer.balanced(layer.rows(calls[layer.name])) for layer in layers]
     rows = torch.cat([layer.rows(calls[layer.name]) for layer in layers], dim=1)
 
     parameters = {f"{name}.weight": modules[name].weight for name in names} | {"head.bias": model.head.bias}
@@ -203,6 +238,42 @@ def test_as_many_blocks_as_help_with_rows_left_out():
     assert place == 1
     assert why.startswith("residual that one step would leave on rows left out")
     assert first_block(Probe(layers, grams, residual), found, 2, "all") == (0, "asked for")
+
+
+def test_blocks_in_front_are_looked_at_where_those_behind_do_not_tell(monkeypatch):
+    model, (inputs, kinds) = transformer(), sentences(40)
+    looked: list[set[int]] = []
+    chosen = iter([1, 0])
+
+    def choose(probe: Probe, found: LinearCalls, blocks: int, layers: Any) -> tuple[int, str]:
+        looked.append(set(probe.grams))
+        return next(chosen), ""
+
+    monkeypatch.setattr(adapt_blocks, "first_block", choose)
+    widefit.finetune(model, inputs, kinds, **SETTINGS)
+    assert looked == [{1, 2, 3}, {0, 1, 2, 3}]
+    looked.clear()
+    chosen = iter([2])
+    widefit.finetune(model, inputs, kinds, **SETTINGS)
+    assert looked == [{1, 2, 3}]
+
+
+@pytest.mark.parametrize(("least", "tried"), [(8, [16, 8]), (16, [16, 8]), (32, [16, 32]), (99, [16, 32, 64])])
+def test_the_lowest_rank_that_costs_next_to_nothing_is_found_by_halving(least: int, tried: list[int], monkeypatch):
+    steps = object.__new__(BlockSteps)
+    steps._held, steps._progress = [], Progress(1.0, 0, 1.0)  # type: ignore[assignment]
+    change = LowRankDelta({"a": LayerDelta(torch.randn(99, 70), torch.randn(99, 70))})
+    asked: list[int] = []
+
+    def loss(self: BlockSteps, delta: LowRankDelta) -> float:
+        asked.append(delta.layers["a"].rank)
+        return 1.0 if asked[-1] >= least else 2.0
+
+    monkeypatch.setattr(BlockSteps, "delta", lambda self: change)
+    monkeypatch.setattr(BlockSteps, "_held_loss_of", loss)
+    cut, _ = steps.compressed([64, 32, 16, 8], 1.005)
+    assert asked == tried
+    assert cut.layers["a"].rank == (70 if least == 99 else least)
 
 
 class Loader:

@@ -44,6 +44,8 @@ _COSTS = 1.005
 _TRAINED = 0.9
 # The fewest held-out rows that tell anything.
 _FEWEST = 5
+# Training rows that run through the whole model at the start: means of classes and a loss need no more.
+_THROUGH = 256
 # Rows on which the structure is looked at.
 _LOOKED_AT = 3
 FOLLOWING = "next_token"
@@ -98,8 +100,13 @@ def finetune_blocks(
     named = checked_layers("all" if wishes.layers == "auto" else wishes.layers, structure)
     blocks = [block for one in lists for block in one.blocks]
     rank = _rank(len(named), data)
-    probe, fresh, choices = _begun(work, found, named, data, aim, rank)
+    fresh, choices = _begun(work, found, named, data, aim)
+    near = _near(found, named, len(blocks)) if wishes.layers == "auto" else named
+    probe = probed(work, found, near, data.training, aim, rank)
     place, why = first_block(probe, found, len(blocks), wishes.layers)
+    if len(near) < len(named) and place == min(probe.grams):
+        probe = probed(work, found, named, data.training, aim, rank)
+        place, why = first_block(probe, found, len(blocks), wishes.layers)
     names = [name for name in named if found.places[name] >= place]
     first = blocks[place] if 0 < place < len(blocks) else None
     steps, started = _prepared(model, work, lists, first, probe, names, found, fresh, data, aim, wishes)
@@ -144,10 +151,16 @@ def _rank(layers: int, data: _Data) -> int:
     return next((rank for rank in _RANKS if 4 * layers * rows * rank**2 <= _ROWS_OF_J), _RANKS[-1])
 
 
+def _near(found: LinearCalls, named: Sequence[str], blocks: int) -> list[str]:
+    """Layers in the last half of the blocks, and in the block before it, which tells whether to look further."""
+    near = [name for name in named if found.places[name] >= blocks - blocks // 2 - 1]
+    return near or list(named)
+
+
 def _begun(
-    work: nn.Module, found: LinearCalls, named: Sequence[str], data: _Data, aim: Aim, rank: int
-) -> tuple[Probe, bool, list[Choice]]:
-    """Layers with their bases from a few rows, whether the readout begins anew, and why."""
+    work: nn.Module, found: LinearCalls, named: Sequence[str], data: _Data, aim: Aim
+) -> tuple[bool, list[Choice]]:
+    """Set a readout that begins anew from a few rows; whether it does, and why."""
     choices = []
     fresh = False
     if found.readout is not None and found.readout in named and isinstance(aim.loss, Softmax) and not aim.following:
@@ -162,7 +175,7 @@ def _begun(
             chosen = "begins anew, from the means of the classes" if fresh else "goes on from its weights"
             reason = f"its loss is {loss:.3g} on a few rows, that of a constant {constant_loss(targets):.3g}"
             choices.append(Choice("readout", chosen, reason))
-    return probed(work, found, named, data.training, aim, rank), fresh, choices
+    return fresh, choices
 
 
 def _features(work: nn.Module, layer: nn.Module, batches: Sequence[Batch], aim: Aim) -> tuple[Tensor, Tensor, float]:
@@ -212,7 +225,7 @@ def _prepared(
     aim: Aim,
     wishes: Wishes,
 ) -> tuple[BlockSteps, list[Choice]]:
-    """Run what is frozen once, find the readout on all rows where it begins anew, and return the stepper."""
+    """Run what is frozen once, find the readout on many rows where it begins anew, and return the stepper."""
     given = model.get_submodule(found.readout) if fresh and found.readout else None
     readout = work.get_submodule(found.readout) if fresh and found.readout else None
     parts, losses, features, targets = [], [], [], []
@@ -223,7 +236,11 @@ def _prepared(
             continue
         states = KeptStates(work, lists, first)
         total, counted = 0.0, 0
-        for batch in batches:
+        through = range(len(batches)) if batches is data.held else _some(batches)
+        for number, batch in enumerate(batches):
+            if number not in through:
+                states.run_in_front(batch)
+                continue
             seen.clear()
             outputs = states.run(batch)
             if given is not None and isinstance(given, nn.Linear):
@@ -261,6 +278,12 @@ def _prepared(
         fingerprint((aim, damping, wishes.patience, wishes.seed, list(names)), data.tensors, model),
     )
     return steps, _choices_of(parts, first)
+
+
+def _some(batches: Sequence[Batch]) -> range:
+    """Numbers of evenly spread batches, of all where they are few."""
+    rows = sum(batch.rows for batch in batches)
+    return range(0, len(batches), -(-rows // _THROUGH))
 
 
 def _choices_of(parts: Sequence[Rows], first: str | None) -> list[Choice]:

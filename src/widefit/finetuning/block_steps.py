@@ -14,7 +14,7 @@ from widefit.finetuning.batches import Batch
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.kept_states import KeptStates
 from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
-from widefit.finetuning.projected_layers import ProjectedLayer, differentiated
+from widefit.finetuning.projected_layers import LayerCall, ProjectedLayer, differentiated
 from widefit.finetuning.stage_run import Progress
 from widefit.losses.envelopes import CrossEntropy
 from widefit.records import FileError, read
@@ -129,6 +129,7 @@ class BlockSteps:
         first = self._layers[0].given
         self._point = first.new_zeros(sum(layer.size for layer in layers))
         self._best = self._point
+        self._rows = first.new_empty(0, len(self._point))
         self._loss_at_best = start[0]
         watched = start[0] if start[1] is None else start[1]
         self._progress = Progress(damping, 0, watched)
@@ -218,7 +219,10 @@ class BlockSteps:
         return self._delta_of({layer.name: change for layer, change in self._parts(self._best)})
 
     def compressed(self, ranks: Sequence[int], loss_factor: float) -> tuple[LowRankDelta, str]:
-        """Return the change cut to lower and lower ranks, until the watched loss rises by more than a factor."""
+        """Return the change cut to the lowest rank that raises the watched loss by no more than a factor.
+
+        Found by halving: a lower rank is taken to cost more.
+        """
         whole = self.delta()
         if not whole.layers:
             return (
@@ -228,22 +232,28 @@ class BlockSteps:
         if self._held is None:
             return whole, "no held-out rows to check a lower one"
         limit = loss_factor * self._progress.best_loss
-        found = None
-        cut = whole
-        for rank in sorted(ranks, reverse=True):
-            cut = cut.truncated(rank)
-            self._put(self._best)
-            with torch.no_grad():
-                for layer in self._layers:
-                    if layer.name in cut.layers:
-                        layer.module.weight.copy_(layer.given + cut.layers[layer.name].dense())
-            (loss,) = self._held_losses((1.0,))
-            if not loss <= limit:
-                break
-            found = cut, f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._progress.best_loss:.4g} uncut"
-        if found is not None:
-            return found
-        return whole, "a lower one would raise the held-out loss"
+        found = whole, "a lower one would raise the held-out loss"
+        left = sorted(ranks)
+        while left:
+            rank = left[len(left) // 2 - (len(left) % 2 == 0)]
+            cut = found[0].truncated(rank)
+            loss = self._held_loss_of(cut)
+            if loss <= limit:
+                said = f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._progress.best_loss:.4g} uncut"
+                found = cut, said
+                left = [lower for lower in left if lower < rank]
+            else:
+                left = [higher for higher in left if higher > rank]
+        return found
+
+    def _held_loss_of(self, delta: LowRankDelta) -> float:
+        """The held-out loss of the best point with the change of layers replaced."""
+        self._put(self._best)
+        with torch.no_grad():
+            for layer in self._layers:
+                if layer.name in delta.layers:
+                    layer.module.weight.copy_(layer.given + delta.layers[layer.name].dense())
+        return self._held_losses((1.0,))[0]
 
     def _delta_of(self, changes: dict[str, Tensor]) -> LowRankDelta:
         layers: dict[str, LayerDelta] = {}
@@ -268,14 +278,23 @@ class BlockSteps:
                 outputs, directions, calls = differentiated(self._work, self._modules, batch, self._aim)
             value, count = self._aim.value(outputs, batch.targets)
             total, counted = total + value, counted + count
-            rows = torch.cat([layer.rows(calls[layer.name]) for layer in self._layers], dim=1)
-            step = damped_solution(rows, directions.residual.reshape(-1), damping)
-            self._point = self._point - rows.T @ step
+            residual = directions.residual.reshape(-1)
+            rows = self._rows_of(calls, len(residual))
+            self._point = self._point - rows.T @ damped_solution(rows, residual, damping)
             self._put(self._point)
             if 2 * place + 1 >= len(order):
                 averaged += 1
                 average += (self._point - average) / averaged
         return total / max(counted, 1), average
+
+    def _rows_of(self, calls: dict[str, LayerCall], count: int) -> Float[Tensor, "r m"]:
+        """Rows of J of all layers; they are written where those of the step before stood."""
+        if count > len(self._rows):
+            self._rows = self._point.new_empty(count, len(self._point))
+        rows = self._rows[:count]
+        for layer, own in zip(self._layers, rows.split([layer.size for layer in self._layers], dim=1), strict=True):
+            layer.rows(calls[layer.name], own)
+        return rows
 
     def _judged(self, point: Float[Tensor, " m"]) -> tuple[float | None, Float[Tensor, " m"]]:
         """Return the held-out loss of a point, its readout scaled to where that is least, and the point scaled so.
