@@ -101,6 +101,16 @@ def test_of_many_rows_some_run_through_the_model_at_the_start(monkeypatch):
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    ("rows", "share", "held"), [(90, None, 18), (400, None, 50), (900, None, 90), (90, 0.5, 45), (20, None, 0)]
+)
+def test_a_tenth_is_held_out_and_of_few_rows_more(rows: int, share: float | None, held: int):
+    wishes = adapt_blocks.Wishes("cross_entropy", "auto", share, 2, None, 1, 0, None, 0, (), None)
+    data = adapt_blocks._data(transformer(), *sentences(rows), None, None, True, wishes)
+    assert sum(one.rows for one in data.held or []) == held
+    assert sum(one.rows for one in data.training) == rows - held
+
+
 def test_mapped_states_leave_no_file_behind(tmp_path, monkeypatch):
     """Not even while they are in use, so that a process that is killed leaves none either."""
     monkeypatch.setattr(kept_states, "available_memory", lambda: 0)
