@@ -27,7 +27,6 @@ from widefit.finetuning.head import constant_loss, new_readout
 from widefit.finetuning.kept_states import KeptStates, find_blocks
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
 from widefit.finetuning.projected_layers import differentiated, projected, whole
-from widefit.finetuning.stage_run import Progress
 from widefit.losses.family import output_loss
 
 SETTINGS: dict[str, Any] = {"loss": "cross_entropy", "max_iter": 3}
@@ -271,7 +270,7 @@ def test_blocks_in_front_are_looked_at_where_those_behind_do_not_tell(monkeypatc
 @pytest.mark.parametrize(("least", "tried"), [(8, [16, 8]), (16, [16, 8]), (32, [16, 32]), (99, [16, 32, 64])])
 def test_the_lowest_rank_that_costs_next_to_nothing_is_found_by_halving(least: int, tried: list[int], monkeypatch):
     steps = object.__new__(BlockSteps)
-    steps._held, steps._progress = [], Progress(1.0, 0, 1.0)  # type: ignore[assignment]
+    steps._held, steps._kept_loss = [], 1.0  # type: ignore[assignment]
     change = LowRankDelta({"a": LayerDelta(torch.randn(99, 70), torch.randn(99, 70))})
     asked: list[int] = []
 
@@ -284,6 +283,18 @@ def test_the_lowest_rank_that_costs_next_to_nothing_is_found_by_halving(least: i
     cut, _ = steps.compressed([64, 32, 16, 8], 1.005)
     assert asked == tried
     assert cut.layers["a"].rank == (70 if least == 99 else least)
+
+
+def test_the_last_point_within_the_error_of_the_best_is_kept():
+    steps = object.__new__(BlockSteps)
+    steps._kept, steps._lowest_values = 1, torch.zeros(100)
+    spread = torch.linspace(-1, 1, 100)
+    error = float(spread.std()) / 10
+    assert steps._is_close(spread + 0.99 * error)
+    assert not steps._is_close(spread + 1.01 * error)
+    assert not steps._is_close(None)
+    steps._kept = 0
+    assert not steps._is_close(spread)
 
 
 class Loader:
@@ -615,7 +626,9 @@ def test_the_readout_is_as_long_as_held_out_rows_want(monkeypatch):
     before = outputs(point)
     losses = {scale: float(nn.functional.cross_entropy(scale * before, wanted)) for scale in block_steps._SCALES}
     best = min(losses, key=lambda scale: losses[scale])
-    loss, scaled = run._judged(point)
+    loss, values, scaled = run._judged(point)
+    assert values is not None
+    assert loss == pytest.approx(float(values.mean()))
     assert best != 1
     assert loss == pytest.approx(losses[best])
     torch.testing.assert_close(outputs(scaled), best * before)

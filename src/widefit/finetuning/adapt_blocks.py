@@ -51,7 +51,7 @@ _HELD_ENOUGH = 50
 # The fewest held-out rows that tell anything.
 _FEWEST = 5
 # Training rows that run through the whole model at the start: means of classes and a loss need no more.
-_THROUGH = 256
+_THROUGH = 512
 # Rows on which the structure is looked at.
 _LOOKED_AT = 3
 FOLLOWING = "next_token"

@@ -52,11 +52,16 @@ class Aim:
 
     def value(self, outputs: Tensor, targets: Tensor) -> tuple[float, int]:
         """Return the sum of the loss over what counts in a batch, and how much that is."""
+        values = self.values(outputs, targets)
+        return float(values.sum()), len(values)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " r"]:
+        """Return the loss of everything that counts in a batch, one by one, in float64."""
         rows, wanted, _ = self.counted(outputs, targets)
         if not len(rows):
-            return 0.0, 0
+            return outputs.new_empty(0, dtype=torch.float64)
         prepared = self.loss.prepared(rows, wanted)
-        return float(self.loss.scale * self.loss.values(rows, prepared).double().sum() / self._width(rows)), len(rows)
+        return self.loss.scale * self.loss.values(rows, prepared).double() / self._width(rows)
 
     def counted(self, outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "r k"], Tensor, Int[Tensor, " r"]]:
         """Return the rows that have a target, these targets, and the sample that each row is of."""
