@@ -70,9 +70,9 @@ class BlockSteps:
     A step takes a batch: the outputs' directions, one backward pass for each, rows J of the layers, and
     M ← M − Jᵀ (J Jᵀ + λ I)⁻¹ r in the space of the samples. The mean of the points in the second half of an epoch is
     what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992). The last one is kept
-    whose held-out loss is within one standard error of the lowest: of few rows the lowest is a matter of luck, and more
-    rows become right while the loss stands still. (Breiman et al. 1984 take the simplest model within that error; that
-    it serves the longest training is this project's.) Where the loss is a
+    that gets no more held-out rows wrong than the one of the lowest loss, but for a standard error: of few rows the
+    lowest loss is a matter of luck, and more rows become right while it rises. (Breiman et al. 1984 take the simplest
+    model within that error; that it serves the longest training is this project's.) Where the loss is a
     cross-entropy its readout is scaled to the logits that held-out rows confirm (Guo et al. 2017).
 
     Parameters
@@ -135,7 +135,7 @@ class BlockSteps:
         self._best = self._point
         self._kept = 0
         self._lowest = self._point
-        self._lowest_values: Tensor | None = None
+        self._lowest_marks: Tensor | None = None
         self._rows = first.new_empty(0, len(self._point))
         self._loss_at_best = start[0]
         watched = start[0] if start[1] is None else start[1]
@@ -152,18 +152,18 @@ class BlockSteps:
         number, damping = self._step, self._progress.damping
         with self.phases("pass"):
             loss, average = self._epoch(damping)
-            metric, values, average = self._judged(average)
+            metric, marks, average = self._judged(average)
             self._put(self._point)
         watched = loss if metric is None else metric
         info = StepInfo(number, loss, metric, damping=damping, solver="cholesky")
         best = self._progress.best_loss
         if not (math.isfinite(watched) and math.isfinite(loss) and watched <= _FAR * best):
             return self._taken_back(info)
-        if watched < best or self._is_close(values):
+        if watched < best or self._is_close(marks):
             self._best, self._kept, self._kept_loss = average, number, watched
             self._loss_at_best = loss
         if watched < best:
-            self._lowest, self._lowest_values = average, values
+            self._lowest, self._lowest_marks = average, marks
             self._progress = replace(self._progress, best_loss=watched)
         far = number > 1 and watched > (1 + _WORSE) * best
         waited = 0 if watched < _GAIN * best else self._progress.waited + (2 if far else 1)
@@ -215,7 +215,7 @@ class BlockSteps:
         self._point, self._best, self._lowest = (tensors[name].to(device) for name in ("point", "best", "lowest"))
         self._kept, self._loss_at_best = record.kept, kept.loss
         self._kept_loss = kept.loss if kept.metric is None else kept.metric
-        self._lowest_values = None
+        self._lowest_marks = None
         self._progress = record.progress
         self._rises = record.rises
         self._step = record.history[-1].step
@@ -315,15 +315,15 @@ class BlockSteps:
             layer.rows(calls[layer.name], own)
         return rows
 
-    def _is_close(self, values: Float[Tensor, " r"] | None) -> bool:
-        """Whether held-out losses are above the lowest by no more than the standard error of the difference."""
-        if values is None or not self._kept:
+    def _is_close(self, marks: Float[Tensor, " r"] | None) -> bool:
+        """Whether held-out marks are above those at the lowest loss by no more than the standard error of that."""
+        if marks is None or not self._kept:
             return False
-        if self._lowest_values is None:  # the run goes on from a checkpoint
+        if self._lowest_marks is None:  # the run goes on from a checkpoint
             self._put(self._lowest)
-            self._lowest_values = self._held_values((1.0,))[0]
+            self._lowest_marks = self._held_values((1.0,))[1]
             self._put(self._point)
-        more = values - self._lowest_values
+        more = marks - self._lowest_marks
         return len(more) > 1 and float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
 
     def _judged(
@@ -331,7 +331,7 @@ class BlockSteps:
     ) -> tuple[float | None, Float[Tensor, " r"] | None, Float[Tensor, " m"]]:
         """Return the held-out loss of a point, its readout scaled to where that is least, and the point scaled so.
 
-        Between them stand the losses that it is the mean of. A longer training makes logits longer, which raises a
+        Between them stand the marks of everything held out. A longer training makes logits longer, which raises a
         cross-entropy while more rows are right.
         """
         self._put(point)
@@ -339,10 +339,10 @@ class BlockSteps:
             return None, None, point
         free = any(layer.name == self._readout and layer.scale > 0 for layer in self._layers)
         scales = _SCALES if free and isinstance(self._aim.loss, CrossEntropy) else (1.0,)
-        values = self._held_values(scales)
+        values, marks = self._held_values(scales)
         losses = values.mean(1).tolist() if values.shape[1] else [0.0] * len(scales)
         best = min(range(len(scales)), key=lambda number: losses[number])
-        return losses[best], values[best], self._rescaled(point, scales[best])
+        return losses[best], marks, self._rescaled(point, scales[best])
 
     def _rescaled(self, point: Float[Tensor, " m"], factor: float) -> Float[Tensor, " m"]:
         """The point with the readout's weights, and so the outputs, times a factor."""
@@ -355,15 +355,16 @@ class BlockSteps:
                 change.mul_(factor).add_(torch.cat(whole), alpha=(factor - 1) / layer.scale)
         return torch.cat(parts)
 
-    def _held_values(self, scales: Sequence[float]) -> Float[Tensor, "s r"]:
-        """Losses of everything held out, of the outputs times some factors."""
+    def _held_values(self, scales: Sequence[float]) -> tuple[Float[Tensor, "s r"], Float[Tensor, " r"]]:
+        """Losses of everything held out, of the outputs times some factors, and their marks."""
         assert self._held is not None
-        found = []
+        found, marks = [], []
         for number, batch in enumerate(self._held.batches):
             with torch.no_grad(), self._held.states.behind(number):
                 outputs = batch.call(self._work)
             found.append(torch.stack([self._aim.values(scale * outputs, batch.targets) for scale in scales]))
-        return torch.cat(found, dim=1)
+            marks.append(self._aim.marks(outputs, batch.targets))
+        return torch.cat(found, dim=1), torch.cat(marks)
 
     def _taken_back(self, info: StepInfo) -> tuple[StepInfo, StopReason | None]:
         """Go back to the best point with more damping."""
