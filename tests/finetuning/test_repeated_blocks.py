@@ -268,20 +268,24 @@ def test_blocks_in_front_are_looked_at_where_those_behind_do_not_tell(monkeypatc
 
 
 @pytest.mark.parametrize(("least", "tried"), [(8, [16, 8]), (16, [16, 8]), (32, [16, 32]), (99, [16, 32, 64])])
-def test_the_lowest_rank_that_costs_next_to_nothing_is_found_by_halving(least: int, tried: list[int], monkeypatch):
+@pytest.mark.parametrize("moved", [torch.ones(2), torch.tensor([0.1, -0.1])])
+def test_the_lowest_rank_that_costs_next_to_nothing_is_found_by_halving(
+    moved: Tensor, least: int, tried: list[int], monkeypatch
+):
     steps = object.__new__(BlockSteps)
-    steps._held, steps._kept_loss = [], 1.0  # type: ignore[assignment]
+    steps._held = []  # type: ignore[assignment]
     change = LowRankDelta({"a": LayerDelta(torch.randn(99, 70), torch.randn(99, 70))})
     asked: list[int] = []
+    uncut = torch.tensor([1.0, 2.0])
 
-    def loss(self: BlockSteps, delta: LowRankDelta) -> float:
+    def losses(self: BlockSteps, delta: LowRankDelta) -> Tensor:
         asked.append(delta.layers["a"].rank)
-        return 1.0 if asked[-1] >= least else 2.0
+        return uncut if asked[-1] >= min(least, 70) else uncut + moved
 
     monkeypatch.setattr(BlockSteps, "delta", lambda self: change)
-    monkeypatch.setattr(BlockSteps, "_held_loss_of", loss)
+    monkeypatch.setattr(BlockSteps, "_held_losses_of", losses)
     cut, _ = steps.compressed([64, 32, 16, 8], 1.005)
-    assert asked == tried
+    assert asked == [70, *tried]
     assert cut.layers["a"].rank == (70 if least == 99 else least)
 
 

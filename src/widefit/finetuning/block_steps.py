@@ -33,6 +33,8 @@ _FAR = 1.5
 # Factor of λ after that.
 _RISE = 10.0
 _MOST_RISES = 6
+# Part of the spread of the held-out losses that a lower rank may move them by.
+_MOVED = 0.05
 # Factors of the readout that held-out rows choose from; none comes first, and stays where nothing is better.
 _SCALES = (1.0, *(2.0 ** (quarters / 4) for quarters in range(-8, 5) if quarters))
 
@@ -238,9 +240,10 @@ class BlockSteps:
         return self._delta_of({layer.name: change for layer, change in self._parts(self._best)})
 
     def compressed(self, ranks: Sequence[int], loss_factor: float) -> tuple[LowRankDelta, str]:
-        """Return the change cut to the lowest rank that raises the watched loss by no more than a factor.
+        """Return the change cut to the lowest rank that leaves held-out losses where they are, almost.
 
-        Found by halving: a lower rank is taken to cost more.
+        Their mean rises by no more than a factor, and that of few rows tells little: each one moves by a small part of
+        what they differ by, in the mean square. Found by halving: a lower rank is taken to cost more.
         """
         whole = self.delta()
         if not whole.layers:
@@ -250,29 +253,31 @@ class BlockSteps:
             )
         if self._held is None:
             return whole, "no held-out rows to check a lower one"
-        limit = loss_factor * self._kept_loss
-        found = whole, "a lower one would raise the held-out loss"
+        uncut = self._held_losses_of(whole)
+        reach = _MOVED * float(uncut.std(correction=0))
+        found = whole, "a lower one would raise or move held-out losses"
         left = sorted(ranks)
         while left:
             rank = left[len(left) // 2 - (len(left) % 2 == 0)]
             cut = found[0].truncated(rank)
-            loss = self._held_loss_of(cut)
-            if loss <= limit:
-                said = f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._kept_loss:.4g} uncut"
+            losses = self._held_losses_of(cut)
+            moved = float((losses - uncut).square().mean().sqrt())
+            if float(losses.mean()) <= loss_factor * float(uncut.mean()) and moved <= reach:
+                said = f"cut to rank {rank}, the held-out loss is {losses.mean():.4g}, {uncut.mean():.4g} uncut"
                 found = cut, said
                 left = [lower for lower in left if lower < rank]
             else:
                 left = [higher for higher in left if higher > rank]
         return found
 
-    def _held_loss_of(self, delta: LowRankDelta) -> float:
-        """The held-out loss of the best point with the change of layers replaced."""
+    def _held_losses_of(self, delta: LowRankDelta) -> Float[Tensor, " r"]:
+        """Losses of everything held out at the best point with the change of layers replaced."""
         self._put(self._best)
         with torch.no_grad():
             for layer in self._layers:
                 if layer.name in delta.layers:
                     layer.module.weight.copy_(layer.given + delta.layers[layer.name].dense())
-        return float(self._held_values((1.0,))[0].mean())
+        return self._held_values((1.0,))[0][0]
 
     def _delta_of(self, changes: dict[str, Tensor]) -> LowRankDelta:
         layers: dict[str, LayerDelta] = {}
