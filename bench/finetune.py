@@ -1,5 +1,6 @@
 """A trained ReLU network adapted to rotated and to relabelled handwritten digits: widefit beside tuned Adam."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -75,13 +76,15 @@ def run(
     widths: str = "",
     samples: str = "",
     limit: float = 20.0,
+    draws: str = "0",
     clock: str = "wall",
     device: str = "cpu",
 ) -> dict:
     """Time to the same held-out accuracy: the lower of the two bests, each side in its fastest setting.
 
     `data` is an NPZ file with X_train, y_train, X_test, y_test, or "openml" for MNIST from there; without it the small
-    digits that come with scikit-learn. `limit`: seconds an Adam run may take. `clock`: "wall", or
+    digits that come with scikit-learn. `limit`: seconds an Adam run may take. `draws`: numbers of the draws of the
+    network to adapt and of the rows to adapt to. `clock`: "wall", or
     "cpu" for processor seconds where the machine has other work (with OMP_NUM_THREADS=1 they are those of one core).
     `device`: of torch, for both sides.
     """
@@ -96,22 +99,24 @@ def run(
 
     _warm_up()
     figures, skipped = [], []
-    for width in chosen_widths:
-        model = _trained(digits, width, epochs)
-        before = _task("as trained", digits, 1).accuracy(model)
-        figures.append(entry(f"m = {width}, accuracy as trained", before, "%"))
-        for kind in ("rotated", "relabelled"):
-            for rows in chosen_samples:
-                if rows > len(digits.images):
-                    skipped.append({"name": f"{kind}, n = {rows}", "reason": f"{digits.name} has fewer rows"})
-                    continue
-                task = _task(kind, digits, rows)
-                figures += _compared(f"{kind}, m = {width}, n = {rows}", model, task, limit, now)
+    drawn = _numbers(draws)
+    for width, draw in itertools.product(chosen_widths, drawn):
+        model = _trained(digits, width, epochs, draw)
+        which = f", draw {draw}" if len(drawn) > 1 else ""
+        before = _task("as trained", digits, 1, 0).accuracy(model)
+        figures.append(entry(f"m = {width}{which}, accuracy as trained", before, "%"))
+        for kind, rows in itertools.product(("rotated", "relabelled"), chosen_samples):
+            if (draw + 1) * rows > len(digits.images):
+                skipped.append({"name": f"{kind}, n = {rows}{which}", "reason": f"{digits.name} has fewer rows"})
+                continue
+            task = _task(kind, digits, rows, draw)
+            figures += _compared(f"{kind}, m = {width}, n = {rows}{which}", model, task, limit, now)
     settings = {
         "data": digits.name,
         "widths": chosen_widths,
         "samples": chosen_samples,
         "limit": limit,
+        "draws": drawn,
         "clock": clock,
         "device": device,
         "size": size,
@@ -171,9 +176,9 @@ def _widefit_runs(model: nn.Module, task: Task, clock: Callable[[], float]) -> I
         yield Reached(name, clock() - begun, task.accuracy(adapted))
 
 
-def _trained(digits: Digits, width: int, epochs: int) -> nn.Module:
+def _trained(digits: Digits, width: int, epochs: int, draw: int) -> nn.Module:
     """Two hidden layers, trained by Adam with falling rates."""
-    torch.manual_seed(0)
+    torch.manual_seed(draw)
     images, labels = digits.images[:PRETRAINING], digits.labels[:PRETRAINING]
     model = nn.Sequential(
         *(nn.Linear(images.shape[1], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
@@ -189,14 +194,15 @@ def _trained(digits: Digits, width: int, epochs: int) -> nn.Module:
     return model
 
 
-def _task(kind: str, digits: Digits, rows: int) -> Task:
-    """Rows that the training before has seen in another shape, or with another label."""
+def _task(kind: str, digits: Digits, rows: int, draw: int) -> Task:
+    """Rows in another shape, or with another label, than those of the training before."""
+    drawn = slice(len(digits.images) - (draw + 1) * rows, len(digits.images) - draw * rows)
     change: Callable[[Tensor], Tensor] = _rotated if kind == "rotated" else lambda images: images
     names = torch.tensor(LABELS) if kind == "relabelled" else torch.arange(10)
     names = names.to(digits.labels.device)
     return Task(
-        change(digits.images[-rows:]),
-        names[digits.labels[-rows:]],
+        change(digits.images[drawn]),
+        names[digits.labels[drawn]],
         change(digits.test_images[:HELD_OUT]),
         names[digits.test_labels[:HELD_OUT]],
     )

@@ -68,14 +68,14 @@ class Opened:
         return 100 * right / len(order)
 
 
-def opened(folder: str, texts: Texts) -> Opened:
-    """The model of a folder with a head that begins anew, and the tokens of the texts to adapt to."""
+def opened(folder: str, texts: Texts, draw: int = 0) -> Opened:
+    """The model of a folder with a head that begins anew, by a draw, and the tokens of the texts to adapt to."""
     import torch._dynamo  # the first step of an optimizer imports it, which is no part of the training
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.manual_seed(0)
+    torch.manual_seed(draw)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=max(texts.labels) + 1, local_files_only=True, trust_remote_code=False
@@ -84,9 +84,11 @@ def opened(folder: str, texts: Texts) -> Opened:
     return Opened(model, tokenizer, found.tokens(texts.texts), found.targets, texts)
 
 
-def peer(kind: str, folder: str, texts: Texts, rate: float, epochs: int, clock: Callable[[], float]) -> Iterator[Look]:
+def peer(
+    kind: str, folder: str, texts: Texts, rate: float, epochs: int, draw: int, clock: Callable[[], float]
+) -> Iterator[Look]:
     """Looks of one way of adapting at one rate."""
-    started = opened(folder, texts)
+    started = opened(folder, texts, draw)
     if kind == "LoRA":
         from peft import LoraConfig, get_peft_model
 
@@ -101,7 +103,7 @@ def peer(kind: str, folder: str, texts: Texts, rate: float, epochs: int, clock: 
     if kind == "AdamW, kept states":
         states = _kept(model, started)
     spent = clock() - begun
-    yield from _adamw(model, started, states, rate, epochs, clock, spent)
+    yield from _adamw(model, started, states, rate, epochs, draw, clock, spent)
 
 
 def _kept(model: Any, started: Opened) -> list[Tensor]:
@@ -140,13 +142,14 @@ def _adamw(
     states: list[Tensor] | None,
     rate: float,
     epochs: int,
+    draw: int,
     clock: Callable[[], float],
     spent: float,
 ) -> Iterator[Look]:
     """AdamW in batches that are padded to their longest row, dropout on, as the library's trainer does it."""
     trained = [own for own in model.parameters() if own.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, fused=True)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(draw)
     count = len(started.targets)
     batches = -(-count // BATCH)
     model.train()

@@ -18,7 +18,7 @@ from torch.func import functional_call, jacrev
 
 import widefit
 from widefit.files import Checkpoint, read_checkpoint
-from widefit.finetuning import NamedDeltas, adapt_blocks, block_steps, kept_states
+from widefit.finetuning import LayerDelta, LowRankDelta, NamedDeltas, adapt_blocks, block_steps, kept_states
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch, read_batches
 from widefit.finetuning.block_choice import Probe, first_block
@@ -64,6 +64,50 @@ def test_behind_kept_states_the_model_gives_the_same(first: str | None, on_disk:
             assert torch.equal(one.call(model), expected[number])
     assert len(calls) == (2 if first is None else 0)
     assert torch.equal(batches[0].call(model), expected[0])
+
+
+def test_states_in_front_are_kept_without_running_what_is_behind():
+    model, one = transformer(), batch(5)
+    lists = find_blocks(model, one)
+    states = KeptStates(model, lists, "layers.1")
+    expected = states.run(one)
+    called: list[nn.Module] = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, args, output: called.append(module))
+    states.run_in_front(one)
+    assert called == [model.layers[0]]
+    with torch.no_grad(), states.behind(1):
+        assert torch.equal(one.call(model), expected)
+    whole_model = KeptStates(model, lists, None)
+    whole_model.run_in_front(one)
+    with torch.no_grad(), whole_model.behind(0):
+        assert torch.equal(one.call(model), expected)
+
+
+def test_of_many_rows_some_run_through_the_model_at_the_start(monkeypatch):
+    monkeypatch.setattr(adapt_blocks, "_THROUGH", 16)
+    model, (inputs, kinds) = transformer(), sentences(80)
+    run_in_front, stopped = KeptStates.run_in_front, []
+
+    def run(self: KeptStates, one: Batch) -> None:
+        stopped.append(one.rows)
+        run_in_front(self, one)
+
+    monkeypatch.setattr(KeptStates, "run_in_front", run)
+    settings = {"validation": 0, "batch_size": 8, "max_iter": 1, "loss": "cross_entropy"}
+    losses = widefit.finetune(model, inputs, kinds, **settings).finetuning_.history.losses
+    assert stopped == [8] * 8
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "held"), [(90, None, 18), (400, None, 50), (900, None, 90), (90, 0.5, 45), (20, None, 0)]
+)
+def test_a_tenth_is_held_out_and_of_few_rows_more(rows: int, share: float | None, held: int):
+    wishes = adapt_blocks.Wishes("cross_entropy", "auto", share, 2, None, 1, 0, None, 0, (), None)
+    data = adapt_blocks._data(transformer(), *sentences(rows), None, None, True, wishes)
+    assert sum(one.rows for one in data.held or []) == held
+    assert sum(one.rows for one in data.training) == rows - held
 
 
 def test_mapped_states_leave_no_file_behind(tmp_path, monkeypatch):
@@ -113,7 +157,7 @@ def test_rows_and_steps_are_those_of_autograd(kind: str, rank: int):
     outputs, directions, calls = differentiated(model.requires_grad_(False), modules, one, aim)
     layers = [projected(name, modules[name], [calls[name]], rank, 0) for name in names[:2]]
     layers.append(whole("head", modules["head"]))
-    layers = [layer.balanced([calls[layer.name]]) for layer in layers]
+    layers = [layer.balanced(layer.rows(calls[layer.name])) for layer in layers]
     rows = torch.cat([layer.rows(calls[layer.name]) for layer in layers], dim=1)
 
     parameters = {f"{name}.weight": modules[name].weight for name in names} | {"head.bias": model.head.bias}
@@ -203,6 +247,71 @@ def test_as_many_blocks_as_help_with_rows_left_out():
     assert place == 1
     assert why.startswith("residual that one step would leave on rows left out")
     assert first_block(Probe(layers, grams, residual), found, 2, "all") == (0, "asked for")
+
+
+def test_blocks_in_front_are_looked_at_where_those_behind_do_not_tell(monkeypatch):
+    model, (inputs, kinds) = transformer(), sentences(40)
+    looked: list[set[int]] = []
+    chosen = iter([1, 0])
+
+    def choose(probe: Probe, found: LinearCalls, blocks: int, layers: Any) -> tuple[int, str]:
+        looked.append(set(probe.grams))
+        return next(chosen), ""
+
+    monkeypatch.setattr(adapt_blocks, "first_block", choose)
+    widefit.finetune(model, inputs, kinds, **SETTINGS)
+    assert looked == [{1, 2, 3}, {0, 1, 2, 3}]
+    looked.clear()
+    chosen = iter([2])
+    widefit.finetune(model, inputs, kinds, **SETTINGS)
+    assert looked == [{1, 2, 3}]
+
+
+@pytest.mark.parametrize(("least", "tried"), [(8, [16, 8]), (16, [16, 8]), (32, [16, 32]), (99, [16, 32, 64])])
+@pytest.mark.parametrize("moved", [torch.ones(2), torch.tensor([0.1, -0.1])])
+def test_the_lowest_rank_that_costs_next_to_nothing_is_found_by_halving(
+    moved: Tensor, least: int, tried: list[int], monkeypatch
+):
+    steps = object.__new__(BlockSteps)
+    steps._held = []  # type: ignore[assignment]
+    change = LowRankDelta({"a": LayerDelta(torch.randn(99, 70), torch.randn(99, 70))})
+    asked: list[int] = []
+    uncut = torch.tensor([1.0, 2.0])
+
+    def losses(self: BlockSteps, delta: LowRankDelta) -> Tensor:
+        asked.append(delta.layers["a"].rank)
+        return uncut if asked[-1] >= min(least, 70) else uncut + moved
+
+    monkeypatch.setattr(BlockSteps, "delta", lambda self: change)
+    monkeypatch.setattr(BlockSteps, "_held_losses_of", losses)
+    cut, _ = steps.compressed([64, 32, 16, 8], 1.005)
+    assert asked == [70, *tried]
+    assert cut.layers["a"].rank == (70 if least == 99 else least)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets", "marks"),
+    [
+        ("cross_entropy", [[1.0, 2.0], [3.0, 1.0]], [1, 1], [0.0, 1.0]),
+        ("bce", [[1.0, -2.0], [3.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.5]),
+        ("mse", [[1.0], [3.0]], [[1.0], [1.0]], [0.0, 4.0]),
+    ],
+)
+def test_answers_are_compared_by_whether_they_are_wrong(loss: str, outputs: Any, targets: Any, marks: list[float]):
+    found = Aim(output_loss(loss)).marks(torch.tensor(outputs), torch.tensor(targets))
+    assert found.tolist() == marks
+
+
+def test_the_last_point_within_the_error_of_the_best_is_kept():
+    steps = object.__new__(BlockSteps)
+    steps._kept, steps._lowest_marks = 1, torch.zeros(100)
+    spread = torch.linspace(-1, 1, 100)
+    error = float(spread.std()) / 10
+    assert steps._is_close(spread + 0.99 * error)
+    assert not steps._is_close(spread + 1.01 * error)
+    assert not steps._is_close(None)
+    steps._kept = 0
+    assert not steps._is_close(spread)
 
 
 class Loader:
@@ -534,7 +643,7 @@ def test_the_readout_is_as_long_as_held_out_rows_want(monkeypatch):
     before = outputs(point)
     losses = {scale: float(nn.functional.cross_entropy(scale * before, wanted)) for scale in block_steps._SCALES}
     best = min(losses, key=lambda scale: losses[scale])
-    loss, scaled = run._judged(point)
+    loss, _, scaled = run._judged(point)
     assert best != 1
     assert loss == pytest.approx(losses[best])
     torch.testing.assert_close(outputs(scaled), best * before)

@@ -32,6 +32,8 @@ from widefit.training.loop import Loop, State
 _BATCH = 1000
 # Entries of a layer from which on sparse products can pay for laying its weights out.
 _SPARSE_WEIGHTS = 1 << 20
+# Share of the rows held out.
+_HELD = 0.2
 # Rows on which the structure is looked at.
 _LOOKED_AT = 64
 
@@ -47,7 +49,7 @@ def finetune(
     alpha: float = 0.0,
     X_val: Any = None,
     y_val: ArrayLike | Tensor | None = None,
-    validation: float = 0.2,
+    validation: float | None = None,
     patience: int = 2,
     damping: float | None = None,
     max_iter: int = 20,
@@ -92,7 +94,8 @@ def finetune(
     X_val, y_val
         Held-out rows of your own.
     validation
-        Share of the rows held out where there are none; 0: none.
+        Share of the rows held out where there are none; 0: none. None: a fifth, of repeated blocks a tenth, or up to a
+        fifth where that is less than 50 rows.
     patience
         Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
         restored. Without held-out rows the training loss is watched.
@@ -151,7 +154,7 @@ def finetune(
     surrogate = exact.smoothed()
     structure = observe(work, data.inputs[:_LOOKED_AT])
     names = checked_layers(layers, structure)
-    data = data.held_apart(validation, seed)
+    data = data.held_apart(_HELD if validation is None else validation, seed)
     batch, rows = _batch(batch_size, names, structure, work, data)
     sparse, reasons = _sparse_layers(names, structure, work, data.inputs)
     products = Products(sparse, torch.get_num_threads() if threads is None else threads)

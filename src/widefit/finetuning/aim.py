@@ -52,11 +52,28 @@ class Aim:
 
     def value(self, outputs: Tensor, targets: Tensor) -> tuple[float, int]:
         """Return the sum of the loss over what counts in a batch, and how much that is."""
+        values = self.values(outputs, targets)
+        return float(values.sum()), len(values)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " r"]:
+        """Return the loss of everything that counts in a batch, one by one, in float64."""
         rows, wanted, _ = self.counted(outputs, targets)
         if not len(rows):
-            return 0.0, 0
+            return outputs.new_empty(0, dtype=torch.float64)
         prepared = self.loss.prepared(rows, wanted)
-        return float(self.loss.scale * self.loss.values(rows, prepared).double().sum() / self._width(rows)), len(rows)
+        return self.loss.scale * self.loss.values(rows, prepared).double() / self._width(rows)
+
+    def marks(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " r"]:
+        """Return what answers are compared by, one by one: of classes whether they are wrong, else their losses."""
+        if not isinstance(self.loss, CrossEntropy):
+            return self.values(outputs, targets)
+        rows, wanted, _ = self.counted(outputs, targets)
+        if not len(rows):
+            return outputs.new_empty(0, dtype=torch.float64)
+        prepared = self.loss.prepared(rows, wanted)
+        if isinstance(self.loss, Softmax):
+            return (rows.argmax(1) != prepared.argmax(1)).double()
+        return ((rows > 0) != (prepared > 0.5)).double().mean(1)
 
     def counted(self, outputs: Tensor, targets: Tensor) -> tuple[Float[Tensor, "r k"], Tensor, Int[Tensor, " r"]]:
         """Return the rows that have a target, these targets, and the sample that each row is of."""

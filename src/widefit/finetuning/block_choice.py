@@ -58,10 +58,10 @@ def probed(
     for number, (name, module) in enumerate(linear.items()):
         is_readout = name == found.readout
         layer = whole(name, module) if is_readout else projected(name, module, calls[name], rank, seed=number)
-        layer = layer.balanced(calls[name])
         rows = torch.cat([layer.rows(call) for call in calls[name]])
+        layer = layer.balanced(rows)
         place = found.places[name]
-        gram = (rows @ rows.T).double()
+        gram = layer.scale**2 * (rows @ rows.T).double()
         grams[place] = grams[place] + gram if place in grams else gram
         layers[name] = layer
     return Probe(layers, grams, torch.cat(residuals).double())

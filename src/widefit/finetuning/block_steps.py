@@ -14,7 +14,7 @@ from widefit.finetuning.batches import Batch
 from widefit.finetuning.delta import LowRankDelta
 from widefit.finetuning.kept_states import KeptStates
 from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
-from widefit.finetuning.projected_layers import ProjectedLayer, differentiated
+from widefit.finetuning.projected_layers import LayerCall, ProjectedLayer, differentiated
 from widefit.finetuning.stage_run import Progress
 from widefit.losses.envelopes import CrossEntropy
 from widefit.records import FileError, read
@@ -33,6 +33,8 @@ _FAR = 1.5
 # Factor of λ after that.
 _RISE = 10.0
 _MOST_RISES = 6
+# Part of the spread of the held-out losses that a lower rank may move them by.
+_MOVED = 0.05
 # Factors of the readout that held-out rows choose from; none comes first, and stays where nothing is better.
 _SCALES = (1.0, *(2.0 ** (quarters / 4) for quarters in range(-8, 5) if quarters))
 
@@ -60,6 +62,7 @@ class _Record:
     finetuning: str
     progress: Progress
     rises: int
+    kept: int
     history: History
 
 
@@ -68,7 +71,10 @@ class BlockSteps:
 
     A step takes a batch: the outputs' directions, one backward pass for each, rows J of the layers, and
     M ← M − Jᵀ (J Jᵀ + λ I)⁻¹ r in the space of the samples. The mean of the points in the second half of an epoch is
-    what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992). Where the loss is a
+    what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992). The last one is kept
+    that gets no more held-out rows wrong than the one of the lowest loss, but for a standard error: of few rows the
+    lowest loss is a matter of luck, and more rows become right while it rises. (Breiman et al. 1984 take the simplest
+    model within that error; that it serves the longest training is this project's.) Where the loss is a
     cross-entropy its readout is scaled to the logits that held-out rows confirm (Guo et al. 2017).
 
     Parameters
@@ -129,8 +135,13 @@ class BlockSteps:
         first = self._layers[0].given
         self._point = first.new_zeros(sum(layer.size for layer in layers))
         self._best = self._point
+        self._kept = 0
+        self._lowest = self._point
+        self._lowest_marks: Tensor | None = None
+        self._rows = first.new_empty(0, len(self._point))
         self._loss_at_best = start[0]
         watched = start[0] if start[1] is None else start[1]
+        self._kept_loss = watched
         self._progress = Progress(damping, 0, watched)
 
     def begin(self) -> StepInfo:
@@ -143,16 +154,18 @@ class BlockSteps:
         number, damping = self._step, self._progress.damping
         with self.phases("pass"):
             loss, average = self._epoch(damping)
-            metric, average = self._judged(average)
+            metric, marks, average = self._judged(average)
             self._put(self._point)
         watched = loss if metric is None else metric
         info = StepInfo(number, loss, metric, damping=damping, solver="cholesky")
         best = self._progress.best_loss
         if not (math.isfinite(watched) and math.isfinite(loss) and watched <= _FAR * best):
             return self._taken_back(info)
-        if watched < best:
-            self._best = average
+        if watched < best or self._is_close(marks):
+            self._best, self._kept, self._kept_loss = average, number, watched
             self._loss_at_best = loss
+        if watched < best:
+            self._lowest, self._lowest_marks = average, marks
             self._progress = replace(self._progress, best_loss=watched)
         far = number > 1 and watched > (1 + _WORSE) * best
         waited = 0 if watched < _GAIN * best else self._progress.waited + (2 if far else 1)
@@ -161,9 +174,14 @@ class BlockSteps:
 
     def state(self) -> State:
         """Return the present and the best point, and how the run stands."""
-        tensors = {"point": self._point, "best": self._best, "generator": self._generator.get_state()}
-        document = {"finetuning": self._fingerprint, "progress": asdict(self._progress), "rises": self._rises}
-        return tensors, document
+        points = {"point": self._point, "best": self._best, "lowest": self._lowest}
+        document = {
+            "finetuning": self._fingerprint,
+            "progress": asdict(self._progress),
+            "rises": self._rises,
+            "kept": self._kept,
+        }
+        return points | {"generator": self._generator.get_state()}, document
 
     def restore(self, state: State) -> StopReason | None:
         """Go on from a state.
@@ -183,7 +201,7 @@ class BlockSteps:
             )
         record = read(_Record, document, "the checkpoint")
         check_tensors(tensors, self.state()[0])
-        for name in ("point", "best"):
+        for name in ("point", "best", "lowest"):
             if not bool(torch.isfinite(tensors[name]).all()):
                 raise FileError(f"{name!r} of the checkpoint is not finite")
         if not record.history.steps or record.history[-1].step < 0:
@@ -192,10 +210,14 @@ class BlockSteps:
             self._generator.set_state(tensors["generator"])
         except RuntimeError as error:
             raise FileError("'generator' of the checkpoint is no state of a random generator") from error
-        self._point, self._best = tensors["point"].to(self._point.device), tensors["best"].to(self._point.device)
-        self._loss_at_best = min(
-            record.history, key=lambda info: info.loss if info.metric is None else info.metric
-        ).loss
+        kept = next((info for info in record.history if info.step == record.kept), None)
+        if kept is None:
+            raise FileError(f"the checkpoint keeps the point of step {record.kept}, which it has not taken")
+        device = self._point.device
+        self._point, self._best, self._lowest = (tensors[name].to(device) for name in ("point", "best", "lowest"))
+        self._kept, self._loss_at_best = record.kept, kept.loss
+        self._kept_loss = kept.loss if kept.metric is None else kept.metric
+        self._lowest_marks = None
         self._progress = record.progress
         self._rises = record.rises
         self._step = record.history[-1].step
@@ -218,7 +240,11 @@ class BlockSteps:
         return self._delta_of({layer.name: change for layer, change in self._parts(self._best)})
 
     def compressed(self, ranks: Sequence[int], loss_factor: float) -> tuple[LowRankDelta, str]:
-        """Return the change cut to lower and lower ranks, until the watched loss rises by more than a factor."""
+        """Return the change cut to the lowest rank that leaves held-out losses where they are, almost.
+
+        Their mean rises by no more than a factor, and that of few rows tells little: each one moves by a small part of
+        what they differ by, in the mean square. Found by halving: a lower rank is taken to cost more.
+        """
         whole = self.delta()
         if not whole.layers:
             return (
@@ -227,23 +253,31 @@ class BlockSteps:
             )
         if self._held is None:
             return whole, "no held-out rows to check a lower one"
-        limit = loss_factor * self._progress.best_loss
-        found = None
-        cut = whole
-        for rank in sorted(ranks, reverse=True):
-            cut = cut.truncated(rank)
-            self._put(self._best)
-            with torch.no_grad():
-                for layer in self._layers:
-                    if layer.name in cut.layers:
-                        layer.module.weight.copy_(layer.given + cut.layers[layer.name].dense())
-            (loss,) = self._held_losses((1.0,))
-            if not loss <= limit:
-                break
-            found = cut, f"cut to rank {rank}, the held-out loss is {loss:.4g}, {self._progress.best_loss:.4g} uncut"
-        if found is not None:
-            return found
-        return whole, "a lower one would raise the held-out loss"
+        uncut = self._held_losses_of(whole)
+        reach = _MOVED * float(uncut.std(correction=0))
+        found = whole, "a lower one would raise or move held-out losses"
+        left = sorted(ranks)
+        while left:
+            rank = left[len(left) // 2 - (len(left) % 2 == 0)]
+            cut = found[0].truncated(rank)
+            losses = self._held_losses_of(cut)
+            moved = float((losses - uncut).square().mean().sqrt())
+            if float(losses.mean()) <= loss_factor * float(uncut.mean()) and moved <= reach:
+                said = f"cut to rank {rank}, the held-out loss is {losses.mean():.4g}, {uncut.mean():.4g} uncut"
+                found = cut, said
+                left = [lower for lower in left if lower < rank]
+            else:
+                left = [higher for higher in left if higher > rank]
+        return found
+
+    def _held_losses_of(self, delta: LowRankDelta) -> Float[Tensor, " r"]:
+        """Losses of everything held out at the best point with the change of layers replaced."""
+        self._put(self._best)
+        with torch.no_grad():
+            for layer in self._layers:
+                if layer.name in delta.layers:
+                    layer.module.weight.copy_(layer.given + delta.layers[layer.name].dense())
+        return self._held_values((1.0,))[0][0]
 
     def _delta_of(self, changes: dict[str, Tensor]) -> LowRankDelta:
         layers: dict[str, LayerDelta] = {}
@@ -268,28 +302,52 @@ class BlockSteps:
                 outputs, directions, calls = differentiated(self._work, self._modules, batch, self._aim)
             value, count = self._aim.value(outputs, batch.targets)
             total, counted = total + value, counted + count
-            rows = torch.cat([layer.rows(calls[layer.name]) for layer in self._layers], dim=1)
-            step = damped_solution(rows, directions.residual.reshape(-1), damping)
-            self._point = self._point - rows.T @ step
+            residual = directions.residual.reshape(-1)
+            rows = self._rows_of(calls, len(residual))
+            self._point = self._point - rows.T @ damped_solution(rows, residual, damping)
             self._put(self._point)
             if 2 * place + 1 >= len(order):
                 averaged += 1
                 average += (self._point - average) / averaged
         return total / max(counted, 1), average
 
-    def _judged(self, point: Float[Tensor, " m"]) -> tuple[float | None, Float[Tensor, " m"]]:
+    def _rows_of(self, calls: dict[str, LayerCall], count: int) -> Float[Tensor, "r m"]:
+        """Rows of J of all layers; they are written where those of the step before stood."""
+        if count > len(self._rows):
+            self._rows = self._point.new_empty(count, len(self._point))
+        rows = self._rows[:count]
+        for layer, own in zip(self._layers, rows.split([layer.size for layer in self._layers], dim=1), strict=True):
+            layer.rows(calls[layer.name], own)
+        return rows
+
+    def _is_close(self, marks: Float[Tensor, " r"] | None) -> bool:
+        """Whether held-out marks are above those at the lowest loss by no more than the standard error of that."""
+        if marks is None or not self._kept:
+            return False
+        if self._lowest_marks is None:  # the run goes on from a checkpoint
+            self._put(self._lowest)
+            self._lowest_marks = self._held_values((1.0,))[1]
+            self._put(self._point)
+        more = marks - self._lowest_marks
+        return len(more) > 1 and float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
+
+    def _judged(
+        self, point: Float[Tensor, " m"]
+    ) -> tuple[float | None, Float[Tensor, " r"] | None, Float[Tensor, " m"]]:
         """Return the held-out loss of a point, its readout scaled to where that is least, and the point scaled so.
 
-        A longer training makes logits longer, which raises a cross-entropy while more rows are right.
+        Between them stand the marks of everything held out. A longer training makes logits longer, which raises a
+        cross-entropy while more rows are right.
         """
         self._put(point)
         if self._held is None:
-            return None, point
+            return None, None, point
         free = any(layer.name == self._readout and layer.scale > 0 for layer in self._layers)
         scales = _SCALES if free and isinstance(self._aim.loss, CrossEntropy) else (1.0,)
-        losses = self._held_losses(scales)
+        values, marks = self._held_values(scales)
+        losses = values.mean(1).tolist() if values.shape[1] else [0.0] * len(scales)
         best = min(range(len(scales)), key=lambda number: losses[number])
-        return losses[best], self._rescaled(point, scales[best])
+        return losses[best], marks, self._rescaled(point, scales[best])
 
     def _rescaled(self, point: Float[Tensor, " m"], factor: float) -> Float[Tensor, " m"]:
         """The point with the readout's weights, and so the outputs, times a factor."""
@@ -302,17 +360,16 @@ class BlockSteps:
                 change.mul_(factor).add_(torch.cat(whole), alpha=(factor - 1) / layer.scale)
         return torch.cat(parts)
 
-    def _held_losses(self, scales: Sequence[float]) -> list[float]:
-        """Held-out losses of the outputs times some factors."""
+    def _held_values(self, scales: Sequence[float]) -> tuple[Float[Tensor, "s r"], Float[Tensor, " r"]]:
+        """Losses of everything held out, of the outputs times some factors, and their marks."""
         assert self._held is not None
-        totals, counted = [0.0] * len(scales), 0
+        found, marks = [], []
         for number, batch in enumerate(self._held.batches):
             with torch.no_grad(), self._held.states.behind(number):
                 outputs = batch.call(self._work)
-            found = [self._aim.value(scale * outputs, batch.targets) for scale in scales]
-            totals = [total + value for total, (value, _) in zip(totals, found, strict=True)]
-            counted += found[0][1]
-        return [total / max(counted, 1) for total in totals]
+            found.append(torch.stack([self._aim.values(scale * outputs, batch.targets) for scale in scales]))
+            marks.append(self._aim.marks(outputs, batch.targets))
+        return torch.cat(found, dim=1), torch.cat(marks)
 
     def _taken_back(self, info: StepInfo) -> tuple[StepInfo, StopReason | None]:
         """Go back to the best point with more damping."""
@@ -320,8 +377,8 @@ class BlockSteps:
         self._point = self._best.clone()
         self._put(self._point)
         self._progress = replace(self._progress, damping=self._progress.damping * _RISE)
-        best = self._progress.best_loss
-        info = replace(info, loss=self._loss_at_best, metric=None if info.metric is None else best, accepted=False)
+        metric = None if info.metric is None else self._kept_loss
+        info = replace(info, loss=self._loss_at_best, metric=metric, accepted=False)
         return info, StopReason.STALLED if self._rises >= _MOST_RISES else None
 
     @property

@@ -62,7 +62,7 @@ class Data:
 def checked_settings(
     *,
     alpha: float,
-    validation: float,
+    validation: float | None,
     patience: int,
     damping: float | None,
     max_iter: int,
@@ -76,7 +76,7 @@ def checked_settings(
     for name, value in (("alpha", alpha), ("tol", tol)):
         if not (_is_number(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
-    if not (_is_number(validation) and 0 <= validation < 1):
+    if validation is not None and not (_is_number(validation) and 0 <= validation < 1):
         raise ValueError(f"validation must be a share of the rows in [0, 1), got {validation!r}")
     if damping is not None and not (_is_number(damping) and damping > 0):
         raise ValueError(f"damping must be a positive number or None, got {damping!r}")

@@ -100,6 +100,7 @@ class KeptStates:
         self.on_disk = False
         self.nbytes = 0
         self._model = model
+        self._first = first
         self._kept: list[dict[str, Any]] = []
         in_front = [] if first is None else _in_front(lists, first)
         self.skipped = tuple(block for blocks in in_front for block in blocks)
@@ -108,13 +109,28 @@ class KeptStates:
 
     def run(self, batch: Batch) -> Tensor:
         """Return the outputs for one more batch, and keep its states."""
+        with self._keeping_states():
+            return batch.call(self._model)
+
+    def run_in_front(self, batch: Batch) -> None:
+        """Keep the states of one more batch; the model stops at the first block that runs in every step."""
+        if self._first is None:
+            self._kept.append({})
+            return
+        with ExitStack() as hooks, contextlib.suppress(_ArrivedError):
+            hooks.enter_context(self._keeping_states())
+            hooks.enter_context(self._model.get_submodule(self._first).register_forward_pre_hook(_stopping))
+            batch.call(self._model)
+
+    @contextmanager
+    def _keeping_states(self) -> Iterator[None]:
+        """Inside, the model runs once without gradients, and the states of a batch are kept, however it ends."""
         states: dict[str, Any] = {}
         with ExitStack() as hooks, torch.no_grad():
             for name in dict.fromkeys(self._last.values()):
                 hooks.enter_context(self._model.get_submodule(name).register_forward_hook(_keeping(name, states)))
-            outputs = batch.call(self._model)
+            yield
         self._kept.append({name: self._stored(value) for name, value in states.items()})
-        return outputs
 
     @contextmanager
     def behind(self, number: int) -> Iterator[None]:
@@ -178,6 +194,14 @@ def _keeping(name: str, states: dict[str, Any]) -> Any:
         states[name] = output
 
     return keep
+
+
+class _ArrivedError(Exception):
+    """A model has come to the block where it is to stop."""
+
+
+def _stopping(*_: object) -> None:
+    raise _ArrivedError
 
 
 def _given(output: Any) -> Any:

@@ -78,20 +78,32 @@ class ProjectedLayer:
         """Numbers in M, and in the bias."""
         return self.shape[0] * self.shape[1] + (0 if self.bias is None else len(self.bias))
 
-    def rows(self, call: LayerCall) -> Float[Tensor, "nc m"]:
-        """Return rows of J; direction c of sample i has row i k + c."""
-        inputs = call.inputs @ self.right
-        found = [torch.bmm((signal @ self.left).mT, inputs).flatten(1) for signal in call.signals]
-        if self.bias is not None:
-            sums = [signal.sum(1) for signal in call.signals]
-            found = [torch.cat(pair, dim=1) for pair in zip(found, sums, strict=True)]
-        return self.scale * torch.stack(found, dim=1).flatten(0, 1)
+    def rows(self, call: LayerCall, out: Float[Tensor, "nc m"] | None = None) -> Float[Tensor, "nc m"]:
+        """Return rows of J; direction c of sample i has row i k + c.
 
-    def balanced(self, calls: Sequence[LayerCall]) -> "ProjectedLayer":
-        """Return the same with the scale at which its rows have the mean square one."""
-        rows = torch.cat([replace(self, scale=1.0).rows(call) for call in calls])
+        Parameters
+        ----------
+        call
+            Of a batch.
+        out
+            Where they go: columns of the rows of several layers, perhaps.
+        """
+        samples, count = len(call.inputs), len(call.signals)
+        if out is None:
+            out = call.inputs.new_empty(samples * count, self.size)
+        p, q = self.shape
+        placed = out.view(samples, count, self.size)
+        inputs = call.inputs @ (self.scale * self.right)
+        for number, signal in enumerate(call.signals):
+            torch.bmm((signal @ self.left).mT, inputs, out=placed[:, number, : p * q].unflatten(1, (p, q)))
+            if self.bias is not None:
+                torch.mul(signal.sum(1), self.scale, out=placed[:, number, p * q :])
+        return out
+
+    def balanced(self, rows: Float[Tensor, "nc m"]) -> "ProjectedLayer":
+        """Return the same with the scale at which its rows, given as they are now, have the mean square one."""
         square = float(rows.square().sum(1).mean())
-        return replace(self, scale=square**-0.5 if square > 0 else 0.0)
+        return replace(self, scale=self.scale * square**-0.5 if square > 0 else 0.0)
 
     def put(self, change: Float[Tensor, " m"]) -> None:
         """Give the module the weights of M = `change`."""
