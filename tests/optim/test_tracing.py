@@ -1,5 +1,7 @@
 """J from layer inputs and signals against reverse differentiation, and when it is not offered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_systems import mlp
@@ -181,6 +183,43 @@ def test_fresh_points_are_differentiated_in_float32() -> None:
         info = optimizer.step(*blocks())
     assert all(p.dtype == torch.float64 for p in model.parameters())
     assert info.loss < optimizer.history[0].loss / 10
+
+
+def test_fresh_points_are_differentiated_in_float64_once_float32_holds_the_steps_back() -> None:
+    def loss(narrow: bool) -> float:
+        def function(network, x):
+            return pinn.derivative(network, x, axis=0) - network(x)[0]
+
+        def start(network, x):
+            return network(x)[0] - 1
+
+        generator = torch.Generator().manual_seed(0)
+        optimizer = GaussNewton(mlp(1, 12, 1), solver="cholesky")
+        if narrow:
+            optimizer.policy = replace(optimizer.policy, known=0.0)
+        for _ in range(25):
+            x = torch.rand(24, 1, generator=generator, dtype=torch.float64)
+            info = optimizer.step(Residual(function, x), Residual(start, 0 * x[:1]))
+        return info.loss
+
+    wide, narrow = loss(False), loss(True)
+    assert 0 < wide < 1e-2 * narrow
+
+
+def test_a_residual_that_holds_tensors_of_its_own_type_keeps_it() -> None:
+    mixing = torch.tensor([[1.0, 2.0], [0.5, 1.0]], dtype=torch.float64)
+
+    def mixed(network, x):
+        return network(mixing @ x)
+
+    problem, parameters = system(mlp(2, 7, 1), mixed)
+    expansion, traces = problem.expand(problem.outputs(parameters)), Traces()
+    expected = problem.jacobian(parameters, expansion, 10**9).dense().matrix
+    for _ in range(2):
+        found = problem.traced(parameters, expansion, traces, 10**6, 10**9, torch.float32)
+        assert found is not None
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.dense().matrix, expected.float())
 
 
 def test_resumes_to_the_same_bits_where_points_are_fresh() -> None:

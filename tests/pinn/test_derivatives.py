@@ -40,6 +40,15 @@ def test_laplacian_of_one_and_of_several_outputs() -> None:
     torch.testing.assert_close(pinn.laplacian(field, POINT), expected)
 
 
+@pytest.mark.parametrize("function", [lambda p: p, lambda p: p.cumsum(0).diff(prepend=torch.zeros(1).to(p))])
+def test_laplacian_by_some_coordinates(function) -> None:
+    x, y, z = POINT
+    along_x, along_z = -4 * torch.sin(2 * x) * torch.exp(y), 6 * z
+    torch.testing.assert_close(pinn.laplacian(lambda p: wave(function(p)), POINT, axes=(0, -1)), along_x + along_z)
+    found = pinn.laplacian(lambda p: field(function(p)), POINT, axes=[2])
+    torch.testing.assert_close(found, torch.stack([torch.zeros_like(x), torch.zeros_like(x), -torch.sin(z)]))
+
+
 def test_divergence() -> None:
     torch.testing.assert_close(pinn.divergence(field, POINT), 2 * POINT[0] + POINT[0] + torch.cos(POINT[2]))
 
@@ -61,6 +70,9 @@ def test_all_work_under_vmap() -> None:
     [
         (lambda: pinn.laplacian(wave, torch.zeros(4, 3)), "ONE point"),
         (lambda: pinn.derivative(wave, POINT, axis=3), "axis 3 is out of range"),
+        (lambda: pinn.laplacian(wave, POINT, axes=(0, 3)), "axis 3 is out of range"),
+        (lambda: pinn.laplacian(wave, POINT, axes=(0, -3)), "each of them once"),
+        (lambda: pinn.laplacian(wave, POINT, axes=()), "at least one axis"),
         (lambda: pinn.derivative(wave, POINT, axis=0, order=0), "order must be at least 1"),
         (lambda: pinn.gradient(field, POINT), "one output"),
         (lambda: pinn.divergence(wave, POINT), "one component a coordinate"),

@@ -131,6 +131,20 @@ def test_damping_leaves_a_part_of_fresh_residuals_over() -> None:
     assert policy.after_fresh(policy.largest, 1.0, 0.0) == policy.largest
 
 
+def test_float32_is_left_where_batches_are_alike_and_it_holds_damping_up() -> None:
+    policy = DampingPolicy(known=2.0)
+    assert policy.surprise(0.5, 0.75) == 1.5
+    assert policy.surprise(0.0, 1.0) == math.inf
+    assert policy.alike(2.0)
+    assert not policy.alike(2.1)
+    assert policy.exact(False, 1.5, level=1e-8, floor=1e-8)
+    assert not policy.exact(False, 1.5, level=1e-7, floor=1e-8)
+    assert not policy.exact(False, 3.0, level=1e-8, floor=1e-8)
+    assert policy.exact(True, 3.0, level=1e-12, floor=1e-8)
+    assert not policy.exact(True, 3.0, level=1e-7, floor=1e-8)
+    assert not policy.exact(True, 30.0, level=1e-12, floor=1e-8)
+
+
 def test_pace_slows_where_fresh_losses_no_longer_fall() -> None:
     policy = DampingPolicy(slowest=0.1)
     pace, trend = policy.pace(1.0, math.inf, 1.0)

@@ -14,7 +14,7 @@ from widefit.gram.base import Jacobian, Operator
 # Rows of H are summed over at most this many columns of J at a time when J is widened to float64.
 _COLUMN_BLOCK = 1 << 16
 # Rows of H summed at a time, so that only its lower half is.
-_TILE = 512
+_TILE = 128
 # Samples of which outputs are computed at a time, where there are more than twice as many.
 _SAMPLES = 1 << 14
 # Vectors that J and Jᵀ are applied to at a time: so many times P numbers exist between the two.
@@ -85,6 +85,11 @@ class PerSample:
     def select(self, index: slice | Tensor) -> "PerSample":
         """The same function on some of the samples."""
         return PerSample(self.function, tuple(tensor[index] for tensor in self.data), self.batched, self.known)
+
+    def to(self, dtype: torch.dtype) -> "PerSample":
+        """The same function of data in another precision."""
+        data = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in self.data)
+        return PerSample(self.function, data, self.batched, self.known)
 
     def restricted(self, parameters: dict[str, Tensor], names: Collection[str]) -> "PerSample":
         """The same as a function of some of the parameters; the others stay as they are."""

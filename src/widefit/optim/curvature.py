@@ -236,8 +236,7 @@ class SampleSpace(Curvature):
         self.sizes = sizes
         self.operator: Operator = DenseGram(jacobian.gram(dtype)) if form else JacobianGram(jacobian)
         self.trace = finite_sum(self.operator.diagonal())
-        # Rounding of the entries of H, at random, moves its eigenvalues by about ε ‖J̃‖²_F / √M.
-        self.floor = 10 * torch.finfo(self.operator.dtype).eps / jacobian.shape[0] ** 0.5
+        self.floor = rounding_floor(self.operator.dtype, jacobian.shape[0])
 
     @property
     def preconditioner(self) -> Preconditioner | None:
@@ -263,6 +262,13 @@ class SampleSpace(Curvature):
     def _whole(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " N"]:
         """A vector of all rows, from that of the rows here."""
         return weights if self.shards is None else self.shards.whole(weights)
+
+
+def rounding_floor(dtype: torch.dtype, rows: int) -> float:
+    """The relative λ below which rounding decides: that of the entries of H, at random, moves its eigenvalues by about
+    ε ‖J̃‖²_F / √M.
+    """
+    return 10 * torch.finfo(dtype).eps / rows**0.5
 
 
 def finite(norms: Float[Tensor, " _"]) -> Float[Tensor, " _"]:

@@ -28,8 +28,9 @@ class DampingPolicy:
         First λ, as a part of the sum of squared singular values of J (its squared Frobenius norm).
     bend
         Largest relative bend of an accepted step.
-    bend_resampled
-        The same where every step sees other data, which longer steps fit too closely.
+    bend_strange
+        The same where every step sees other data that the one before tells little about: longer steps fit them too
+        closely.
     shortest
         A path that bends so much that its α would be smaller is not followed; λ rises instead. Also the largest
         correction of a point, as a part of its step.
@@ -52,6 +53,9 @@ class DampingPolicy:
         Place on d at which the second derivative is measured, as a part of it.
     attempts
         Most values of λ tried in one step.
+    known
+        Largest surprise, loss on new data over the loss that the step before had reached on its own, at which batches
+        count as alike: a step then trusts its data as if they stayed the same.
     overfit
         Part of the squared residual that a step leaves over where every step sees few, other data.
     slowest
@@ -62,7 +66,7 @@ class DampingPolicy:
 
     start: float = 1e-8
     bend: float = 1.25
-    bend_resampled: float = 0.6
+    bend_strange: float = 0.6
     shortest: float = 0.5
     near: float = 0.1
     farthest: float = 4.0
@@ -76,6 +80,7 @@ class DampingPolicy:
     largest: float = 1e3
     probe: float = 0.1
     attempts: int = 12
+    known: float = 2.0
     overfit: float = 0.1
     slowest: float = 0.1
     loosest: float = 0.03
@@ -83,7 +88,7 @@ class DampingPolicy:
 
     def length(self, bending: float, cautious: bool = False) -> float:
         """α for a path that bends by `bending` at full length."""
-        largest = self.bend_resampled if cautious else self.bend
+        largest = self.bend_strange if cautious else self.bend
         return 1.0 if bending <= largest else largest / bending
 
     def shortening(self, defect: float) -> float:
@@ -130,6 +135,22 @@ class DampingPolicy:
             return pace, loss
         slower = max(self.slowest, 0.95 * pace) if loss > 0.9 * trend else pace
         return slower, trend**0.9 * loss**0.1
+
+    def surprise(self, reached: float, loss: float) -> float:
+        """The loss on data not seen before over the loss that the step before had `reached` on others."""
+        return loss / reached if 0 < reached < math.inf else math.inf
+
+    def alike(self, surprise: float) -> bool:
+        """Whether the data of one step tell about those of the next."""
+        return surprise <= self.known
+
+    def exact(self, exact: bool, surprise: float, level: float, floor: float) -> bool:
+        """Whether rounding of float32, which allows no relative λ below `floor`, now holds steps back.
+
+        That is so where λ has come down to it and batches are alike; when it has once been so, batches may differ by
+        ten times as much before float32 is enough again.
+        """
+        return level <= floor and surprise <= (10 * self.known if exact else self.known)
 
     def tolerance(self, previous: float, accepted: bool, ratio: float) -> float:
         """Return the accuracy to which an iteration is to solve the next equations, as a part of the right-hand side.

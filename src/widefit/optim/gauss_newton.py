@@ -24,7 +24,14 @@ from widefit.losses.family import output_loss
 from widefit.optim.batch import as_arguments, as_batch
 from widefit.optim.bounds import BoundedCurvature, Bounds, masked
 from widefit.optim.covariance import system_covariance
-from widefit.optim.curvature import Curvature, NonFiniteDerivativeError, Primal, SampleSpace, Spectral
+from widefit.optim.curvature import (
+    Curvature,
+    NonFiniteDerivativeError,
+    Primal,
+    SampleSpace,
+    Spectral,
+    rounding_floor,
+)
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.latest import LatestData
 from widefit.optim.linearization import JacobianRequest, make_jacobian
@@ -38,7 +45,7 @@ from widefit.optim.scaling import Scaling
 from widefit.optim.search import Momentum, Search, SearchResult
 from widefit.optim.shards import check_alike, share_out
 from widefit.optim.state import StepState
-from widefit.optim.system import Block, Residual, System, WeightedResidual, describe_blocks
+from widefit.optim.system import Block, Residual, System, describe_blocks
 from widefit.optim.threads import few_threads
 from widefit.optim.tracing import Traces
 from widefit.plan.base import placed
@@ -397,6 +404,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._latest = system
         with few_threads(system.samples * moving.count):
             point, curvature = self._linearized(system, moving, changes)
+            self._state.surprise = self.policy.surprise(self._state.reached, point.expansion.loss)
             self._warn_of_few_points(point, changes)
             if not self.history.steps:
                 self.history.steps.append(StepInfo(step=self._state.step, loss=point.expansion.loss))
@@ -415,15 +423,11 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _warn_of_few_points(self, point: StartingPoint, changes: bool) -> None:
         """Say once that equations at few, fixed points may become small where they are not solved."""
-        if self._warned or changes or not self._compared or point.system.sources is None:
+        if self._warned or changes or not self._compared:
             return
         self._warned = True
         residuals, parameters = point.system.total_rows(point.expansion), point.moving.count
-        # A residual with values beside its points fits data, which are what they are.
-        equations = any(
-            len(block.outputs.data) - isinstance(block.source, WeightedResidual) == 1 for block in point.system.blocks
-        )
-        if equations and residuals < _ENOUGH * parameters:
+        if point.system.equations and residuals < _ENOUGH * parameters:
             warnings.warn(
                 f"{residuals} residuals at the same points in every step for {parameters} parameters: they can become "
                 f"small while the equation is not solved between the points; take {_ENOUGH * parameters} or more "
@@ -521,8 +525,9 @@ class GaussNewton(torch.optim.Optimizer):
 
     def _request(self, point: StartingPoint, changes: bool) -> JacobianRequest:
         metric = point.moving.metric()
-        # Where every step sees other data, what a batch leaves out is far more than what float32 does.
-        narrow = changes and metric is None
+        # Where every step sees other data, what a batch leaves out is far more than what float32 does, until that keeps
+        # λ from falling.
+        narrow = changes and metric is None and not self._state.exact
         narrow = narrow and not self.processes.any(
             self.processes.attempt(lambda: not point.system.traceable(point.values, self._traces))
         )
@@ -548,6 +553,9 @@ class GaussNewton(torch.optim.Optimizer):
         state = self._state
         scarce = _FEW * point.system.total_rows(point.expansion) < point.moving.count
         few = changes and scarce
+        # Noise of data is as strange in every batch, and the small parts of steps that few data allow surprise nobody.
+        alike = point.system.equations and not scarce and self.policy.alike(state.surprise)
+        strange = changes and not alike
         state.pace, state.trend = (
             self.policy.pace(state.pace, state.trend, point.expansion.loss) if few else (1.0, math.inf)
         )
@@ -563,9 +571,9 @@ class GaussNewton(torch.optim.Optimizer):
             momentum=self._previous_step(point, curvature, changes),
             max_norm=self.max_norm,
             limits=None if self._bounds is None else self._bounds.limits(point.moving),
-            resampled=changes,
+            strange=strange,
             # Few data in the first step may be the first of many batches.
-            cautious=changes or (scarce and state.step == 0),
+            cautious=strange or (scarce and state.step == 0),
             fresh=few,
             nearby=lambda: torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm().double(),
             processes=self.processes,
@@ -594,6 +602,9 @@ class GaussNewton(torch.optim.Optimizer):
         self._idle = self._told_idle(point, curvature) if result.stationary else ""
         state.promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
         state.level = result.level
+        state.reached = result.loss
+        floor = rounding_floor(torch.float32, point.system.total_rows(point.expansion))
+        state.exact = self.policy.exact(state.exact, state.surprise, state.level, floor)
         fell = result.loss / max(point.expansion.loss, 1e-300)
         state.tolerance = self.policy.tolerance(state.tolerance, result.change is not None, fell)
         if result.iterations:

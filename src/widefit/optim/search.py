@@ -207,10 +207,11 @@ class Search:
         Upper bound on the norm of a step.
     limits
         Smallest and largest change of every parameter; None: none.
-    resampled
-        Whether every step sees other data. Points are then not corrected: that would fit what is peculiar to a batch.
+    strange
+        Whether every step sees other data, which the one before tells little about. Points are then not corrected: that
+        would fit what is peculiar to a batch.
     cautious
-        Whether a path may bend no more than where every step sees other data.
+        Whether a path may bend no more than where data are strange.
     fresh
         Whether that are few data for the number of parameters as well.
     processes
@@ -229,7 +230,7 @@ class Search:
     momentum: Momentum | None = None
     max_norm: float | None = None
     limits: tuple[Float[Tensor, " P"], Float[Tensor, " P"]] | None = None
-    resampled: bool = False
+    strange: bool = False
     cautious: bool = False
     fresh: bool = False
     processes: Alone = ALONE
@@ -436,7 +437,7 @@ class Search:
         reach, policy = length * self.rate, self.policy
         place = self._place(path.change(reach))
         wanted = [self.loss(place.outputs), self._promised(path.first, length)]
-        if self.resampled:
+        if self.strange:
             loss, promised = numbers(*wanted)
             return Point(place.change, place.outputs, loss, length, promised), 0.0, 0
         missed = self._change(place.outputs) - path.image(reach)

@@ -22,6 +22,12 @@ class StepState:
         Products with H that an iteration takes a step, half of it from the latest one.
     pace, trend
         Part of a step that is taken, and trend of the losses before it, where every step sees few, other data.
+    reached
+        Loss after the latest step, on its data.
+    surprise
+        Loss before the latest step over that which the step before it had reached, on other data. Infinity: not known.
+    exact
+        Whether J is to be as exact as the parameters are although steps see different data.
     promise
         Decrease of the loss by the linear model of the latest step, as a part of the loss: 0 where nothing beyond
         rounding was left to gain. None: no step has been taken.
@@ -35,4 +41,7 @@ class StepState:
     products: float = 50.0
     pace: float = 1.0
     trend: float = math.inf
+    reached: float = 0.0
+    surprise: float = math.inf
+    exact: bool = False
     promise: float | None = None

@@ -300,6 +300,15 @@ class System:
                 )
 
     @property
+    def equations(self) -> bool:
+        """Whether some residual function knows nothing but points: with values beside them it fits data, which are what
+        they are.
+        """
+        return self.sources is not None and any(
+            len(block.outputs.data) - isinstance(block.source, WeightedResidual) == 1 for block in self.blocks
+        )
+
+    @property
     def sources(self) -> tuple[Any, ...] | None:
         """Identity of the residual blocks, but for the values of their samples; None for a model's own outputs."""
         if any(block.source is None for block in self.blocks):

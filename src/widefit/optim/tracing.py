@@ -147,6 +147,7 @@ class Traces:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Trace | None] = {}
+        self._mixed: set[Hashable] = set()  # systems that hold tensors of their own type
         self._functions: dict[Hashable, dict[Hashable, bool]] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -191,15 +192,22 @@ class Traces:
         free
             Bytes that inputs, signals and the graph between them may take.
         dtype
-            Of J̃; None: that of the parameters.
+            Of J̃; None: that of the parameters. The functions are differentiated in it where they can be.
         """
         trace = self._trace(key, functions, parameters)
         if trace is None or _held_bytes(functions, parameters, trace) > free:
             return None
+        system = key, tuple(parameters)
+        given = functions, roots, parameters
+        if dtype is not None and system not in self._mixed:
+            try:
+                return traced_jacobian(*_converted(*given, dtype), trace, row_bytes)
+            except (RuntimeError, UnfactorableError):
+                self._mixed.add(system)
         try:
-            return traced_jacobian(functions, roots, parameters, trace, row_bytes, dtype)
+            return traced_jacobian(*given, trace, row_bytes, dtype)
         except UnfactorableError:  # a function goes another way now
-            self._known[key, tuple(parameters)] = None
+            self._known[system] = None
             return None
 
 
@@ -249,6 +257,17 @@ def traced_jacobian(
         for function, root, calls in zip(functions, roots, trace, strict=True)
     ]
     return FactoredJacobian(blocks, parameters, row_bytes, dtype)
+
+
+def _converted(
+    functions: list[PerSample], roots: list[Float[Tensor, "..."]], parameters: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[list[PerSample], list[Float[Tensor, "..."]], dict[str, Tensor]]:
+    """A system with all that it is given in another precision."""
+    return (
+        [function.to(dtype) for function in functions],
+        [root.to(dtype) for root in roots],
+        {name: tensor.to(dtype) for name, tensor in parameters.items()},
+    )
 
 
 def _held_bytes(functions: list[PerSample], parameters: dict[str, Tensor], trace: Trace) -> int:

@@ -4,7 +4,7 @@
 function of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -101,8 +101,7 @@ def partials(
         raise ValueError("partials needs at least one tuple of axes: () for the value, (0,) for ∂/∂x₀, (0, 0), …")
     size = len(point)
     for axis in (axis for wanted in axes for axis in wanted):
-        if not -size <= axis < size:
-            raise ValueError(f"axis {axis} is out of range for a point of {size} coordinates")
+        _check_axis(axis, size)
     wanted = tuple(tuple(sorted(axis % size for axis in one)) for one in axes)
     if max(map(len, wanted)) <= _HIGHEST:
         directions, orders, found = blends(wanted, size)
@@ -113,7 +112,9 @@ def partials(
     return tuple(_nested(_squeezed(network), point, one) for one in wanted)
 
 
-def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, "*k"]:
+def laplacian(
+    network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."], axes: Sequence[int] | None = None
+) -> Float[Tensor, "*k"]:
     """Σᵢ ∂²u/∂xᵢ² of every output.
 
     One forward pass of jets where the network allows it; otherwise one output is differentiated backward once and
@@ -125,14 +126,25 @@ def laplacian(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) 
         u, from (d,) to a tensor; one output comes back as a number.
     point
         Where, shape (d,).
+    axes
+        Coordinates i of the sum, −d … d − 1, each once: those of space where another is time; None: all.
+
+    Raises
+    ------
+    ValueError
+        An axis the point does not have, one that comes twice, none at all.
     """
     _check_point(point)
-    jet = propagate(network, point, _units(point), Kind((1,) * len(point), summed=True))
+    units = _units(point)
+    if axes is not None:
+        _check_axes(axes, len(point))
+        units = torch.stack([units[axis] for axis in axes])
+    jet = propagate(network, point, units, Kind((1,) * len(units), summed=True))
     if jet is not None:
         return _scalar_or_all(jet.rows[-1])
     if network(point).numel() == 1:
-        return hessian(_scalar(network))(point).diagonal().sum()
-    return vmap(lambda unit: _pushed(_pushed(network, unit), unit)(point))(_units(point)).sum(dim=0)
+        return ((units @ hessian(_scalar(network))(point)) * units).sum()
+    return vmap(lambda unit: _pushed(_pushed(network, unit), unit)(point))(units).sum(dim=0)
 
 
 def divergence(network: Callable[[Tensor], Tensor], point: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -212,6 +224,18 @@ def _scalar_or_all(value: Tensor) -> Tensor:
 
 def _units(point: Tensor) -> Float[Tensor, "d d"]:
     return torch.eye(len(point), dtype=point.dtype, device=point.device)
+
+
+def _check_axis(axis: int, size: int) -> None:
+    if not -size <= axis < size:
+        raise ValueError(f"axis {axis} is out of range for a point of {size} coordinates")
+
+
+def _check_axes(axes: Sequence[int], size: int) -> None:
+    for axis in axes:
+        _check_axis(axis, size)
+    if not axes or len({axis % size for axis in axes}) < len(axes):
+        raise ValueError(f"laplacian needs at least one axis, and each of them once, got {tuple(axes)}")
 
 
 def _check_point(point: Tensor) -> None:
