@@ -356,7 +356,9 @@ class GaussNewton(torch.optim.Optimizer):
             raise ValueError("this is not the state of a widefit.GaussNewton: it has no entry 'widefit'")
         own = state_dict["widefit"]
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "widefit"})
-        self._state = StepState(**{field.name: own[field.name] for field in fields(StepState)})
+        # A state of an earlier version lacks what only later ones know.
+        known = {field.name for field in fields(StepState)} & own.keys()
+        self._state = StepState(**{name: own[name] for name in known})
         self.history = History.from_dict(own["history"])
         kept = own["preconditioner"]
         if kept is not None:
