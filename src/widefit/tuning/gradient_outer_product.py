@@ -63,7 +63,7 @@ def _gradients(
     targets: Float[np.ndarray, "n k"],
     sample_weight: Float[np.ndarray, " n"],
     threshold: float,
-) -> Float[np.ndarray, "n k d"]:
+) -> Float[np.ndarray, "n k e"]:
     """Return the gradients of the regression at its rows in scaled columns, before they are mixed."""
     inputs = sphere(rows)
     similarity = inputs @ inputs.T
@@ -78,6 +78,6 @@ def _gradients(
     found = np.einsum("ij,jk,jd->ikd", slope, coefficients, inputs, optimize=True)
     across = found - np.einsum("ikd,id,ie->ike", found, inputs, inputs, optimize=True)
     # x = a / ‖a‖ with the constant as last entry of a.
-    norm = sphere.constant * np.sqrt(sphere.center.size) / inputs[:, -1]
+    norm = sphere.last / inputs[:, -1]
     along = across[:, :, :-1] / norm[:, None, None]
     return along if sphere.mixing is None else along @ sphere.mixing.T
