@@ -15,6 +15,8 @@ from widefit.tuning.held_out import MANY
 
 # Neurons of "auto" with the threshold below, of which one tells of the kernel what four do that fire on two percent.
 _FEW = 1 << 14
+# Twice as many where rows are so few that it costs little: pairs of a neuron and a sample.
+_FEW_PAIRS = 1 << 24
 # Those of many rows and of other rules, and the least; seconds on one core that a product with H may take before they
 # are fewer.
 _WIDTH = 1 << 16
@@ -88,7 +90,10 @@ class HiddenLayers:
         return cls((_FEW,), (_THRESHOLD,), "low, as a step looks at all neurons")
 
     def for_rows(self, model: Any, samples: int, features: int) -> "HiddenLayers":
-        """Return layers for many rows where "auto" is to choose: a lower threshold, and neurons that are quick."""
+        """Return layers for few rows or many where "auto" is to choose: neurons that are quick, a low threshold."""
+        if samples <= MANY and self.widths == (_FEW,) and 2 * _FEW * samples <= _FEW_PAIRS:
+            chosen = isinstance(model.hidden_layer_sizes, str)
+            return replace(self, widths=(2 * _FEW,)) if chosen else self
         if samples <= MANY or len(self.widths) > 1:
             return self
         threshold = isinstance(model.threshold, str) and model.activation != "relu"

@@ -40,8 +40,8 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     ----------
     hidden_layer_sizes : tuple of ints or "auto", default "auto"
         The width m of a two-layer network, or the widths of the layers of a deep one (`widefit.nn.Deep`); "auto" is
-        (16384,) for rule="gauss-newton" with a threshold of "auto", elsewhere (65536,), and on more than 8,192 rows as
-        many neurons as a step takes little time with.
+        (16384,) for rule="gauss-newton" with a threshold of "auto", twice as many up to 512 rows, elsewhere (65536,),
+        and on more than 8,192 rows as many neurons as a step takes little time with.
     activation : {"shifted_relu", "relu", "floored_relu"}, default "shifted_relu"
         max(z − b, 0), max(z, 0), or max(z, b); the last for one hidden layer only.
     threshold : float or "auto", default "auto"

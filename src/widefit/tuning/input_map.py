@@ -24,7 +24,7 @@ from widefit.tuning.steps import Steps
 MAP_ROWS = 400
 _CONSTANTS = (0.5, 1.0, 2.0)
 # Share of the variance of a column that its steps have in a fixed map, and where scales are learnt from there.
-_MOSTLY_STEPS = 0.9
+MOSTLY_STEPS = 0.9
 _HALF_STEPS = 0.5
 _SCALINGS = {
     "columns": "each column to variance 1",
@@ -93,7 +93,7 @@ def fixed_maps(merged: MergedRows) -> list[FixedMap]:
         usual = not prefix and scaling != "indicators"
         found += FixedMap.each_constant(sphere, f"{prefix}{_SCALINGS[scaling]}", usual, half)
         if steps.columns.size and scaling == "columns" and not prefix:
-            most = sphere.with_steps(merged.rows, merged.sample_weight, steps, _MOSTLY_STEPS)
+            most = sphere.with_steps(merged.rows, merged.sample_weight, steps, MOSTLY_STEPS)
             found += FixedMap.each_constant(most, f"{_SCALINGS[scaling]} and steps beside it", False, most)
     return found
 
@@ -123,7 +123,7 @@ def choose_map(
     size
         Rows on which maps are compared; n³ work, for scales up to a budget that grows as n².
     """
-    everyone, weight = draw_rows(merged, 2 * size, classes, generator)
+    everyone, weight = draw_rows(merged, size + size // 2, classes, generator)
     sample = WeightedRows(merged.rows[everyone], merged.targets[everyone], weight)
     # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
     learning = min(size, -(-2 * merged.rows.shape[0] // 3))

@@ -22,7 +22,7 @@ from widefit.tuning.sphere import SphereMap
 from widefit.tuning.steps import most_entries
 
 # Rows on which the ridge is chosen: n³ work for each of ten ridges.
-_RIDGE_ROWS = 640
+_RIDGE_ROWS = 512
 # Neurons from which a network is judged by its own H. Fewer, of which a handful fire, are nearer to a linear model than
 # to the limit, by which importances and intervals are found afterwards.
 _MANY_NEURONS = 8192
