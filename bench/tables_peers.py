@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -17,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
+from sklearn.svm import SVC, SVR
 
 from widefit import WideClassifier, WideRegressor
 
@@ -28,6 +29,7 @@ LARGEST_PROCESS = 1000
 def regressors(samples: int, features: int) -> dict:
     """Return regressors by name."""
     kernel = ConstantKernel() * RBF(np.ones(features)) + WhiteKernel()
+    vectors = make_pipeline(StandardScaler(), SVR())
     process = make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0))
     return {
         "widefit": WideRegressor(),
@@ -35,6 +37,7 @@ def regressors(samples: int, features: int) -> dict:
         "random forest": RandomForestRegressor(random_state=0),
         "MLP": make_pipeline(StandardScaler(), MLPRegressor(max_iter=1000, random_state=0)),
         "linear": make_pipeline(StandardScaler(), RidgeCV(np.logspace(-4, 4, 17))),
+        "support vectors": TransformedTargetRegressor(vectors, transformer=StandardScaler()),
         **({"Gaussian process": process} if samples <= LARGEST_PROCESS else {}),
         **_installed("Regressor"),
     }
@@ -70,6 +73,12 @@ def _installed(kind: str) -> dict:
         found["XGBoost"] = getattr(xgboost, f"XGB{kind}")(n_jobs=1, random_state=0)
     if find_spec("xrfm"):
         found["xRFM"] = Xrfm(kind == "Classifier")
+    if find_spec("pytabkit"):
+        import pytabkit
+
+        options = {"device": "cpu", "random_state": 0, "n_threads": 1, "verbosity": 0}
+        found["RealMLP"] = getattr(pytabkit, f"RealMLP_TD_{kind}")(**options)
+        found["TabM"] = getattr(pytabkit, f"TabM_D_{kind}")(**options)
     return found
 
 

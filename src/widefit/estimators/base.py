@@ -558,7 +558,8 @@ class Wide(TableInput, FitDisplay, ABC):
     def feature_importances_(self) -> np.ndarray:
         """Shares of the columns in the average gradient outer product of the network, shape (d,), with sum 1."""
         inputs = self._known_sample().inputs
-        found = column_importances(self.network_, inputs, self.sphere_.last, self.sphere_.mixing)
+        sphere = self.sphere_
+        found = np.bincount(sphere.sources, column_importances(self.network_, inputs, sphere.last, sphere.mixing))
         if self._encoding is None:
             return found
         return np.bincount(self._encoding.sources, found, self.n_features_in_)

@@ -10,9 +10,15 @@ from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.plan.names import ACTIVATIONS
 from widefit.plan.two_layer import seconds_of_a_product
+from widefit.rules import GaussNewton
 from widefit.tuning.held_out import MANY
 
-# Neurons of "auto", and the least of them; seconds on one core that a product with H may take before they are fewer.
+# Neurons of "auto" with the threshold below, of which one tells of the kernel what four do that fire on two percent.
+_FEW = 1 << 14
+# Twice as many where rows are so few that it costs little: pairs of a neuron and a sample.
+_FEW_PAIRS = 1 << 24
+# Those of many rows and of other rules, and the least; seconds on one core that a product with H may take before they
+# are fewer.
 _WIDTH = 1 << 16
 # Neurons of every output of many rows: H of fewer is too rough an image of its limit.
 _WIDTH_OF_OUTPUT = 1 << 13
@@ -20,9 +26,9 @@ _LEAST_WIDTH = 1 << 12
 _SECONDS_A_PRODUCT = 16.0
 # And pairs of a neuron and a sample, which take a bit before a step and after it.
 _PAIRS = 1 << 33
-# Threshold of "auto" for many rows: what a neuron tells of the kernel grows with the part of the rows that it fires on,
-# up to about this one, and what it costs does not, as it is multiplied with all of them.
-_THRESHOLD_OF_MANY = 1.0
+# Threshold of "auto" with a width of "auto", or for many rows: what a neuron tells of the kernel grows with the part of
+# the rows that it fires on, up to about this one, and what it costs does not, as it is multiplied with all of them.
+_THRESHOLD = 1.0
 # Share of the rows on which some neuron has to fire for a threshold to be taken.
 _FIRING_ROWS = 1e-3
 
@@ -78,21 +84,28 @@ class HiddenLayers:
             that several layers do not have.
         """
         chosen = isinstance(model.hidden_layer_sizes, str) and model.hidden_layer_sizes == "auto"
-        widths = (_WIDTH,) if chosen else _widths(model.hidden_layer_sizes)
-        return cls._of_widths(widths, model)
+        layers = cls._of_widths((_WIDTH,) if chosen else _widths(model.hidden_layer_sizes), model)
+        # Rules of many small steps look for the neurons that fire, the fewer the better.
+        newton = model.rule == "gauss-newton" or isinstance(model.rule, GaussNewton)
+        if not chosen or not newton or model.activation == "relu" or model.threshold != "auto":
+            return layers
+        return cls((_FEW,), (_THRESHOLD,), "low, as a step looks at all neurons")
 
     def for_rows(self, model: Any, samples: int, features: int, outputs: int = 1) -> "HiddenLayers":
-        """Return layers for many rows where "auto" is to choose: a lower threshold, and neurons that are quick."""
+        """Return layers for few rows or many where "auto" is to choose: neurons that are quick, a low threshold."""
+        if samples <= MANY and self.widths == (_FEW,) and 2 * _FEW * samples <= _FEW_PAIRS:
+            chosen = isinstance(model.hidden_layer_sizes, str)
+            return replace(self, widths=(2 * _FEW,)) if chosen else self
         if samples <= MANY or len(self.widths) > 1:
             return self
         threshold = isinstance(model.threshold, str) and model.activation != "relu"
         chosen = isinstance(model.hidden_layer_sizes, str)
-        level = _THRESHOLD_OF_MANY if threshold else self.thresholds[0]
+        level = _THRESHOLD if threshold else self.thresholds[0]
         layers = replace(self, thresholds=(level,), reason="as low as suits many rows") if threshold else self
         usual = max(_WIDTH, _WIDTH_OF_OUTPUT * (1 << (outputs - 1).bit_length()))
         width = affordable_width(samples, features, level, usual) if chosen else _WIDTH
         if width == _WIDTH:
-            return layers
+            return replace(layers, widths=(width,)) if chosen else layers
         reason = f"a step on {samples:,} rows would take long with {usual:,}"
         if width > _WIDTH:
             reason = f"each of {outputs} outputs has neurons of its own"

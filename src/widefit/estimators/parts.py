@@ -179,6 +179,7 @@ def _check_input_map(tensors: Mapping[str, Tensor], record: Record, features: in
         raise FileError(f"it has {columns} features, and other names for them")
     if record.encoding is not None:
         columns = _encoded_columns(record)
+    columns += tensors["step_columns"].numel() if "step_columns" in tensors else 0
     for name in ("center", "scale"):
         _check(tensors, name, (torch.float64,), (columns,))
     mixed = columns

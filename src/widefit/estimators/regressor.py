@@ -40,11 +40,13 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
     ----------
     hidden_layer_sizes : tuple of ints or "auto", default "auto"
         The width m of a two-layer network, or the widths of the layers of a deep one (`widefit.nn.Deep`); "auto" is
-        (65536,), and fewer neurons where there are so many rows that a step would take long.
+        (16384,) for rule="gauss-newton" with a threshold of "auto", twice as many up to 512 rows, elsewhere (65536,),
+        and on more than 8,192 rows as many neurons as a step takes little time with.
     activation : {"shifted_relu", "relu", "floored_relu"}, default "shifted_relu"
         max(z − b, 0), max(z, 0), or max(z, b); the last for one hidden layer only.
     threshold : float or "auto", default "auto"
-        b of all layers; "auto" is √(0.4 ln m), at which about two percent of the neurons fire.
+        b of all layers; "auto" is 1 with a width of "auto", at which a sixth of the neurons fire, elsewhere
+        √(0.4 ln m), at which about two percent do.
     alpha : float or "auto", default "auto"
         Ridge towards the initial weights, in the units of kernel ridge regression with the network's kernel; "auto"
         chooses by leave-one-out.

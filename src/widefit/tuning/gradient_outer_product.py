@@ -65,7 +65,7 @@ def _gradients(
     targets: Float[np.ndarray, "n k"],
     sample_weight: Float[np.ndarray, " n"],
     threshold: float,
-) -> Float[np.ndarray, "n k d"]:
+) -> Float[np.ndarray, "n k e"]:
     """Return the gradients of the regression at its rows in scaled columns, before they are mixed."""
     inputs = sphere(rows)
     similarity = inputs @ inputs.T

@@ -12,16 +12,21 @@ from widefit.plan.two_layer import Choice
 from widefit.tuning.columns import QuantileMap, heavy_tailed, indicators
 from widefit.tuning.duplicates import MergedRows, WeightedRows
 from widefit.tuning.gradient_outer_product import can_mix, mix_columns
+from widefit.tuning.held_out import MANY
 from widefit.tuning.leave_one_out import leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.principal_components import Components, best_components
 from widefit.tuning.relevance import learn_scales, steps_within_budget
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
+from widefit.tuning.steps import Steps
 
 # Rows on which maps are compared and scales are learnt: n³ work, done some dozens of times.
 MAP_ROWS = 400
 _CONSTANTS = (0.5, 1.0, 2.0)
+# Share of the variance of a column that its steps have in a fixed map, and where scales are learnt from there.
+MOSTLY_STEPS = 0.9
+_HALF_STEPS = 0.5
 _SCALINGS = {
     "columns": "each column to variance 1",
     "common": "columns keep their relative scales",
@@ -48,12 +53,23 @@ class FixedMap:
     name
         What it does, in words.
     usual
-        False where it bends tails or leaves indicators alone: such a map has to be clearly better.
+        False where it bends tails, leaves indicators alone or has steps: such a map has to be clearly better.
+    beginning
+        Where scales are learnt from: the map with steps beside its columns.
     """
 
     sphere: SphereMap
     name: str
     usual: bool
+    beginning: SphereMap
+
+    @classmethod
+    def each_constant(cls, sphere: SphereMap, name: str, usual: bool, beginning: SphereMap) -> "list[FixedMap]":
+        """Return a map with each of a few constants."""
+        return [
+            cls(replace(sphere, constant=c), f"{name}, constant {c:g}", usual, replace(beginning, constant=c))
+            for c in _CONSTANTS
+        ]
 
 
 def fixed_maps(merged: MergedRows) -> list[FixedMap]:
@@ -67,15 +83,19 @@ def fixed_maps(merged: MergedRows) -> list[FixedMap]:
         tails[f"{columns} with heavy tails to normal scores, "] = QuantileMap.fit(
             merged.rows, merged.sample_weight, heavy
         )
-    found = []
+    # Of many rows a product with H takes as long as there are entries.
+    steps = Steps.none() if len(merged.rows) > MANY else Steps.fit(merged.rows, of_two)
+    found: list[FixedMap] = []
     for (prefix, quantiles), scaling in product(tails.items(), scalings):
         sphere = SphereMap.fit(
             merged.rows, merged.sample_weight, scaling=scaling, constant=_CONSTANTS[0], quantiles=quantiles
         )
+        half = sphere.with_steps(merged.rows, merged.sample_weight, steps, _HALF_STEPS)
         usual = not prefix and scaling != "indicators"
-        for constant in _CONSTANTS:
-            name = f"{prefix}{_SCALINGS[scaling]}, constant {constant:g}"
-            found.append(FixedMap(replace(sphere, constant=constant), name, usual))
+        found += FixedMap.each_constant(sphere, f"{prefix}{_SCALINGS[scaling]}", usual, half)
+        if steps.columns.size and scaling == "columns" and not prefix:
+            most = sphere.with_steps(merged.rows, merged.sample_weight, steps, MOSTLY_STEPS)
+            found += FixedMap.each_constant(most, f"{_SCALINGS[scaling]} and steps beside it", False, most)
     return found
 
 
@@ -104,29 +124,33 @@ def choose_map(
     size
         Rows on which maps are compared; n³ work, for scales up to a budget that grows as n².
     """
-    everyone, weight = draw_rows(merged, 2 * size, classes, generator)
+    everyone, weight = draw_rows(merged, size + size // 2, classes, generator)
     sample = WeightedRows(merged.rows[everyone], merged.targets[everyone], weight)
     # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
     learning = min(size, -(-2 * merged.rows.shape[0] // 3))
     learners = sample.part(slice(learning))
-    fixed, name, reason = _best_fixed(fixed_ones, learners, threshold)
-    choice = Choice("input map", name, f"{reason}, {which_rows(everyone[:learning], merged)}")
+    fixed, reason = _best_fixed(fixed_ones, learners, threshold)
+    choice = Choice("input map", fixed.name, f"{reason}, {which_rows(everyone[:learning], merged)}")
     if learning == everyone.size:
-        return fixed, choice
-    before = _squared_errors(sample, fixed, threshold)[learning:]
-    fewer = _fewer_columns(merged, fixed, learners, threshold)
-    steps = steps_within_budget(*learners.rows.shape, budget=(size / MAP_ROWS) ** 2)
-    found = fixed
+        return fixed.sphere, choice
+    before = _squared_errors(sample, fixed.sphere, threshold)[learning:]
+    fewer = _fewer_columns(merged, fixed.sphere, learners, threshold)
+    start = fixed.beginning
+    steps = steps_within_budget(learning, start.scale.size, budget=(size / MAP_ROWS) ** 2)
+    found = fixed.sphere
     if steps > 0:
-        learnt = learn_scales(learners.rows, learners.targets, learners.sample_weight, fixed, threshold, steps)
+        learnt = learn_scales(learners.rows, learners.targets, learners.sample_weight, start, threshold, steps)
         after = _squared_errors(sample, learnt, threshold)[learning:]
         if is_confirmed(before, after, weight[learning:]):
-            varies = fixed.scale > 0
-            factors = learnt.scale[varies] / fixed.scale[varies]
+            varies = start.scale > 0
+            factors = learnt.scale[varies] / start.scale[varies]
             learnt_name = f"then times {factors.min():.2g} to {factors.max():.2g}, constant {learnt.constant:.2g}"
             gain = f"{spreads_of(before, weight[learning:]):.3g} → {spreads_of(after, weight[learning:]):.3g}"
             reason = f"scales learnt on {learning} rows: error on other rows {gain} spreads"
-            choice = Choice("input map", f"{name.rpartition(',')[0]}, {learnt_name}", reason)
+            name = fixed.name.rpartition(",")[0]
+            if start.steps.columns.size and fixed.sphere.steps.columns.size == 0:
+                name = f"{name} and steps beside it"
+            choice = Choice("input map", f"{name}, {learnt_name}", reason)
             found = learnt
             before = after
     found, choice = _mixed(sample, learning, found, threshold, before, choice)
@@ -136,7 +160,7 @@ def choose_map(
         earlier, later = (spreads_of(error, weight[learning:]) for error in errors)
         if later <= earlier:
             reason = f"{reason}; error on other rows {earlier:.3g} → {later:.3g} spreads"
-            return components, Choice("input map", f"{name.rpartition(',')[0]}, {told}", reason)
+            return components, Choice("input map", f"{fixed.name.rpartition(',')[0]}, {told}", reason)
     return found, choice
 
 
@@ -201,16 +225,16 @@ def which_rows(rows: Int[np.ndarray, " r"], merged: MergedRows) -> str:
     return "on all rows" if rows.size == merged.rows.shape[0] else f"on {rows.size:,} rows"
 
 
-def _best_fixed(fixed_ones: Sequence[FixedMap], learners: WeightedRows, threshold: float) -> tuple[SphereMap, str, str]:
-    """Return the fixed map with the smallest leave-one-out error, its name, and the reason."""
+def _best_fixed(fixed_ones: Sequence[FixedMap], learners: WeightedRows, threshold: float) -> tuple[FixedMap, str]:
+    """Return the fixed map with the smallest leave-one-out error, and the reason."""
 
     def error_of(fixed: FixedMap) -> float:
         error = spreads_of(_squared_errors(learners, fixed.sphere, threshold), learners.sample_weight)
-        # The usual maps stay unless it is clearly better to bend tails or to leave indicators alone.
+        # The usual maps stay unless it is clearly better to bend tails, to leave indicators alone or to take steps.
         return error if fixed.usual else error / math.sqrt(_WORTHWHILE)
 
     best = min(fixed_ones, key=error_of)
-    return best.sphere, best.name, f"best leave-one-out error of {len(fixed_ones)} maps"
+    return best, f"best leave-one-out error of {len(fixed_ones)} maps"
 
 
 def _squared_errors(sample: WeightedRows, sphere: SphereMap, threshold: float) -> Float[np.ndarray, " n"]:

@@ -41,8 +41,8 @@ class Components:
     def of(
         cls, sphere: SphereMap, rows: Float[np.ndarray, "n d"], sample_weight: Float[np.ndarray, " n"]
     ) -> "Components | None":
-        """Find them in weighted rows; None where there are too few columns, or columns are mixed."""
-        if sphere.center.size <= _MANY_COLUMNS or sphere.mixing is not None:
+        """Find them in weighted rows; None where there are too few columns, or where they have steps or are mixed."""
+        if sphere.center.size <= _MANY_COLUMNS or sphere.mixing is not None or sphere.steps.columns.size:
             return None
         step = -(-len(rows) // (_ROWS if sphere.center.size <= _SIDE else _SIDE))
         scaled = sphere.scaled(rows[::step])

@@ -5,9 +5,11 @@ from jaxtyping import Float
 
 from widefit.kernels.threads import serial_blas
 from widefit.plan.base import Choice
+from widefit.tuning.columns import indicators
 from widefit.tuning.duplicates import WeightedRows
-from widefit.tuning.input_map import MAP_ROWS, is_confirmed, left_out_residuals, spreads_of
+from widefit.tuning.input_map import MAP_ROWS, MOSTLY_STEPS, is_confirmed, left_out_residuals, spreads_of
 from widefit.tuning.sphere import SphereMap
+from widefit.tuning.steps import Steps
 
 # Ratio of the largest target to the smallest, below which the logarithm is all but a line.
 _LEAST_RATIO = 3.0
@@ -56,14 +58,23 @@ def compare_logarithm(
     weight = rows.sample_weight[drawn]
     share = weight / weight.sum()
     X = rows.rows[drawn]
-    inputs = SphereMap.fit(X, weight, scaling="columns", constant=1.0)(X)
+    scaled = SphereMap.fit(X, weight, scaling="columns", constant=1.0)
+    maps = [scaled]
+    steps = Steps.fit(X, indicators(X))
+    # A jump of the targets looks like factors to a map without steps.
+    if steps.columns.size:
+        maps.append(scaled.with_steps(X, weight, steps, MOSTLY_STEPS))
     truth = rows.targets[drawn]
-    plain, of_logarithms = (
-        left_out_residuals(inputs, values - share @ values, weight, threshold) for values in (truth, logarithms[drawn])
-    )
-    predicted = np.exp(logarithms[drawn] - of_logarithms) * smearing(of_logarithms, weight)
-    before = (plain / scale)[:, 0] ** 2
-    after = np.minimum(((truth - predicted) / scale)[:, 0] ** 2, 1e100)
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for sphere in maps:
+        plain, of_logarithms = (
+            left_out_residuals(sphere(X), values - share @ values, weight, threshold)
+            for values in (truth, logarithms[drawn])
+        )
+        predicted = np.exp(logarithms[drawn] - of_logarithms) * smearing(of_logarithms, weight)
+        found[0].append((plain / scale)[:, 0] ** 2)
+        found[1].append(np.minimum(((truth - predicted) / scale)[:, 0] ** 2, 1e100))
+    before, after = (min(errors, key=lambda squares: float(share @ squares)) for errors in found)
     if not is_confirmed(before, after, weight):
         return None
     reason = f"leave-one-out error {spreads_of(before, weight):.3g} → {spreads_of(after, weight):.3g} spreads"

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from widefit.kernels.threads import serial_blas
-from widefit.nn.shifted_relu import firing_probability
 from widefit.plan.base import Choice
 from widefit.tuning.duplicates import MergedRows
 from widefit.tuning.gradient_outer_product import can_mix
@@ -21,9 +20,10 @@ from widefit.tuning.network_kernel import drawn_bytes, network_gram
 from widefit.tuning.principal_components import Components, best_components
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
+from widefit.tuning.steps import most_entries
 
 # Rows on which the ridge is chosen: n³ work for each of ten ridges.
-_RIDGE_ROWS = 640
+_RIDGE_ROWS = 512
 # Neurons from which a network is judged by its own H. Fewer, of which a handful fire, are nearer to a linear model than
 # to the limit, by which importances and intervals are found afterwards.
 _MANY_NEURONS = 8192
@@ -31,18 +31,20 @@ _MANY_NEURONS = 8192
 _SMALL = 2_000_000
 # Part of the firing pairs that may flip in the first step: few enough for its linear model to be right. A ridge has to
 # be balanced against the fit, which flips disturb more than an exact fit.
-_FLIPPED_PART = 0.02
-_FLIPPED_PART_WITH_RIDGE = 0.005
+_FLIPPED_PART = 0.04
+_FLIPPED_PART_WITH_RIDGE = 0.01
 # Flips a firing pair, at readouts of ±1, up to which interpolation is reached in a few steps.
 _EASILY_FLIPPED = 0.9
 # Error in spreads that the linear model of the first step has where such a part flips; it falls as the root of the part
 # (measured on tables). Where less is to be reached, fewer may flip.
 _ERROR_OF_FLIPS = 0.14
+# Neurons of which it is looked at how many flip.
+_LOOKED_AT = 1024
 # What a ridge may add to the smallest leave-one-out error, for the shorter way to its solution: with the limit kernel,
 # and with that of a network, whose noise asks for a ridge by itself. What interpolation may add, for the features that
 # steps beyond the linear model learn.
 _TOLERATED = (1.02, 1.02)
-_TOLERATED_WITH_NOISE = (1.005, 1.05)
+_TOLERATED_WITH_NOISE = (1.005, 1.01)
 _LARGEST_SCALE = 1e4
 # Of a table of many rows: the part of those flips that is aimed at, and rows on which other input maps are chosen.
 _FEWER_FLIPS = 0.1
@@ -103,11 +105,13 @@ def bytes_needed(samples: int, features: int, width: int) -> int:
         m where the network is two-layer with one output, else 0.
     """
     rows = SAMPLE if samples > MANY else min(samples, max(2 * MAP_ROWS, _RIDGE_ROWS))
+    entries = features if samples > MANY else most_entries(features)
     # Copies of the table that are sorted; matrices that a leave-one-out error holds at once (counted).
     merging = 5 * samples * features
     squares = 12 if samples > MANY else 8
-    tuning = samples * features + squares * rows**2 + 4 * rows * features
-    drawn = drawn_bytes(width, features, rows) if width >= _MANY_NEURONS else 0
+    looked_at = 7 * _LOOKED_AT * min(rows, _RIDGE_ROWS)
+    tuning = samples * features + max(squares * rows**2, looked_at) + 6 * rows * entries
+    drawn = drawn_bytes(width, entries, rows) if width >= _MANY_NEURONS else 0
     return 8 * max(merging, tuning) + drawn + _SMALL
 
 
@@ -181,13 +185,15 @@ def tune(
         problem = probe(sphere)
     fit = problem.fit(alpha)
     if readout_scale == "auto":
-        flipped = problem.flipped(fit)
+        scales = problem.flipping(fit)
+        flipped = _flipped(scales)
         part = _FLIPPED_PART_WITH_RIDGE if alpha > 0 else _FLIPPED_PART
         if noisy:
             part = min(part, _FLIPPED_PART * fit.error / _ERROR_OF_FLIPS**2)
         # A step on many rows takes longer than rounding at a larger scale costs.
         part *= 1 if held_out is None else _FEWER_FLIPS
-        readout_scale = float(f"{min(max(1.0, flipped / part), _LARGEST_SCALE):.2g}")
+        place = min(int(part * scales.size), scales.size - 1)
+        readout_scale = float(f"{min(max(1.0, scales[place] if scales.size else 1.0), _LARGEST_SCALE):.2g}")
         reason = f"at scale 1 about {min(flipped, 1):.0%} of the firing pairs would flip in the first step"
         choices.append(Choice("readout scale", f"{readout_scale:.3g}", reason))
     assert not isinstance(readout_scale, str)
@@ -280,17 +286,28 @@ class _Probe:
         """Return the regression with ridge α; the smallest of the ridges stands for none."""
         return leave_one_out(self.gram, self.targets, self.sample_weight, max(alpha, float(RIDGES[0]) * self.mean))
 
-    def flipped(self, fit: LeaveOneOut) -> float:
-        """Return flips over firing pairs in a first step with readouts of ±1, by linear extrapolation."""
+    def flipping(self, fit: LeaveOneOut) -> Float[np.ndarray, " pairs"]:
+        """Return the readout scales below which pairs flip in a first step, in descending order, over firing pairs.
+
+        A neuron that fires on all rows hardly moves, as targets are centred, and one whose edge lies between them moves
+        far: so neurons are drawn, and z and its first step are looked at for each pair. Of the two of a pair, whose
+        signs differ, one flips where the step is longer than the way to the threshold.
+        """
         v = fit.coefficients
-        similarity = self.inputs @ self.inputs.T
-        firing = firing_probability(self.threshold, 1.0)
-        # Mean square of the move of a pre-activation of a neuron that fires, Δz_rj = (a_r / √m) Σ_i v_i s_ri K_ij; the
-        # readouts of k outputs are √k times larger, and each has a share 1/k of the neurons.
-        moved = float(np.einsum("ik,ij,jk->", v, self.gram * similarity, v, optimize=True))
-        moved = math.sqrt(max(moved, 0.0) / (self.width * v.shape[0] * firing))
-        # The density of pre-activations at the threshold, per firing neuron, is about b + 0.8.
-        return moved * (max(self.threshold, 0.0) + 0.8)
+        generator = np.random.default_rng(0)
+        weight = generator.standard_normal((_LOOKED_AT, self.inputs.shape[1]))
+        z = weight @ self.inputs.T
+        fires = z > self.threshold
+        # The readouts of k outputs are √k times larger, and each has a share 1/k of the neurons.
+        own = np.arange(_LOOKED_AT) % v.shape[1]
+        step = (fires * v.T[own]) @ (self.inputs @ self.inputs.T) / math.sqrt(self.width / v.shape[1])
+        scales = np.sort((np.abs(step) / np.maximum(np.abs(z - self.threshold), 1e-12)).ravel())[::-1]
+        return scales[: 2 * np.count_nonzero(fires)]
+
+
+def _flipped(scales: Float[np.ndarray, " pairs"]) -> float:
+    """Return the part of the firing pairs that flip with readouts of ±1."""
+    return float(np.mean(scales > 1)) if scales.size else 0.0
 
 
 def _choose_ridge(problem: _Probe, tolerated: float, tolerated_of_none: float) -> tuple[float, str]:
@@ -302,7 +319,7 @@ def _choose_ridge(problem: _Probe, tolerated: float, tolerated_of_none: float) -
     """
     errors = [math.sqrt(problem.fit(ridge * problem.mean).error) for ridge in RIDGES]
     smallest = min(errors)
-    if errors[0] <= tolerated_of_none * smallest and problem.flipped(problem.fit(0.0)) <= _EASILY_FLIPPED:
+    if errors[0] <= tolerated_of_none * smallest and _flipped(problem.flipping(problem.fit(0.0))) <= _EASILY_FLIPPED:
         return 0.0, f"interpolation has the leave-one-out error {errors[0]:.3g} in units of the target's spread"
     index = max(i for i, error in enumerate(errors) if error <= tolerated * smallest)
     reason = f"the largest ridge within {tolerated - 1:.1%} of the best leave-one-out error, {smallest:.3g} spreads"

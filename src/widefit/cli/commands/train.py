@@ -130,7 +130,7 @@ SeedOption = Annotated[
 WidthOption = Annotated[
     int | None,
     typer.Option(
-        min=2, metavar="N", rich_help_panel=MODEL, help="Neurons; 65536 without it, and fewer for very many rows."
+        min=2, metavar="N", rich_help_panel=MODEL, help="Neurons; 16384 without it, and up to 65536 for many rows."
     ),
 ]
 SizesOption = Annotated[
