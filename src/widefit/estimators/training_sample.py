@@ -104,6 +104,9 @@ class TrainingSample:
             Arrays that do not belong together, or numbers that are not finite.
         """
         made = cls(**{name: arrays[name] for name in cls.__annotations__ if name != "samples"}, samples=samples)
+        for name in ("inputs", "targets"):
+            if getattr(made, name).ndim != 2:
+                raise ValueError(f"{name} of the training rows must be a matrix, got shape {getattr(made, name).shape}")
         rows, outputs = made.targets.shape
         shapes = {
             "inputs": (rows, made.inputs.shape[1]),

@@ -263,7 +263,8 @@ class BlockSteps:
             losses = self._held_losses_of(cut)
             moved = float((losses - uncut).square().mean().sqrt())
             if float(losses.mean()) <= loss_factor * float(uncut.mean()) and moved <= reach:
-                said = f"cut to rank {rank}, the held-out loss is {losses.mean():.4g}, {uncut.mean():.4g} uncut"
+                after, before = float(losses.mean()), float(uncut.mean())
+                said = f"cut to rank {rank}, the held-out loss is {after:.4g}, {before:.4g} uncut"
                 found = cut, said
                 left = [lower for lower in left if lower < rank]
             else:
