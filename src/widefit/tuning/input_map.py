@@ -83,8 +83,11 @@ def fixed_maps(merged: MergedRows) -> list[FixedMap]:
         tails[f"{columns} with heavy tails to normal scores, "] = QuantileMap.fit(
             merged.rows, merged.sample_weight, heavy
         )
-    # Of many rows a product with H takes as long as there are entries.
+    # Of many rows a product with H takes as long as there are entries; of few rows scales of more entries than rows are
+    # learnt by heart.
     steps = Steps.none() if len(merged.rows) > MANY else Steps.fit(merged.rows, of_two)
+    if steps.columns.size + merged.rows.shape[1] > _rows_to_learn(merged, MAP_ROWS):
+        steps = Steps.none()
     found: list[FixedMap] = []
     for (prefix, quantiles), scaling in product(tails.items(), scalings):
         sphere = SphereMap.fit(
@@ -97,6 +100,10 @@ def fixed_maps(merged: MergedRows) -> list[FixedMap]:
             most = sphere.with_steps(merged.rows, merged.sample_weight, steps, MOSTLY_STEPS)
             found += FixedMap.each_constant(most, f"{_SCALINGS[scaling]} and steps beside it", False, most)
     return found
+
+
+def _rows_to_learn(merged: MergedRows, size: int) -> int:
+    return min(size, -(-2 * merged.rows.shape[0] // 3))
 
 
 def choose_map(
@@ -127,7 +134,7 @@ def choose_map(
     everyone, weight = draw_rows(merged, size + size // 2, classes, generator)
     sample = WeightedRows(merged.rows[everyone], merged.targets[everyone], weight)
     # The rows that judge learnt scales are others than those they were learnt on: a third of a small table.
-    learning = min(size, -(-2 * merged.rows.shape[0] // 3))
+    learning = _rows_to_learn(merged, size)
     learners = sample.part(slice(learning))
     fixed, reason = _best_fixed(fixed_ones, learners, threshold)
     choice = Choice("input map", fixed.name, f"{reason}, {which_rows(everyone[:learning], merged)}")
