@@ -16,7 +16,7 @@ _COMPONENTS = (20, 30, 40, 50, 65, 90, 130, 200)
 _ROWS, _SIDE = 4000, 1000
 # What more components may add to the smallest error of a few rows: the more rows, the more components are worth having
 # (of pictures 30 for 2,500, 50 for 12,000). Beyond, errors are clearly worse.
-TOLERATED = 1.015
+NEARLY_AS_GOOD = 1.015
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def best_components(
     for sphere, _ in maps:
         errors.append(error_of(sphere))
         # Errors fall, and rise again: from two in a row that are clearly worse on, more components only cost.
-        if len(errors) > 2 and min(errors[-2:]) > TOLERATED * min(errors):
+        if len(errors) > 2 and min(errors[-2:]) > NEARLY_AS_GOOD * min(errors):
             break
     if not errors:
         return None
-    tolerated = (TOLERATED if more else 1.0) * min(errors)
+    tolerated = (NEARLY_AS_GOOD if more else 1.0) * min(errors)
     best = [place for place, error in enumerate(errors) if error <= tolerated][-1 if more else 0]
     return *maps[best], errors[best]

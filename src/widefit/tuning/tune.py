@@ -17,7 +17,7 @@ from widefit.tuning.input_map import MAP_ROWS, FixedMap, choose_map, fixed_maps,
 from widefit.tuning.leave_one_out import RIDGES, LeaveOneOut, leave_one_out
 from widefit.tuning.limit_kernel import limit_gram
 from widefit.tuning.network_kernel import drawn_bytes, network_gram
-from widefit.tuning.principal_components import TOLERATED, Components, best_components
+from widefit.tuning.principal_components import NEARLY_AS_GOOD, Components, best_components
 from widefit.tuning.rows import draw_rows
 from widefit.tuning.sphere import SphereMap
 from widefit.tuning.steps import most_entries
@@ -247,7 +247,7 @@ def _judge(
             components.maps(), lambda mixed: halves.judge(mixed, threshold, alpha, corrects).error, more=True
         )
     # Fewer columns are quicker, too: all of them have to be clearly better to stay.
-    if fewer is not None and fewer[2] <= TOLERATED * found.error:
+    if fewer is not None and fewer[2] <= NEARLY_AS_GOOD * found.error:
         sphere, name, error = fewer
         found = halves.judge(sphere, threshold, alpha, corrects)
         scaling = choices[0].chosen.partition(", ")[0]
