@@ -89,11 +89,11 @@ if group is not None:
     dist.destroy_process_group()
 """
 
-# Widths, rows, features and outputs of the trainings.
+# Widths, rows, features and outputs of the trainings; of many rows H is applied from fire lists.
 TRAINED = {
     "quick": [(1 << 14, 200, 16, 1)],
-    "default": [(1 << 18, 1000, 64, 1), (1 << 20, 1000, 64, 1), (1 << 18, 1000, 64, 10)],
-    "full": [(1 << 18, 1000, 64, 1), (1 << 20, 1000, 64, 1), (1 << 20, 1000, 64, 10)],
+    "default": [(1 << 18, 1000, 64, 1), (1 << 20, 1000, 64, 1), (1 << 18, 1000, 64, 10), (1 << 14, 20_000, 20, 1)],
+    "full": [(1 << 18, 1000, 64, 1), (1 << 20, 1000, 64, 1), (1 << 20, 1000, 64, 10), (1 << 14, 50_000, 20, 1)],
 }
 # Rows and widths of the comparison of processes; rows of the steps at P = 1001.
 SHARED = {"quick": (40_000, 60), "default": (200_000, 60), "full": (400_000, 100)}

@@ -156,3 +156,26 @@ def test_random_shapes(samples, features, width, threshold, seed):
     assert np.array_equal(trial.outputs, again.outputs)
     now = np.concatenate([pattern.dense() for pattern in again.patterns()])
     assert trial.flips == np.count_nonzero(now != fires)
+
+
+@pytest.mark.parametrize("tracker", TRACKERS, ids=lambda tracker: tracker.name)
+def test_steps_whose_terms_nearly_cancel_are_summed_exactly(tracker):
+    # As those of many samples with a small ridge do: terms a thousand times their sum, each far below a weight.
+    generator = np.random.default_rng(0)
+    pairs, features = 3000, 4
+    network = TwoLayer(features, 256, 1, threshold=0.0, seed=1)
+    inputs = np.repeat(generator.standard_normal((pairs, features)), 2, axis=0).astype(np.float32)
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    large, small = generator.standard_normal((2, pairs))
+    g = 1e-2 * np.column_stack([large + 1e-3 * (1 + small), -large]).reshape(-1, 1)
+    initial = network.weight.detach().numpy().astype(np.float64)
+    fires = initial @ inputs.T.astype(np.float64) > 0
+    sums = (fires * g[:, 0]) @ inputs.astype(np.float64)
+    run = tracker.start(network, inputs)
+    run.commit(run.propose(Update(g, np.zeros(1)), grams(run, inputs, network)))
+    run.finish()
+    moved = network.weight.detach().numpy() - initial
+    expected = -network.coefficients()[:, None] * sums
+    rounding = np.finfo(np.float32).eps * np.abs(initial).max()
+    np.testing.assert_allclose(moved, expected, atol=rounding, rtol=0)
+    assert np.abs(expected).max() > 100 * rounding

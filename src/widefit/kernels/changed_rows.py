@@ -58,7 +58,7 @@ def step_rows(neurons, shrink, g, rows, moved, out):
 
     Parameters
     ----------
-    shrink : scalar of the dtype of the weights
+    shrink : float64
     g : (n,) float64
     rows : fire rows
     moved : (q,) int32
@@ -66,8 +66,9 @@ def step_rows(neurons, shrink, g, rows, moved, out):
     """
     weights, anchor, coefficients, _, inputs = neurons
     fired = np.empty(inputs.shape[0] + 1, np.int32)
+    sums = np.empty(inputs.shape[1])
     for t in range(moved.size):
-        step_row(weights, anchor, shrink, coefficients, g, inputs, rows, moved[t], fired, out[t])
+        step_row(weights, anchor, shrink, coefficients, g, inputs, rows, moved[t], fired, sums, out[t])
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})

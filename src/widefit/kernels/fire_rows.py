@@ -177,33 +177,43 @@ def step_block(weights, anchor, shrink, coefficients, g, inputs, rows, scratch, 
     ----------
     weights, out : (rows, d)
     anchor : (rows, d), or (0, d) when shrink is 0
-    shrink : scalar of the dtype of weights
+    shrink : float64
     coefficients : (rows,) float64, a_r / √m
     g : (n,) float64
     inputs : (n, d)
     rows : fire rows of the block
     scratch : (2, n + 1) int32
     """
+    sums = np.empty(inputs.shape[1])
     for r in range(weights.shape[0]):
-        step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, scratch[0], out[r])
+        step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, scratch[0], sums, out[r])
 
 
 @borrowing
-def step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, fired, target):
-    """Write one row of `step_block` into target (d,); fired (n + 1,) int32 is overwritten."""
-    n, d = inputs.shape
-    for c in range(d):
-        target[c] = weights[r, c]
-    if shrink != 0:
-        for c in range(d):
-            target[c] -= shrink * (target[c] - anchor[r, c])
-    k = fired_samples(rows, r, n, fired)
+def step_row(weights, anchor, shrink, coefficients, g, inputs, rows, r, fired, sums, target):
+    """Write one row of `step_block` into target (d,); fired (n + 1,) int32 and sums (d,) float64 are overwritten."""
+    k = fired_samples(rows, r, inputs.shape[0], fired)
+    sums[:] = 0
     for p in range(k):
-        i = fired[p]
-        factor = inputs.dtype.type(coefficients[r] * g[i])
-        x = inputs[i]
-        for c in range(d):
-            target[c] -= factor * x[c]
+        add_scaled(g[fired[p]], inputs[fired[p]], sums)
+    move_row(weights, anchor, shrink, r, coefficients[r], sums, target)
+
+
+@borrowing
+def add_scaled(factor, x, sums):
+    """Add factor · x to sums, all (d,): in float64, as terms that nearly cancel are lost one by one beside a weight."""
+    for c in range(sums.size):
+        sums[c] += factor * np.float64(x[c])
+
+
+@borrowing
+def move_row(weights, anchor, shrink, r, coefficient, sums, target):
+    """Write w_r − shrink (w_r − anchor_r) − coefficient · sums into target, added up in float64."""
+    for c in range(target.size):
+        moved = np.float64(weights[r, c])
+        if shrink != 0:
+            moved -= shrink * (moved - np.float64(anchor[r, c]))
+        target[c] = moved - coefficient * sums[c]
 
 
 @njit(nogil=True, cache=True)

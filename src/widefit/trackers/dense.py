@@ -235,7 +235,7 @@ class DenseTracking(Tracking):
         layer = self._layer
         chunk = pattern.chunk
         block = slice(chunk.first + first, chunk.first + last)
-        shrink = layer.weight.dtype.type(update.shrink[chunk.output])
+        shrink = update.shrink[chunk.output]
         g = np.ascontiguousarray(update.g[:, chunk.output])
         kernels.step_block(
             layer.weight[block], layer.anchor_of(block), shrink, layer.coefficients[block], g, self._inputs,

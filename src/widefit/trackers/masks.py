@@ -21,6 +21,8 @@ _BLOCK_NUMBERS = {"cpu": 1 << 20}
 _BLOCK_NUMBERS_OF_A_DEVICE = 1 << 25
 # Bytes a pre-activation of a block, at most: itself and its masked copy, both in float64 for sums, and three masks.
 _BLOCK_BYTES = 40
+# Samples whose terms of a step are added up in the dtype of the weights.
+_SUMMED = 4096
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class MaskTracking(Tracking):
         weights = self._weight[rows]
         g = torch.from_numpy(np.ascontiguousarray(update.g[:, output])).to(weights.dtype).to(weights.device)
         shrink = float(update.shrink[output])
-        step = self._moving[rows, None] * (g.expand(fired.shape).masked_fill(~fired, 0) @ inputs)
+        step = self._moving[rows, None] * _sums(g, fired, inputs)
         if shrink != 0:
             assert self._anchor is not None
             weights = weights - shrink * (weights - self._anchor[rows])
@@ -270,3 +272,15 @@ class MaskTracking(Tracking):
         self.outputs = trial.outputs
         self.displacement = trial.displacement
         self._flips += trial.flips
+
+
+def _sums(
+    g: Float[Tensor, " n"], fired: Bool[Tensor, "rows n"], inputs: Float[Tensor, "n d"]
+) -> Float[Tensor, "rows d"]:
+    """Σ_i g_i x_i over the samples that each row fires on, tile after tile in float64: the terms nearly cancel."""
+    if len(inputs) <= _SUMMED:
+        return g.expand(fired.shape).masked_fill(~fired, 0) @ inputs
+    total = torch.zeros(len(fired), inputs.shape[1], dtype=torch.float64, device=inputs.device)
+    for own, rows, part in zip(fired.split(_SUMMED, 1), inputs.split(_SUMMED), g.split(_SUMMED), strict=True):
+        total += part.expand(own.shape).masked_fill(~own, 0) @ rows
+    return total.to(inputs.dtype)

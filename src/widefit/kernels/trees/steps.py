@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from widefit.kernels.fire_rows import add_scaled, move_row
+
 
 class Rows(NamedTuple):
     """Neurons that fire on some samples, and these samples.
@@ -145,27 +147,21 @@ def step_rows(weights, anchor, shrink, fed, g, inputs, rows, first, last, out):
     ----------
     weights : (m, d)
     anchor : (m, d), or (0, d) where shrink is 0
-    shrink : (k,) of the dtype of weights
+    shrink : (k,) float64
     g : (n, k) float64
     inputs : (n, d)
     out : (c, d)
     """
     neurons, start, samples = rows
     coefficients, output_of, _ = fed
-    d = weights.shape[1]
+    sums = np.empty(weights.shape[1])
     for q in range(first, last):
         r = neurons[q]
         c = output_of[r]
-        target = out[q]
-        target[:] = weights[r]
-        if shrink[c] != 0:
-            for p in range(d):
-                target[p] -= shrink[c] * (target[p] - anchor[r, p])
+        sums[:] = 0
         for i in samples[start[q] : start[q + 1]]:
-            factor = inputs.dtype.type(coefficients[r] * g[i, c])
-            x = inputs[i]
-            for p in range(d):
-                target[p] -= factor * x[p]
+            add_scaled(g[i, c], inputs[i], sums)
+        move_row(weights, anchor, shrink[c], r, coefficients[r], sums, out[q])
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})

@@ -228,9 +228,11 @@ class CertificateTracking(Tracking):
 
     def _evaluate_by_pass(self, after: RunningUpdate, change: RunningUpdate) -> CandidateStep:
         """Evaluate all slots, and issue certificates where they will pay."""
-        # Many steps like the last are to come when it was like the one before.
         wanted = self._tracker
-        reach = Reach(wanted.reach, wanted.most, wanted.least, widely=self._pace.alike)
+        # Without K the bounds of a step are those of its own movements: many certificates cost more than a pass.
+        most = wanted.first if self.geometry.similarity is None else wanted.most
+        # Many steps like the last are to come when it was like the one before.
+        reach = Reach(wanted.reach, most, wanted.least, widely=self._pace.alike)
         with serial_blas():
             radius = choose_radius(self.geometry, self.chunks, change, after, reach)
         bounds = None if radius is None else Bounds.after_pass(radius, self.geometry.samples)

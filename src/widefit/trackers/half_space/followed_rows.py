@@ -162,7 +162,7 @@ class FollowedRows(Tracking):
         else:
             rows = kernels.rows_on(pattern.rows, g != 0)
         weights = np.empty((rows.size, weight.shape[1]), weight.dtype)
-        kernels.step_rows(self._neurons(chunk), weight.dtype.type(shrink), g, pattern.rows, rows, weights)
+        kernels.step_rows(self._neurons(chunk), shrink, g, pattern.rows, rows, weights)
         return Moved(chunk, rows, weights)
 
     def _sums(self, patterns: list[FirePattern], moved: list[Moved]) -> tuple[np.ndarray, Displacement | None]:

@@ -245,10 +245,11 @@ class TreeTracking(Tracking):
         layer = self._layer
         weights = np.empty((rows.neurons.size, self._inputs.shape[1]), layer.weight.dtype)
         anchor = layer.anchor_of(slice(None))
-        shrink = update.shrink.astype(weights.dtype)
 
         def work(first: int, last: int) -> None:
-            steps.step_rows(layer.weight, anchor, shrink, self._fed, update.g, self._inputs, rows, first, last, weights)
+            steps.step_rows(
+                layer.weight, anchor, update.shrink, self._fed, update.g, self._inputs, rows, first, last, weights
+            )
 
         self._in_ranges(work, rows.neurons.size, 16 * NEURONS_A_TASK, 2.0 * rows.samples.size * weights.shape[1])
         self._pairs += weights.shape[0] * self._inputs.shape[0]
