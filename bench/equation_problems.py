@@ -345,6 +345,7 @@ def sine(x: Tensor) -> Tensor:
 EQUATIONS: dict[str, Equation | Slabs] = {
     "poisson-2d": in_unit_cube("poisson-2d"),
     "burgers": evolution(burgers, lambda x: -sine(x), spectral.burgers, (20, 20, 20, 20, 1), 3000),
+    "burgers-many": evolution(burgers, lambda x: -sine(x), spectral.burgers, (20, 20, 20, 20, 1), 12_000),
     "convection": convection(30, (32, 15.0), (20, 1), 3000),
     "convection-40": convection(40, (32, 20.0), (20, 1), 3000),
     "convection-plain": convection(30, None, (20, 20, 1), 2000),

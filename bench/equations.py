@@ -134,6 +134,8 @@ def run(
         ends = [curve[-1] for curve in runs]
         for place, (what, unit) in enumerate((("processor time", "s"), ("steps", ""), ("loss", ""), ("error", ""))):
             figures.append(entry(f"{name}, {what}", float(statistics.median(end[place] for end in ends)), unit))
+        if seeds > 1:
+            figures.append(entry(f"{name}, worst error of {seeds} seeds", max(end[3] for end in ends), ""))
         if not peers or name not in SHARED:
             continue
         others[name], reasons = peers_beside(peers, name, limit, 0, truth, chosen)
