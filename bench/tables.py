@@ -5,6 +5,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,14 @@ MEASURES = {"error": "of the spread or of the labels", "log loss": "nats", "time
 
 
 def run(
-    size: str, data: str = "", rows: int = 0, only: str = "", peers: str = "", splits: int = 0, kept: str = ""
+    size: str,
+    data: str = "",
+    rows: int = 0,
+    only: str = "",
+    peers: str = "",
+    splits: int = 0,
+    first: int = 0,
+    kept: str = "",
 ) -> dict:
     """The sets that scikit-learn bundles, folders of NPZ files with X, y and test_indices, or "keel".
 
@@ -46,6 +54,8 @@ def run(
         Names of sets and of peers, with commas between; all of them without.
     splits
         Splits of each set at most; 0: as many as the size says.
+    first
+        The first of these splits: choices are judged on others than figures.
     kept
         A JSON file that keeps the results of peers from run to run, so that widefit alone is measured again.
     """
@@ -55,7 +65,7 @@ def run(
     known = json.loads(memory.read_text()) if memory is not None and memory.exists() else {}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, (labels, source) in chosen.items():
-        parts = [_fewer(split, rows) for _, split in zip(range(splits or SPLITS[size]), source, strict=False)]
+        parts = [_fewer(split, rows) for split in islice(source, first, first + (splits or SPLITS[size]))]
         if not parts:
             continue
         contestants = classifiers() if labels else regressors(*parts[0][0].shape)
@@ -63,13 +73,18 @@ def run(
         for label, model in contestants.items():
             if peers and label not in ("widefit", *peers.split(",")):
                 continue
-            measured = f"{name}, {len(parts)} splits of {len(parts[0][0])} rows, {label}"
+            measured = f"{name}, {len(parts)} splits from {first} of {len(parts[0][0])} rows, {label}"
             if label == "widefit" or measured not in known:
                 known[measured] = _means([_measure(clone(model), *part) for part in parts])
             found[name][label] = known[measured]
         if memory is not None:
             memory.write_text(json.dumps(known))
-    settings = {"splits": splits or SPLITS[size], "data": data or "bundled with scikit-learn", "rows": rows or "all"}
+    settings = {
+        "splits": splits or SPLITS[size],
+        "first": first,
+        "data": data or "bundled with scikit-learn",
+        "rows": rows or "all",
+    }
     return {"machine": describe_machine(), "settings": settings, "figures": [*_lines(found), *_ranks(found)]}
 
 
