@@ -675,7 +675,7 @@ class Wide(TableInput, FitDisplay, ABC):
     def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
-        tensors, network = network_parts(self.network_)
+        tensors, network = network_parts(self.network_, whole=self.stream_ is not None)
         stream = None
         if self.stream_ is not None:
             state, stream = self.stream_.to_parts()
@@ -749,7 +749,7 @@ class Wide(TableInput, FitDisplay, ABC):
         model._restore_stream(tensors, document.get("stream"))
         if document.get("samples") is not None:
             kept = {name.removeprefix("sample."): array for name, array in arrays.items()}
-            model._sample = TrainingSample.from_arrays(kept, document["samples"])
+            model._sample = TrainingSample.from_arrays(kept, document["samples"], model.sphere_)
         return model
 
     def _restore_stream(self, tensors: dict[str, torch.Tensor], document: dict[str, Any] | None) -> None:
