@@ -1,8 +1,8 @@
 """Dense tracker, the reference: every pre-activation is recomputed, block by block, and compared with the threshold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -82,6 +82,20 @@ class _Tried:
 
     patterns: list[FirePattern]
     weight: Float[np.ndarray, "m d"] | None
+
+
+class _LateDisplacement(Displacement):
+    """A displacement whose response is found when it is asked for: nobody asks for that of the last step."""
+
+    def __init__(self, find: Callable[[], Float[np.ndarray, "n k"]], squared_norm: Float[np.ndarray, " k"]):
+        object.__setattr__(self, "_find", find)
+        object.__setattr__(self, "squared_norm", squared_norm)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "response":
+            raise AttributeError(name)
+        object.__setattr__(self, "response", self._find())
+        return self.response
 
 
 @dataclass(frozen=True)
@@ -196,13 +210,16 @@ class DenseTracking(Tracking):
                     displacement.response[:, chunk.output] += part.response
                     displacement.squared_norm[chunk.output] += part.squared_norm
         self._passes += 1
+        tried = _Tried(patterns, kept)
+        if kept is not None:
+            displacement = _LateDisplacement(lambda: self._response(tried), displacement.squared_norm)
         return Trial(
             update=update or Update.none(samples, silent.size),
             outputs=outputs,
             flips=flips,
             rebased=True,
             displacement=displacement if self._layer.anchor is not None else None,
-            payload=_Tried(patterns, kept),
+            payload=tried,
         )
 
     def _evaluate_chunk(
@@ -245,14 +262,38 @@ class DenseTracking(Tracking):
             pieces.append(words[: rows.start[-1]].copy())
             if response is not None and layer.anchor is not None:
                 offset = weights - layer.anchor[block]
-                # Before the first step there is none.
-                if offset.any():
-                    squared_norm += float(np.vdot(offset, offset))
+                squared_norm += float(np.vdot(offset, offset))
+                # Before the first step there is none, and what is kept tells of it later.
+                if kept is None and squared_norm > 0:
                     np.matmul(offset, self._inputs.T, out=values)
                     kernels.response_block(values, layer.coefficients[block], rows, scratch, response)
             start[first + 1 : last + 1] = start[first] + rows.start[1:]
         pattern = FirePattern(chunk, samples, counts, start, np.concatenate(pieces))
         return _ChunkTrial(pattern, outputs, int(flips), response, squared_norm)
+
+    def _response(self, tried: _Tried) -> Float[np.ndarray, "n k"]:
+        """Return J (W − W₀) at the weights of a trial that are kept."""
+        layer = self._layer
+        samples = self._inputs.shape[0]
+        found = np.zeros((samples, layer.silent.size))
+
+        def respond(pattern: FirePattern) -> Float[np.ndarray, " n"]:
+            chunk = pattern.chunk
+            response = np.zeros(samples)
+            scratch = np.empty((2, samples + 1), np.int32)
+            for first, last in _blocks(chunk, samples):
+                block = slice(chunk.first + first, chunk.first + last)
+                assert tried.weight is not None
+                assert layer.anchor is not None
+                values = (tried.weight[block] - layer.anchor[block]) @ self._inputs.T
+                rows = _rows(pattern, first, last)
+                kernels.response_block(values, layer.coefficients[block], rows, scratch, response)
+            return response
+
+        with serial_blas():
+            for pattern, part in zip(tried.patterns, ordered_map(respond, tried.patterns, self._threads), strict=True):
+                found[:, pattern.chunk.output] += part
+        return found
 
     def _move(
         self, update: Update, pattern: FirePattern, first: int, last: int, scratch: np.ndarray, out: np.ndarray
