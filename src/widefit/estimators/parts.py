@@ -156,7 +156,7 @@ def _check_network(tensors: Mapping[str, Tensor], record: dict[str, Any]) -> tup
 
 
 def _check_drawn(tensors: Mapping[str, Tensor], initial: Initial, stored: int, features: int) -> None:
-    """Of a network that is drawn again, but for some of its neurons."""
+    """Refuse a network that cannot be drawn again, but for the neurons that are stored."""
     width, outputs = initial.width, initial.out_features
     known = 0 <= initial.seed < 2**64 and initial.paired and 0 < initial.entry < math.inf
     if not known or not 1 <= outputs <= width // 2 or initial.in_features != features:
