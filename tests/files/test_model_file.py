@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression
 
@@ -11,6 +12,7 @@ import widefit
 from widefit import WideClassifier, WideRegressor, rules, solvers, trackers
 from widefit.data.encoding import TableEncoding
 from widefit.data.readers import read_table
+from widefit.estimators.networks import network_parts
 from widefit.files import FileError, load_parts, write_container
 
 X = np.random.default_rng(0).normal(size=(60, 4))
@@ -47,6 +49,55 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
         assert np.array_equal(found.predict_proba(new), model.predict_proba(new))
     widefit.save(found, tmp_path / "again.widefit")
     assert (tmp_path / "again.widefit").read_bytes() == (tmp_path / "m.widefit").read_bytes()
+
+
+def test_what_can_be_drawn_again_is_not_stored(tmp_path: Path) -> None:
+    model = WideClassifier(hidden_layer_sizes=(2048,)).fit(X, TARGETS["text"])
+    tensors, document = model.to_parts()
+    assert "readout" not in tensors
+    assert 0 < len(tensors["weight"]) < 0.9 * model.network_.width
+    widefit.save(model, tmp_path / "m.widefit")
+    found = widefit.load(tmp_path / "m.widefit")
+    assert torch.equal(found.network_.weight, model.network_.weight)
+    assert torch.equal(found.network_.readout, model.network_.readout)
+    assert found.network_.initial == model.network_.initial
+    assert np.array_equal(found.feature_importances_, model.feature_importances_)
+    # Pairs that are left out cancel: predictions do not rest on how they are drawn.
+    document["network"]["drawn"]["seed"] += 1
+    other = WideClassifier.from_parts(tensors, document)
+    assert not torch.equal(other.network_.weight, model.network_.weight)
+    np.testing.assert_allclose(other.predict_proba(X), model.predict_proba(X), rtol=1e-9)
+
+
+def test_networks_that_were_stored_whole_are_read(tmp_path: Path) -> None:
+    model = WideRegressor(hidden_layer_sizes=(64,), max_iter=3).fit(X, TARGETS["numbers"])
+    tensors, document = model.to_parts()
+    whole, network = network_parts(model.network_, whole=True)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in ("moved", "sample.rows")} | whole
+    tensors["sample.inputs"] = torch.from_numpy(model._sample.inputs)
+    write_container(tmp_path / "m", tensors, {"model": document | {"network": network}, "encoding": None}, "model")
+    found = widefit.load(tmp_path / "m")
+    assert np.array_equal(found.predict(X), model.predict(X))
+    assert np.array_equal(found.predict_interval(X), model.predict_interval(X))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 62}, "moved"),
+        ({"in_features": 3}, "cannot be drawn"),
+        ({"seed": -1}, "cannot be drawn"),
+        ({"entry": 0.0}, "cannot be drawn"),
+        ({"paired": False}, "cannot be drawn"),
+        ({"out_features": 40}, "cannot be drawn"),
+    ],
+)
+def test_networks_that_cannot_be_drawn_again(change: dict, message: str) -> None:
+    model = WideRegressor(hidden_layer_sizes=(64,), max_iter=3).fit(X, TARGETS["numbers"])
+    tensors, document = model.to_parts()
+    document["network"]["drawn"] |= change
+    with pytest.raises(FileError, match=message):
+        WideRegressor.from_parts(tensors, document)
 
 
 def test_the_encoding_rides_along(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import NAMES, DenseReference, make
 
+import widefit
 from widefit.gram import CurrentGrams
 from widefit.nn import TwoLayer
 from widefit.trackers import Certificate, DataTree, Dense, HalfSpaceTree, Torch, Update, VerletList, WeightTree
@@ -179,3 +180,17 @@ def test_steps_whose_terms_nearly_cancel_are_summed_exactly(tracker):
     rounding = np.finfo(np.float32).eps * np.abs(initial).max()
     np.testing.assert_allclose(moved, expected, atol=rounding, rtol=0)
     assert np.abs(expected).max() > 100 * rounding
+
+
+def test_a_dense_trial_that_is_kept_is_the_one_that_is_made_again(monkeypatch):
+    weights = []
+    for kept in (0, 1 << 25):
+        monkeypatch.setattr("widefit.trackers.dense._KEPT_BYTES", kept)
+        problem = make("three outputs", torch.float32)
+        network = problem.fresh()
+        history = widefit.train(
+            network, problem.inputs, problem.targets, tracker="dense", alpha=0.01, max_iter=3, tol=0
+        )
+        assert len(history) > 2
+        weights.append(network.weight.detach())
+    assert torch.equal(*weights)

@@ -187,8 +187,12 @@ class Wide(TableInput, FitDisplay, ABC):
         """Return targets as `loss_` takes them, shape (n, k)."""
         return self._encode(y)
 
-    def _calibrate(self, tuning: Tuning | None) -> None:
+    def _calibrate(self, tuning: Tuning | None, merged: MergedRows) -> None:
         """Learn to read outputs from a tuning; None where an earlier one still holds or a stream has none."""
+
+    def _read(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return outputs of the network at some rows as predictions take them."""
+        return outputs
 
     @abstractmethod
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
@@ -202,9 +206,13 @@ class Wide(TableInput, FitDisplay, ABC):
     def _target_document(self) -> dict[str, Any]:
         """Return the encoding of y as plain values."""
 
+    def _target_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that belong to it by name."""
+        return {}
+
     @abstractmethod
-    def _restore_targets(self, document: dict[str, Any]) -> None:
-        """Restore the encoding from what `_target_document` returned."""
+    def _restore_targets(self, document: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Restore the encoding from what `_target_document` and `_target_arrays` returned."""
 
     # Training.
 
@@ -285,7 +293,7 @@ class Wide(TableInput, FitDisplay, ABC):
             store = "array" if processes.size == 1 else "regenerate"
             self.network_ = draw(tuning, layers, outputs, self.activation, self._seed, store)
             tuning, start = self._correct_ridge(tuning, merged, processes)
-        self._calibrate(tuning)
+        self._calibrate(tuning, merged)
         kept = weight > 0
         problem = merged
         floor = merged.floor
@@ -505,7 +513,7 @@ class Wide(TableInput, FitDisplay, ABC):
         encoded = self._encode(y[:TUNING_ROWS])
         merged = merge_duplicates(rows[:TUNING_ROWS], encoded - share @ encoded, weight[:TUNING_ROWS])
         tuning = self._tune(merged, lambda _: layers, 0.0)
-        self._calibrate(None)
+        self._calibrate(None, merged)
         self.network_ = draw(tuning, layers, merged.targets.shape[1], self.activation, self._seed)
         # A column that is constant at first may vary in rows to come.
         self.sphere_ = self.sphere_.with_every_column()
@@ -552,7 +560,8 @@ class Wide(TableInput, FitDisplay, ABC):
         """Return network outputs for rows of numbers; equal ones are evaluated once."""
         distinct, group = _distinct(rows)
         inputs = self.sphere_(distinct)
-        return (_forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs))[group]
+        outputs = _forward(self.network_, inputs) if self._predictor is None else self._predictor(inputs)
+        return self._read(outputs, distinct)[group]
 
     @property
     def feature_importances_(self) -> np.ndarray:
@@ -626,7 +635,12 @@ class Wide(TableInput, FitDisplay, ABC):
         truth = np.asarray(plain(y))
         if truth.shape[0] != group.size:
             raise ValueError(f"validation has {group.size} rows but {truth.shape[0]} targets")
-        return lambda network: self._score_outputs(truth, _forward(network, self.sphere_(distinct))[group])
+
+        def score(network: TwoLayer | Deep) -> float:
+            outputs = self._read(_forward(network, self.sphere_(distinct)), distinct)
+            return self._score_outputs(truth, outputs[group])
+
+        return score
 
     def _distinct_rows(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct rows of a table, and the index among them of every row: equal ones are evaluated once."""
@@ -661,7 +675,7 @@ class Wide(TableInput, FitDisplay, ABC):
     def to_parts(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the fitted estimator as tensors and a document of plain values; `from_parts` is the inverse."""
         check_is_fitted(self)
-        tensors, network = network_parts(self.network_)
+        tensors, network = network_parts(self.network_, whole=self.stream_ is not None)
         stream = None
         if self.stream_ is not None:
             state, stream = self.stream_.to_parts()
@@ -670,6 +684,7 @@ class Wide(TableInput, FitDisplay, ABC):
             tensors |= {f"sample.{name}": torch.from_numpy(array) for name, array in self._sample.to_arrays().items()}
         tensors |= {
             **{name: torch.from_numpy(array) for name, array in self.sphere_.to_arrays().items()},
+            **{name: torch.from_numpy(array) for name, array in self._target_arrays().items()},
             "target_mean": torch.from_numpy(self.target_mean_),
             "target_scale": torch.from_numpy(self.target_scale_),
         }
@@ -709,10 +724,9 @@ class Wide(TableInput, FitDisplay, ABC):
         if document.get("sgd") is not None:
             # Version 0.1 wrote the settings of a rule apart.
             model.rule = from_plain({"type": "SGD", "settings": document["sgd"]}, "rule")
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         model.network_ = network_from_parts(tensors, document["network"])
-        model.sphere_ = SphereMap.from_arrays(
-            {name: tensor.numpy() for name, tensor in tensors.items()}, document["sphere_constant"]
-        )
+        model.sphere_ = SphereMap.from_arrays(arrays, document["sphere_constant"])
         model.target_mean_ = tensors["target_mean"].numpy()
         model.target_scale_ = tensors["target_scale"].numpy()
         model.alpha_ = document["alpha"]
@@ -728,14 +742,14 @@ class Wide(TableInput, FitDisplay, ABC):
             from widefit.data.features import FeatureEncoding
 
             model._encoding = FeatureEncoding.from_dict(document["encoding"])
-        model._restore_targets(document)
+        model._restore_targets(document, arrays)
         model._predictor = _predictor_of(model.network_)
         model.plan_ = Plan.from_dict(document["plan"])
         model._set_history(History.from_dict(document["history"]))
         model._restore_stream(tensors, document.get("stream"))
         if document.get("samples") is not None:
-            arrays = {name.removeprefix("sample."): tensor.numpy() for name, tensor in tensors.items()}
-            model._sample = TrainingSample.from_arrays(arrays, document["samples"])
+            kept = {name.removeprefix("sample."): array for name, array in arrays.items()}
+            model._sample = TrainingSample.from_arrays(kept, document["samples"], model.sphere_)
         return model
 
     def _restore_stream(self, tensors: dict[str, torch.Tensor], document: dict[str, Any] | None) -> None:

@@ -1,6 +1,7 @@
 """WideClassifier."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets
 
 from widefit.estimators.base import Wide
+from widefit.estimators.blend import Blend
 from widefit.estimators.partial_fit import can_stream
 from widefit.files.model_file import storable
 from widefit.kernels.surroundings import insulated
@@ -22,12 +24,16 @@ from widefit.losses.family import RULE_LOSSES
 from widefit.rules import Rule
 from widefit.solvers import Solver
 from widefit.trackers import Tracker
+from widefit.tuning.duplicates import MergedRows
+from widefit.tuning.logistic import one_a_class
 from widefit.tuning.tune import Tuning
 
 # The largest factor between outputs and logits: at it, the held-out predictions make no error.
 _SHARPEST = 50.0
 # Standard deviation of the prior on shifts of logits.
 _SHIFT = 3.0
+# Of the names of its arrays in a file.
+_BLEND = "blend."
 
 
 @storable
@@ -36,9 +42,10 @@ class WideClassifier(ClassifierMixin, Wide):
 
     Two classes share one output with targets ±1; more have one output a class, in a two-layer network each with neurons
     of its own. Gauss-Newton trains the squared loss; probabilities come from the outputs through one temperature,
-    fitted to leave-one-out predictions. rule="sgd" trains the softmax loss (logistic for two classes), as does a rule
-    with that loss, and the outputs are logits. Its ridge is that of the squared loss times the largest second
-    derivative of the loss, ½ or ¼.
+    fitted to leave-one-out predictions, and are averaged with those of two logistic models, of the columns and of these
+    with their steps, with the weights that predict left-out rows best. rule="sgd" trains the softmax loss (logistic for
+    two classes), as does a rule with that loss, and the outputs are logits. Its ridge is that of the squared loss times
+    the largest second derivative of the loss, ½ or ¼.
 
     Parameters
     ----------
@@ -56,6 +63,8 @@ class WideClassifier(ClassifierMixin, Wide):
         Factor between scores and logits.
     offset_ : ndarray of shape (outputs,)
         Added to network outputs to make scores around ±1.
+    blend_ : Blend or None
+        Logistic models whose probabilities are averaged with those of the network.
     loss_ : {"squared", "logistic", "softmax"}
         The loss that was trained.
     progressive_predictions_ : ndarray of shape (n, classes)
@@ -64,6 +73,7 @@ class WideClassifier(ClassifierMixin, Wide):
         As for `WideRegressor`.
     """
 
+    blend_: Blend | None = None
     _numeric_targets = False
     _losses = tuple(RULE_LOSSES)
 
@@ -189,7 +199,7 @@ class WideClassifier(ClassifierMixin, Wide):
         return self._indicators(self._known_labels(y)) - self.target_mean_
 
     def _classes_of(self, encoded: np.ndarray) -> np.ndarray:
-        return np.argmax(_one_a_class(encoded + self.target_mean_), axis=1)
+        return np.argmax(one_a_class(encoded + self.target_mean_), axis=1)
 
     def _loss_targets(self, y: np.ndarray) -> np.ndarray:
         indicators = self._indicators(self._known_labels(y))
@@ -211,18 +221,32 @@ class WideClassifier(ClassifierMixin, Wide):
         columns = self.classes_[1:] if self.classes_.size == 2 else self.classes_
         return np.where(labels[:, None] == columns, 1.0, -1.0)
 
-    def _calibrate(self, tuning: Tuning | None) -> None:
-        """Fit temperature and offset to the leave-one-out predictions; the outputs of a log loss are logits already."""
+    def _calibrate(self, tuning: Tuning | None, merged: MergedRows) -> None:
+        """Fit temperature, offset and blend to left-out predictions; the outputs of a log loss are logits already."""
         if self.loss_ != "squared":
+            self.blend_ = None
             # Of two logits, each has half their difference.
             self.sharpness_ = 0.5 if self.classes_.size == 2 else 1.0
             self.offset_ = np.zeros_like(self.target_mean_)
         elif tuning is not None:
             # A merged row may stand for several labels: its target is the mean of their indicators.
-            shares = (_one_a_class(tuning.held_out_targets + self.target_mean_) + 1) / 2
+            shares = (one_a_class(tuning.held_out_targets + self.target_mean_) + 1) / 2
             scores = tuning.held_out + self.target_mean_
             self.sharpness_, shift = _calibration(scores, shares, tuning.held_out_weight)
             self.offset_ = self.target_mean_ + shift
+            logs = log_softmax(self.sharpness_ * one_a_class(tuning.held_out + self.offset_), axis=1)
+            every = replace(merged, targets=(one_a_class(merged.targets + self.target_mean_) + 1) / 2)
+            self.blend_ = Blend.fit(every, tuning.held_out_rows, tuning.held_out_weight, logs)
+            if self.blend_ is not None:
+                self._choices = (*self._choices, self.blend_.choice)
+
+    def _read(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return outputs whose probabilities are those of the blend."""
+        if self.blend_ is None:
+            return outputs
+        logs = self.blend_.log_shares(self._log_shares(outputs), rows) / self.sharpness_
+        scores = (logs[:, 1:] - logs[:, :1]) / 2 if self.classes_.size == 2 else logs
+        return scores - self.offset_
 
     def _scores(self, outputs: np.ndarray) -> np.ndarray:
         """Return scores around ±1, or logits, one column an output."""
@@ -251,7 +275,7 @@ class WideClassifier(ClassifierMixin, Wide):
 
     @insulated()
     def _log_shares(self, outputs: np.ndarray) -> np.ndarray:
-        scores = _one_a_class(self._scores(outputs))
+        scores = one_a_class(self._scores(outputs))
         if self.loss_ == "logistic" and self.classes_.size > 2:
             # One class against the others: the probabilities of each, made to sum to 1.
             logs = -np.logaddexp(0, -scores)
@@ -259,7 +283,7 @@ class WideClassifier(ClassifierMixin, Wide):
         return log_softmax(self.sharpness_ * scores, axis=1)
 
     def _labels(self, outputs: np.ndarray) -> np.ndarray:
-        return self.classes_[np.argmax(_one_a_class(self._scores(outputs)), axis=1)]
+        return self.classes_[np.argmax(one_a_class(self._scores(outputs)), axis=1)]
 
     def _score_outputs(self, y: np.ndarray, outputs: np.ndarray) -> float:
         return float(accuracy_score(y, self._labels(outputs)))
@@ -272,16 +296,18 @@ class WideClassifier(ClassifierMixin, Wide):
             "offset": self.offset_.tolist(),
         }
 
-    def _restore_targets(self, document: dict[str, Any]) -> None:
+    def _target_arrays(self) -> dict[str, np.ndarray]:
+        arrays = {} if self.blend_ is None else self.blend_.to_arrays()
+        return {f"{_BLEND}{name}": array for name, array in arrays.items()}
+
+    def _restore_targets(self, document: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         self.classes_ = np.array(document["classes"], dtype=np.dtype(document["class_dtype"]))
         self.sharpness_ = document["sharpness"]
         # Files of earlier versions have no offset but the mean.
         self.offset_ = np.array(document.get("offset", self.target_mean_.tolist()))
-
-
-def _one_a_class(scores: np.ndarray) -> np.ndarray:
-    """Return one column a class, of two from their only one."""
-    return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores
+        own = {name.removeprefix(_BLEND): array for name, array in arrays.items() if name.startswith(_BLEND)}
+        columns = self.n_features_in_ if self._encoding is None else len(self._encoding.feature_names)
+        self.blend_ = Blend.from_arrays(own, columns, self.target_mean_.size) if own else None
 
 
 def _calibration(
@@ -301,7 +327,7 @@ def _calibration(
     def log_loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         sharpness = np.exp(parameters[0])
         shift = parameters[1:]
-        logs = log_softmax(_one_a_class(sharpness * scores + shift), axis=1)
+        logs = log_softmax(one_a_class(sharpness * scores + shift), axis=1)
         loss = -float(weight @ (shares * logs).sum(1)) + penalty * float(shift @ shift) / 2
         slope = weight[:, None] * (np.exp(logs) - shares)
         if scores.shape[1] == 1:

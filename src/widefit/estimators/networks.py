@@ -1,12 +1,15 @@
 """Networks behind the estimators: two-layer for one width, deep for several."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from widefit.estimators.parameters import HiddenLayers
+from widefit.linalg.gaussian_rows import Initial
 from widefit.nn import Deep, TwoLayer
+from widefit.nn.blocks import aligned_empty
 from widefit.nn.deep import norm_keeping_scale
 from widefit.plan.names import ACTIVATIONS
 from widefit.tuning.limit_kernel import deep_limit_gram
@@ -76,18 +79,55 @@ def initial_network(network: TwoLayer | Deep, seed: int) -> TwoLayer | None:
     )
 
 
-def network_parts(network: TwoLayer | Deep) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a network as tensors and plain values; `network_from_parts` is the inverse."""
-    if isinstance(network, TwoLayer):
-        tensors = {"weight": network.weight.detach(), "readout": network.readout.detach()}
-        return tensors, {"threshold": network.threshold, "convention": network.activation.convention}
-    tensors = {f"network.{name}": tensor.detach() for name, tensor in network.state_dict().items()}
-    return tensors, {"thresholds": list(network.thresholds), "input_share": network.input_share}
+def network_parts(network: TwoLayer | Deep, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a network as tensors and plain values; `network_from_parts` is the inverse.
+
+    Parameters
+    ----------
+    network
+        A two-layer one that was drawn gives the pairs of neurons that have moved alone: the two of any other are equal
+        and cancel. They are drawn again, as the second layer is, and outputs do not rest on them.
+    whole
+        True for all neurons.
+    """
+    if not isinstance(network, TwoLayer):
+        tensors = {f"network.{name}": tensor.detach() for name, tensor in network.state_dict().items()}
+        return tensors, {"thresholds": list(network.thresholds), "input_share": network.input_share}
+    weight = network.weight.detach()
+    readout = network.readout.detach()
+    activation = {"threshold": network.threshold, "convention": network.activation.convention}
+    initial = network.initial
+    if whole or initial is None or not initial.paired:
+        return {"weight": weight, "readout": readout}, activation
+    drawn = _drawn(initial, weight.dtype)
+    moved = (weight != drawn[0]).any(dim=1)
+    # The last neuron of an odd width has no other.
+    pairs = moved[: len(moved) // 2 * 2].view(-1, 2).any(dim=1)
+    moved[: 2 * len(pairs)] = pairs.repeat_interleave(2)
+    moved[2 * len(pairs) :] = True
+    if not moved.any() or not torch.equal(readout, drawn[1]):
+        return {"weight": weight, "readout": readout}, activation
+    return {"weight": weight[moved], "moved": moved}, activation | {"drawn": asdict(initial)}
 
 
 def network_from_parts(tensors: dict[str, torch.Tensor], document: dict[str, Any]) -> TwoLayer | Deep:
     """Build the network that `network_parts` was given."""
-    if "thresholds" not in document:
-        return TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **document)
-    own = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
-    return Deep.from_tensors(own, **document)
+    if "thresholds" in document:
+        own = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+        return Deep.from_tensors(own, **document)
+    settings = {name: value for name, value in document.items() if name != "drawn"}
+    if document.get("drawn") is None:
+        return TwoLayer.from_tensors(tensors["weight"], tensors["readout"], **settings)
+    initial = Initial(**document["drawn"])
+    weight, readout = _drawn(initial, tensors["weight"].dtype)
+    weight[tensors["moved"]] = tensors["weight"]
+    return TwoLayer.from_tensors(weight, readout, **settings, initial=initial)
+
+
+def _drawn(initial: Initial, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return W₀ and a."""
+    weight = aligned_empty(initial.width, initial.in_features, dtype)
+    readout = aligned_empty(initial.width, initial.out_features, dtype)
+    initial.write_rows(0, initial.width, weight.numpy())
+    initial.write_readout(0, initial.width, readout.numpy())
+    return weight, readout

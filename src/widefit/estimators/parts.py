@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from widefit.kernels.memory import available_memory
+from widefit.linalg.gaussian_rows import Initial
 from widefit.losses.family import rule_loss
 from widefit.plan.two_layer import Plan
 from widefit.records import FileError, read
@@ -69,6 +71,7 @@ class _Activation:
 
     threshold: float
     convention: Literal["zero", "floor"] = "zero"
+    drawn: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,31 @@ def _check_network(tensors: Mapping[str, Tensor], record: dict[str, Any]) -> tup
     if not math.isfinite(activation.threshold):
         raise FileError(f"its network has the activation {activation}")
     width, features = _size(tensors, "weight")
+    if activation.drawn is not None:
+        initial = read(Initial, activation.drawn, "its network")
+        _check_drawn(tensors, initial, width, features)
+        return features, initial.out_features
     outputs = _size(tensors, "readout")[1]
     if outputs > width:
         raise FileError(f"its network has {width} neurons for {outputs} outputs")
     _check(tensors, "weight", _FLOATS, (width, features))
     _check(tensors, "readout", (tensors["weight"].dtype,), (width, outputs))
     return features, outputs
+
+
+def _check_drawn(tensors: Mapping[str, Tensor], initial: Initial, stored: int, features: int) -> None:
+    """Refuse a network that cannot be drawn again, but for the neurons that are stored."""
+    width, outputs = initial.width, initial.out_features
+    known = 0 <= initial.seed < 2**64 and initial.paired and 0 < initial.entry < math.inf
+    if not known or not 1 <= outputs <= width // 2 or initial.in_features != features:
+        raise FileError(f"its network cannot be drawn from {initial}")
+    _check(tensors, "moved", (torch.bool,), (width,))
+    if int(tensors["moved"].sum()) != stored:
+        raise FileError(f"it has {stored} neurons, not those that have moved")
+    _check(tensors, "weight", _FLOATS, (stored, features))
+    needed = width * (features + outputs) * tensors["weight"].itemsize
+    if needed > available_memory():
+        raise FileError(f"its network takes {needed / 1e9:.3g} GB, and {available_memory() / 1e9:.3g} GB are free")
 
 
 def _check_deep(tensors: Mapping[str, Tensor], layers: _Layers) -> tuple[int, int]:
@@ -257,6 +279,8 @@ def _check_stream(tensors: Mapping[str, Tensor], record: _StreamRecord) -> None:
         raise FileError("its stream does not say how much it has averaged")
     own = {name for name in tensors if name.startswith("stream.")}
     if own:
+        if "readout" not in tensors:
+            raise FileError("its stream has more neurons than are stored")
         shapes = {"weight": tensors["weight"], "readout": tensors["readout"]}
         for name, like in shapes.items():
             _check(tensors, f"stream.{name}", (like.dtype,), tuple(like.shape))

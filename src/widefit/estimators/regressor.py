@@ -400,7 +400,7 @@ class WideRegressor(MultiOutputMixin, RegressorMixin, Wide):
                 f"{self._asked_loss()} one; set warm_start=False"
             )
 
-    def _restore_targets(self, document: dict[str, Any]) -> None:
+    def _restore_targets(self, document: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         self._fitted_loss = self._asked_loss()
         self._flat = document["flat"]
         # Files of earlier versions know the squared loss alone.

@@ -35,6 +35,9 @@ class TrainingSample:
         Variance of the targets of equal rows around their mean, of each output, shape (k,).
     samples
         n, the number of distinct rows in training.
+    rows
+        The distinct rows before they are put on the sphere, shape (r, columns), where they are fewer numbers than
+        `inputs`; None elsewhere.
     """
 
     inputs: Float[np.ndarray, "r d"]
@@ -46,6 +49,7 @@ class TrainingSample:
     single_weight: Float[np.ndarray, " s"]
     within: Float[np.ndarray, " k"]
     samples: int
+    rows: Float[np.ndarray, "r columns"] | None = None
 
     @classmethod
     def draw(
@@ -78,8 +82,9 @@ class TrainingSample:
         deviations = sample_weight @ (encoded - merged.targets[merged.group]) ** 2 / sample_weight.sum()
         # Unbiased: each mean has followed one of its observations.
         within = deviations * len(encoded) / max(len(encoded) - samples, 1)
+        rows = merged.rows[distinct]
         return cls(
-            sphere(merged.rows[distinct]),
+            sphere(rows),
             merged.targets[distinct],
             merged.sample_weight[distinct],
             member.reshape(-1),
@@ -88,22 +93,33 @@ class TrainingSample:
             sample_weight[drawn],
             within,
             samples,
+            rows if rows.shape[1] < sphere.out_features else None,
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays by name; `from_arrays` is the inverse."""
-        return {name: value for name, value in vars(self).items() if name != "samples"}
+        """Return the arrays by name; `from_arrays` is the inverse. Where there are rows, inputs follow from them."""
+        left_out = ("samples", "rows" if self.rows is None else "inputs")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], samples: int) -> "TrainingSample":
-        """Build the sample from its arrays.
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], samples: int, sphere: SphereMap) -> "TrainingSample":
+        """Build the sample from its arrays, and the input map.
 
         Raises
         ------
         ValueError
             Arrays that do not belong together, or numbers that are not finite.
         """
-        made = cls(**{name: arrays[name] for name in cls.__annotations__ if name != "samples"}, samples=samples)
+        rows = arrays.get("rows")
+        if rows is not None:
+            columns = sphere.center.size - sphere.steps.columns.size
+            if rows.ndim != 2 or rows.dtype != np.float64 or rows.shape[1] != columns or not np.isfinite(rows).all():
+                raise ValueError(
+                    f"the training rows must be finite numbers, float64, in {columns} columns, got {rows.shape}"
+                )
+            arrays = {**arrays, "inputs": sphere(rows)}
+        names = [name for name in cls.__annotations__ if name not in ("samples", "rows")]
+        made = cls(**{name: arrays[name] for name in names}, samples=samples, rows=rows)
         for name in ("inputs", "targets"):
             if getattr(made, name).ndim != 2:
                 raise ValueError(f"{name} of the training rows must be a matrix, got shape {getattr(made, name).shape}")

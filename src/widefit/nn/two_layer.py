@@ -135,14 +135,23 @@ class TwoLayer(nn.Module):
     @classmethod
     @torch.inference_mode(False)
     def from_tensors(
-        cls, weight: Float[Tensor, "m d"], readout: Float[Tensor, "m k"], *, threshold: float, convention: str = "zero"
+        cls,
+        weight: Float[Tensor, "m d"],
+        readout: Float[Tensor, "m k"],
+        *,
+        threshold: float,
+        convention: str = "zero",
+        initial: Initial | None = None,
     ) -> "TwoLayer":
-        """Return the network with given tensors, which it takes over; nothing is drawn."""
+        """Return the network with given tensors, which it takes over; nothing is drawn.
+
+        Where the weights were drawn once, `initial` says from which seed.
+        """
         network = cls.__new__(cls)
         nn.Module.__init__(network)
         network.width, network.in_features = weight.shape
         network.out_features, network.store = readout.shape[1], "array"
-        network._drawn = None
+        network._drawn = initial
         network.activation = ShiftedReLU(threshold, convention)
         network.weight = nn.Parameter(weight)
         network.readout = nn.Parameter(readout, requires_grad=False)
@@ -311,8 +320,9 @@ class TwoLayer(nn.Module):
         """Return this network with given weights, which it takes over, and store="array"."""
         readout = torch.from_numpy(self.readout_rows(0, self.width).copy())
         convention = self.activation.convention
-        network = TwoLayer.from_tensors(weight, readout, threshold=self.threshold, convention=convention)
-        network._drawn = self.initial
+        network = TwoLayer.from_tensors(
+            weight, readout, threshold=self.threshold, convention=convention, initial=self.initial
+        )
         return network.train(self.training)
 
     def sample(self, width: int) -> "TwoLayer":

@@ -1,8 +1,8 @@
 """Dense tracker, the reference: every pre-activation is recomputed, block by block, and compared with the threshold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +25,8 @@ _BLOCK_NUMBERS = 1 << 20
 # pass that ends it.
 _PASSES = {Steps.LONG: 6.0, Steps.FEW: 2.0, Steps.SHORT: 100.0}
 _PASSES_OF_AN_EPOCH = 1.4
+# Bytes of weights up to which those of a trial are kept: a commit need not find them again.
+_KEPT_BYTES = 1 << 25
 # Seconds a neuron of a stochastic step on one core (AMD Zen 4), beside its products.
 _STREAM_NEURON = 0.65e-9
 
@@ -34,8 +36,8 @@ class Dense(Tracker):
     """Z = W Xᵀ in cache-sized blocks (this project; the baseline of arXiv 2208.04508).
 
     A trial costs one pass: 2 m n d flops for the products and a scan of m n numbers. Memory: two fire patterns, one
-    block a thread; W is written once an accepted update. A stochastic step costs 2 m b d flops for a batch of b; a
-    pass follows the last.
+    block a thread, and W of the trial where it is small; W is written once an accepted update. A stochastic step costs
+    2 m b d flops for a batch of b; a pass follows the last.
     """
 
     name: str = "dense"
@@ -48,7 +50,8 @@ class Dense(Tracker):
     def cost(self, work: Workload) -> Cost:
         passes = _PASSES.get(work.steps, _PASSES_OF_AN_EPOCH)
         products = 2 if work.anchored and not work.steps.sees_few else 1
-        return Cost(work.pattern_bytes, passes * products * work.seconds_of_a_pass)
+        kept = work.weight_bytes if work.weight_bytes <= _KEPT_BYTES else 0
+        return Cost(work.pattern_bytes + kept, passes * products * work.seconds_of_a_pass)
 
     def seconds_in_a_stream(self, shape: NeuronShape) -> float:
         return shape.width * (_STREAM_NEURON + 4 * shape.features / FLOPS) / REFERENCE_THREADS
@@ -71,6 +74,28 @@ class Dense(Tracker):
 
     def stream(self, network: TwoLayer, *, threads: int = 1) -> Stream:
         return DenseStream(self.name, network, threads)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Fire patterns after an update, and the weights where they are kept."""
+
+    patterns: list[FirePattern]
+    weight: Float[np.ndarray, "m d"] | None
+
+
+class _LateDisplacement(Displacement):
+    """A displacement whose response is found when it is asked for: nobody asks for that of the last step."""
+
+    def __init__(self, find: Callable[[], Float[np.ndarray, "n k"]], squared_norm: Float[np.ndarray, " k"]):
+        object.__setattr__(self, "_find", find)
+        object.__setattr__(self, "squared_norm", squared_norm)
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "response":
+            raise AttributeError(name)
+        object.__setattr__(self, "response", self._find())
+        return self.response
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,10 @@ class DenseTracking(Tracking):
         return self._evaluate(update)
 
     def commit(self, trial: Trial) -> None:
+        if trial.payload.weight is not None:
+            self._layer.weight[...] = trial.payload.weight
+            self._adopt(trial)
+            return
         samples = self._inputs.shape[0]
 
         def write(chunk_and_pattern: tuple[Chunk, FirePattern]) -> None:
@@ -169,7 +198,9 @@ class DenseTracking(Tracking):
         outputs = np.tile(silent, (samples, 1))
         displacement = Displacement.none(samples, silent.size)
         before = self._patterns if self._patterns is not None else [None] * len(self._chunks)
-        work = [(chunk, pattern, update) for chunk, pattern in zip(self._chunks, before, strict=True)]
+        keeps = update is not None and self._layer.weight.nbytes <= _KEPT_BYTES
+        kept = np.empty_like(self._layer.weight) if keeps else None
+        work = [(chunk, pattern, update, kept) for chunk, pattern in zip(self._chunks, before, strict=True)]
         with serial_blas():
             for chunk, part in zip(self._chunks, ordered_map(self._evaluate_chunk, work, self._threads), strict=True):
                 patterns.append(part.pattern)
@@ -179,18 +210,23 @@ class DenseTracking(Tracking):
                     displacement.response[:, chunk.output] += part.response
                     displacement.squared_norm[chunk.output] += part.squared_norm
         self._passes += 1
+        tried = _Tried(patterns, kept)
+        if kept is not None:
+            displacement = _LateDisplacement(lambda: self._response(tried), displacement.squared_norm)
         return Trial(
             update=update or Update.none(samples, silent.size),
             outputs=outputs,
             flips=flips,
             rebased=True,
             displacement=displacement if self._layer.anchor is not None else None,
-            payload=patterns,
+            payload=tried,
         )
 
-    def _evaluate_chunk(self, work: tuple[Chunk, FirePattern | None, Update | None]) -> _ChunkTrial:
+    def _evaluate_chunk(
+        self, work: tuple[Chunk, FirePattern | None, Update | None, Float[np.ndarray, "m d"] | None]
+    ) -> _ChunkTrial:
         """Compute pre-activations, fire rows and outputs of one chunk at its weights after the update."""
-        chunk, before, update = work
+        chunk, before, update, kept = work
         layer = self._layer
         samples, features = self._inputs.shape
         size = chunk.last - chunk.first
@@ -210,10 +246,15 @@ class DenseTracking(Tracking):
             block = slice(chunk.first + first, chunk.first + last)
             weights = layer.weight[block]
             if update is not None and before is not None:
-                weights = moved[: last - first]
+                weights = moved[: last - first] if kept is None else kept[block]
                 self._move(update, before, first, last, scratch, weights)
             values = z[: last - first]
-            np.matmul(weights, self._inputs.T, out=values)
+            if update is None and _are_twins(weights):
+                # As they are drawn the two neurons of a pair are equal.
+                values[::2] = np.matmul(weights[::2], self._inputs.T)
+                values[1::2] = values[::2]
+            else:
+                np.matmul(weights, self._inputs.T, out=values)
             rows = FireRows(counts[first:last], np.empty(last - first + 1, np.int64), words)
             flips += kernels.fire_block(
                 values, layer.threshold, layer.coefficients[block], _rows(before, first, last), rows, scratch, outputs
@@ -222,11 +263,37 @@ class DenseTracking(Tracking):
             if response is not None and layer.anchor is not None:
                 offset = weights - layer.anchor[block]
                 squared_norm += float(np.vdot(offset, offset))
-                np.matmul(offset, self._inputs.T, out=values)
-                kernels.response_block(values, layer.coefficients[block], rows, scratch, response)
+                # Before the first step there is none, and what is kept tells of it later.
+                if kept is None and squared_norm > 0:
+                    np.matmul(offset, self._inputs.T, out=values)
+                    kernels.response_block(values, layer.coefficients[block], rows, scratch, response)
             start[first + 1 : last + 1] = start[first] + rows.start[1:]
         pattern = FirePattern(chunk, samples, counts, start, np.concatenate(pieces))
         return _ChunkTrial(pattern, outputs, int(flips), response, squared_norm)
+
+    def _response(self, tried: _Tried) -> Float[np.ndarray, "n k"]:
+        """Return J (W − W₀) at the weights of a trial that are kept."""
+        layer = self._layer
+        samples = self._inputs.shape[0]
+        found = np.zeros((samples, layer.silent.size))
+
+        def respond(pattern: FirePattern) -> Float[np.ndarray, " n"]:
+            chunk = pattern.chunk
+            response = np.zeros(samples)
+            scratch = np.empty((2, samples + 1), np.int32)
+            for first, last in _blocks(chunk, samples):
+                block = slice(chunk.first + first, chunk.first + last)
+                assert tried.weight is not None
+                assert layer.anchor is not None
+                values = (tried.weight[block] - layer.anchor[block]) @ self._inputs.T
+                rows = _rows(pattern, first, last)
+                kernels.response_block(values, layer.coefficients[block], rows, scratch, response)
+            return response
+
+        with serial_blas():
+            for pattern, part in zip(tried.patterns, ordered_map(respond, tried.patterns, self._threads), strict=True):
+                found[:, pattern.chunk.output] += part
+        return found
 
     def _move(
         self, update: Update, pattern: FirePattern, first: int, last: int, scratch: np.ndarray, out: np.ndarray
@@ -244,10 +311,15 @@ class DenseTracking(Tracking):
 
     def _adopt(self, trial: Trial) -> None:
         """Make a trial's pattern and sums the current ones."""
-        self._patterns = trial.payload
+        self._patterns = trial.payload.patterns
         self.outputs = trial.outputs
         self.displacement = trial.displacement
         self._flips += trial.flips
+
+
+def _are_twins(weights: Float[np.ndarray, "rows d"]) -> bool:
+    """Return True where neurons 2j and 2j + 1 of a block are equal."""
+    return len(weights) % 2 == 0 and np.array_equal(weights[::2], weights[1::2])
 
 
 def _blocks(chunk: Chunk, samples: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,8 @@ from scipy.linalg import cho_solve, get_lapack_funcs
 
 # Ridges relative to the mean of diag H that are tried; the smallest stands for none.
 RIDGES = 10.0 ** np.arange(-8.0, 2.0)
+# Rows of a matrix that are mirrored at a time.
+_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -112,5 +114,9 @@ def symmetric_inverse(matrix: Float[np.ndarray, "n n"], least: float) -> Float[n
         values, vectors = np.linalg.eigh(matrix)
         return (vectors / np.maximum(values, least)) @ vectors.T
     inverse, _ = potri(factor, lower=1, overwrite_c=1)
-    lower = np.tril(inverse)
-    return lower + np.tril(inverse, -1).T
+    for first in range(0, len(inverse), _TILE):
+        last = min(first + _TILE, len(inverse))
+        inverse[:first, first:last] = inverse[first:last, :first].T
+        corner = inverse[first:last, first:last]
+        corner[...] = np.tril(corner) + np.tril(corner, -1).T
+    return inverse

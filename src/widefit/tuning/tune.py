@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -45,6 +45,8 @@ _LOOKED_AT = 1024
 # steps beyond the linear model learn.
 _TOLERATED = (1.02, 1.02)
 _TOLERATED_WITH_NOISE = (1.005, 1.01)
+# Error over the smallest so far, of two ridges in a row, from which on smaller ones are not tried.
+_CLEARLY_WORSE = 1.03
 _LARGEST_SCALE = 1e4
 # Of a table of many rows: the part of those flips that is aimed at, and rows on which other input maps are chosen.
 _FEWER_FLIPS = 0.1
@@ -185,15 +187,16 @@ def tune(
         problem = probe(sphere)
     fit = problem.fit(alpha)
     if readout_scale == "auto":
-        scales = problem.flipping(fit)
+        scales = problem.flipping(alpha)
         flipped = _flipped(scales)
         part = _FLIPPED_PART_WITH_RIDGE if alpha > 0 else _FLIPPED_PART
         if noisy:
             part = min(part, _FLIPPED_PART * fit.error / _ERROR_OF_FLIPS**2)
         # A step on many rows takes longer than rounding at a larger scale costs.
         part *= 1 if held_out is None else _FEWER_FLIPS
-        place = min(int(part * scales.size), scales.size - 1)
-        readout_scale = float(f"{min(max(1.0, scales[place] if scales.size else 1.0), _LARGEST_SCALE):.2g}")
+        place = max(scales.size - 1 - int(part * scales.size), 0)
+        least = float(np.partition(scales, place)[place]) if scales.size else 1.0
+        readout_scale = float(f"{min(max(1.0, least), _LARGEST_SCALE):.2g}")
         reason = f"at scale 1 about {min(flipped, 1):.0%} of the firing pairs would flip in the first step"
         choices.append(Choice("readout scale", f"{readout_scale:.3g}", reason))
     assert not isinstance(readout_scale, str)
@@ -272,6 +275,8 @@ class _Probe:
         b.
     width
         m, less the share of rows that were left out: fewer rows move the neurons less.
+    fits, scales
+        What was found before, by ridge.
     """
 
     inputs: Float[np.ndarray, "n d"]
@@ -281,19 +286,28 @@ class _Probe:
     mean: float
     threshold: float
     width: float
+    fits: dict[float, LeaveOneOut] = field(default_factory=dict)
+    scales: dict[float, Float[np.ndarray, " pairs"]] = field(default_factory=dict)
 
     def fit(self, alpha: float) -> LeaveOneOut:
         """Return the regression with ridge α; the smallest of the ridges stands for none."""
-        return leave_one_out(self.gram, self.targets, self.sample_weight, max(alpha, float(RIDGES[0]) * self.mean))
+        ridge = max(alpha, float(RIDGES[0]) * self.mean)
+        if ridge not in self.fits:
+            self.fits[ridge] = leave_one_out(self.gram, self.targets, self.sample_weight, ridge)
+        return self.fits[ridge]
 
-    def flipping(self, fit: LeaveOneOut) -> Float[np.ndarray, " pairs"]:
-        """Return the readout scales below which pairs flip in a first step, in descending order, over firing pairs.
+    def flipping(self, alpha: float) -> Float[np.ndarray, " pairs"]:
+        """Return the readout scales below which pairs flip in a first step: the largest, as many as pairs that fire.
 
         A neuron that fires on all rows hardly moves, as targets are centred, and one whose edge lies between them moves
         far: so neurons are drawn, and z and its first step are looked at for each pair. Of the two of a pair, whose
         signs differ, one flips where the step is longer than the way to the threshold.
         """
-        v = fit.coefficients
+        if alpha not in self.scales:
+            self.scales[alpha] = self._flipping(self.fit(alpha).coefficients)
+        return self.scales[alpha]
+
+    def _flipping(self, v: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " pairs"]:
         generator = np.random.default_rng(0)
         weight = generator.standard_normal((_LOOKED_AT, self.inputs.shape[1]))
         z = weight @ self.inputs.T
@@ -301,8 +315,9 @@ class _Probe:
         # The readouts of k outputs are √k times larger, and each has a share 1/k of the neurons.
         own = np.arange(_LOOKED_AT) % v.shape[1]
         step = (fires * v.T[own]) @ (self.inputs @ self.inputs.T) / math.sqrt(self.width / v.shape[1])
-        scales = np.sort((np.abs(step) / np.maximum(np.abs(z - self.threshold), 1e-12)).ravel())[::-1]
-        return scales[: 2 * np.count_nonzero(fires)]
+        scales = (np.abs(step) / np.maximum(np.abs(z - self.threshold), 1e-12)).ravel()
+        rest = max(scales.size - 2 * np.count_nonzero(fires), 0)
+        return np.partition(scales, rest)[rest:] if rest < scales.size else scales[:0]
 
 
 def _flipped(scales: Float[np.ndarray, " pairs"]) -> float:
@@ -317,10 +332,16 @@ def _choose_ridge(problem: _Probe, tolerated: float, tolerated_of_none: float) -
     best and the network need not move far to interpolate; otherwise the largest ridge that is nearly as good as the
     best.
     """
-    errors = [math.sqrt(problem.fit(ridge * problem.mean).error) for ridge in RIDGES]
-    smallest = min(errors)
-    if errors[0] <= tolerated_of_none * smallest and _flipped(problem.flipping(problem.fit(0.0))) <= _EASILY_FLIPPED:
-        return 0.0, f"interpolation has the leave-one-out error {errors[0]:.3g} in units of the target's spread"
-    index = max(i for i, error in enumerate(errors) if error <= tolerated * smallest)
+    found: dict[int, float] = {}
+    for place in reversed(range(1, len(RIDGES))):
+        found[place] = math.sqrt(problem.fit(float(RIDGES[place] * problem.mean)).error)
+        # From the largest ridge on errors fall, and rise again or stay.
+        if min(found[place], found.get(place + 1, 0.0)) > _CLEARLY_WORSE * min(found.values()):
+            break
+    found[0] = math.sqrt(problem.fit(0.0).error)
+    smallest = min(found.values())
+    if found[0] <= tolerated_of_none * smallest and _flipped(problem.flipping(0.0)) <= _EASILY_FLIPPED:
+        return 0.0, f"interpolation has the leave-one-out error {found[0]:.3g} in units of the target's spread"
+    index = max(place for place, error in found.items() if error <= tolerated * smallest)
     reason = f"the largest ridge within {tolerated - 1:.1%} of the best leave-one-out error, {smallest:.3g} spreads"
     return float(RIDGES[index] * problem.mean), reason
