@@ -97,8 +97,9 @@ def finetune(
         Share of the rows held out where there are none; 0: none. None: a fifth, of repeated blocks a tenth, or up to a
         fifth where that is less than 50 rows.
     patience
-        Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
-        restored. Without held-out rows the training loss is watched.
+        Steps in a row that lower the held-out loss by less than two percent (of repeated blocks: or not by more than
+        chance would) and end a stage; the best weights are restored. Without held-out rows the training loss is
+        watched.
     damping
         λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers, 4 for
         repeated blocks. It falls to 0.01 where a step has not gained, and rises where an epoch on blocks was far off.
