@@ -26,7 +26,7 @@ def parts_of(rows: int) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the steps of all parts have come to.
+    """The point that the steps of all parts have led to.
 
     Attributes
     ----------
