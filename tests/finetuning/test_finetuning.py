@@ -18,10 +18,14 @@ from widefit.finetuning.adapt import _sparse_layers
 from widefit.finetuning.blocks import observe
 from widefit.finetuning.curvature import StageSolver, operator_of
 from widefit.finetuning.rows import Rows
+from widefit.finetuning.schedule import Task
 from widefit.finetuning.stage import Products, Stage, parameters_of
+from widefit.finetuning.stage_run import Problem, StageRun
+from widefit.finetuning.sweep import parts_of, swept
 from widefit.gram import IdenticalBlocks, ImplicitGram
 from widefit.losses.softmax import Softmax
 from widefit.losses.squared import Squared
+from widefit.training.phases import Phases
 
 
 def dense_jacobian(model: nn.Module, names: list[str], x: torch.Tensor) -> torch.Tensor:
@@ -105,6 +109,59 @@ def test_a_step_is_the_dense_one(name: str, n: int):
         torch.testing.assert_close(merged.state_dict()[key], value)
     before, after = (torch.cat([p.reshape(-1) for p in m.parameters()]) for m in (model, expected))
     assert stage.squared_displacement(moved) == pytest.approx(float((after - before).detach().square().sum()))
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(1, 1), (374, 1), (376, 2), (800, 3), (1000, 4)])
+def test_parts_have_some_250_rows(rows: int, parts: int):
+    assert parts_of(rows) == parts
+
+
+@pytest.mark.parametrize("features", [4, 40])
+def test_a_sweep_steps_on_part_after_part(features: int, monkeypatch: pytest.MonkeyPatch):
+    """Against steps of weights, one part after the other, and the mean of the points from the middle on."""
+    monkeypatch.setattr("widefit.finetuning.sweep._ROWS", 7)
+    monkeypatch.setattr("widefit.finetuning.curvature._TOLERANCE", 1e-12)
+    model = perceptron(4, features, 9, 3, seed=2)
+    x = rows_for("", 28)
+    targets = torch.arange(28) % 3
+    stage, surrogate = stage_of(model, ["2"], x), Softmax().smoothed()
+    point = stage.start()
+    damping = 0.3
+    found = swept(stage, point, targets, surrogate, damping, torch.Generator().manual_seed(0), Phases())
+    assert found.iterations > 4
+
+    work = copy.deepcopy(model).requires_grad_(False)
+    points = []
+    for rows in torch.randperm(28, generator=torch.Generator().manual_seed(0)).split(7):
+        local = surrogate.expand(work(x[rows]), targets[rows])
+        J = local.root * dense_jacobian(work, ["2"], x[rows])
+        H = J @ J.T
+        own = stage_of(work, ["2"], x[rows])
+        mean = operator_of(own, own.start(), own.jacobian(own.start(), local.root), local.root).trace() / len(H)
+        g = torch.linalg.solve(H + damping * mean * torch.eye(len(H), dtype=H.dtype), local.residual.reshape(-1))
+        change = (-J.T @ g).split([9 * features, 9])
+        work[2].weight += change[0].view(9, features)
+        work[2].bias += change[1]
+        points.append(torch.cat([work[2].weight.reshape(-1), work[2].bias]))
+    mean = torch.stack(points[1:]).mean(0)
+    merged = stage.delta(stage.point(found.sample_coefficients, {})).merged(model)
+    torch.testing.assert_close(torch.cat([merged[2].weight.reshape(-1), merged[2].bias]), mean, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_where_parts_undo_each_other_a_step_is_on_all_rows(apart: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("widefit.finetuning.sweep._ROWS", 7)
+    model, x = perceptron(4, 9, 9, 3), rows_for("", 28)
+    targets = torch.arange(28) % 3 if apart else (x[:, 0] > 0).long()
+    loss = Softmax()
+    problem = Problem(loss, loss.smoothed(), targets, None, 0.0, 2, None, 0)
+    run = StageRun(Task(stage_of(model, ["2"], x), 9, 0.1), problem, torch.Generator().manual_seed(0), Phases())
+    before = run._surrogate_value(run.best)
+    info, stop = run.step(1)
+    assert info.accepted
+    assert stop is None
+    assert (info.gain_ratio is None) != apart
+    assert run._surrogate_value(run._point) < before
 
 
 @pytest.mark.parametrize("n", [6, 40])

@@ -24,6 +24,7 @@ from widefit.finetuning.batches import Batch, read_batches
 from widefit.finetuning.block_choice import Probe, first_block
 from widefit.finetuning.block_steps import BlockSteps, damped_solution
 from widefit.finetuning.head import constant_loss, new_readout
+from widefit.finetuning.judgement import Judgement
 from widefit.finetuning.kept_states import KeptStates, find_blocks
 from widefit.finetuning.linear_calls import LinearCalls, linear_calls
 from widefit.finetuning.projected_layers import differentiated, projected, whole
@@ -303,15 +304,43 @@ def test_answers_are_compared_by_whether_they_are_wrong(loss: str, outputs: Any,
 
 
 def test_the_last_point_within_the_error_of_the_best_is_kept():
-    steps = object.__new__(BlockSteps)
-    steps._kept, steps._lowest_marks = 1, torch.zeros(100)
     spread = torch.linspace(-1, 1, 100)
     error = float(spread.std()) / 10
-    assert steps._is_close(spread + 0.99 * error)
-    assert not steps._is_close(spread + 1.01 * error)
-    assert not steps._is_close(None)
-    steps._kept = 0
-    assert not steps._is_close(spread)
+    lowest = Judgement(torch.zeros(100), torch.zeros(100))
+    for part, close in ((0.99, True), (1.01, False), (0.0, True), (-2.0, True)):
+        assert Judgement(torch.zeros(100), spread + part * error).is_close(lowest) == close
+    assert not Judgement(torch.zeros(1), torch.zeros(1)).is_close(Judgement(torch.zeros(1), torch.zeros(1)))
+
+
+def test_an_epoch_gains_where_chance_does_not_tell_its_answers():
+    spread = torch.linspace(-1, 1, 100)
+    error = float(spread.std()) / 10
+    before = Judgement(torch.zeros(100), torch.zeros(100))
+    for part, sure in ((1.64, False), (1.65, True), (0.0, False), (-3.0, False)):
+        for losses, marks in ((spread - part * error, spread), (spread, spread - part * error)):
+            assert Judgement(losses, marks).is_surely_better(before) == sure
+    assert Judgement(before.losses - 1, before.marks).is_surely_better(before)
+    assert not before.is_surely_better(before)
+
+
+def test_epochs_that_gain_no_more_than_chance_end_the_run(monkeypatch):
+    """The held-out loss falls by five percent an epoch, by other rows each time."""
+    given = iter(range(99))
+
+    def judged(self: BlockSteps, point: Tensor) -> tuple[Judgement, Tensor]:
+        number = next(given)
+        level = 0.5 * 0.95**number
+        noise = torch.randn(50, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        losses = level + (steady[0] * (noise - noise.mean()))
+        return Judgement(losses, torch.zeros(50)), point
+
+    monkeypatch.setattr(BlockSteps, "_judged", judged)
+    monkeypatch.setattr(BlockSteps, "compressed", lambda self, ranks, factor: (self.delta(), "not asked for"))
+    inputs, kinds = sentences(60)
+    for spread, epochs in ((1.0, 3), (0.0, 6)):
+        steady, given = [spread], iter(range(99))
+        history = widefit.finetune(transformer(), inputs, kinds, **(SETTINGS | {"max_iter": 6})).finetuning_.history
+        assert history[-1].step == epochs
 
 
 class Loader:
@@ -643,9 +672,10 @@ def test_the_readout_is_as_long_as_held_out_rows_want(monkeypatch):
     before = outputs(point)
     losses = {scale: float(nn.functional.cross_entropy(scale * before, wanted)) for scale in block_steps._SCALES}
     best = min(losses, key=lambda scale: losses[scale])
-    loss, _, scaled = run._judged(point)
+    judgement, scaled = run._judged(point)
     assert best != 1
-    assert loss == pytest.approx(losses[best])
+    assert judgement is not None
+    assert judgement.loss == pytest.approx(losses[best])
     torch.testing.assert_close(outputs(scaled), best * before)
 
 

@@ -43,6 +43,23 @@ def test_resumes_to_the_same_bits(settings: dict, at: int, tmp_path):
         widefit.finetune(model, -x, y, resume=read_checkpoint(path), **arguments)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_steps_in_parts_resume_to_the_same_bits(apart: bool, tmp_path, monkeypatch):
+    """Where parts have nothing in common, steps are on all rows in between."""
+    monkeypatch.setattr("widefit.finetuning.sweep._ROWS", 20)
+    model, x, y = moved_problem()
+    y = torch.arange(len(x)) % 3 if apart else y
+    arguments = {"loss": "cross_entropy", "layers": ["2"], "max_iter": 5, "patience": 9}
+    whole = widefit.finetune(model, x, y, **arguments)
+    path = tmp_path / "run.state"
+    for at in (1, 3):
+        widefit.finetune(model, x, y, callbacks=[Checkpoint(path), Stop(at)], **arguments)
+        resumed = widefit.finetune(model, x, y, resume=read_checkpoint(path), **arguments)
+        assert resumed.finetuning_.history.losses == whole.finetuning_.history.losses
+        for key, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[key], value)
+
+
 @pytest.mark.parametrize("layers", ["readout", "auto", "all"])
 def test_a_fine_tuning_that_has_ended_stays_as_it_is(layers: str, tmp_path):
     model, x, y = moved_problem()

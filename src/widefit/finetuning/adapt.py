@@ -18,6 +18,7 @@ from widefit.finetuning.schedule import Schedule, Settings
 from widefit.finetuning.stage import Products
 from widefit.finetuning.stage_run import Problem
 from widefit.finetuning.steps import FineTuningSteps
+from widefit.finetuning.sweep import parts_of
 from widefit.finetuning.tensors import tensor_of
 from widefit.kernels.devices import check_precision
 from widefit.kernels.memory import available_memory
@@ -97,8 +98,9 @@ def finetune(
         Share of the rows held out where there are none; 0: none. None: a fifth, of repeated blocks a tenth, or up to a
         fifth where that is less than 50 rows.
     patience
-        Steps in a row that lower the held-out loss by less than two percent and end a stage; the best weights are
-        restored. Without held-out rows the training loss is watched.
+        Steps in a row that lower the held-out loss by less than two percent (of repeated blocks: or not by more than
+        chance would) and end a stage; the best weights are restored. Without held-out rows the training loss is
+        watched.
     damping
         λ to begin with, as a part of the mean of diag H; None: 0.01 for the readout alone, 0.1 for other layers, 4 for
         repeated blocks. It falls to 0.01 where a step has not gained, and rises where an epoch on blocks was far off.
@@ -242,12 +244,13 @@ def _batch(
     needed = inputs.element_size() * rows * (2 * data.outputs * wide + 4 * rows)
     if needed > available_memory() // 2:
         return _rows(_BATCH, f"all {rows:,} rows would need about {needed / 1e9:.2g} GB")
-    return _rows(None, f"there are no more than {2 * _BATCH:,} rows")
+    return _rows(None, f"there are no more than {2 * _BATCH:,} rows", parts_of(rows))
 
 
-def _rows(batch: int | None, reason: str) -> tuple[int | None, Choice]:
+def _rows(batch: int | None, reason: str, parts: int = 1) -> tuple[int | None, Choice]:
     chosen = "all rows in every step" if batch is None else f"{batch} rows a step beyond the readout"
-    return batch, Choice("rows", chosen, reason)
+    after = f", where one layer in front of the readout is trained in {parts} parts one after the other"
+    return batch, Choice("rows", chosen + (after if parts > 1 else ""), reason)
 
 
 def _sparse_layers(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from widefit.finetuning.aim import Aim
 from widefit.finetuning.batches import Batch
 from widefit.finetuning.delta import LowRankDelta
+from widefit.finetuning.judgement import Judgement
 from widefit.finetuning.kept_states import KeptStates
 from widefit.finetuning.layer_delta import LayerDelta, WholeLayer
 from widefit.finetuning.projected_layers import LayerCall, ProjectedLayer, differentiated
@@ -74,7 +75,8 @@ class BlockSteps:
     what is judged and kept: it fits the rows of single batches less (Polyak and Juditsky 1992). The last one is kept
     that gets no more held-out rows wrong than the one of the lowest loss, but for a standard error: of few rows the
     lowest loss is a matter of luck, and more rows become right while it rises. (Breiman et al. 1984 take the simplest
-    model within that error; that it serves the longest training is this project's.) Where the loss is a
+    model within that error; that it serves the longest training is this project's.) An epoch has gained where losses or
+    wrong answers of held-out rows are lower than at the lowest loss by more than chance. Where the loss is a
     cross-entropy its readout is scaled to the logits that held-out rows confirm (Guo et al. 2017).
 
     Parameters
@@ -96,7 +98,7 @@ class BlockSteps:
     damping
         λ as a part of the mean of diag H.
     patience
-        Epochs without a lower watched loss that end the run.
+        Epochs in a row that have not gained and end the run.
     seed
         Orders the batches.
     fingerprint
@@ -137,7 +139,7 @@ class BlockSteps:
         self._best = self._point
         self._kept = 0
         self._lowest = self._point
-        self._lowest_marks: Tensor | None = None
+        self._lowest_judgement: Judgement | None = None
         self._rows = first.new_empty(0, len(self._point))
         self._loss_at_best = start[0]
         watched = start[0] if start[1] is None else start[1]
@@ -154,21 +156,26 @@ class BlockSteps:
         number, damping = self._step, self._progress.damping
         with self.phases("pass"):
             loss, average = self._epoch(damping)
-            metric, marks, average = self._judged(average)
+            judgement, average = self._judged(average)
             self._put(self._point)
+        metric = None if judgement is None else judgement.loss
         watched = loss if metric is None else metric
         info = StepInfo(number, loss, metric, damping=damping, solver="cholesky")
         best = self._progress.best_loss
         if not (math.isfinite(watched) and math.isfinite(loss) and watched <= _FAR * best):
             return self._taken_back(info)
-        if watched < best or self._is_close(marks):
+        lowest = self._judgement_of_lowest()
+        far = number > 1 and watched > (1 + _WORSE) * best
+        gained = watched < _GAIN * best
+        if judgement is not None and lowest is not None:
+            gained = gained and judgement.is_surely_better(lowest)
+        if watched < best or (judgement is not None and lowest is not None and judgement.is_close(lowest)):
             self._best, self._kept, self._kept_loss = average, number, watched
             self._loss_at_best = loss
         if watched < best:
-            self._lowest, self._lowest_marks = average, marks
+            self._lowest, self._lowest_judgement = average, judgement
             self._progress = replace(self._progress, best_loss=watched)
-        far = number > 1 and watched > (1 + _WORSE) * best
-        waited = 0 if watched < _GAIN * best else self._progress.waited + (2 if far else 1)
+        waited = 0 if gained else self._progress.waited + (2 if far else 1)
         self._progress = replace(self._progress, waited=waited)
         return info, StopReason.CONVERGED if waited >= self._patience else None
 
@@ -217,7 +224,7 @@ class BlockSteps:
         self._point, self._best, self._lowest = (tensors[name].to(device) for name in ("point", "best", "lowest"))
         self._kept, self._loss_at_best = record.kept, kept.loss
         self._kept_loss = kept.loss if kept.metric is None else kept.metric
-        self._lowest_marks = None
+        self._lowest_judgement = None
         self._progress = record.progress
         self._rises = record.rises
         self._step = record.history[-1].step
@@ -321,34 +328,31 @@ class BlockSteps:
             layer.rows(calls[layer.name], own)
         return rows
 
-    def _is_close(self, marks: Float[Tensor, " r"] | None) -> bool:
-        """Whether held-out marks are above those at the lowest loss by no more than the standard error of that."""
-        if marks is None or not self._kept:
-            return False
-        if self._lowest_marks is None:  # the run goes on from a checkpoint
+    def _judgement_of_lowest(self) -> Judgement | None:
+        """Answers at the lowest loss; None before an epoch has lowered it, and without held-out rows."""
+        if self._held is None or not self._kept:
+            return None
+        if self._lowest_judgement is None:  # the run goes on from a checkpoint
             self._put(self._lowest)
-            self._lowest_marks = self._held_values((1.0,))[1]
+            values, marks = self._held_values((1.0,))
+            self._lowest_judgement = Judgement(values[0], marks)
             self._put(self._point)
-        more = marks - self._lowest_marks
-        return len(more) > 1 and float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
+        return self._lowest_judgement
 
-    def _judged(
-        self, point: Float[Tensor, " m"]
-    ) -> tuple[float | None, Float[Tensor, " r"] | None, Float[Tensor, " m"]]:
-        """Return the held-out loss of a point, its readout scaled to where that is least, and the point scaled so.
+    def _judged(self, point: Float[Tensor, " m"]) -> tuple[Judgement | None, Float[Tensor, " m"]]:
+        """Judge a point, its readout scaled to where the held-out loss is least, and return the point scaled so.
 
-        Between them stand the marks of everything held out. A longer training makes logits longer, which raises a
-        cross-entropy while more rows are right.
+        A longer training makes logits longer, which raises a cross-entropy while more rows are right.
         """
         self._put(point)
         if self._held is None:
-            return None, None, point
+            return None, point
         free = any(layer.name == self._readout and layer.scale > 0 for layer in self._layers)
         scales = _SCALES if free and isinstance(self._aim.loss, CrossEntropy) else (1.0,)
         values, marks = self._held_values(scales)
         losses = values.mean(1).tolist() if values.shape[1] else [0.0] * len(scales)
         best = min(range(len(scales)), key=lambda number: losses[number])
-        return losses[best], marks, self._rescaled(point, scales[best])
+        return Judgement(values[best], marks), self._rescaled(point, scales[best])
 
     def _rescaled(self, point: Float[Tensor, " m"], factor: float) -> Float[Tensor, " m"]:
         """The point with the readout's weights, and so the outputs, times a factor."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,6 +32,8 @@ class FrozenInputLayer:
         The inputs as sparse rows, where products with those are the faster ones.
     threads
         Cores for sparse products; no result depends on it.
+    known_gram
+        A Aᵀ, plus one where there is a bias, where it is at hand.
     """
 
     name: str
@@ -43,6 +45,7 @@ class FrozenInputLayer:
     sparse: SparseRows | None = None
     held_sparse: SparseRows | None = None
     threads: int = 1
+    known_gram: Float[Tensor, "n n"] | None = None
 
     @classmethod
     def of(
@@ -79,11 +82,16 @@ class FrozenInputLayer:
 
     def subset(self, rows: Tensor) -> "FrozenInputLayer":
         """Return the layer on some of the training rows, without held-out ones."""
-        return FrozenInputLayer(self.name, self.module, self.inputs[rows], None, self.outputs[rows], None)
+        # `gram` is in the instance once it has been asked for, and stays there.
+        known = self.gram[rows][:, rows] if "gram" in vars(self) else None
+        inputs, outputs = self.inputs[rows], self.outputs[rows]
+        return FrozenInputLayer(self.name, self.module, inputs, None, outputs, None, known_gram=known)
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
         """A Aᵀ, plus one where there is a bias."""
+        if self.known_gram is not None:
+            return self.known_gram
         if self.sparse is not None:
             return torch.from_numpy(self.sparse.gram(self.threads)).to(self.inputs) + self._constant
         return self.inputs @ self.inputs.T + self._constant
@@ -110,6 +118,15 @@ class FrozenInputLayer:
     def response(self, coefficients: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
         """Return (A Aᵀ + 1) S, the change of the outputs with the sign turned."""
         return self._product(self.overlap, self.inputs, coefficients)
+
+    def response_between(
+        self, rows: Int[Tensor, " r"], others: Int[Tensor, " s"], coefficients: Float[Tensor, "s o"]
+    ) -> Float[Tensor, "r o"]:
+        """Return (A Aᵀ + 1) S on some training rows, of coefficients of others."""
+        if self.overlap is not None:
+            return self.overlap[rows][:, others] @ coefficients
+        bias = None if self.module.bias is None else coefficients.sum(dim=0)
+        return functional.linear(self.inputs[rows], coefficients.T @ self.inputs[others], bias)
 
     def moved_outputs(self, coefficients: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
         """Return the outputs on the training rows with the weights W₀ − Sᵀ A."""

@@ -130,6 +130,12 @@ class Stage:
         boundary = tuple(layer.subset(rows) for layer in self.boundary)
         return replace(self, boundary=boundary, frozen=self.frozen.subset(rows))
 
+    def part(self, rows: Tensor, layer_outputs: Sequence[Tensor]) -> "Stage":
+        """Return the stage on some of the training rows that begins at other outputs of its boundary layers there."""
+        part = self.subset(rows)
+        boundary = tuple(replace(layer, outputs=own) for layer, own in zip(part.boundary, layer_outputs, strict=True))
+        return replace(part, boundary=boundary)
+
     def minibatch(self, point: Point, rows: Tensor) -> tuple["Stage", Point]:
         """Return the same stage and point on some of the training rows; the stage must have no boundary layer."""
         assert not self.boundary

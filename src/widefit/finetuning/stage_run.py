@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from widefit.finetuning.curvature import StageSolver
 from widefit.finetuning.schedule import Task
 from widefit.finetuning.stage import Point
 from widefit.finetuning.stage_model import StageModel
+from widefit.finetuning.sweep import parts_of, swept
 from widefit.gram import Operator
 from widefit.losses.base import OutputLoss
 from widefit.records import FileError
@@ -191,13 +193,19 @@ class StageRun:
         self._point = self.take_point("point", tensors)
         self.best = self.take_point("best", tensors)
         self._progress = progress
-        if not self._in_batches:
+        if not (self._in_batches or self._in_parts):
             # The first step of a stage makes the mean block that the others are solved behind.
             first = StageModel(self.stage, start, self._problem.targets, self._problem.surrogate, 0.0)
             self._operator = first.local_problem().operator
 
     def _damped_step(self, number: int) -> tuple[StepInfo, float, StopReason | None]:
         """One step, the damping that follows, and whether the stage has stalled."""
+        if self._in_parts:
+            found = self._swept(number)
+            if found is not None:
+                return *found, None
+            # Parts that have nothing in common undo each other; nothing is kept between such steps.
+            self._operator, self._solver = None, StageSolver()
         problem = self._problem
         model = self._batch_model() if self._in_batches else self._whole_model()
         rule = Backtracking(damping=self._task.damping)
@@ -208,6 +216,35 @@ class StageRun:
         loss = float(problem.loss.value(_outputs(model.point), model.targets))
         info = replace(result.info(number, loss), metric=self._held_loss(self._point))
         return info, result.verdict.state.damping, result.verdict.stop
+
+    def _swept(self, number: int) -> tuple[StepInfo, float] | None:
+        """A step that goes through the rows in parts, and its damping; None where it does not lower the objective."""
+        problem = self._problem
+        sweep = swept(
+            self.stage,
+            self._point,
+            problem.targets,
+            problem.surrogate,
+            self._progress.damping,
+            self._generator,
+            self._phases,
+        )
+        before = self._surrogate_value(self._point)
+        point = self.stage.point(sweep.sample_coefficients, {})
+        if not self._surrogate_value(point) < before:
+            return None
+        self._point = point
+        info = replace(
+            sweep.last.info(number, self._loss(point, problem.targets)),
+            metric=self._held_loss(point),
+            accepted=True,
+            solver_iterations=sweep.iterations,
+            gain_ratio=None,
+        )
+        return info, sweep.damping
+
+    def _surrogate_value(self, point: Point) -> float:
+        return float(self._problem.surrogate.value(_outputs(point), self._problem.targets))
 
     def _whole_model(self) -> StageModel:
         problem = self._problem
@@ -224,6 +261,14 @@ class StageRun:
     def _in_batches(self) -> bool:
         """True where steps take some of the rows."""
         return self._problem.batch_size is not None and not self.stage.boundary
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """True where steps go through the rows in parts: layers with frozen inputs in front of others."""
+        if self._problem.batch_size is not None and not self.stage.boundary:
+            return False
+        alone = bool(self.stage.boundary) and not self.stage.weights and self._problem.alpha == 0
+        return alone and parts_of(len(self._problem.targets)) > 1 and not self.stage.is_readout(self.best)
 
     def _loss(self, point: Point, targets: Tensor) -> float:
         return float(self._problem.loss.value(_outputs(point), targets))
