@@ -760,3 +760,23 @@ def test_an_output_without_logits_is_refused():
     with pytest.raises(ValueError, match="got dict without logits: wrap it in a module with a head"):
         widefit.finetune(Encoder().double(), inputs, kinds, **SETTINGS)
     assert isinstance(transformer()(**inputs), Answer)
+
+
+def test_a_dropout_that_does_not_heed_the_mode_is_refused():
+    class Stubborn(Transformer):
+        def forward(self, **inputs: Tensor) -> Any:
+            return Answer(nn.functional.dropout(super().forward(**inputs).logits, 0.5, training=True))
+
+    inputs, kinds = sentences(30)
+    with pytest.raises(ValueError, match=r"a dropout that does not heed model\.eval"):
+        widefit.finetune(Stubborn().double(), inputs, kinds, **SETTINGS)
+
+
+def test_empty_batches_are_passed_over():
+    inputs, kinds = sentences(30)
+    none = {name: tensor[:0] for name, tensor in inputs.items()}, kinds[:0]
+    like = torch.zeros(1)
+    found = read_batches(Loader([none, (inputs, kinds), none]), None, like)
+    assert [one.rows for one in found] == [30]
+    with pytest.raises(ValueError, match="X has no rows"):
+        read_batches(Loader([none]), None, like)

@@ -149,7 +149,7 @@ def read_batches(
     if y is not None:
         batches = _by_length(_batch(X, y, like, names, classes), size)
     else:
-        batches = _from_iterable(X, like, names, classes, size)
+        batches = [batch for batch in _from_iterable(X, like, names, classes, size) if batch.rows]
     if not batches:
         raise ValueError(f"{names[0]} has no rows")
     return batches

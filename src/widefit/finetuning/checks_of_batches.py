@@ -31,6 +31,13 @@ def check_batches(model: nn.Module, batches: Sequence[Batch], aim: Aim) -> Aim:
         raise ValueError(f"model must return one entry a row: {few.rows} rows gave shape {tuple(outputs.shape)}")
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("model gives outputs that are not finite on the first rows of X")
+    with torch.no_grad():
+        again = few.call(model)
+    if not torch.allclose(outputs, again, rtol=1e-3, atol=1e-6 * float(outputs.abs().max())):
+        raise ValueError(
+            "model gives other outputs for the same rows when it is called again, even in evaluation mode: is there a "
+            "dropout that does not heed model.eval()?"
+        )
     by_position = aim.by_position(outputs, few.targets)
     if aim.following and not by_position:
         raise ValueError(
