@@ -92,6 +92,17 @@ def test_memory_refuses_or_switches_with_the_reason(work: Workload, log_memory: 
     assert any("not fit" in choice.reason for choice in plan.choices)
 
 
+@given(st.integers(4, 17), st.integers(4, 20), st.sampled_from((2, 3, 8)), st.integers(1, 3), st.floats(0.01, 0.5))
+def test_processes_solve_what_one_solves(
+    log_samples: int, log_width: int, processes: int, outputs: int, firing: float
+) -> None:
+    samples, width = 2**log_samples, 2**log_width
+    one = replace(WORK, samples=samples, width=width * processes, outputs=outputs, firing=firing, anchored=True)
+    share = replace(one, width=width, processes=processes)
+    (alone, _, solver), (shared, _, theirs) = (plan_two_layer(w, "dense", "auto", 1, PLENTY) for w in (one, share))
+    assert (shared.arrays, theirs) == (alone.arrays, solver)
+
+
 def test_the_tracker_of_a_run_of_long_steps() -> None:
     wide, narrow = (plan_two_layer(replace(WORK, width=m), "auto", "auto", 2, PLENTY) for m in (2**20, 2**10))
     assert (wide[1].name, narrow[1].name) == ("certificate", "dense")

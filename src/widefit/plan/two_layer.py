@@ -173,7 +173,9 @@ def _forms(work: Workload, solver: str) -> list[tuple[str, str]]:
     square = f"{_ARRAY} of {8 * work.samples**2 / 1e9:.2g} GB"
     if work.samples <= _FEW:
         return [(_ARRAY, ""), (_LISTS, "")]
-    array, lists = seconds_with_arrays(work, solver), seconds_with_lists(work)
+    # Those of all neurons: a form of its own would have several processes end elsewhere than one.
+    whole = replace(work, width=work.width * work.processes)
+    array, lists = seconds_with_arrays(whole, solver), seconds_with_lists(whole)
     if array <= lists:
         return [(_ARRAY, f"a step takes about {array:.2g} s, against {lists:.2g} s with {_LISTS}"), (_LISTS, "")]
     return [(_LISTS, f"a step takes about {lists:.2g} s, against {array:.2g} s with an {square}"), (_ARRAY, "")]
@@ -356,9 +358,10 @@ def product_dtype(samples: int, dtype: np.dtype) -> np.dtype:
 def preconditioner_rank(work: Workload) -> int:
     """Columns of H that a preconditioner is made from, where H is applied: those with which a solve is the quickest.
 
-    More of them take fewer products, and are made once for every output of a step.
+    More of them take fewer products, and are made once for every output of a step. Several processes take those of
+    one, and so its solution to rounding.
     """
-    neurons = work.width / work.outputs
+    neurons = work.width * work.processes / work.outputs
     product = seconds_of_a_product(work.samples, work.features, neurons, work.firing)
     # From a bitset 64 neurons are counted at a time.
     counted = neurons * min(work.firing, 1 / 32)

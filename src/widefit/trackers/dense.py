@@ -50,7 +50,8 @@ class Dense(Tracker):
     def cost(self, work: Workload) -> Cost:
         passes = _PASSES.get(work.steps, _PASSES_OF_AN_EPOCH)
         products = 2 if work.anchored and not work.steps.sees_few else 1
-        kept = work.weight_bytes if work.weight_bytes <= _KEPT_BYTES else 0
+        # Counted beyond what is kept as well: a wider network never needs less.
+        kept = 0 if work.steps.sees_few else min(work.weight_bytes, _KEPT_BYTES)
         return Cost(work.pattern_bytes + kept, passes * products * work.seconds_of_a_pass)
 
     def seconds_in_a_stream(self, shape: NeuronShape) -> float:
