@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from widefit.processes import ALONE, Alone
 from widefit.sketches.base import Sketch
 
 # Columns of H that are made at a time where it is known by its products alone.
@@ -89,10 +90,13 @@ class Operator(ABC):
         Type and place of everything that goes in and comes out.
     outputs
         k where n counts pairs of a sample and an output, output c of sample i in row i k + c.
+    processes
+        Those that call every method together, and may share out what is done with the results.
     """
 
     size: int
     outputs: int = 1
+    processes: Alone = ALONE
     dtype: torch.dtype
     device: torch.device
 

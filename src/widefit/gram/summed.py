@@ -29,21 +29,21 @@ class SummedOperator(Operator):
     counts = None
 
     def __init__(self, own: Operator, processes: Alone):
-        self._own, self._processes = own, processes
+        self._own, self.processes = own, processes
         self.size, self.outputs = own.size, own.outputs
         self.dtype, self.device = own.dtype, own.device
 
     def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
-        return self._processes.sum(self._own.matvec(vectors))
+        return self.processes.sum(self._own.matvec(vectors))
 
     def columns(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
-        return self._processes.sum(self._own.columns(indices))
+        return self.processes.sum(self._own.columns(indices))
 
     def block(self, indices: Int[Tensor, " r"]) -> Float[Tensor, "r r"]:
-        return self._processes.sum(self._own.block(indices))
+        return self.processes.sum(self._own.block(indices))
 
     def diagonal(self) -> Float[Tensor, " n"]:
-        return self._processes.sum(self._own.diagonal())
+        return self.processes.sum(self._own.diagonal())
 
 
 class SummedCounts(DenseGram):

@@ -28,7 +28,7 @@ class WeightedGram(Operator):
             raise ValueError(f"root must have blocks of {operator.size} rows in all, got {tuple(root.shape)}")
         self.operator, self.root = operator, root
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
-        self.outputs = operator.outputs
+        self.outputs, self.processes = operator.outputs, operator.processes
 
     def matvec(self, vectors: Float[Tensor, "n *c"]) -> Float[Tensor, "n *c"]:
         return block_times(self.root.mT, self.operator.matvec(block_times(self.root, vectors)))

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from widefit.gram.base import Operator
+from widefit.processes import Alone
 from widefit.solvers.base import Prepared, Solver
 from widefit.solvers.pcg import Preconditioned
 
@@ -74,7 +75,7 @@ class NystromCG(Solver):
         """Return F Fᵀ ≈ H."""
         generator = torch.Generator().manual_seed(self.seed)
         factor, rest = pivoted_cholesky(operator, self.columns_of(operator.size), generator)
-        return LowRank(factor, _inner_products(factor), float(rest.mean()))
+        return LowRank(factor, operator.processes.sum(_inner_products(factor)), float(rest.mean()))
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class LowRank:
     Attributes
     ----------
     factor, gram
-        F, and FᵀF in float64.
+        The rows of F that this process has, and FᵀF in float64.
     rest
         Mean of what is left of the diagonal of H.
     """
@@ -156,9 +157,15 @@ class _Nystrom(Preconditioned):
     outside: float
 
     def precondition(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        factor = self.low.factor
-        inner = self.core @ _sums(factor, vector)
-        return self.outside * vector + (factor @ inner.to(factor.dtype)).to(vector.dtype)
+        factor, processes = self.low.factor, self.operator.processes
+        own = vector[_share(len(vector), processes)]
+        inner = self.core @ processes.sum(_sums(factor, own))
+        return processes.joined(self.outside * own + (factor @ inner.to(factor.dtype)).to(vector.dtype))
+
+
+def _share(rows: int, processes: Alone) -> slice:
+    """The rows that this process has of as many."""
+    return slice(rows * processes.rank // processes.size, rows * (processes.rank + 1) // processes.size)
 
 
 def pivoted_cholesky(
@@ -167,13 +174,15 @@ def pivoted_cholesky(
     """F with F Fᵀ ≈ H, and what is left of the diagonal; stops early when nothing is left.
 
     Blocks of pivots are drawn in proportion to the left-over diagonal; within a block, columns that the others
-    already explain are dropped.
+    already explain are dropped. Several processes share the rows of F out.
     """
+    processes = operator.processes
+    own = _share(operator.size, processes)
     whole = operator.diagonal()
     left = whole.clamp_min(0)
     dtype = operator.dtype if operator.size * rank <= _WIDE else torch.float32
-    factor = torch.zeros(operator.size, rank, dtype=dtype, device=operator.device)
-    explained = torch.zeros_like(whole)
+    factor = torch.zeros(own.stop - own.start, rank, dtype=dtype, device=operator.device)
+    explained = torch.zeros_like(whole[own])
     used = 0
     block = max(1, rank // 8)
     floor = torch.finfo(operator.dtype).eps * operator.size
@@ -186,10 +195,12 @@ def pivoted_cholesky(
         live = int((chances > 0).sum())
         count = min(block, rank - used, live)
         pivots = torch.multinomial(chances, count, generator=generator).to(operator.device)
-        columns = operator.columns(pivots).to(dtype)
+        columns = operator.columns(pivots)
         known = factor[:, :used]
-        columns.addmm_(known, known[pivots].T, alpha=-1)
-        core = columns[pivots].double().cpu()
+        of_pivots = _rows_of(known, pivots, own, processes)
+        core = torch.addmm(columns[pivots].to(dtype), of_pivots, of_pivots.T, alpha=-1).double().cpu()
+        columns = columns[own].to(dtype)
+        columns.addmm_(known, of_pivots.T, alpha=-1)
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
         keep = values > floor * values.max().clamp_min(0)
         found = int(keep.sum())
@@ -202,7 +213,17 @@ def pivoted_cholesky(
         )
         used += found
         explained += factor[:, used - found : used].square().sum(dim=1)
-        left = (whole - explained).clamp_min(0)
+        left = (whole - processes.joined(explained)).clamp_min(0)
         left[pivots] = 0
         chances = left.cpu()
     return factor[:, :used], left
+
+
+def _rows_of(
+    factor: Float[Tensor, "own r"], rows: Int[Tensor, " b"], own: slice, processes: Alone
+) -> Float[Tensor, "b r"]:
+    """Some rows of F on every process."""
+    here = (rows >= own.start) & (rows < own.stop)
+    found = torch.zeros(len(rows), factor.shape[1], dtype=factor.dtype, device=factor.device)
+    found[here] = factor[rows[here] - own.start]
+    return processes.sum(found)
