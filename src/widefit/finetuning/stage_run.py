@@ -265,8 +265,6 @@ class StageRun:
     @cached_property
     def _in_parts(self) -> bool:
         """True where steps go through the rows in parts: layers with frozen inputs in front of others."""
-        if self._problem.batch_size is not None and not self.stage.boundary:
-            return False
         alone = bool(self.stage.boundary) and not self.stage.weights and self._problem.alpha == 0
         return alone and parts_of(len(self._problem.targets)) > 1 and not self.stage.is_readout(self.best)
 

@@ -278,8 +278,6 @@ def _sums(
     g: Float[Tensor, " n"], fired: Bool[Tensor, "rows n"], inputs: Float[Tensor, "n d"]
 ) -> Float[Tensor, "rows d"]:
     """Σ_i g_i x_i over the samples that each row fires on, tile after tile in float64: the terms nearly cancel."""
-    if len(inputs) <= _SUMMED:
-        return g.expand(fired.shape).masked_fill(~fired, 0) @ inputs
     total = torch.zeros(len(fired), inputs.shape[1], dtype=torch.float64, device=inputs.device)
     for own, rows, part in zip(fired.split(_SUMMED, 1), inputs.split(_SUMMED), g.split(_SUMMED), strict=True):
         total += part.expand(own.shape).masked_fill(~own, 0) @ rows
