@@ -11,7 +11,7 @@ from torch.nn.utils import vector_to_parameters
 import widefit
 from widefit import GaussNewton, Residual
 
-SOLVERS = ["svd", "primal", "cholesky", "cg", "sketched-cg", "nystrom-cg"]
+SOLVERS = ["svd", "qr", "primal", "cholesky", "cg", "sketched-cg", "nystrom-cg"]
 MSE = nn.MSELoss()
 
 
@@ -33,7 +33,7 @@ def dense_direction(model: nn.Module, x, y, relative: float) -> torch.Tensor:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("count", [12, 80])
 def test_small_step_is_the_dense_one(solver: str, count: int) -> None:
-    if solver == "primal" and count == 12:
+    if solver in ("qr", "primal") and count == 12:
         pytest.skip("more parameters than rows: there is no primal form to force")
     x, y = regression(count)
     model = mlp(3, 8, 1)
@@ -127,9 +127,9 @@ def test_every_loss_falls(loss: str, dtype: torch.dtype) -> None:
     start = float(reference(model(x), target))
     for _ in range(15):
         info = optimizer.step(x, target)
-        # In float64, as torch's own logistic loss in float32 is further off.
+        # In float64, as torch's own logistic loss in float32 is further off; that of classes is a difference of logits.
         wanted = reference(model(x).detach().double(), target.double() if target.is_floating_point() else target)
-        assert info.loss == pytest.approx(float(wanted), rel=1e-5)
+        assert info.loss == pytest.approx(float(wanted), rel=1e-5, abs=1e-7 if dtype == torch.float32 else 0)
     assert info.loss < 0.5 * start or (loss == "poisson" and info.loss < start - 0.1)
 
 

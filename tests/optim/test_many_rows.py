@@ -13,11 +13,12 @@ from widefit.gram.jacobian import DenseJacobian, FunctionJacobian, PerSample
 from widefit.gram.recording import factored_jacobian
 from widefit.gram.stacked import Part, StackedJacobian
 from widefit.optim import linearization
-from widefit.optim.curvature import Spectral
-from widefit.optim.many_rows import SketchedPrimal, TallSpectral, sketched_normal
+from widefit.optim.curvature import Primal, Spectral
+from widefit.optim.many_rows import SketchedPrimal, TallSpectral, Triangular, sketched_normal
 from widefit.optim.scaling import Scaling
 from widefit.plan import step
 from widefit.sketches.signs import random_signs
+from widefit.solvers import Cholesky
 
 
 def plain(columns: int) -> Scaling:
@@ -69,6 +70,49 @@ def test_directions_are_those_of_dense_least_squares(name: str, level: float) ->
     slope = matrix.T @ residual
     defect = torch.linalg.vector_norm(matrix.T @ (residual + matrix @ taken.value) + damping * taken.value)
     assert float(taken.defect) == pytest.approx(float(defect / torch.linalg.vector_norm(slope)), abs=1e-10)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("level", [1e-2, 1e-10, 1e-20])
+def test_a_triangle_above_another_solves_dense_least_squares(name: str, level: float) -> None:
+    matrix, residual = MATRICES[name], torch.randn(1000, dtype=torch.float64)
+    found = Triangular(stacked(matrix, 10, [500, 500]), residual, plain(12))
+    assert found.trace == pytest.approx(float(matrix.square().sum()))
+    damping = level * found.trace
+    taken = found.direction(residual, damping)
+    tall = torch.cat([matrix, damping**0.5 * torch.eye(12, dtype=torch.float64)])
+    right = torch.cat([residual, torch.zeros(12, dtype=torch.float64)])
+    expected = -torch.linalg.lstsq(tall, right[:, None], driver="gelsd").solution[:, 0]
+    # A residual that λ leaves in directions of which J has only rounding is no worse than that of the reference.
+    parts = [matrix @ value + residual for value in (taken.value, expected)]
+    sizes = [damping**0.5 * value for value in (taken.value, expected)]
+    loss, least = (float(part.square().sum() + size.square().sum()) for part, size in zip(parts, sizes, strict=True))
+    assert loss <= least * (1 + 1e-10)
+    assert torch.linalg.vector_norm(taken.image - matrix @ taken.value) <= 1e-10 * torch.linalg.vector_norm(residual)
+    again = torch.randn(1000, dtype=torch.float64)
+    assert torch.equal(found.direction(again, damping).value, found.direction(again, damping).value)
+    assert torch.allclose(found.gradient(again), matrix.T @ again)
+    assert torch.allclose(found.image(expected), matrix @ expected)
+
+
+def test_a_triangle_tells_what_the_normal_matrix_loses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(rows, 8, generator=generator).double())[0] for rows in (200, 8))
+    singular = torch.logspace(0, -9, 8, dtype=torch.float64)
+    matrix, wanted = left * singular @ right.T, torch.randn(8, generator=generator).double()
+    jacobian = stacked(matrix, 10, [200])
+    damping = 1e-21 * float(matrix.square().sum())
+    misses = []
+    for curvature in (Triangular(jacobian, matrix @ wanted, plain(8)), Primal(jacobian, Cholesky(), plain(8))):
+        taken = curvature.direction(matrix @ wanted, damping)
+        misses.append(float(torch.linalg.vector_norm(taken.value + wanted) / torch.linalg.vector_norm(wanted)))
+    assert misses[0] < 1e-2 * misses[1]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_triangle_of_nothing_stays_where_it_is(rows: int) -> None:
+    taken = Triangular(stacked(torch.zeros(rows, 3).double(), 5, [rows]), torch.ones(rows).double(), plain(3))
+    assert not taken.direction(torch.ones(rows).double(), 0.0).value.any()
 
 
 @pytest.mark.parametrize("name", [name for name in MATRICES if name != "huge"])

@@ -197,7 +197,7 @@ def test_fresh_points_are_differentiated_in_float64_once_float32_holds_the_steps
         optimizer = GaussNewton(mlp(1, 12, 1), solver="cholesky")
         if narrow:
             optimizer.policy = replace(optimizer.policy, known=0.0)
-        for _ in range(25):
+        for _ in range(60):
             x = torch.rand(24, 1, generator=generator, dtype=torch.float64)
             info = optimizer.step(Residual(function, x), Residual(start, 0 * x[:1]))
         return info.loss

@@ -15,7 +15,7 @@ from widefit.losses import family
 from widefit.nn import TwoLayer
 from widefit.nn.shifted_relu import ShiftedReLU
 from widefit.optim.curvature import Spectral
-from widefit.optim.many_rows import SketchedPrimal
+from widefit.optim.many_rows import SketchedPrimal, Triangular
 from widefit.plan import names
 from widefit.plan.names import Registry, resolve
 from widefit.plan.step import StepShape, plan_step
@@ -31,7 +31,7 @@ REGISTRIES = {
     "solvers of a step": (names.STEP_SOLVERS, Solver),
 }
 # What a name of the optimizer stands for beyond solvers in sample space.
-IN_PARAMETER_SPACE = {"svd": Spectral, "primal": Solver, "primal-cg": SketchedPrimal}
+IN_PARAMETER_SPACE = {"svd": Spectral, "qr": Triangular, "primal": Solver, "primal-cg": SketchedPrimal}
 
 
 @pytest.mark.parametrize(("registry", "base"), REGISTRIES.values(), ids=REGISTRIES)

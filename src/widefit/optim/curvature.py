@@ -17,6 +17,10 @@ from widefit.processes import ALONE, Alone
 from widefit.solvers import Preconditioner, Reusing, Solver
 from widefit.solvers.primal import normal_matrix
 
+# Smallest relative λ behind singular values, and behind JᵀJ summed in float64.
+SPECTRAL_FLOOR = 1e-17
+NORMAL_FLOOR = 10 * torch.finfo(torch.float64).eps
+
 
 class NonFiniteDerivativeError(ArithmeticError):
     """J̃ is not finite, or its squares are not."""
@@ -49,12 +53,15 @@ class Curvature(ABC):
         The smallest relative λ that its precision supports.
     column_norms
         Norms of the columns of J̃, the largest so far, shape (P,); None where they are not known.
+    sums_squares
+        Whether that precision is lost because JᵀJ was formed.
     """
 
     trace: float
     floor: float
     sizes: Float[Tensor, " P"] | None = None
     column_norms: Float[Tensor, " P"] | None = None
+    sums_squares = False
 
     @property
     def preconditioner(self) -> Preconditioner | None:
@@ -109,7 +116,7 @@ class Spectral(Curvature):
             _, self.singular, right = torch.linalg.svd(factor)
         self.right = right
         self.trace = float(self.singular.square().sum())
-        self.floor = 10 * torch.finfo(torch.float64).eps ** 2 + 1e-17
+        self.floor = SPECTRAL_FLOOR
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         return self._push(direction.to(torch.float64) / self.sizes).to(self.dtype)
@@ -165,6 +172,8 @@ class Primal(Curvature):
         The derivative overflows.
     """
 
+    sums_squares = True
+
     def __init__(self, jacobian: Jacobian, solver: Solver, scaling: Scaling, processes: Alone = ALONE):
         self.jacobian = jacobian
         self.processes = processes
@@ -176,7 +185,7 @@ class Primal(Curvature):
         total.mul_(self.sizes).mul_(self.sizes[:, None])
         self.normal = DenseGram(total)
         self.trace = finite_trace(norms, total)
-        self.floor = 10 * torch.finfo(torch.float64).eps
+        self.floor = NORMAL_FLOOR
 
     def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         return self.jacobian.matvec(direction.to(self.jacobian.dtype)).to(direction.dtype)

@@ -13,9 +13,11 @@ class DampingPolicy:
     A step follows the parabola θ + α d + α² a, where d is the damped Gauss-Newton direction and a its correction for
     the measured second derivative of the outputs along d. How much the path bends, 2‖a‖/‖d‖, says how far the linear
     model holds: α is the largest step at which the bend stays below `bend`. Where the outputs then differ from those
-    that the parabola promised, the same factorization corrects the point for it; the difference grows as α³, so that
-    one too large tells the α to try next. The damping falls after long steps and rises after short ones: to rounding
-    level within a few steps on well-behaved problems.
+    that the parabola promised, the same factorization corrects the point for it, again and again while they come
+    nearer: J̃ costs far more than a correction, and a λ a third as large makes a step down a narrow, curved valley
+    about twice as long. Where they do not come near, the difference, which grows as α³, tells the α to try next. The
+    damping falls after long steps and rises after short ones: to rounding level within a few steps on well-behaved
+    problems.
 
     Smaller λ within one step, down to a gain ratio of 0.075 (DSGNAR, arXiv 2607.02194), were tried on `bench/policy.py`
     (eleven problems, three seeds) and left: fits take up to a third fewer steps, equations as many, the processor time
@@ -34,15 +36,22 @@ class DampingPolicy:
     shortest
         A path that bends so much that its α would be smaller is not followed; λ rises instead. Also the largest
         correction of a point, as a part of its step.
-    near, farthest
-        Part of the residual by which the outputs may miss those of the parabola: up to the one a point that lowers the
-        loss is left as it is, beyond the other it is past correcting.
+    near, met
+        Part of the residual by which the outputs may miss their predictions: up to the one a point that lowers the loss
+        as promised is left as it is, up to the other every point.
+    contraction
+        Factor by which two corrections in a row have to bring the outputs nearer to their predictions.
+    fewest, most, per_correction
+        Range of the number of corrections of a point, and parameters (or rows, where these are fewer) for each of them.
+    easy
+        Corrections up to which λ falls by `fall`. It falls by `rise` up to half of those that are affordable.
     missed
         Such a part that the next, smaller α aims at.
     least
         The smallest α that is tried before λ rises.
     trusted
-        Gain ratio from which the straight step is taken although the path bends too much to be followed.
+        Gain ratio from which the loss falls as promised; the straight step is then taken although the path bends too
+        much to be followed.
     long, short
         α of a step after which λ falls, and below which it rises.
     rise, fall
@@ -69,9 +78,14 @@ class DampingPolicy:
     bend_strange: float = 0.6
     shortest: float = 0.5
     near: float = 0.1
-    farthest: float = 4.0
+    met: float = 1e-3
+    contraction: float = 0.7
+    fewest: int = 12
+    most: int = 24
+    per_correction: int = 50
+    easy: int = 1
     missed: float = 0.7
-    least: float = 0.05
+    least: float = 0.15
     trusted: float = 0.75
     long: float = 0.5
     short: float = 0.25
@@ -97,10 +111,37 @@ class DampingPolicy:
             return 0.5
         return min(0.7, max(0.1, (self.missed / defect) ** (1 / 3)))
 
-    def after_success(self, level: float, length: float, floor: float, at_once: bool = True) -> float:
-        """The next relative λ after a step of length α, found at the first λ tried or not."""
-        if length >= self.long and at_once:
-            return max(floor, level / self.fall)
+    def affordable(self, size: int) -> int:
+        """The most corrections of a point, where J̃ has a smaller side of `size`: they are to cost no more than a new J̃.
+
+        That and its factor take M P min(M, P) operations, a correction a few dozen M P.
+        """
+        return min(self.most, max(self.fewest, size // self.per_correction))
+
+    def worth_correcting(self, misses: list[float], most: int) -> bool:
+        """Whether further corrections, `most` in all, may lead to where the outputs are as predicted.
+
+        Parameters
+        ----------
+        misses
+            What the outputs missed of their predictions, parts of the residual, first and after every correction.
+        """
+        if len(misses) < 3:
+            return len(misses) <= most and (len(misses) < 2 or misses[1] < 2 * misses[0])
+        fallen = misses[-1] / misses[-3]
+        if not fallen < self.contraction:
+            return False
+        left = 2 * math.log(max(1.0, misses[-1] / self.near)) / -math.log(max(fallen, 1e-300))
+        return len(misses) - 1 + max(1.0, left) <= most
+
+    def after_success(
+        self, level: float, length: float, floor: float, at_once: bool = True, corrections: int = 0, most: int = 1
+    ) -> float:
+        """The next relative λ after a step of length α, found at the first λ tried or not, by so many corrections of
+        the most that are affordable.
+        """
+        if length >= self.long and at_once and corrections <= max(self.easy, most // 2):
+            return max(floor, level / (self.fall if corrections <= self.easy else self.rise))
         return min(self.largest, level * self.rise) if length < self.short else level
 
     def after_fresh(self, level: float, following: float, left_over: float) -> float:

@@ -25,6 +25,7 @@ from widefit.optim.batch import as_arguments, as_batch
 from widefit.optim.bounds import BoundedCurvature, Bounds, masked
 from widefit.optim.covariance import system_covariance
 from widefit.optim.curvature import (
+    NORMAL_FLOOR,
     Curvature,
     NonFiniteDerivativeError,
     Primal,
@@ -35,7 +36,7 @@ from widefit.optim.curvature import (
 from widefit.optim.damping import DampingPolicy
 from widefit.optim.latest import LatestData
 from widefit.optim.linearization import JacobianRequest, make_jacobian
-from widefit.optim.many_rows import SketchedPrimal, TallSpectral
+from widefit.optim.many_rows import SketchedPrimal, TallSpectral, Triangular
 from widefit.optim.minimization import minimize
 from widefit.optim.modules import check_module
 from widefit.optim.options import check_model, check_options
@@ -64,8 +65,13 @@ _MOMENTUM = 0.9
 _FEW = 5
 # Times that a step towards a point without a finite derivative is halved, before it is taken back.
 _HALVINGS = 12
+# Solvers of which a further right-hand side costs a few products.
+_DIRECT = ("svd", "qr", "primal", "cholesky")
 # Residuals a parameter from which a small loss at fixed points speaks for the points between.
 _ENOUGH = 2
+# JᵀJ is left where λ takes more than this part of what the model promises, and formed again so far above its rounding.
+_TAKEN = 0.01
+_AGAIN = 10
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -90,8 +96,8 @@ class GaussNewton(torch.optim.Optimizer):
     lr
         Learning rate: the part of a full step that is taken, for schedulers.
     solver
-        "auto", "svd", "primal", "primal-cg", "cholesky", "cg", "sketched-cg", "nystrom-cg", or a `widefit.solvers`
-        object.
+        "auto", "svd", "qr", "primal", "primal-cg", "cholesky", "cg", "sketched-cg", "nystrom-cg", or an object of
+        `widefit.solvers`.
     damping
         "auto", or λ as a part of ‖J‖²_F, then kept as it is.
     momentum
@@ -471,7 +477,8 @@ class GaussNewton(torch.optim.Optimizer):
     def _curvature(self, point: StartingPoint, changes: bool) -> Curvature:
         request = self._request(point, changes)
         memory = self._budget(point.moving.device)
-        plan = plan_step(request.shape(point), request.dtype, memory, self.solver, self._state.products)
+        state = self._state
+        plan = plan_step(request.shape(point), request.dtype, memory, self.solver, state.products, state.squared)
         with torch.enable_grad():
             jacobian, self.plan = self.processes.attempt(
                 lambda: make_jacobian(point, request, plan, self._traces, memory)
@@ -497,6 +504,8 @@ class GaussNewton(torch.optim.Optimizer):
             if isinstance(jacobian, DenseJacobian) and processes.size == 1:
                 return Spectral(jacobian, point.residual, scaling)
             return TallSpectral(jacobian, point.residual, scaling, processes)
+        if plan.solver == "qr":
+            return Triangular(jacobian, point.residual, scaling, processes)
         if isinstance(jacobian, StackedJacobian) and plan.solver == "primal-cg":
             return SketchedPrimal(jacobian, scaling, self._state.tolerance, self.seed, processes)
         solver = self.solver if isinstance(self.solver, Solver) else None
@@ -577,10 +586,17 @@ class GaussNewton(torch.optim.Optimizer):
             # Few data in the first step may be the first of many batches.
             cautious=strange or (scarce and state.step == 0),
             fresh=few,
+            corrections=self._affordable(point),
             nearby=lambda: torch.finfo(point.moving.dtype).eps ** 0.5 * point.moving.norm().double(),
             processes=self.processes,
         )
         return search.run(state.level, fixed=self.damping != "auto")
+
+    def _affordable(self, point: StartingPoint) -> int:
+        """Most corrections of a point; one where a solve is an iteration, or makes J again."""
+        if self.plan is None or self.plan.solver not in _DIRECT or self.plan.jacobian == "function":
+            return 1
+        return self.policy.affordable(min(point.system.total_rows(point.expansion), point.moving.count))
 
     def _previous_step(self, point: StartingPoint, curvature: Curvature, changes: bool) -> Momentum | None:
         automatic = _MOMENTUM if changes and self._bounds is None else 0.0
@@ -604,6 +620,10 @@ class GaussNewton(torch.optim.Optimizer):
         self._idle = self._told_idle(point, curvature) if result.stationary else ""
         state.promise = 0.0 if result.stationary else result.promised / max(point.expansion.loss, 1e-300)
         state.level = result.level
+        if curvature.sums_squares:
+            state.squared = not self._rounded_off(curvature, result)
+        elif result.level > _AGAIN * NORMAL_FLOOR:
+            state.squared = True
         state.reached = result.loss
         floor = rounding_floor(torch.float32, point.system.total_rows(point.expansion))
         state.exact = self.policy.exact(state.exact, state.surprise, state.level, floor)
@@ -612,6 +632,13 @@ class GaussNewton(torch.optim.Optimizer):
         if result.iterations:
             state.products = 0.5 * (state.products + result.iterations)
         state.step += 1
+
+    def _rounded_off(self, curvature: Curvature, result: SearchResult) -> bool:
+        """Whether the rounding of JᵀJ holds steps back: λ has come down to it, and takes part of what they promise."""
+        if result.level > curvature.floor or not result.promised > 0:
+            return False
+        taken = result.damping * float(curvature.norm(result.step.value)) ** 2
+        return taken > _TAKEN * result.promised
 
     def _told_idle(self, point: StartingPoint, curvature: Curvature) -> str:
         """Say how many parameters move no output: those where Jᵀ w vanishes for any w."""

@@ -16,7 +16,7 @@ from widefit.optim.tracing import Traces
 from widefit.plan.step import PART, StepPlan, StepShape
 
 # Solvers that take the columns of J̃ as they are.
-IN_PARAMETERS = ("svd", "primal", "primal-cg")
+IN_PARAMETERS = ("svd", "qr", "primal", "primal-cg")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from widefit.gram.base import DenseGram, Jacobian
 from widefit.gram.jacobian import add_lower_gram, mirror_lower
 from widefit.gram.stacked import StackedJacobian
 from widefit.kernels.transfer import iterations_ahead
-from widefit.optim.curvature import Curvature, ParameterStep, Spectral, finite, finite_trace
+from widefit.optim.curvature import SPECTRAL_FLOOR, Curvature, ParameterStep, Spectral, finite, finite_trace
 from widefit.optim.scaling import Scaling
 from widefit.processes import ALONE, Alone
 from widefit.solvers.cholesky import damped_factor
 
 # Rows that are added to a triangle at a time, as a multiple of its size.
 _STACKED = 4
+# The smallest relative λ that a triangle is damped by: far above the square of the rounding of J itself.
+_LEAST = 1e-22
 # Iterations without a lower residual, after which rounding has won; and most iterations of a solve.
 _PATIENCE = 4
 _ITERATIONS = 200
@@ -61,7 +63,7 @@ class TallSpectral(_Products, Spectral):
         left, self.singular, self.right = torch.linalg.svd(factor[:columns, :columns] * self.sizes)
         self.projected = left.T @ factor[:columns, columns]
         self.trace = float(self.singular.square().sum())
-        self.floor = 10 * torch.finfo(torch.float64).eps ** 2 + 1e-17
+        self.floor = SPECTRAL_FLOOR
 
     @property
     def _wide(self) -> bool:
@@ -74,6 +76,62 @@ class TallSpectral(_Products, Spectral):
             return step
         value = self.processes.same(step.value)
         return ParameterStep(value, self.image(value), step.defect, step.iterations, step.solver)
+
+
+class Triangular(_Products, Curvature):
+    """The triangle of the QR of J̃S, and for every λ that of it above √λ I: where JᵀJ would lose a small λ in rounding.
+
+    (Corrected seminormal equations: Björck, Linear Algebra Appl. 88/89, 1987; the defect of a direction is that before
+    its correction.) Costs about 2 M P² + 3 P³ flops in float64 and P² numbers.
+
+    Raises
+    ------
+    NonFiniteDerivativeError
+        The derivative overflows.
+    """
+
+    def __init__(self, jacobian: Jacobian, residual: Float[Tensor, " M"], scaling: Scaling, processes: Alone = ALONE):
+        self.jacobian, self.processes = jacobian, processes
+        columns = jacobian.shape[1]
+        triangle = tall_triangle(jacobian, residual, processes)[:columns, :columns]
+        self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(triangle, dim=0)))
+        self.sizes = scaling.sizes(self.column_norms)
+        self.triangle = triangle * self.sizes
+        self.trace = float(self.triangle.square().sum())
+        self.floor = _LEAST
+        self._latest: tuple[float, Float[Tensor, "P P"]] | None = None
+
+    def image(self, direction: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
+        return self._push(direction.to(torch.float64) / self.sizes).to(direction.dtype)
+
+    def gradient(self, weights: Float[Tensor, " M"]) -> Float[Tensor, " P"]:
+        return (self._pull(weights.to(torch.float64)) / self.sizes).to(weights.dtype)
+
+    def direction(self, weights: Float[Tensor, " M"], damping: float) -> ParameterStep:
+        factor, wide = self._damped(damping), weights.to(torch.float64)
+        gradient = self._pull(wide)
+        value = -_solved(gradient, factor)
+        # Jᵀw is rounded as if σ were ‖J‖; what that leaves of the equations is found with the true residual.
+        left = self._pull(wide + self._push(value)) + damping * value
+        scale = torch.linalg.vector_norm(gradient)
+        defect = torch.where(scale > 0, torch.linalg.vector_norm(left) / scale, 0.0)
+        value = self.processes.same(value - _solved(left, factor))
+        moved = (self.sizes * value).to(weights.dtype)
+        return ParameterStep(moved, self._push(value).to(weights.dtype), defect, 0, "qr")
+
+    def _damped(self, damping: float) -> Float[Tensor, "P P"]:
+        """R of [J̃S; √λ I]."""
+        if self._latest is None or self._latest[0] != damping:
+            # Where J̃ vanishes, so does λ, and 0 is to be divided by something.
+            root = math.sqrt(damping or torch.finfo(torch.float64).tiny)
+            below = torch.eye(len(self.triangle), dtype=torch.float64, device=self.triangle.device).mul_(root)
+            self._latest = damping, torch.linalg.qr(torch.cat([self.triangle, below]), mode="r")[1]
+        return self._latest[1]
+
+
+def _solved(weights: Float[Tensor, " P"], factor: Float[Tensor, "P P"]) -> Float[Tensor, " P"]:
+    """(RᵀR)⁻¹ w."""
+    return torch.cholesky_solve(weights[:, None], factor, upper=True)[:, 0]
 
 
 def tall_triangle(jacobian: Jacobian, residual: Float[Tensor, " M"], processes: Alone = ALONE) -> Float[Tensor, "q q"]:

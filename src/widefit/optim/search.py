@@ -177,6 +177,7 @@ class Point(Place):
     loss: float
     length: float
     promised: float
+    corrections: int = 0
 
 
 @dataclass
@@ -212,6 +213,8 @@ class Search:
         would fit what is peculiar to a batch.
     cautious
         Whether a path may bend no more than where data are strange.
+    corrections
+        Most corrections of a point.
     fresh
         Whether that are few data for the number of parameters as well.
     processes
@@ -233,6 +236,7 @@ class Search:
     strange: bool = False
     cautious: bool = False
     fresh: bool = False
+    corrections: int = 1
     processes: Alone = ALONE
 
     def run(self, level: float, fixed: bool = False) -> SearchResult:
@@ -260,7 +264,7 @@ class Search:
             iterations += spent
             if found is not None:
                 gain = self._gain_ratio(found.promised, found.loss)
-                following = level if fixed else self._following(level, found.length, first, attempt)
+                following = level if fixed else self._following(level, found, first, attempt)
                 return SearchResult(
                     found.change,
                     found.outputs,
@@ -367,10 +371,10 @@ class Search:
         slope, bend = self.processes.products((self.residual.double(), image), (image, image))
         return -(slope + 0.5 * bend)
 
-    def _following(self, level: float, length: float, first: ParameterStep, attempt: int) -> float:
+    def _following(self, level: float, found: Point, first: ParameterStep, attempt: int) -> float:
         """The relative λ that the next step starts from."""
         policy, floor = self.policy, self.curvature.floor
-        following = policy.after_success(level, length, floor, attempt == 0)
+        following = policy.after_success(level, found.length, floor, attempt == 0, found.corrections, self.corrections)
         return policy.after_fresh(level, following, self._left_over(first)) if self.fresh else following
 
     def _direction(self, damping: float) -> ParameterStep:
@@ -428,37 +432,52 @@ class Search:
         return None, iterations
 
     def _near(self, path: Path, length: float, damping: float) -> tuple[Point, float, int]:
-        """A point of the path, or the same corrected where it has left its model; how far it had left it, and the
-        iterations of the correction.
+        """The lowest point found near the path at `length`; how far the outputs had left the parabola there, and the
+        iterations of all corrections.
 
-        The correction answers what the outputs are beyond the parabola by another solve with the same λ: what a third
-        derivative would do, measured where it matters.
+        A correction answers what the outputs are beyond those that were predicted by another solve with the same λ, and
+        predicts what it leaves of that. The next one does the same, with the same J, as long as the outputs come nearer
+        to their predictions: chord iterations towards the outputs of the linear model, which follow a valley
+        that is narrow and curved where a parabola has long left it.
         """
         reach, policy = length * self.rate, self.policy
-        place = self._place(path.change(reach))
-        wanted = [self.loss(place.outputs), self._promised(path.first, length)]
+        place, image = self._place(path.change(reach)), path.image(reach)
+        promised = self._promised(path.first, length)
         if self.strange:
-            loss, promised = numbers(*wanted)
-            return Point(place.change, place.outputs, loss, length, promised), 0.0, 0
-        missed = self._change(place.outputs) - path.image(reach)
-        loss, promised, norm = numbers(*wanted, self.processes.length(missed))
-        point = Point(place.change, place.outputs, loss, length, promised)
-        defect = norm / self.size if self.size > 0 else 0.0
-        if not defect <= policy.farthest or (point.loss < self.expansion.loss and defect < policy.near):
-            return point, defect, 0
-        correction = self.curvature.direction(missed, damping)
-        change = point.change + correction.value
+            loss, told = numbers(self.loss(place.outputs), promised)
+            return Point(place.change, place.outputs, loss, length, told), 0.0, 0
         longest = policy.shortest * reach * path.size
-        told = self.curvature.norm(correction.value), torch.linalg.vector_norm(change)
-        place = self._place(change) if self._ahead else None
-        more = () if place is None else (self.loss(place.outputs),)
-        corrected_by, farthest, *known = numbers(*told, *more)
-        if corrected_by > longest or (self.max_norm is not None and farthest > self.max_norm):
-            return point, defect, correction.iterations
-        place = place or self._place(change)
-        loss = known[0] if known else float(self.loss(place.outputs))
-        corrected = Point(place.change, place.outputs, loss, length, promised)
-        return min(point, corrected, key=lambda found: found.loss), defect, correction.iterations
+        moved = self._change(place.outputs)
+        loss, told, norm = numbers(self.loss(place.outputs), promised, self.processes.length(moved - image))
+        found = Point(place.change, place.outputs, loss, length, told)
+        defect = norm / self.size if self.size > 0 else 0.0
+        misses = [defect]
+        iterations = 0
+        while not self._settled(loss, told, misses[-1]) and policy.worth_correcting(misses, self.corrections):
+            correction = self.curvature.direction(moved - image, damping)
+            iterations += correction.iterations
+            place, image = self._place(place.change + correction.value), moved + correction.image
+            moved = self._change(place.outputs)
+            loss, norm, size, farthest = numbers(
+                self.loss(place.outputs),
+                self.processes.length(moved - image),
+                self.curvature.norm(correction.value),
+                torch.linalg.vector_norm(place.change),
+            )
+            misses.append(norm / self.size)
+            if size > longest or (self.max_norm is not None and farthest > self.max_norm):
+                break
+            if loss < found.loss or not math.isfinite(found.loss):
+                found = Point(place.change, place.outputs, loss, length, told, len(misses) - 1)
+        return found, defect, iterations
+
+    def _settled(self, loss: float, promised: float, missed: float) -> bool:
+        """Whether a point needs no correction: it is as low as promised, or its outputs are as predicted."""
+        if not math.isfinite(missed):
+            return True
+        policy, gain = self.policy, self._gain_ratio(promised, loss)
+        lower = loss < self.expansion.loss and (gain is None or gain >= policy.trusted)
+        return missed < (policy.near if lower else policy.met)
 
     def _place(self, change: Float[Tensor, " P"]) -> Place:
         if self.limits is not None:

@@ -28,6 +28,8 @@ class StepState:
         Loss before the latest step over that which the step before it had reached, on other data. Infinity: not known.
     exact
         Whether J is to be as exact as the parameters are although steps see different data.
+    squared
+        Whether λ is so large that JᵀJ, summed in float64, tells it from rounding.
     promise
         Decrease of the loss by the linear model of the latest step, as a part of the loss: 0 where nothing beyond
         rounding was left to gain. None: no step has been taken.
@@ -44,4 +46,5 @@ class StepState:
     reached: float = 0.0
     surprise: float = math.inf
     exact: bool = False
+    squared: bool = True
     promise: float | None = None

@@ -109,12 +109,13 @@ TWO_LAYER_SOLVERS = Registry("solver", _SOLVER, {"cholesky": _CHOLESKY, "cg": _C
 DEEP_SOLVERS = Registry(
     "solver", _SOLVER, {"cholesky": _CHOLESKY, "cg": _CG, "block-cg": "widefit.solvers.block_cg:BlockCG"}
 )
-# For the optimizer: three that work in parameter space, and those in sample space.
+# For the optimizer: four that work in parameter space, and those in sample space.
 STEP_SOLVERS = Registry(
     "solver",
     _SOLVER,
     {
         "svd": "widefit.optim.curvature:Spectral",
+        "qr": "widefit.optim.many_rows:Triangular",
         "primal": _CHOLESKY,
         "primal-cg": "widefit.optim.many_rows:SketchedPrimal",
         "cholesky": _CHOLESKY,

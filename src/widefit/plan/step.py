@@ -89,7 +89,7 @@ class StepPlan(Plan):
     Attributes
     ----------
     solver
-        "svd", "primal", "primal-cg" or the name of a solver in sample space.
+        "svd", "qr", "primal", "primal-cg" or the name of a solver in sample space.
     jacobian
         "dense" (stored), "factors" (layer inputs and backward signals), "function" (made again when needed) or "traced"
         (the same from layer inputs and backward signals of residual functions).
@@ -134,6 +134,8 @@ def _precision(plan: StepPlan) -> str:
     dtype = str(plan.dtype).removeprefix("torch.")
     if plan.solver == "svd":
         return "singular values in float64"
+    if plan.solver == "qr":
+        return "its triangle in float64"
     factor = "its factor in float32, refined" if plan.narrow else "its factor in float64"
     if plan.solver in ("primal", "primal-cg"):
         return f"JᵀJ in float64, {factor if plan.solver == 'primal' else 'its factor as well'}"
@@ -143,13 +145,18 @@ def _precision(plan: StepPlan) -> str:
 
 
 def _form(plan: StepPlan) -> str:
-    held = plan.jacobian == "factors" and plan.solver in ("svd", "primal", "primal-cg")
+    held = plan.jacobian == "factors" and plan.solver in ("svd", "qr", "primal", "primal-cg")
     form = "in blocks of samples, from the inputs of layers and backward signals" if held else _FORMS[plan.jacobian]
     return f"{form}, sketched by sums over {plan.group} rows" if plan.solver == "primal-cg" else form
 
 
 def plan_step(
-    shape: StepShape, dtype: torch.dtype, free: int, solver: str | Solver = "auto", products: float = 50.0
+    shape: StepShape,
+    dtype: torch.dtype,
+    free: int,
+    solver: str | Solver = "auto",
+    products: float = 50.0,
+    squared: bool = True,
 ) -> StepPlan:
     """The cheapest plan that fits into `free` bytes.
 
@@ -165,6 +172,8 @@ def plan_step(
         "auto", the name or the object that is forced; one without a name here is planned like "cg", by products with H.
     products
         With H that a preconditioned iteration is reckoned to need in a step.
+    squared
+        Whether λ is large enough for JᵀJ in float64.
 
     Raises
     ------
@@ -173,13 +182,13 @@ def plan_step(
     """
     if isinstance(solver, Solver):
         known = solver.name in STEP_SOLVERS.homes
-        found = plan_step(shape, dtype, free, solver.name if known else "cg", products)
+        found = plan_step(shape, dtype, free, solver.name if known else "cg", products, squared)
         return replace(found, solver=solver.name).because(found.choices[0].reason)
     plans = [plan for plan in _candidates(shape, dtype, free, products) if solver in ("auto", plan.solver)]
     if solver == "auto" and shape.processes > 1:
         # So many iterations magnify rounding until the step depends on how the rows are shared out.
         plans = [plan for plan in plans if plan.solver != "cg"]
-    if not plans and solver in ("primal", "primal-cg"):
+    if not plans and solver in ("qr", "primal", "primal-cg"):
         raise ValueError(
             f"solver={solver!r} is for fewer parameters than outputs of samples, "
             f"got {shape.parameters} and {shape.rows}"
@@ -194,12 +203,16 @@ def plan_step(
     # For few parameters singular values cost next to nothing more and answer to rounding whatever the condition of J.
     exact = [plan for plan in fitting if plan.solver == "svd" and shape.parameters <= _FEW_PARAMETERS]
     trusted = ("primal", "primal-cg", "cholesky", "svd") + (("nystrom-cg",) if shape.itemsize < 8 else ())
+    if not squared and shape.itemsize == 8 and any(plan.solver == "qr" for plan in fitting):
+        trusted = ("qr",)
     best = min(
         exact or [plan for plan in fitting if plan.solver in trusted] or fitting, key=lambda plan: plan.flops_per_step
     )
     others = min((plan.flops_per_step for plan in plans if plan is not best), default=math.inf)
     against = f", the next best way {others:.2g}" if others < math.inf else ""
     asked = "as asked for: " if solver != "auto" else ""
+    if solver == "auto" and best.solver == "qr":
+        asked = "for a λ that JᵀJ would lose in rounding: "
     if solver == "auto" and exact:
         asked = "accurate however ill-conditioned J is, and cheap for few parameters: "
     return best.because(f"{asked}{best.flops_per_step:.2g} flops predicted{against}; fits in {free / 1e9:.2g} GB")
@@ -263,6 +276,7 @@ def _in_parameters(shape: StepShape, dtype: torch.dtype, free: int, row_bytes: i
     applied = 4.0 * _SOLVES * _TRIES * here * columns
     orthogonal = shape.double * _ORTHOGONAL * (2.0 * here * columns * small + 20.0 * small**3)
     factor = shape.factoring * _TRIES * columns**3 / 3
+    triangles = shape.double * _ORTHOGONAL * (2.0 * here * columns**2 + _TRIES * 3.0 * columns**3)
     squares = 24 * columns**2
     normal = shape.double * (1.0 + min(1.0, 512 / columns)) * here * columns**2 + factor
     # Every process adds what a stretch of its rows is in float64.
@@ -288,6 +302,9 @@ def _in_parameters(shape: StepShape, dtype: torch.dtype, free: int, row_bytes: i
     if columns >= shape.rows:
         return plans
     plans.append(plan("primal", "dense", row_bytes + stored + widened + squares, make + normal + applied))
+    # A triangle above some rows, and their factorization; twice as many products, for answers are corrected.
+    stacked = 2 * 8 * min(here, 5 * columns) * columns
+    plans.append(plan("qr", "dense", row_bytes + stored + stacked + 2 * squares, make + triangles + 2 * applied))
     # Rows of some thousand samples at a time, with the graph that they come from, and vectors of sample space.
     chunk = max(1, min(row_bytes, free // 16, _CHUNK))
     passing = 3 * chunk + 2 * min(here, PART) * columns * item + _ROW_VECTORS * 8 * here
@@ -298,6 +315,7 @@ def _in_parameters(shape: StepShape, dtype: torch.dtype, free: int, row_bytes: i
     for form, numbers, dearer, made in ways:
         plans += [
             plan("svd", form, numbers + widened + squares, made + orthogonal + dearer * applied, chunk),
+            plan("qr", form, numbers + stacked + 2 * squares, made + triangles + 2 * dearer * applied, chunk),
             plan("primal", form, numbers + widened + squares, made + normal + dearer * applied, chunk),
             # A product is bound by the memory that it reads, and costs several where it begins from the samples.
             plan("primal-cg", form, numbers + squares, 0.4 * made + sketched + 3 * dearer**2 * cycles, chunk),
