@@ -46,7 +46,7 @@ class DampingPolicy:
     easy
         Corrections up to which λ falls by `fall`. It falls by `rise` up to half of those that are affordable.
     missed
-        Such a part that the next, smaller α aims at.
+        The part of the residual by which the outputs are to miss them at the next, smaller α.
     least
         The smallest α that is tried before λ rises.
     trusted

@@ -41,7 +41,20 @@ class _Products:
         return self.sizes * self.processes.sum(pulled)
 
 
-class TallSpectral(_Products, Spectral):
+class _Triangle(_Products):
+    """R of the QR of [J̃ r̃], from one block of rows after another: that of J̃S, and Qᵀ r̃."""
+
+    def __init__(self, jacobian: Jacobian, residual: Float[Tensor, " M"], scaling: Scaling, processes: Alone):
+        self.jacobian, self.processes = jacobian, processes
+        columns = jacobian.shape[1]
+        factor = tall_triangle(jacobian, residual, processes)
+        self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(factor[:, :columns], dim=0)))
+        self.sizes = scaling.sizes(self.column_norms)
+        self.triangle: Float[Tensor, "P P"] = factor[:columns, :columns] * self.sizes
+        self.rotated: Float[Tensor, " P"] = factor[:columns, columns]
+
+
+class TallSpectral(_Triangle, Spectral):
     """Singular values of J̃S from the QR of one block of rows after another, for few parameters and very many rows.
 
     (Tall-skinny QR: Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, 2012.) Costs about 2 M P² flops in
@@ -54,14 +67,10 @@ class TallSpectral(_Products, Spectral):
     """
 
     def __init__(self, jacobian: Jacobian, residual: Float[Tensor, " M"], scaling: Scaling, processes: Alone = ALONE):
-        self.jacobian, self.processes = jacobian, processes
+        super().__init__(jacobian, residual, scaling, processes)
         self.dtype, self.residual = residual.dtype, residual
-        columns = jacobian.shape[1]
-        factor = tall_triangle(jacobian, residual, processes)
-        self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(factor[:, :columns], dim=0)))
-        self.sizes = scaling.sizes(self.column_norms)
-        left, self.singular, self.right = torch.linalg.svd(factor[:columns, :columns] * self.sizes)
-        self.projected = left.T @ factor[:columns, columns]
+        left, self.singular, self.right = torch.linalg.svd(self.triangle)
+        self.projected = left.T @ self.rotated
         self.trace = float(self.singular.square().sum())
         self.floor = SPECTRAL_FLOOR
 
@@ -78,7 +87,7 @@ class TallSpectral(_Products, Spectral):
         return ParameterStep(value, self.image(value), step.defect, step.iterations, step.solver)
 
 
-class Triangular(_Products, Curvature):
+class Triangular(_Triangle, Curvature):
     """The triangle of the QR of J̃S, and for every λ that of it above √λ I: where JᵀJ would lose a small λ in rounding.
 
     (Corrected seminormal equations: Björck, Linear Algebra Appl. 88/89, 1987; the defect of a direction is that before
@@ -91,12 +100,7 @@ class Triangular(_Products, Curvature):
     """
 
     def __init__(self, jacobian: Jacobian, residual: Float[Tensor, " M"], scaling: Scaling, processes: Alone = ALONE):
-        self.jacobian, self.processes = jacobian, processes
-        columns = jacobian.shape[1]
-        triangle = tall_triangle(jacobian, residual, processes)[:columns, :columns]
-        self.column_norms = scaling.norms(finite(torch.linalg.vector_norm(triangle, dim=0)))
-        self.sizes = scaling.sizes(self.column_norms)
-        self.triangle = triangle * self.sizes
+        super().__init__(jacobian, residual, scaling, processes)
         self.trace = float(self.triangle.square().sum())
         self.floor = _LEAST
         self._latest: tuple[float, Float[Tensor, "P P"]] | None = None
